@@ -1,0 +1,45 @@
+"""The cffi builder of pyce._pyce: declarations from pyce.h, sources from this folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import cffi
+
+FOLDER = Path(__file__).resolve().parent
+SOURCES = [
+    "pyce.c",
+    "dispatch.c",
+    "pool.c",
+    "kernels/isa_avx512.c",
+    "kernels/isa_avx2.c",
+    "kernels/isa_scalar.c",
+]
+# No -march=native: the instruction set is chosen at run time. Contraction is off because every
+# fused multiply-add is written as one, so that all dialects round alike.
+COMPILE_ARGS = ["-O2", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMPILE_ARGS += ["-Wall", "-Wextra", "-Wno-unused-function"]
+if os.environ.get("PYCE_WERROR"):
+    COMPILE_ARGS.append("-Werror")
+
+
+def declarations() -> str:
+    """pyce.h as cffi reads it: without comments and preprocessor lines."""
+    text = (FOLDER / "pyce.h").read_text(encoding="utf-8")
+    return re.sub(r"/\*.*?\*/|^#.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+ffi = cffi.FFI()
+ffi.cdef(declarations())
+ffi.set_source(
+    "pyce._pyce",
+    '#include "pyce.h"',
+    sources=[f"csrc/{source}" for source in SOURCES],
+    include_dirs=["csrc"],
+    depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
+    extra_compile_args=COMPILE_ARGS,
+    extra_link_args=["-pthread"],
+    py_limited_api=True,
+)

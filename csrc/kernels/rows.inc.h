@@ -1,0 +1,234 @@
+/* What a row's statistics mean: loss, lse and the numbers that make its gradient. Stamped per dtype.
+ *
+ * With m the row's maximum, x_o one class ("own": the label, or the class of the maximum), rest the
+ * sum of e over the other classes, and S the sum over all of them:
+ *
+ *     lse − x_k = (m − x_k) + log1p(others/e_m),   others = S − e_m
+ *     p_o − 1   = −(S − e_o)/S
+ *
+ * Every term is a sum of numbers of one sign, so nothing cancels, however confident the model. e_m
+ * is computed anew in double precision; where own is the class of the maximum, others is the sum of
+ * the kernel's e without it, and where it is not, others is so large beside e_m that the loss does
+ * not feel the difference S − e_m being taken.
+ *
+ * In general a row's loss and gradient are, with the label y (if any), factors b (DENSE_…), and
+ * A = label_part·w_y + dense_part·Σ b:
+ *
+ *     loss   = label_part·w_y·(lse − x_y) + dense_part·(Σ b_c·(m − x_c) + Σ b·(lse − m))
+ *     grad_c = s·(A·p_c − dense_part·b_c − label_part·w_y·[c = y])
+ */
+
+typedef struct {
+    /* In, by the kernels: one row per lane. */
+    double max[W];
+    double rest[W];
+    double own_x[W], label_x[W];
+    double own_b[W], label_b[W];
+    double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
+    int64_t own[W], label[W];       /* classes, or −1 */
+    /* Out. */
+    double loss[W];
+    double factor[W];       /* grad_c = factor·e(x_c) − dense_factor·b_c */
+    double dense_factor[W];
+    double own_grad[W], label_grad[W];
+    double log[W]; /* lse − max */
+} NAME(row_set);
+
+INLINE int64_t NAME(label_of)(const pyce_problem *p, int64_t row) {
+    if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];
+    if (p->target == PYCE_INDEX32) return ((const int32_t *)p->labels)[row];
+    return -1;
+}
+
+INLINE int NAME(is_live)(const pyce_problem *p, int64_t row) {
+    return !p->labels || NAME(label_of)(p, row) != p->ignore_index;
+}
+
+INLINE int64_t NAME(offset_of)(const pyce_operand *a, int64_t outer) {
+    return a->offsets ? a->offsets[outer] : outer * a->outer_stride;
+}
+
+static int NAME(has_nan)(const pyce_problem *p, int64_t row) {
+    const T *x = (const T *)p->logits.data + NAME(offset_of)(&p->logits, row / p->inner);
+    x += row % p->inner;
+    for (int64_t c = 0; c < p->classes; c++) {
+        REAL value[W];
+        F(store)(value, LOADN(x + c * p->logits.class_stride, 1, 0));
+        if (value[0] != value[0]) return 1;
+    }
+    return 0;
+}
+
+/* log1p(others/e_m), 1/S and (S − e_o)/S for eight rows. */
+INLINE void NAME(settle8)(const double *max, const double *exponent, const double *shift,
+                          const double *rest_in, const double *own_x, const double *own_e,
+                          const double *max_e, double *log_out, double *inverse, double *ratio) {
+    const vd m = vd_load(max), rest = vd_load(rest_in), ke = vd_load(max_e), oe = vd_load(own_e);
+    const vd zero = vd_set1(0);
+    const vdm finite = vd_eq(vd_sub(m, m), zero);
+    const vd z = vd_sub(vd_keep(finite, m), vd_load(shift));
+    const vd k = vd_add(vd_load(exponent), vd_set1(BIAS));
+    vd r, low, e, e_low;
+    vd_reduce(z, k, &r, &low);
+    vd_exp_reduced(r, low, &e, &e_low);
+    e = vd_mul(e, vd_set1(BIAS_FACTOR));
+    e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
+
+    const vdm at_max = vd_eq(m, vd_load(own_x));
+    const vd less = vd_sub(rest, ke); /* where own is not the maximum, rest has its e(m) in it */
+    const vd others = vd_select(at_max, rest, vd_add(less, oe));
+    const vd without_own = vd_select(at_max, rest, vd_add(less, e));
+    const vd sum = vd_add(without_own, vd_select(at_max, e, oe));
+
+    vd q = vd_div(others, e);
+#if W == 8
+    /* double logits: what the quotient lost, and the low part of e_m, still count. */
+    const vd lost = vd_div(vd_fnma(q, e_low, vd_fnma(q, e, others)), e);
+    vd l = vd_log1p(q);
+    l = vd_add(l, vd_div(lost, vd_add(vd_set1(1.0), q)));
+#else
+    vd l = vd_log1p(q);
+#endif
+    /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
+    const vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
+    vd_store(log_out, vd_add(l, bad));
+    vd_store(inverse, vd_add(vd_div(vd_set1(1.0), sum), bad));
+    vd_store(ratio, vd_add(vd_div(without_own, sum), bad));
+}
+
+/* Rows row…row+n−1 (n ≤ W), which have the statistics in `s`. */
+static void NAME(settle_rows)(const pyce_job *job, int64_t row, int n, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W], inverse[W], ratio[W];
+    const F(normaliser) norm = F(normalise)(F(from_doubles)(s->max));
+    F(to_doubles)(norm.exponent, exponent);
+    F(to_doubles)(norm.shift, shift);
+    F(to_doubles)(F(exp)(F(from_doubles)(s->max), norm), max_e);
+    F(to_doubles)(F(exp)(F(from_doubles)(s->own_x), norm), own_e);
+    if (job->dense) F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), label_e);
+    for (int i = 0; i < n; i += 8) {
+        NAME(settle8)(s->max + i, exponent + i, shift + i, s->rest + i, s->own_x + i, own_e + i,
+                      max_e + i, s->log + i, inverse + i, ratio + i);
+    }
+    for (int i = 0; i < n; i++) {
+        const int64_t r = row + i;
+        const int live = NAME(is_live)(p, r);
+        if (p->operation == PYCE_BACKWARD && !(p->lse[r] - p->lse[r] == 0)) {
+            inverse[i] = ratio[i] = NOT_A_NUMBER;
+        }
+        const double weight = p->weight && p->labels && live ? p->weight[s->label[i]] : 1.0;
+        const double label_part = p->labels ? job->label_part * weight : 0.0;
+        const double share = p->sample_weight ? p->sample_weight[r] : 1.0;
+        double scale = job->grad_scale * share;
+        if (p->grad_losses) scale *= p->grad_losses[r];
+
+        double loss = 0, whole = label_part;
+        if (label_part != 0) loss = label_part * ((s->max[i] - s->label_x[i]) + s->log[i]);
+        if (job->dense) {
+            loss += job->dense_part * (s->dense_loss[i] + s->dense[i] * s->log[i]);
+            whole += job->dense_part * s->dense[i];
+            const double own_b = job->dense_part * s->own_b[i];
+            const double own_label = s->own[i] == s->label[i] ? label_part : 0.0;
+            s->own_grad[i] = scale * (((whole - own_b) - own_label) - whole * ratio[i]);
+            s->label_grad[i] = scale * (whole * (label_e[i] * inverse[i]) -
+                                        (job->dense_part * s->label_b[i] + label_part));
+            s->dense_factor[i] = scale * job->dense_part;
+        } else {
+            s->own_grad[i] = 0.0 - scale * label_part * ratio[i];
+        }
+        if (s->log[i] != s->log[i]) loss = NOT_A_NUMBER;
+        s->loss[i] = live ? loss * share : 0.0;
+        s->factor[i] = scale * whole * inverse[i];
+        if (p->operation == PYCE_SOFTMAX) s->factor[i] = inverse[i];
+        if (p->lse && p->operation != PYCE_BACKWARD) {
+            double lse = s->max[i] + s->log[i];
+            if (s->log[i] != s->log[i]) {
+                /* An infinite maximum is the lse, unless there is NaN in the row as well. */
+                const int infinite = s->max[i] - s->max[i] != 0 && live && !NAME(has_nan)(p, r);
+                lse = infinite ? s->max[i] : NOT_A_NUMBER;
+            }
+            p->lse[r] = live ? lse : 0.0;
+        }
+    }
+}
+
+/* Row losses to the caller, or into the tile's sum by halves: a tree whose shape depends on nothing
+   but the tile's size. `losses` has room for job->tile numbers and is overwritten. */
+static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, double *losses,
+                              double *sums) {
+    const pyce_problem *p = job->p;
+    const int64_t n = end - begin;
+    if (p->losses) {
+#if W == 8
+        double *to = p->losses;
+#else
+        float *to = p->losses;
+#endif
+        for (int64_t i = 0; i < n; i++) to[begin + i] = losses[i];
+    } else if (sums) {
+        for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
+        for (int64_t half = job->tile / 2; half > 0; half /= 2) {
+            for (int64_t i = 0; i < half; i++) losses[i] += losses[i + half];
+        }
+        sums[begin / job->tile] = losses[0];
+    }
+}
+
+/* n numbers from a strided array, one after the other. */
+static const T *NAME(gather)(const T *x, int64_t stride, int n, T *buffer) {
+    if (stride == 1) return x;
+    for (int i = 0; i < n; i++) buffer[i] = x[i * stride];
+    return buffer;
+}
+
+/* Factors b of classes first…first+n−1 at outer o, position i, as the compute type. */
+static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, int64_t first, int n,
+                                     REAL *buffer) {
+    const pyce_problem *p = job->p;
+    if (job->dense == DENSE_ONE) {
+        for (int c = 0; c < n; c++) buffer[c] = 1;
+        return buffer;
+    }
+    if (job->dense == DENSE_WEIGHT) {
+        for (int c = 0; c < n; c++) buffer[c] = (REAL)p->weight[first + c];
+        return buffer;
+    }
+    const pyce_operand *a = &p->probs;
+    const int64_t at = NAME(offset_of)(a, o) + first * a->class_stride + i;
+    const int plain = !p->weight && p->smoothing == 0;
+    if (p->probs_dtype == p->dtype) {
+        const T *t = (const T *)a->data + at;
+        T packed[PYCE_BLOCK];
+        t = NAME(gather)(t, a->class_stride, n, packed);
+#if IS_NATIVE
+        if (plain && a->class_stride == 1) return t;
+#endif
+        int c = 0;
+        for (; c + W <= n; c += W) F(store)(buffer + c, LOAD(t + c));
+        if (c < n) F(storen)(buffer + c, n - c, LOADN(t + c, n - c, 0));
+    } else if (p->probs_dtype == PYCE_FLOAT64) {
+        const double *t = (const double *)a->data + at;
+        for (int c = 0; c < n; c++) buffer[c] = (REAL)t[c * a->class_stride];
+    } else if (p->probs_dtype == PYCE_FLOAT32) {
+        const float *t = (const float *)a->data + at;
+        for (int c = 0; c < n; c++) buffer[c] = (REAL)t[c * a->class_stride];
+    } else {
+        const uint16_t *t = (const uint16_t *)a->data + at;
+        for (int c = 0; c < n; c++) {
+            float value[16];
+            const uint16_t *h = t + c * a->class_stride;
+            vf_store(value, p->probs_dtype == PYCE_FLOAT16 ? vf_loadn_f16(h, 1, 0)
+                                                           : vf_loadn_bf16(h, 1, 0));
+            buffer[c] = (REAL)value[0];
+        }
+    }
+    if (!plain) {
+        const double keep = 1.0 - p->smoothing, even = p->smoothing / (double)p->classes;
+        for (int c = 0; c < n; c++) {
+            double b = keep * (double)buffer[c] + even;
+            if (p->weight) b *= p->weight[first + c];
+            buffer[c] = (REAL)b;
+        }
+    }
+    return buffer;
+}

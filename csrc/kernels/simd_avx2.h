@@ -1,0 +1,317 @@
+/* The vocabulary of the kernels in AVX2 with FMA and F16C: each 64-byte vector is two registers.
+ * What the operations mean stands in simd_scalar.h.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+    __m256 lo, hi;
+} vf;
+typedef struct {
+    __m256d lo, hi;
+} vd;
+/* Masks are vectors of all-ones and all-zeros lanes. */
+typedef vf vfm;
+typedef vd vdm;
+
+/* -- float ----------------------------------------------------------------------------------- */
+
+INLINE __m256i lanes32(int n, int first) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n - first), index);
+}
+INLINE vf vf_of(__m256 lo, __m256 hi) {
+    const vf a = {lo, hi};
+    return a;
+}
+
+INLINE vf vf_set1(float a) { return vf_of(_mm256_set1_ps(a), _mm256_set1_ps(a)); }
+INLINE vf vf_load(const float *p) { return vf_of(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+INLINE vf vf_loadn(const float *p, int n, float fill) {
+    const __m256i lo = lanes32(n, 0), hi = lanes32(n, 8);
+    const __m256 f = _mm256_set1_ps(fill);
+    return vf_of(_mm256_blendv_ps(f, _mm256_maskload_ps(p, lo), _mm256_castsi256_ps(lo)),
+                 _mm256_blendv_ps(f, _mm256_maskload_ps(p + 8, hi), _mm256_castsi256_ps(hi)));
+}
+INLINE void vf_store(float *p, vf a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+INLINE void vf_storen(float *p, int n, vf a) {
+    _mm256_maskstore_ps(p, lanes32(n, 0), a.lo);
+    _mm256_maskstore_ps(p + 8, lanes32(n, 8), a.hi);
+}
+INLINE void vf_stream(float *p, vf a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+
+INLINE vf vf_add(vf a, vf b) { return vf_of(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
+INLINE vf vf_sub(vf a, vf b) { return vf_of(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
+INLINE vf vf_mul(vf a, vf b) { return vf_of(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
+INLINE vf vf_fma(vf a, vf b, vf c) {
+    return vf_of(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+INLINE vf vf_fnma(vf a, vf b, vf c) {
+    return vf_of(_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi));
+}
+INLINE vf vf_max(vf a, vf b) { return vf_of(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
+INLINE vfm vf_nlt(vf a, vf b) {
+    return vf_of(_mm256_cmp_ps(a.lo, b.lo, _CMP_NLT_UQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_NLT_UQ));
+}
+INLINE vfm vf_eq(vf a, vf b) {
+    return vf_of(_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ));
+}
+INLINE vfm vf_lane(int lane) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return vf_of(_mm256_castsi256_ps(_mm256_cmpeq_epi32(index, _mm256_set1_epi32(lane))),
+                 _mm256_castsi256_ps(_mm256_cmpeq_epi32(index, _mm256_set1_epi32(lane - 8))));
+}
+INLINE int vf_first(vfm m) {
+    const unsigned bits =
+        (unsigned)_mm256_movemask_ps(m.lo) | (unsigned)_mm256_movemask_ps(m.hi) << 8;
+    return bits ? __builtin_ctz(bits) : -1;
+}
+INLINE vf vf_keep(vfm m, vf a) { return vf_of(_mm256_and_ps(m.lo, a.lo), _mm256_and_ps(m.hi, a.hi)); }
+INLINE vf vf_drop(vfm m, vf a) {
+    return vf_of(_mm256_andnot_ps(m.lo, a.lo), _mm256_andnot_ps(m.hi, a.hi));
+}
+INLINE vf vf_select(vfm m, vf a, vf b) {
+    return vf_of(_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi));
+}
+INLINE __m256 exp2_half(__m256 m, __m256 p, __m256 k) {
+    /* k is integral: adding it to p's exponent field is exact where p·2^k is normal, and other
+       lanes are not kept. A NaN in p needs p·(k − k + 1), for its bits may become anything. */
+    const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(k), 23);
+    const __m256 e = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shift));
+    return _mm256_and_ps(m, _mm256_blendv_ps(e, p, _mm256_cmp_ps(p, p, _CMP_UNORD_Q)));
+}
+INLINE vf vf_exp2(vfm m, vf p, vf k) {
+    return vf_of(exp2_half(m.lo, p.lo, k.lo), exp2_half(m.hi, p.hi, k.hi));
+}
+INLINE float vf_reduce_max(vf a) {
+    const __m256 b = _mm256_max_ps(a.lo, a.hi);
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    c = _mm_max_ss(c, _mm_movehdup_ps(c));
+    return _mm_cvtss_f32(c);
+}
+
+INLINE vd vd_of(__m256d lo, __m256d hi) {
+    const vd a = {lo, hi};
+    return a;
+}
+INLINE vd widen_half(__m256 a) {
+    return vd_of(_mm256_cvtps_pd(_mm256_castps256_ps128(a)),
+                 _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+}
+INLINE vd vf_widen_lo(vf a) { return widen_half(a.lo); }
+INLINE vd vf_widen_hi(vf a) { return widen_half(a.hi); }
+INLINE __m256 narrow_half(vd a) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(a.lo)),
+                                _mm256_cvtpd_ps(a.hi), 1);
+}
+INLINE vf vf_narrow(vd lo, vd hi) { return vf_of(narrow_half(lo), narrow_half(hi)); }
+
+INLINE void transpose8(__m256 r[8]) {
+    __m256 t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+INLINE void vf_transpose(vf r[16]) {
+    __m256 a[8], b[8], c[8], d[8];
+    for (int i = 0; i < 8; i++) {
+        a[i] = r[i].lo;
+        b[i] = r[i].hi;
+        c[i] = r[i + 8].lo;
+        d[i] = r[i + 8].hi;
+    }
+    transpose8(a);
+    transpose8(b);
+    transpose8(c);
+    transpose8(d);
+    for (int i = 0; i < 8; i++) {
+        r[i] = vf_of(a[i], c[i]);
+        r[i + 8] = vf_of(b[i], d[i]);
+    }
+}
+
+/* -- half types, widened to and rounded from float --------------------------------------------- */
+
+INLINE __m256 from_f16(__m128i h) { return _mm256_cvtph_ps(h); }
+INLINE __m128i to_f16(__m256 a) {
+    return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE __m256 from_bf16(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+INLINE __m128i to_bf16(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i all =
+        _mm256_srli_epi32(_mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+
+#define HALF_MEMORY(type)                                                                          \
+    INLINE vf vf_load_##type(const uint16_t *p) {                                                  \
+        return vf_of(from_##type(_mm_loadu_si128((const __m128i *)p)),                             \
+                     from_##type(_mm_loadu_si128((const __m128i *)(p + 8))));                      \
+    }                                                                                              \
+    INLINE vf vf_loadn_##type(const uint16_t *p, int n, float fill) {                              \
+        uint16_t h[16] = {0};                                                                      \
+        float f[16];                                                                               \
+        memcpy(h, p, (size_t)n * sizeof *h);                                                       \
+        vf_store(f, vf_load_##type(h));                                                            \
+        return vf_loadn(f, n, fill);                                                               \
+    }                                                                                              \
+    INLINE void vf_store_##type(uint16_t *p, vf a) {                                               \
+        _mm_storeu_si128((__m128i *)p, to_##type(a.lo));                                           \
+        _mm_storeu_si128((__m128i *)(p + 8), to_##type(a.hi));                                     \
+    }                                                                                              \
+    INLINE void vf_storen_##type(uint16_t *p, int n, vf a) {                                       \
+        uint16_t h[16];                                                                            \
+        vf_store_##type(h, a);                                                                     \
+        memcpy(p, h, (size_t)n * sizeof *h);                                                       \
+    }                                                                                              \
+    INLINE void vf_stream_##type(uint16_t *p, vf a) {                                              \
+        _mm_stream_si128((__m128i *)p, to_##type(a.lo));                                           \
+        _mm_stream_si128((__m128i *)(p + 8), to_##type(a.hi));                                     \
+    }
+HALF_MEMORY(f16)
+HALF_MEMORY(bf16)
+#undef HALF_MEMORY
+
+/* -- double ---------------------------------------------------------------------------------- */
+
+INLINE __m256i lanes64(int n, int first) {
+    const __m256i index = _mm256_setr_epi64x(0, 1, 2, 3);
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n - first), index);
+}
+
+INLINE vd vd_set1(double a) { return vd_of(_mm256_set1_pd(a), _mm256_set1_pd(a)); }
+INLINE vd vd_load(const double *p) { return vd_of(_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)); }
+INLINE vd vd_loadn(const double *p, int n, double fill) {
+    const __m256i lo = lanes64(n, 0), hi = lanes64(n, 4);
+    const __m256d f = _mm256_set1_pd(fill);
+    return vd_of(_mm256_blendv_pd(f, _mm256_maskload_pd(p, lo), _mm256_castsi256_pd(lo)),
+                 _mm256_blendv_pd(f, _mm256_maskload_pd(p + 4, hi), _mm256_castsi256_pd(hi)));
+}
+INLINE void vd_store(double *p, vd a) {
+    _mm256_storeu_pd(p, a.lo);
+    _mm256_storeu_pd(p + 4, a.hi);
+}
+INLINE void vd_storen(double *p, int n, vd a) {
+    _mm256_maskstore_pd(p, lanes64(n, 0), a.lo);
+    _mm256_maskstore_pd(p + 4, lanes64(n, 4), a.hi);
+}
+INLINE void vd_stream(double *p, vd a) {
+    _mm256_stream_pd(p, a.lo);
+    _mm256_stream_pd(p + 4, a.hi);
+}
+
+INLINE vd vd_add(vd a, vd b) { return vd_of(_mm256_add_pd(a.lo, b.lo), _mm256_add_pd(a.hi, b.hi)); }
+INLINE vd vd_sub(vd a, vd b) { return vd_of(_mm256_sub_pd(a.lo, b.lo), _mm256_sub_pd(a.hi, b.hi)); }
+INLINE vd vd_mul(vd a, vd b) { return vd_of(_mm256_mul_pd(a.lo, b.lo), _mm256_mul_pd(a.hi, b.hi)); }
+INLINE vd vd_div(vd a, vd b) { return vd_of(_mm256_div_pd(a.lo, b.lo), _mm256_div_pd(a.hi, b.hi)); }
+INLINE vd vd_fma(vd a, vd b, vd c) {
+    return vd_of(_mm256_fmadd_pd(a.lo, b.lo, c.lo), _mm256_fmadd_pd(a.hi, b.hi, c.hi));
+}
+INLINE vd vd_fnma(vd a, vd b, vd c) {
+    return vd_of(_mm256_fnmadd_pd(a.lo, b.lo, c.lo), _mm256_fnmadd_pd(a.hi, b.hi, c.hi));
+}
+INLINE vd vd_max(vd a, vd b) { return vd_of(_mm256_max_pd(a.lo, b.lo), _mm256_max_pd(a.hi, b.hi)); }
+INLINE vdm vd_nlt(vd a, vd b) {
+    return vd_of(_mm256_cmp_pd(a.lo, b.lo, _CMP_NLT_UQ), _mm256_cmp_pd(a.hi, b.hi, _CMP_NLT_UQ));
+}
+INLINE vdm vd_eq(vd a, vd b) {
+    return vd_of(_mm256_cmp_pd(a.lo, b.lo, _CMP_EQ_OQ), _mm256_cmp_pd(a.hi, b.hi, _CMP_EQ_OQ));
+}
+INLINE vdm vd_lane(int lane) {
+    const __m256i index = _mm256_setr_epi64x(0, 1, 2, 3);
+    return vd_of(_mm256_castsi256_pd(_mm256_cmpeq_epi64(index, _mm256_set1_epi64x(lane))),
+                 _mm256_castsi256_pd(_mm256_cmpeq_epi64(index, _mm256_set1_epi64x(lane - 4))));
+}
+INLINE int vd_first(vdm m) {
+    const unsigned bits =
+        (unsigned)_mm256_movemask_pd(m.lo) | (unsigned)_mm256_movemask_pd(m.hi) << 4;
+    return bits ? __builtin_ctz(bits) : -1;
+}
+INLINE vd vd_keep(vdm m, vd a) { return vd_of(_mm256_and_pd(m.lo, a.lo), _mm256_and_pd(m.hi, a.hi)); }
+INLINE vd vd_drop(vdm m, vd a) {
+    return vd_of(_mm256_andnot_pd(m.lo, a.lo), _mm256_andnot_pd(m.hi, a.hi));
+}
+INLINE vd vd_select(vdm m, vd a, vd b) {
+    return vd_of(_mm256_blendv_pd(b.lo, a.lo, m.lo), _mm256_blendv_pd(b.hi, a.hi, m.hi));
+}
+INLINE __m256d exp2_half_d(__m256d m, __m256d p, __m256d k) {
+    /* 1.5·2^52 + k holds k in its low bits. */
+    const __m256i n = _mm256_castpd_si256(_mm256_add_pd(k, _mm256_set1_pd(0x1.8p52)));
+    const __m256i shift = _mm256_slli_epi64(n, 52);
+    const __m256d e = _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(p), shift));
+    return _mm256_and_pd(m, _mm256_blendv_pd(e, p, _mm256_cmp_pd(p, p, _CMP_UNORD_Q)));
+}
+INLINE vd vd_exp2(vdm m, vd p, vd k) {
+    return vd_of(exp2_half_d(m.lo, p.lo, k.lo), exp2_half_d(m.hi, p.hi, k.hi));
+}
+INLINE double vd_reduce_max(vd a) {
+    const __m256d b = _mm256_max_pd(a.lo, a.hi);
+    __m128d c = _mm_max_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    c = _mm_max_sd(c, _mm_unpackhi_pd(c, c));
+    return _mm_cvtsd_f64(c);
+}
+INLINE __m256d mantissa_half(__m256d a) {
+    const __m256i field = _mm256_and_si256(_mm256_castpd_si256(a), _mm256_set1_epi64x((1LL << 52) - 1));
+    return _mm256_castsi256_pd(_mm256_or_si256(field, _mm256_set1_epi64x(0x3ffLL << 52)));
+}
+INLINE __m256d exponent_half(__m256d a) {
+    /* The biased exponent e as the double 2^52 + e, less 2^52 + 1023. */
+    const __m256i e = _mm256_srli_epi64(_mm256_castpd_si256(a), 52);
+    const __m256d d = _mm256_castsi256_pd(_mm256_or_si256(e, _mm256_set1_epi64x(0x433LL << 52)));
+    return _mm256_sub_pd(d, _mm256_set1_pd(0x1p52 + 1023.0));
+}
+INLINE vd vd_mantissa(vd a) { return vd_of(mantissa_half(a.lo), mantissa_half(a.hi)); }
+INLINE vd vd_exponent(vd a) { return vd_of(exponent_half(a.lo), exponent_half(a.hi)); }
+
+INLINE void transpose4(__m256d r[4]) {
+    const __m256d t0 = _mm256_unpacklo_pd(r[0], r[1]), t1 = _mm256_unpackhi_pd(r[0], r[1]);
+    const __m256d t2 = _mm256_unpacklo_pd(r[2], r[3]), t3 = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(t0, t2, 0x20);
+    r[1] = _mm256_permute2f128_pd(t1, t3, 0x20);
+    r[2] = _mm256_permute2f128_pd(t0, t2, 0x31);
+    r[3] = _mm256_permute2f128_pd(t1, t3, 0x31);
+}
+INLINE void vd_transpose(vd r[8]) {
+    __m256d a[4], b[4], c[4], d[4];
+    for (int i = 0; i < 4; i++) {
+        a[i] = r[i].lo;
+        b[i] = r[i].hi;
+        c[i] = r[i + 4].lo;
+        d[i] = r[i + 4].hi;
+    }
+    transpose4(a);
+    transpose4(b);
+    transpose4(c);
+    transpose4(d);
+    for (int i = 0; i < 4; i++) {
+        r[i] = vd_of(a[i], c[i]);
+        r[i + 4] = vd_of(b[i], d[i]);
+    }
+}
+
+INLINE void memory_fence(void) { _mm_sfence(); }

@@ -1,0 +1,172 @@
+/* The vocabulary of the kernels in AVX-512 (F, BW, DQ, VL) with FMA and F16C.
+ *
+ * Every dialect has the same two vector types, whatever the machine's registers: vf, 16 floats, and
+ * vd, 8 doubles, 64 bytes each; and the same operations, bit for bit. simd_scalar.h is the plainest
+ * to read and says what each operation means.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 vf;
+typedef __mmask16 vfm;
+typedef __m512d vd;
+typedef __mmask8 vdm;
+
+/* -- float ----------------------------------------------------------------------------------- */
+
+INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE vf vf_loadn(const float *p, int n, float fill) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), (__mmask16)((1u << n) - 1), p);
+}
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE void vf_storen(float *p, int n, vf a) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);
+}
+INLINE void vf_stream(float *p, vf a) { _mm512_stream_ps(p, a); }
+
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vfm vf_nlt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+INLINE vfm vf_eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE vfm vf_lane(int lane) { return (__mmask16)(1u << lane); }
+INLINE int vf_first(vfm m) { return m ? __builtin_ctz(m) : -1; }
+INLINE vf vf_keep(vfm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
+INLINE vf vf_drop(vfm m, vf a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
+INLINE vf vf_select(vfm m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
+INLINE vf vf_exp2(vfm m, vf p, vf k) { return _mm512_maskz_scalef_ps(m, p, k); }
+INLINE float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
+
+INLINE vd vf_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+INLINE vd vf_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+INLINE vf vf_narrow(vd lo, vd hi) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(lo)), _mm512_cvtpd_ps(hi), 1);
+}
+
+/* r[i] lane j <-> r[j] lane i */
+INLINE void vf_transpose(vf r[16]) {
+    vf t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* -- half types, widened to and rounded from float --------------------------------------------- */
+
+INLINE __mmask16 half_mask(int n) { return (__mmask16)((1u << n) - 1); }
+
+INLINE vf vf_from_f16(__m256i h) { return _mm512_cvtph_ps(h); }
+INLINE __m256i vf_to_f16(vf a) {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+INLINE vf vf_from_bf16(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+INLINE __m256i vf_to_bf16(vf a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_set1_epi32(0x7fc00000);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+}
+
+#define HALF_MEMORY(type)                                                                          \
+    INLINE vf vf_load_##type(const uint16_t *p) {                                                  \
+        return vf_from_##type(_mm256_loadu_si256((const __m256i *)p));                             \
+    }                                                                                              \
+    INLINE vf vf_loadn_##type(const uint16_t *p, int n, float fill) {                              \
+        const vf a = vf_from_##type(_mm256_maskz_loadu_epi16(half_mask(n), p));                    \
+        return _mm512_mask_mov_ps(_mm512_set1_ps(fill), half_mask(n), a);                          \
+    }                                                                                              \
+    INLINE void vf_store_##type(uint16_t *p, vf a) {                                               \
+        _mm256_storeu_si256((__m256i *)p, vf_to_##type(a));                                        \
+    }                                                                                              \
+    INLINE void vf_storen_##type(uint16_t *p, int n, vf a) {                                       \
+        _mm256_mask_storeu_epi16(p, half_mask(n), vf_to_##type(a));                                \
+    }                                                                                              \
+    INLINE void vf_stream_##type(uint16_t *p, vf a) {                                              \
+        _mm256_stream_si256((__m256i *)p, vf_to_##type(a));                                        \
+    }
+HALF_MEMORY(f16)
+HALF_MEMORY(bf16)
+#undef HALF_MEMORY
+
+/* -- double ---------------------------------------------------------------------------------- */
+
+INLINE vd vd_set1(double a) { return _mm512_set1_pd(a); }
+INLINE vd vd_load(const double *p) { return _mm512_loadu_pd(p); }
+INLINE vd vd_loadn(const double *p, int n, double fill) {
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(fill), (__mmask8)((1u << n) - 1), p);
+}
+INLINE void vd_store(double *p, vd a) { _mm512_storeu_pd(p, a); }
+INLINE void vd_storen(double *p, int n, vd a) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), a);
+}
+INLINE void vd_stream(double *p, vd a) { _mm512_stream_pd(p, a); }
+
+INLINE vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
+INLINE vd vd_sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
+INLINE vd vd_mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
+INLINE vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
+INLINE vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE vd vd_fnma(vd a, vd b, vd c) { return _mm512_fnmadd_pd(a, b, c); }
+INLINE vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
+INLINE vdm vd_nlt(vd a, vd b) { return _mm512_cmp_pd_mask(a, b, _CMP_NLT_UQ); }
+INLINE vdm vd_eq(vd a, vd b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+INLINE vdm vd_lane(int lane) { return (__mmask8)(1u << lane); }
+INLINE int vd_first(vdm m) { return m ? __builtin_ctz(m) : -1; }
+INLINE vd vd_keep(vdm m, vd a) { return _mm512_maskz_mov_pd(m, a); }
+INLINE vd vd_drop(vdm m, vd a) { return _mm512_maskz_mov_pd((__mmask8)~m, a); }
+INLINE vd vd_select(vdm m, vd a, vd b) { return _mm512_mask_mov_pd(b, m, a); }
+INLINE vd vd_exp2(vdm m, vd p, vd k) { return _mm512_maskz_scalef_pd(m, p, k); }
+INLINE double vd_reduce_max(vd a) { return _mm512_reduce_max_pd(a); }
+/* Mantissa in [1, 2) and exponent of normal positive numbers. */
+INLINE vd vd_mantissa(vd a) { return _mm512_getmant_pd(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }
+INLINE vd vd_exponent(vd a) { return _mm512_getexp_pd(a); }
+
+/* r[i] lane j <-> r[j] lane i */
+INLINE void vd_transpose(vd r[8]) {
+    vd t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        u[i] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88);
+        u[i + 2] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
+        u[i + 4] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88);
+        u[i + 6] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
+    }
+    for (int i = 0; i < 2; i++) {
+        r[i] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0x88);
+        r[i + 4] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0xdd);
+        r[i + 2] = _mm512_shuffle_f64x2(u[i + 2], u[i + 6], 0x88);
+        r[i + 6] = _mm512_shuffle_f64x2(u[i + 2], u[i + 6], 0xdd);
+    }
+}
+
+INLINE void memory_fence(void) { _mm_sfence(); }

@@ -1,0 +1,225 @@
+/* Exponential and logarithm in the kernels' vocabulary, and the normaliser they share.
+ *
+ * The normaliser of a set of numbers with maximum m is 2^exponent·exp(shift), where
+ *     shift    = m if |m| ≥ LIMIT, else 0
+ *     exponent = round((m − shift)·log2 e) − BIAS
+ * and e(x) = exp(x − shift)·2^−exponent, between 0 and about 2^BIAS. Subtracting the shift is exact
+ * for every x within RANGE of m (Sterbenz), and scaling by a power of two is exact, so the maximum
+ * puts no rounding into e: its only error is the polynomial's. Numbers more than RANGE below m give
+ * exactly 0, and no number gives a subnormal. The bias keeps what is tiny beside m representable:
+ * a model that is confident by 100 still has a loss.
+ *
+ *            error of e, in units in the last place     LIMIT   RANGE   BIAS
+ *   float    below 1 (tests/c/exp_test.c)                 256     126     60
+ *   double   below 0.6                                    2048    748     60
+ */
+
+#define NOT_A_NUMBER __builtin_nan("")
+#define INFINITE __builtin_inf()
+#define BIAS 60
+#define BIAS_FACTOR 0x1p60
+
+typedef struct {
+    vf shift, exponent, least;
+} vf_normaliser;
+typedef struct {
+    vd shift, exponent, least;
+} vd_normaliser;
+
+/* The normaliser for each lane's maximum; 0 stands in for a maximum that is not finite. */
+#define NORMALISER(p, V, LIMIT, RANGE, MAGIC, LOG2E)                                               \
+    INLINE p##_normaliser p##_normalise(V max) {                                                   \
+        const V m = p##_keep(p##_eq(p##_sub(max, max), p##_set1(0)), max);                         \
+        const V size = p##_max(m, p##_sub(p##_set1(0), m));                                        \
+        p##_normaliser r;                                                                          \
+        r.shift = p##_keep(p##_nlt(size, p##_set1(LIMIT)), m);                                     \
+        const V z = p##_sub(m, r.shift);                                                           \
+        const V n = p##_sub(p##_fma(z, p##_set1(LOG2E), p##_set1(MAGIC)), p##_set1(MAGIC));        \
+        r.exponent = p##_sub(n, p##_set1(BIAS));                                                   \
+        r.least = p##_sub(z, p##_set1(RANGE));                                                     \
+        return r;                                                                                  \
+    }
+NORMALISER(vf, vf, 256.0f, 126.0f, 0x1.8p23f, 0x1.715476p+0f)
+NORMALISER(vd, vd, 2048.0, 748.0, 0x1.8p52, 0x1.71547652b82fep+0)
+#undef NORMALISER
+
+#define LN2_HI 0x1.62e42fefa39efp-1
+#define LN2_LO 0x1.abc9e3b39803fp-56
+
+/* e(x). The remainder r = z − n·ln 2 is exact but for its low part; 1 + r + r²·q(r) has a relative
+   error of 2^−27.7 before rounding. */
+INLINE vf vf_exp(vf x, vf_normaliser s) {
+    const vf z = vf_sub(x, s.shift);
+    const vf n = vf_sub(vf_fma(z, vf_set1(0x1.715476p+0f), vf_set1(0x1.8p23f)), vf_set1(0x1.8p23f));
+    vf r = vf_fnma(n, vf_set1(0x1.62e43p-1f), z);
+    r = vf_fnma(n, vf_set1(-0x1.05c61p-29f), r);
+    vf q = vf_set1(0x1.6ff262p-10f);
+    q = vf_fma(q, r, vf_set1(0x1.1257dap-7f));
+    q = vf_fma(q, r, vf_set1(0x1.5552fep-5f));
+    q = vf_fma(q, r, vf_set1(0x1.555466p-3f));
+    q = vf_fma(q, r, vf_set1(0.5f));
+    q = vf_fma(q, r, vf_set1(1.0f));
+    q = vf_fma(q, r, vf_set1(1.0f));
+    return vf_exp2(vf_nlt(z, s.least), q, vf_sub(n, s.exponent));
+}
+
+/* exp(r) = *hi + *lo for |r| ≤ 0.35 given as r + low: a relative error of 2^−61 before rounding. */
+INLINE void vd_exp_reduced(vd r, vd low, vd *hi, vd *lo) {
+    vd q = vd_set1(0x1.1f732018166a0p-29);
+    q = vd_fma(q, r, vd_set1(0x1.af4e196027428p-26));
+    q = vd_fma(q, r, vd_set1(0x1.27e4db564eedfp-22));
+    q = vd_fma(q, r, vd_set1(0x1.71de021a90822p-19));
+    q = vd_fma(q, r, vd_set1(0x1.a01a01a6dd25ep-16));
+    q = vd_fma(q, r, vd_set1(0x1.a01a01abef415p-13));
+    q = vd_fma(q, r, vd_set1(0x1.6c16c16c162cbp-10));
+    q = vd_fma(q, r, vd_set1(0x1.11111111100cep-7));
+    q = vd_fma(q, r, vd_set1(0x1.5555555555556p-5));
+    q = vd_fma(q, r, vd_set1(0x1.5555555555557p-3));
+    q = vd_fma(q, r, vd_set1(0.5));
+    const vd one = vd_set1(1.0);
+    const vd top = vd_add(one, r);
+    const vd rest = vd_add(vd_sub(r, vd_sub(top, one)), low);
+    const vd tail = vd_fma(vd_mul(r, r), q, rest);
+    *hi = vd_add(top, tail);
+    *lo = vd_sub(tail, vd_sub(*hi, top));
+}
+
+/* z − n·ln 2 as *r + *low. */
+INLINE void vd_reduce(vd z, vd n, vd *r, vd *low) {
+    const vd first = vd_fnma(n, vd_set1(LN2_HI), z);
+    *r = vd_fnma(n, vd_set1(LN2_LO), first);
+    *low = vd_fnma(n, vd_set1(LN2_LO), vd_sub(first, *r));
+}
+
+INLINE vd vd_round(vd x) { return vd_sub(vd_add(x, vd_set1(0x1.8p52)), vd_set1(0x1.8p52)); }
+
+INLINE vd vd_exp(vd x, vd_normaliser s) {
+    const vd z = vd_sub(x, s.shift);
+    const vd magic = vd_set1(0x1.8p52);
+    const vd n = vd_sub(vd_fma(z, vd_set1(0x1.71547652b82fep+0), magic), magic);
+    vd r, low, hi, lo;
+    vd_reduce(z, n, &r, &low);
+    vd_exp_reduced(r, low, &hi, &lo);
+    return vd_exp2(vd_nlt(z, s.least), hi, vd_sub(n, s.exponent));
+}
+
+/* exp(shift)·2^exponent for one number, 0 below 2^−1000; for at most 2^1000. */
+INLINE double exp_of(double shift, double exponent) {
+    if (shift < -4000.0) return 0;
+    const vd z = vd_set1(shift);
+    const vd n = vd_round(vd_mul(z, vd_set1(0x1.71547652b82fep+0)));
+    vd r, low, hi, lo;
+    vd_reduce(z, n, &r, &low);
+    vd_exp_reduced(r, low, &hi, &lo);
+    const vd k = vd_add(n, vd_set1(exponent));
+    double result[8];
+    vd_store(result, vd_exp2(vd_nlt(k, vd_set1(-1000.0)), hi, k));
+    return result[0];
+}
+
+/* log(1 + q) for q ≥ 0: below 1 unit in the last place. With u = 1 + q = 2^k·(1 + f) and
+ * s = f/(2 + f): log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
+ * Microsystems, 1993), whose coefficients these are. Where q < √2 − 1, f = q without rounding. */
+INLINE vd vd_log1p(vd q) {
+    const vd one = vd_set1(1.0);
+    const vd u = vd_add(one, q);
+    const vd back = vd_sub(u, one);
+    const vd lost = vd_add(vd_sub(q, back), vd_sub(one, vd_sub(u, back)));
+    vd m = vd_mantissa(u), k = vd_exponent(u);
+    const vdm high = vd_nlt(m, vd_set1(0x1.6a09e667f3bcdp+0));
+    m = vd_select(high, vd_mul(m, vd_set1(0.5)), m);
+    k = vd_select(high, vd_add(k, one), k);
+    const vdm large = vd_nlt(q, vd_set1(0x1.a827999fcef34p-2));
+    k = vd_keep(large, k);
+    const vd correction = vd_keep(large, vd_div(lost, u));
+    const vd f = vd_select(large, vd_sub(m, one), q);
+
+    const vd s = vd_div(f, vd_add(vd_set1(2.0), f));
+    const vd z = vd_mul(s, s);
+    vd r = vd_set1(1.479819860511658591e-01);
+    r = vd_fma(r, z, vd_set1(1.531383769920937332e-01));
+    r = vd_fma(r, z, vd_set1(1.818357216161805012e-01));
+    r = vd_fma(r, z, vd_set1(2.222219843214978396e-01));
+    r = vd_fma(r, z, vd_set1(2.857142874366239149e-01));
+    r = vd_fma(r, z, vd_set1(3.999999999940941908e-01));
+    r = vd_fma(r, z, vd_set1(6.666666666666735130e-01));
+    r = vd_mul(r, z);
+    const vd half = vd_mul(vd_mul(vd_set1(0.5), f), f);
+    /* k·ln 2 in two parts, the first with 20 trailing zeros: exact for every exponent. */
+    const vd low = vd_fma(k, vd_set1(1.90821492927058770002e-10), correction);
+    const vd inner = vd_sub(half, vd_fma(s, vd_add(half, r), low));
+    return vd_sub(vd_mul(k, vd_set1(6.93147180369123816490e-01)), vd_sub(inner, f));
+}
+
+/* -- sums --------------------------------------------------------------------------------------- */
+
+/* The eight lanes added up in a fixed tree. */
+INLINE double tree8(const double a[8]) {
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+}
+
+/* Sums of many vectors, lane by lane: floats are carried as doubles, doubles with what rounding
+   lost of them. */
+typedef struct {
+    vd lo, hi;
+} vf_sum;
+typedef struct {
+    vd sum, lost;
+} vd_sum;
+
+INLINE vf_sum vf_sum_zero(void) {
+    const vf_sum s = {vd_set1(0), vd_set1(0)};
+    return s;
+}
+INLINE vd_sum vd_sum_zero(void) {
+    const vd_sum s = {vd_set1(0), vd_set1(0)};
+    return s;
+}
+INLINE void vf_sum_add(vf_sum *s, vf a) {
+    s->lo = vd_add(s->lo, vf_widen_lo(a));
+    s->hi = vd_add(s->hi, vf_widen_hi(a));
+}
+INLINE void vd_sum_add(vd_sum *s, vd a) {
+    const vd total = vd_add(s->sum, a);
+    const vd back = vd_sub(total, s->sum);
+    const vd lost = vd_add(vd_sub(s->sum, vd_sub(total, back)), vd_sub(a, back));
+    s->sum = total;
+    s->lost = vd_add(s->lost, lost);
+}
+/* All lanes of one sum. */
+INLINE double vf_sum_total(vf_sum s) {
+    double a[8];
+    vd_store(a, vd_add(s.lo, s.hi));
+    return tree8(a);
+}
+INLINE double vd_sum_total(vd_sum s) {
+    double a[8], b[8];
+    vd_store(a, s.sum);
+    vd_store(b, s.lost);
+    return tree8(a) + tree8(b);
+}
+/* Each lane of one sum, as doubles. */
+INLINE void vf_sum_lanes(vf_sum s, double *to) {
+    vd_store(to, s.lo);
+    vd_store(to + 8, s.hi);
+}
+INLINE void vd_sum_lanes(vd_sum s, double *to) { vd_store(to, vd_add(s.sum, s.lost)); }
+
+/* The three sums over a row's classes: e without the row's own, b, and b·(max − x). */
+enum { SUM_E, SUM_B, SUM_LOSS };
+
+/* Conversions between a vector of the compute type and an array of doubles. */
+INLINE void vf_to_doubles(vf a, double *to) {
+    vd_store(to, vf_widen_lo(a));
+    vd_store(to + 8, vf_widen_hi(a));
+}
+INLINE void vd_to_doubles(vd a, double *to) { vd_store(to, a); }
+INLINE vf vf_from_doubles(const double *from) { return vf_narrow(vd_load(from), vd_load(from + 8)); }
+INLINE vd vd_from_doubles(const double *from) { return vd_load(from); }
+
+/* tree8(a) + tree8(b) per lane must match whether classes run along lanes (vd_sum_total) or rows do:
+   lanes.inc.h adds eight sums with this. */
+INLINE vd vd_tree(const vd a[8]) {
+    return vd_add(vd_add(vd_add(a[0], a[4]), vd_add(a[2], a[6])),
+                  vd_add(vd_add(a[1], a[5]), vd_add(a[3], a[7])));
+}

@@ -1,0 +1,683 @@
+/* Many classes: vectors run along the class axis. Stamped per dtype.
+ *
+ * A row is cut into blocks of PYCE_BLOCK classes, each with a normaliser of its own, so a block is
+ * read from memory once: its maximum first, then, from the nearest cache, its exponentials. They are
+ * kept in scratch (as the compute type) until the row's sum is known, and are then written, scaled.
+ * Writing row i − 1 is woven into computing row i, so that stores and arithmetic overlap:
+ *
+ *     fused      reads each logit once, writes each gradient once
+ *     forward    reads each logit once
+ *     backward   reads each logit once, writes each gradient once, keeps a block
+ *
+ * Sums: eight vectors are added as a tree in the compute type, the trees into running sums of
+ * (at least) double precision per lane, the lanes as a tree at the end of the block, the blocks in
+ * order. This order is the same in every dialect and in lanes.inc.h.
+ */
+
+#define ROUND (8 * W) /* numbers in eight vectors */
+
+/* A block of a result being written: out_c = factor·e_c − dense_factor·b_c, two classes apart. */
+typedef struct {
+    const REAL *e, *b;
+    T *out;
+    REAL factor, dense_factor;
+    int n, at;
+    int streaming;
+    int own, label; /* within the block, or −1 */
+    REAL own_grad, label_grad;
+} NAME(writer);
+
+INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
+    V v = F(mul)(e, F(set1)(w->factor));
+    if (w->b) {
+        const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
+        v = F(sub)(v, F(mul)(F(set1)(w->dense_factor), b));
+    }
+    return v;
+}
+
+INLINE V NAME(with_apart)(const NAME(writer) * w, V v, int at) {
+    if (w->label >= at && w->label < at + W) {
+        v = F(select)(F(lane)(w->label - at), F(set1)(w->label_grad), v);
+    }
+    if (w->own >= at && w->own < at + W) {
+        v = F(select)(F(lane)(w->own - at), F(set1)(w->own_grad), v);
+    }
+    return v;
+}
+
+INLINE void NAME(write_part)(NAME(writer) * w, int n) {
+    const V v = NAME(written)(w, F(loadn)(w->e + w->at, n, 0), w->at, n);
+    STOREN(w->out + w->at, n, NAME(with_apart)(w, v, w->at));
+    w->at += n;
+}
+
+INLINE void NAME(write_vectors)(NAME(writer) * w, int count) {
+    int at = w->at;
+    const int left = (w->n - at) / W;
+    if (count > left) count = left;
+    const int end = at + count * W;
+    if ((w->own >= at && w->own < end) || (w->label >= at && w->label < end)) {
+        for (; at < end; at += W) {
+            const V v = NAME(with_apart)(w, NAME(written)(w, F(load)(w->e + at), at, W), at);
+            if (w->streaming) {
+                STREAM(w->out + at, v);
+            } else {
+                STORE(w->out + at, v);
+            }
+        }
+    } else if (w->streaming) {
+        for (; at < end; at += W) STREAM(w->out + at, NAME(written)(w, F(load)(w->e + at), at, W));
+    } else {
+        for (; at < end; at += W) STORE(w->out + at, NAME(written)(w, F(load)(w->e + at), at, W));
+    }
+    w->at = at;
+}
+
+INLINE void NAME(write_head)(NAME(writer) * w) {
+    if (!w->streaming) return;
+    /* Streams are of whole aligned vectors. */
+    const int past = (int)((uintptr_t)w->out % (W * sizeof(T)) / sizeof(T));
+    const int head = past ? W - past : 0;
+    if (head) NAME(write_part)(w, head < w->n ? head : w->n);
+}
+
+INLINE void NAME(write_rest)(NAME(writer) * w) {
+    NAME(write_vectors)(w, PYCE_BLOCK / W);
+    if (w->at < w->n) NAME(write_part)(w, w->n - w->at);
+}
+
+/* e of up to eight vectors starting at x, kept in `e` if that is given; the sum of those that are
+   not class `own` (counted from x) is returned. */
+INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, REAL *e) {
+    V v[8];
+    const V low = F(set1)((REAL)-INFINITE);
+    if (n >= ROUND) {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            v[j] = F(exp)(LOAD(x + j * W), norm);
+            if (e) F(store)(e + j * W, v[j]);
+        }
+    } else {
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const int left = n - j * W;
+            if (left <= 0) {
+                v[j] = F(set1)(0);
+                continue;
+            }
+            v[j] = F(exp)(left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE), norm);
+            if (e) F(store)(e + j * W, v[j]); /* scratch has room for whole vectors */
+        }
+        (void)low;
+    }
+    if (own >= 0 && own < ROUND) {
+        V kept[8];
+        for (int j = 0; j < 8; j++) kept[j] = v[j];
+        kept[own / W] = F(drop)(F(lane)(own % W), kept[own / W]);
+        for (int j = 0; j < 8; j++) v[j] = kept[j];
+    }
+    return F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
+                  F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7])));
+}
+
+INLINE REAL NAME(block_max)(const T *x, int n) {
+    const V low = F(set1)((REAL)-INFINITE);
+    V m0 = low, m1 = low, m2 = low, m3 = low;
+    int c = 0;
+    for (; c + 4 * W <= n; c += 4 * W) {
+        m0 = F(max)(LOAD(x + c), m0);
+        m1 = F(max)(LOAD(x + c + W), m1);
+        m2 = F(max)(LOAD(x + c + 2 * W), m2);
+        m3 = F(max)(LOAD(x + c + 3 * W), m3);
+    }
+    for (; c + W <= n; c += W) m0 = F(max)(LOAD(x + c), m0);
+    if (c < n) m1 = F(max)(LOADN(x + c, n - c, (REAL)-INFINITE), m1);
+    return F(reduce_max)(F(max)(F(max)(m0, m1), F(max)(m2, m3)));
+}
+
+static int NAME(find)(const T *x, int n, REAL value) {
+    for (int c = 0; c < n; c += W) {
+        const int left = n - c;
+        /* A fill that is not found: NaN. */
+        const V v = left >= W ? LOAD(x + c) : LOADN(x + c, left, (REAL)NOT_A_NUMBER);
+        const int lane = F(first)(F(eq)(v, F(set1)(value)));
+        if (lane >= 0) return c + lane;
+    }
+    return -1;
+}
+
+/* Σ b and Σ b·(max − x), terms with b = 0 counting 0 whatever x is. */
+INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_block *block) {
+    F(sum) total = F(sum_zero)(), loss = F(sum_zero)();
+    const V m = F(set1)(max), zero = F(set1)(0);
+    for (int c = 0; c < n; c += ROUND) {
+        V t[8], l[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const int at = c + j * W, left = n - at;
+            t[j] = l[j] = zero;
+            if (left <= 0) continue;
+            const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, 0);
+            t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
+            l[j] = F(drop)(F(eq)(t[j], zero), F(mul)(t[j], F(sub)(m, v)));
+        }
+        F(sum_add)(&total, F(add)(F(add)(F(add)(t[0], t[1]), F(add)(t[2], t[3])),
+                                  F(add)(F(add)(t[4], t[5]), F(add)(t[6], t[7]))));
+        F(sum_add)(&loss, F(add)(F(add)(F(add)(l[0], l[1]), F(add)(l[2], l[3])),
+                                 F(add)(F(add)(l[4], l[5]), F(add)(l[6], l[7]))));
+    }
+    block->dense = F(sum_total)(total);
+    block->dense_loss = F(sum_total)(loss);
+}
+
+INLINE REAL NAME(finite_or_0)(REAL x) { return x - x == 0 ? x : 0; }
+
+INLINE F(normaliser) NAME(norm_of)(const pyce_block *block) {
+    return F(normalise)(F(set1)((REAL)block->max));
+}
+
+/* Exponentials of a block whose normaliser is known, while `w` (if any) is written; their sum. */
+INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, REAL *e,
+                              NAME(writer) * w) {
+    F(sum) sum = F(sum_zero)();
+    if (w) NAME(write_head)(w);
+    for (int c = 0; c < n; c += ROUND) {
+        /* The block after this one, which the next maximum is taken of. */
+        for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
+            __builtin_prefetch((const char *)(x + c + PYCE_BLOCK) + j, 0, 2);
+        }
+        F(sum_add)(&sum, NAME(exp_round)(x + c, n - c, norm, own - c, e ? e + c : (REAL *)0));
+        if (w) NAME(write_vectors)(w, 8);
+    }
+    if (w) NAME(write_rest)(w);
+    return F(sum_total)(sum);
+}
+
+/* One block's statistics. `label` is the label within the block, or −1. */
+INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int label, const REAL *b,
+                                REAL *e, pyce_block *block, NAME(writer) * w) {
+    const REAL max = NAME(block_max)(x, n);
+    int own = -1;
+    if (job->own == OWN_LABEL) own = label;
+    if (job->own == OWN_MAX) own = NAME(find)(x, n, max);
+    block->max = max;
+    block->own = own;
+    block->sum = NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, e, w);
+    block->dense = block->dense_loss = 0;
+    if (b) NAME(dense_sums)(x, b, n, NAME(finite_or_0)(max), block);
+}
+
+/* -- a row from its blocks ---------------------------------------------------------------------- */
+
+/* The statistics of lane `lane` of `s` from the row's blocks; block->exponent becomes what the
+   block's e must be multiplied by to have the row's normaliser. */
+static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
+                          NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    const int64_t outer = row / p->inner, inner = row % p->inner;
+    const T *x = (const T *)p->logits.data + NAME(offset_of)(&p->logits, outer) + inner;
+    const int64_t stride = p->logits.class_stride;
+    double max = -INFINITE;
+    int64_t top = 0;
+    for (int64_t k = 0; k < job->blocks; k++) {
+        if (blocks[k].max > max) {
+            max = blocks[k].max;
+            top = k;
+        }
+    }
+    double rest = 0, lost = 0, dense = 0, dense_loss = 0;
+    if (job->blocks == 1) {
+        rest = blocks[0].sum;
+        dense = blocks[0].dense;
+        dense_loss = blocks[0].dense_loss;
+        blocks[0].scale = 1;
+    } else {
+        double shift[W], exponent[W];
+        const F(normaliser) norm = F(normalise)(F(set1)((REAL)max));
+        F(to_doubles)(norm.shift, shift);
+        F(to_doubles)(norm.exponent, exponent);
+        for (int64_t k = 0; k < job->blocks; k++) {
+            pyce_block *block = blocks + k;
+            double block_shift[W], block_exponent[W], block_e[W];
+            const F(normaliser) own = NAME(norm_of)(block);
+            F(to_doubles)(own.shift, block_shift);
+            F(to_doubles)(own.exponent, block_exponent);
+            double sum = block->sum;
+            if (job->own == OWN_MAX && k != top && block->own >= 0) {
+                F(to_doubles)(F(exp)(F(set1)((REAL)block->max), own), block_e);
+                sum += block_e[0];
+            }
+            /* A block of nothing but -inf adds nothing, whatever its normaliser (0 stands in). */
+            block->scale = block->max == -INFINITE ? 0
+                           : exp_of(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
+            const double term = sum * block->scale;
+            const double total = rest + term, back = total - rest;
+            lost += (rest - (total - back)) + (term - back);
+            rest = total;
+            dense += block->dense;
+            const double from = block->max - block->max == 0 ? block->max : 0;
+            dense_loss += block->dense_loss;
+            if (block->dense != 0) dense_loss += (max - from) * block->dense;
+        }
+        rest += lost;
+    }
+    const int64_t label = NAME(label_of)(p, row);
+    int64_t own = -1;
+    if (job->own == OWN_LABEL) own = label;
+    if (job->own == OWN_MAX && blocks[top].own >= 0) own = top * PYCE_BLOCK + blocks[top].own;
+    REAL at[2][W];
+    F(store)(at[0], own >= 0 ? LOADN(x + own * stride, 1, 0) : F(set1)((REAL)-INFINITE));
+    F(store)(at[1], label >= 0 ? LOADN(x + label * stride, 1, 0) : F(set1)((REAL)-INFINITE));
+    s->max[lane] = max;
+    s->rest[lane] = rest;
+    s->own[lane] = own;
+    s->label[lane] = label;
+    s->own_x[lane] = at[0][0];
+    s->label_x[lane] = at[1][0];
+    s->dense[lane] = dense;
+    s->dense_loss[lane] = dense_loss;
+    s->own_b[lane] = s->label_b[lane] = 0;
+    if (job->dense) {
+        REAL one;
+        if (own >= 0) s->own_b[lane] = *NAME(dense_block)(job, outer, inner, own, 1, &one);
+        if (label >= 0) s->label_b[lane] = *NAME(dense_block)(job, outer, inner, label, 1, &one);
+    }
+}
+
+/* Lanes that stand for no row, or for an ignored one. */
+static void NAME(clear_lane)(int lane, NAME(row_set) * s) {
+    s->max[lane] = s->rest[lane] = s->own_x[lane] = s->label_x[lane] = 0;
+    s->own_b[lane] = s->label_b[lane] = s->dense[lane] = s->dense_loss[lane] = 0;
+    s->own[lane] = s->label[lane] = -1;
+}
+
+INLINE int NAME(within)(int64_t c, int64_t first, int n) {
+    return c >= first && c < first + n ? (int)(c - first) : -1;
+}
+
+/* The writer of one block of a settled row. `e` is changed where the factor is too small for the
+   compute type: part of it moves into e. */
+INLINE NAME(writer) NAME(writer_of)(const pyce_job *job, const NAME(row_set) * s, int lane,
+                                    const pyce_block *block, int64_t first, int n, REAL *e,
+                                    const REAL *b, T *out) {
+    double factor = s->factor[lane] * block->scale;
+    const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
+    if (__builtin_fabs(factor) < least && factor != 0) {
+        factor = s->factor[lane] * BIAS_FACTOR * block->scale;
+        for (int c = 0; c < n; c++) e[c] *= (REAL)(1 / BIAS_FACTOR);
+    }
+    const int apart = job->p->operation != PYCE_SOFTMAX;
+    const NAME(writer) w = {
+        .e = e,
+        .b = b,
+        .out = out,
+        .factor = (REAL)factor,
+        .dense_factor = job->dense ? (REAL)s->dense_factor[lane] : 0,
+        .n = n,
+        .at = 0,
+        .streaming = job->streaming,
+        .own = apart ? NAME(within)(s->own[lane], first, n) : -1,
+        .label = apart && job->dense ? NAME(within)(s->label[lane], first, n) : -1,
+        .own_grad = (REAL)s->own_grad[lane],
+        .label_grad = job->dense ? (REAL)s->label_grad[lane] : 0,
+    };
+    return w;
+}
+
+static void NAME(scatter)(const T *from, int n, T *to, int64_t stride) {
+    for (int c = 0; c < n; c++) to[c * stride] = from[c];
+}
+
+static void NAME(zero_row)(const pyce_job *job, int64_t row) {
+    const pyce_operand *g = &job->p->result;
+    T *out = (T *)g->data + NAME(offset_of)(g, row);
+    for (int64_t c = 0; c < job->p->classes; c++) out[c * g->class_stride] = 0;
+}
+
+INLINE int NAME(block_size)(const pyce_job *job, int64_t k) {
+    const int64_t left = job->p->classes - k * PYCE_BLOCK;
+    return left < PYCE_BLOCK ? (int)left : PYCE_BLOCK;
+}
+
+/* -- rows whose exponentials are not kept ---------------------------------------------------------- */
+
+typedef struct {
+    T in[PYCE_BLOCK + W], out[PYCE_BLOCK + W];
+    REAL e[2][PYCE_BLOCK + ROUND], b[2][PYCE_BLOCK + W];
+} NAME(block_scratch);
+
+static void NAME(wide_measure)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                               pyce_block *blocks, void *scratch) {
+    NAME(block_scratch) *room = scratch;
+    const pyce_operand *a = &job->p->logits;
+    const T *x = (const T *)a->data + NAME(offset_of)(a, row);
+    const int64_t label = NAME(label_of)(job->p, row);
+    if (!NAME(is_live)(job->p, row)) return;
+    for (int64_t k = first; k < last; k++) {
+        const int n = NAME(block_size)(job, k);
+        const int64_t at = k * PYCE_BLOCK;
+        const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+        const REAL *b =
+            job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
+        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, blocks + k, 0);
+    }
+}
+
+static void NAME(settle_row)(const pyce_job *job, int64_t row, pyce_block *blocks, NAME(row_set) * s) {
+    for (int i = 0; i < W; i++) NAME(clear_lane)(i, s);
+    if (NAME(is_live)(job->p, row)) NAME(combine)(job, row, blocks, 0, s);
+    NAME(settle_rows)(job, row, 1, s);
+}
+
+/* out = (x − max) − log for log-softmax. */
+INLINE void NAME(write_log)(const T *x, int n, REAL max, REAL log, T *out) {
+    const V m = F(set1)(max), l = F(set1)(log);
+    int c = 0;
+    for (; c + W <= n; c += W) STORE(out + c, F(sub)(F(sub)(LOAD(x + c), m), l));
+    if (c < n) STOREN(out + c, n - c, F(sub)(F(sub)(LOADN(x + c, n - c, 0), m), l));
+}
+
+static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                             const pyce_block *blocks, const void *settled, void *scratch) {
+    const NAME(row_set) *s = settled;
+    NAME(block_scratch) *room = scratch;
+    const pyce_operand *a = &job->p->logits, *g = &job->p->result;
+    const T *x = (const T *)a->data + NAME(offset_of)(a, row);
+    T *result = (T *)g->data + NAME(offset_of)(g, row);
+    const int live = NAME(is_live)(job->p, row);
+    for (int64_t k = first; k < last; k++) {
+        const int n = NAME(block_size)(job, k);
+        const int64_t at = k * PYCE_BLOCK;
+        T *out = g->class_stride == 1 ? result + at : room->out;
+        if (!live) {
+            for (int c = 0; c < n; c++) out[c] = 0;
+        } else {
+            const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+            if (job->p->operation == PYCE_LOG_SOFTMAX) {
+                NAME(write_log)(block, n, (REAL)s->max[0], (REAL)s->log[0], out);
+            } else {
+                const REAL *b =
+                    job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
+                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, room->e[0], 0);
+                NAME(writer) w = NAME(writer_of)(job, s, 0, blocks + k, at, n, room->e[0], b, out);
+                NAME(write_head)(&w);
+                NAME(write_rest)(&w);
+            }
+        }
+        if (g->class_stride != 1) NAME(scatter)(out, n, result + at * g->class_stride, g->class_stride);
+    }
+}
+
+/* -- the backward from a saved lse ---------------------------------------------------------------- */
+
+/* Whether the lse can take the maximum's place as normaliser, which makes the backward one pass. It
+   must be known well enough: for float results, a double holds log S well enough up to 2^20; for
+   double results it never does, and the row's sum is computed anew. */
+INLINE int NAME(one_pass)(const pyce_job *job, int64_t row) {
+    const pyce_problem *p = job->p;
+    if (W == 8 || p->operation != PYCE_BACKWARD || job->dense) return 0;
+    return p->lse[row] >= -0x1p20 && p->lse[row] <= 0x1p20 && NAME(is_live)(p, row);
+}
+
+/* What e with the normaliser of the lse must be multiplied by: to be p, and to be the gradient. */
+INLINE double NAME(lse_scale)(const pyce_problem *p, int64_t row) {
+    double shift[W], exponent[W];
+    const F(normaliser) norm = F(normalise)(F(set1)((REAL)p->lse[row]));
+    F(to_doubles)(norm.shift, shift);
+    F(to_doubles)(norm.exponent, exponent);
+    return exp_of(shift[0] - p->lse[row], exponent[0]);
+}
+
+INLINE double NAME(row_scale)(const pyce_job *job, int64_t row) {
+    const pyce_problem *p = job->p;
+    double scale = job->grad_scale;
+    if (p->weight) scale *= p->weight[NAME(label_of)(p, row)];
+    if (p->sample_weight) scale *= p->sample_weight[row];
+    if (p->grad_losses) scale *= p->grad_losses[row];
+    return scale;
+}
+
+/* The gradient of blocks first…last but for the label, and their sums without it. */
+static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                                  pyce_block *blocks, NAME(block_scratch) * room) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *a = &p->logits, *g = &p->result;
+    const T *x = (const T *)a->data + NAME(offset_of)(a, row);
+    T *result = (T *)g->data + NAME(offset_of)(g, row);
+    const int64_t label = NAME(label_of)(p, row);
+    const F(normaliser) norm = F(normalise)(F(set1)((REAL)p->lse[row]));
+    NAME(row_set) s;
+    s.factor[0] = NAME(row_scale)(job, row) * NAME(lse_scale)(p, row);
+    s.own[0] = s.label[0] = -1;
+    s.own_grad[0] = 0;
+    const pyce_block unit = {.scale = 1};
+    NAME(writer) w, *before = 0;
+    for (int64_t k = first; k < last; k++) {
+        const int n = NAME(block_size)(job, k);
+        const int64_t at = k * PYCE_BLOCK;
+        const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+        REAL *e = room->e[k & 1];
+        blocks[k].sum = NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), e, before);
+        T *out = g->class_stride == 1 ? result + at : room->out;
+        w = NAME(writer_of)(job, &s, 0, &unit, at, n, e, 0, out);
+        before = &w;
+        if (g->class_stride != 1) {
+            NAME(write_head)(&w);
+            NAME(write_rest)(&w);
+            NAME(scatter)(out, n, result + at * g->class_stride, g->class_stride);
+            before = 0;
+        }
+    }
+    if (before) {
+        NAME(write_head)(before);
+        NAME(write_rest)(before);
+    }
+}
+
+/* The gradient at the label, from the sums of all blocks. */
+static void NAME(backward_label)(const pyce_job *job, int64_t row, const pyce_block *blocks) {
+    const pyce_problem *p = job->p;
+    double rest = 0, lost = 0;
+    for (int64_t k = 0; k < job->blocks; k++) {
+        const double total = rest + blocks[k].sum, back = total - rest;
+        lost += (rest - (total - back)) + (blocks[k].sum - back);
+        rest = total;
+    }
+    const double others = (rest + lost) * NAME(lse_scale)(p, row);
+    const double grad = 0.0 - NAME(row_scale)(job, row) * others;
+    T *result = (T *)p->result.data + NAME(offset_of)(&p->result, row);
+    const int64_t at = NAME(label_of)(p, row) * p->result.class_stride;
+    if (job->streaming) memory_fence();
+    STOREN(result + at, 1, F(set1)((REAL)grad));
+}
+
+/* -- rows that threads share ------------------------------------------------------------------------ */
+
+static void NAME(share_measure)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                                pyce_block *blocks, void *scratch) {
+    if (NAME(one_pass)(job, row)) {
+        NAME(backward_blocks)(job, row, first, last, blocks, scratch);
+        if (job->streaming) memory_fence();
+    } else {
+        NAME(wide_measure)(job, row, first, last, blocks, scratch);
+    }
+}
+
+static void NAME(share_settle)(const pyce_job *job, int64_t row, pyce_block *blocks, void *settled,
+                               double *losses, double *sums) {
+    _Static_assert(sizeof(NAME(row_set)) <= PYCE_SETTLED, "room for a settled row");
+    NAME(row_set) *s = settled;
+    if (NAME(one_pass)(job, row)) {
+        NAME(backward_label)(job, row, blocks);
+        return;
+    }
+    NAME(settle_row)(job, row, blocks, s);
+    losses[0] = s->loss[0];
+    /* So many classes make tiles of one row. */
+    NAME(reduce_tile)(job, row, row + 1, losses, sums);
+}
+
+static void NAME(share_write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                              const pyce_block *blocks, const void *settled, void *scratch) {
+    if (NAME(one_pass)(job, row)) return;
+    NAME(wide_write)(job, row, first, last, blocks, settled, scratch);
+    if (job->streaming) memory_fence();
+}
+
+/* -- rows of one thread -------------------------------------------------------------------------- */
+
+/* Rows whose exponentials are kept at once: enough to fill the lanes of settle8, within L1. */
+INLINE int NAME(unit_of)(const pyce_job *job) {
+    const int64_t fit = 4096 / job->p->classes;
+    return fit < 1 ? 1 : fit > 8 ? 8 : (int)fit;
+}
+
+INLINE int64_t NAME(kept_classes)(const pyce_job *job) {
+    return (job->p->classes + 2 * ROUND - 1) / ROUND * ROUND;
+}
+
+static size_t NAME(wide_scratch)(const pyce_job *job) {
+    const size_t unit = (size_t)NAME(unit_of)(job), blocks = (size_t)job->blocks;
+    size_t bytes = sizeof(NAME(block_scratch)) + 2 * unit * blocks * sizeof(pyce_block);
+    const int forward = job->p->operation == PYCE_FORWARD || job->p->operation == PYCE_LOGSUMEXP;
+    if (!job->recompute && !forward) bytes += 2 * unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
+    return bytes + 256;
+}
+
+/* The rows of a unit: what is computed now, or was before and is to be written. */
+typedef struct {
+    int64_t row;
+    int n;
+    REAL *e;
+    pyce_block *blocks;
+    NAME(row_set) set;
+} NAME(unit);
+
+INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * before, int keep,
+                            NAME(block_scratch) * room) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *a = &p->logits, *g = &p->result;
+    const int64_t kept = NAME(kept_classes)(job);
+    const int rows = now->n > before->n ? now->n : before->n;
+    for (int i = 0; i < rows; i++) {
+        const int compute = i < now->n && NAME(is_live)(p, now->row + i);
+        int write = keep && i < before->n;
+        if (write && !NAME(is_live)(p, before->row + i)) {
+            NAME(zero_row)(job, before->row + i);
+            write = 0;
+        }
+        const T *x = 0;
+        T *result = 0;
+        int64_t label = -1;
+        if (compute) {
+            x = (const T *)a->data + NAME(offset_of)(a, now->row + i);
+            label = NAME(label_of)(p, now->row + i);
+        }
+        if (write) result = (T *)g->data + NAME(offset_of)(g, before->row + i);
+        for (int64_t k = 0; k < job->blocks; k++) {
+            const int n = NAME(block_size)(job, k);
+            const int64_t at = k * PYCE_BLOCK;
+            NAME(writer) w, *writing = 0;
+            if (write) {
+                const REAL *b = job->dense
+                                    ? NAME(dense_block)(job, before->row + i, 0, at, n, room->b[1])
+                                    : (const REAL *)0;
+                T *out = g->class_stride == 1 ? result + at : room->out;
+                w = NAME(writer_of)(job, &before->set, i, before->blocks + i * job->blocks + k, at, n,
+                                    before->e + i * kept + at, b, out);
+                writing = &w;
+            }
+            if (compute) {
+                const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+                const REAL *b = job->dense
+                                    ? NAME(dense_block)(job, now->row + i, 0, at, n, room->b[0])
+                                    : (const REAL *)0;
+                REAL *e = keep ? now->e + i * kept + at : (REAL *)0;
+                pyce_block *to = now->blocks + i * job->blocks + k;
+                if (writing) {
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, e, to, writing);
+                } else {
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, e, to, 0);
+                }
+            } else if (writing) {
+                NAME(write_head)(writing);
+                NAME(write_rest)(writing);
+            }
+            if (write && g->class_stride != 1) {
+                NAME(scatter)(room->out, n, result + at * g->class_stride, g->class_stride);
+            }
+        }
+    }
+    for (int i = 0; i < W; i++) {
+        if (i < now->n && NAME(is_live)(p, now->row + i)) {
+            NAME(combine)(job, now->row + i, now->blocks + i * job->blocks, i, &now->set);
+        } else {
+            NAME(clear_lane)(i, &now->set);
+        }
+    }
+    if (now->n) NAME(settle_rows)(job, now->row, now->n, &now->set);
+}
+
+INLINE void *NAME(carve)(char **at, size_t bytes) {
+    char *start = (char *)(((uintptr_t)*at + 63) & ~(uintptr_t)63);
+    *at = start + bytes;
+    return start;
+}
+
+static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
+                            double *sums) {
+    const pyce_problem *p = job->p;
+    char *at = scratch;
+    NAME(block_scratch) *room = NAME(carve)(&at, sizeof *room);
+    const int unit = NAME(unit_of)(job);
+    const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    /* Rows that are not worked on in units: x itself is needed again, or rows differ in kind. */
+    const int single = p->operation == PYCE_LOG_SOFTMAX || (p->operation == PYCE_BACKWARD && W == 16);
+    double losses[PYCE_TILE];
+    NAME(unit) units[2];
+    for (int i = 0; i < 2; i++) {
+        units[i].n = 0;
+        units[i].row = 0;
+        units[i].blocks = NAME(carve)(&at, (size_t)(unit * job->blocks) * sizeof(pyce_block));
+        units[i].e = 0;
+        if (keep && !job->recompute && !single) {
+            units[i].e = NAME(carve)(&at, (size_t)(unit * NAME(kept_classes)(job)) * sizeof(REAL));
+        }
+    }
+    int turn = 0;
+    for (int64_t row = begin; row < end;) {
+        const int64_t tile = row / job->tile * job->tile;
+        const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
+        int n = tile_end - row < unit ? (int)(tile_end - row) : unit;
+        NAME(unit) *now = units + turn, *before = units + 1 - turn;
+        if (NAME(one_pass)(job, row)) {
+            NAME(backward_blocks)(job, row, 0, job->blocks, now->blocks, room);
+            NAME(backward_label)(job, row, now->blocks);
+            losses[row - tile] = 0;
+            n = 1;
+        } else if (job->recompute || single) {
+            NAME(wide_measure)(job, row, 0, job->blocks, now->blocks, room);
+            NAME(settle_row)(job, row, now->blocks, &now->set);
+            if (keep) NAME(wide_write)(job, row, 0, job->blocks, now->blocks, &now->set, room);
+            losses[row - tile] = now->set.loss[0];
+            n = 1;
+        } else {
+            now->row = row;
+            now->n = n;
+            if (keep) {
+                NAME(unit_rows)(job, now, before, 1, room);
+            } else {
+                NAME(unit_rows)(job, now, before, 0, room);
+            }
+            for (int i = 0; i < n; i++) losses[row - tile + i] = now->set.loss[i];
+            turn = 1 - turn;
+        }
+        row += n;
+        if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
+    }
+    NAME(unit) *now = units + turn, *before = units + 1 - turn;
+    now->n = 0;
+    if (keep && before->n) NAME(unit_rows)(job, now, before, 1, room);
+    if (job->streaming) memory_fence();
+}

@@ -1,0 +1,438 @@
+/* The exported functions: check, decide, share the rows among threads, reduce.
+ *
+ * The Python side has checked its arguments already; what is checked here protects callers of the C
+ * interface: enumerations, sizes whose product must fit, pointers that an operation needs, and, in
+ * the one pass over the labels that finds the denominator, every label. Nothing is written before
+ * all of it holds and all memory is there.
+ */
+#include "pyce.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dispatch.h"
+#include "fpenv.h"
+#include "pool.h"
+
+/* Elements that are worth a thread: below this, waking it costs more than it does. */
+#define ELEMENTS_PER_THREAD 65536
+/* Labels looked at as one piece: fixes the order in which class weights are added up. */
+#define LABEL_PIECE 16384
+/* Elements of the pieces of the Bernoulli loss, and bytes of those of a copy. */
+#define BERNOULLI_PIECE 16384
+#define COPY_PIECE ((int64_t)1 << 18)
+
+static const size_t item_size[] = {4, 8, 2, 2};
+
+/* -- the machine ------------------------------------------------------------------------------------ */
+
+/* Bytes of the last-level cache; 32 MiB where the system does not say. */
+static int64_t last_cache(void) {
+    long size = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (size <= 0) size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return size > 0 ? size : (int64_t)32 << 20;
+}
+
+/* -- one job ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    const pyce_kernels *kernels;
+    const pyce_job *job;
+    double *sums;
+    /* For a row that threads share. */
+    int64_t row;
+    pyce_block *blocks;
+    void *settled;
+} row_work;
+
+static void work_rows(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    const pyce_job *job = w->job;
+    const int64_t rows = job->p->outer * job->p->inner;
+    const int64_t last = end * job->tile < rows ? end * job->tile : rows;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    w->kernels->rows[job->p->dtype](job, begin * job->tile, last, scratch, w->sums);
+    pyce_fpenv_leave(before);
+}
+
+static void work_measure(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    w->kernels->measure[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, scratch);
+    pyce_fpenv_leave(before);
+}
+
+static void work_write(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    w->kernels->write[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, w->settled, scratch);
+    pyce_fpenv_leave(before);
+}
+
+/* Pieces that are taken at a time: few enough to share evenly, many enough to run on. */
+static int64_t grain_of(int64_t pieces, int threads) {
+    const int64_t grain = pieces / ((int64_t)threads * 16);
+    return grain < 1 || threads == 1 ? (threads == 1 ? pieces + !pieces : 1) : grain;
+}
+
+typedef struct {
+    int64_t count, bad;
+    double weight;
+} label_piece;
+
+typedef struct {
+    const pyce_kernels *kernels;
+    const pyce_problem *p;
+    label_piece *pieces;
+} label_work;
+
+static void work_labels(void *context, int64_t begin, int64_t end, void *scratch) {
+    const label_work *w = context;
+    const int64_t rows = w->p->outer * w->p->inner;
+    (void)scratch;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t first = i * LABEL_PIECE;
+        const int64_t last = first + LABEL_PIECE < rows ? first + LABEL_PIECE : rows;
+        label_piece *piece = w->pieces + i;
+        piece->bad = w->kernels->labels[w->p->target == PYCE_INDEX64](w->p, first, last, &piece->count,
+                                                                      &piece->weight);
+    }
+    pyce_fpenv_leave(before);
+}
+
+/* values[0…n) added up by halves, in place: a tree that depends on n alone. */
+static double fold(double *values, int64_t n) {
+    int64_t size = 1;
+    while (size < n) size *= 2;
+    for (int64_t half = size / 2; half > 0; half /= 2) {
+        for (int64_t i = 0; i + half < n && i < half; i++) values[i] += values[i + half];
+        if (n > half) n = half;
+    }
+    return n ? values[0] : 0.0;
+}
+
+/* Check every label; find how many rows count and the mean's own denominator. */
+static int scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *count,
+                       double *weight) {
+    const int64_t rows = p->outer * p->inner, n = (rows + LABEL_PIECE - 1) / LABEL_PIECE;
+    label_piece few[16];
+    label_piece *pieces = n <= 16 ? few : malloc((size_t)n * sizeof *pieces);
+    if (!pieces) return PYCE_NO_MEMORY;
+    label_work context = {kernels, p, pieces};
+    if (n <= 4) {
+        work_labels(&context, 0, n, NULL);
+    } else {
+        const pyce_work work = {work_labels, &context, n, 2, 64};
+        if (pyce_pool_run(&work, threads)) {
+            if (pieces != few) free(pieces);
+            return PYCE_NO_MEMORY;
+        }
+    }
+    int status = PYCE_OK;
+    double lost = 0;
+    *count = 0;
+    *weight = 0;
+    for (int64_t i = 0; i < n && status == PYCE_OK; i++) {
+        const int64_t bad = pieces[i].bad;
+        if (bad >= 0) {
+            p->bad_row = bad;
+            p->bad_value = p->target == PYCE_INDEX64 ? ((const int64_t *)p->labels)[bad]
+                                                     : ((const int32_t *)p->labels)[bad];
+            status = PYCE_BAD_LABEL;
+        }
+        const double total = *weight + pieces[i].weight, back = total - *weight;
+        lost += (*weight - (total - back)) + (pieces[i].weight - back);
+        *weight = total;
+        *count += pieces[i].count;
+    }
+    *weight += lost;
+    if (pieces != few) free(pieces);
+    return status;
+}
+
+static int operand_fits(const pyce_operand *a, int needed) {
+    return needed ? a->data != NULL : 1;
+}
+
+static int arguments_fit(const pyce_problem *p) {
+    int64_t rows, size;
+    if (p->operation < PYCE_FORWARD || p->operation > PYCE_LOGSUMEXP) return 0;
+    if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
+    if (p->target < PYCE_NO_TARGET || p->target > PYCE_PROBABILITIES) return 0;
+    if (p->probs_dtype < PYCE_FLOAT32 || p->probs_dtype > PYCE_BFLOAT16) return 0;
+    if (p->reduction < PYCE_MEAN || p->reduction > PYCE_NONE) return 0;
+    if (p->threads < 1 || p->classes < 1 || p->outer < 0 || p->inner < 0) return 0;
+    if (__builtin_mul_overflow(p->outer, p->inner, &rows)) return 0;
+    if (__builtin_mul_overflow(rows, p->classes, &size)) return 0;
+    if (size > INT64_MAX / 8 - 4096) return 0;
+    if (!(p->smoothing >= 0 && p->smoothing <= 1)) return 0;
+    if (rows == 0) return 1;
+    const int losses = p->operation <= PYCE_BACKWARD;
+    if (losses != (p->target != PYCE_NO_TARGET)) return 0;
+    const int index = p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
+    if (index != (p->labels != NULL)) return 0;
+    if (!operand_fits(&p->logits, 1)) return 0;
+    if (!operand_fits(&p->probs, p->target == PYCE_PROBABILITIES)) return 0;
+    const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    if (!operand_fits(&p->result, result)) return 0;
+    if (!p->lse && (p->operation == PYCE_BACKWARD || p->operation == PYCE_LOGSUMEXP)) return 0;
+    const int rows_wanted = p->operation <= PYCE_FORWARD_BACKWARD && p->reduction == PYCE_NONE;
+    return rows_wanted == (p->losses != NULL);
+}
+
+/* Σ sample_weight, in the order in which class weights are added up. */
+static double sum_of(const double *values, int64_t n) {
+    double total = 0, lost = 0;
+    for (int64_t first = 0; first < n; first += LABEL_PIECE) {
+        const int64_t last = first + LABEL_PIECE < n ? first + LABEL_PIECE : n;
+        double part = 0;
+        for (int64_t i = first; i < last; i++) part += values[i];
+        const double sum = total + part, back = sum - total;
+        lost += (total - (sum - back)) + (part - back);
+        total = sum;
+    }
+    return total + lost;
+}
+
+static void describe(const pyce_problem *p, pyce_job *job) {
+    const int64_t rows = p->outer * p->inner;
+    const int smooth = p->smoothing > 0;
+    memset(job, 0, sizeof *job);
+    job->p = p;
+    job->own = OWN_MAX;
+    job->dense = DENSE_NONE;
+    if (p->operation == PYCE_SOFTMAX) job->own = OWN_NONE;
+    job->label_part = 1.0;
+    job->dense_part = 0;
+    if (p->target == PYCE_PROBABILITIES) {
+        job->dense = DENSE_PROBS;
+        job->dense_part = 1.0;
+    } else if (p->target != PYCE_NO_TARGET) {
+        if (smooth) {
+            job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
+            job->label_part = 1.0 - p->smoothing;
+            job->dense_part = p->smoothing / (double)p->classes;
+        } else {
+            job->own = OWN_LABEL;
+        }
+    }
+    /* Rows go past the caches only where result and logits together would not stay in them. */
+    const size_t size = item_size[p->dtype];
+    const double bytes = 2.0 * (double)rows * (double)p->classes * (double)size;
+    job->streaming = bytes > (double)last_cache();
+    job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
+    /* Two rows of exponentials a thread; beyond this they would live in no cache. */
+    job->recompute = p->classes > (int64_t)1 << 19;
+    job->tile = 1;
+    while (job->tile < PYCE_TILE && job->tile * 2 * p->classes <= 32768) job->tile *= 2;
+}
+
+/* Rows dealt to threads, tile by tile. */
+static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+    const int64_t rows = job->p->outer * job->p->inner;
+    const int64_t tiles = (rows + job->tile - 1) / job->tile;
+    row_work context = {.kernels = kernels, .job = job, .sums = sums};
+    const pyce_work work = {work_rows, &context, tiles, grain_of(tiles, threads),
+                            kernels->scratch[job->p->dtype](job)};
+    return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
+}
+
+/* Rows one after the other, each shared by the threads, block by block. */
+static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+    const pyce_problem *p = job->p;
+    const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    pyce_block *blocks = malloc((size_t)job->blocks * sizeof *blocks + PYCE_SETTLED);
+    if (!blocks) return PYCE_NO_MEMORY;
+    row_work context = {.kernels = kernels, .job = job, .blocks = blocks};
+    context.settled = blocks + job->blocks;
+    const int64_t grain = grain_of(job->blocks, threads);
+    const size_t scratch = kernels->scratch[p->dtype](job);
+    const pyce_work measure = {work_measure, &context, job->blocks, grain, scratch};
+    const pyce_work write = {work_write, &context, job->blocks, grain, scratch};
+    int status = PYCE_OK;
+    for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
+        context.row = row;
+        if (pyce_pool_run(&measure, threads)) status = PYCE_NO_MEMORY;
+        if (status != PYCE_OK) break;
+        double losses[PYCE_TILE];
+        const pyce_fpenv before = pyce_fpenv_enter();
+        kernels->settle[p->dtype](job, row, blocks, context.settled, losses, sums);
+        pyce_fpenv_leave(before);
+        if (result && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
+    }
+    free(blocks);
+    return status;
+}
+
+int pyce_run(pyce_problem *p) {
+    if (!p) return PYCE_BAD_ARGUMENT;
+    p->bad_row = -1;
+    p->bad_value = 0;
+    p->loss = 0;
+    if (!arguments_fit(p)) return PYCE_BAD_ARGUMENT;
+    const pyce_kernels *kernels = pyce_dispatch();
+    const int64_t rows = p->outer * p->inner;
+    const int64_t worth = rows * p->classes / ELEMENTS_PER_THREAD;
+    const int threads = worth < 1 ? 1 : p->threads < worth ? p->threads : (int)worth;
+
+    int64_t count = rows;
+    double denominator = (double)rows;
+    if (p->labels && rows) {
+        const int status = scan_labels(kernels, p, threads, &count, &denominator);
+        if (status != PYCE_OK) return status;
+    } else if (p->labels || !rows) {
+        denominator = 0;
+    } else if (p->sample_weight) {
+        denominator = sum_of(p->sample_weight, rows);
+    }
+    if (p->reduction != PYCE_MEAN) denominator = 1;
+    if (p->reduction == PYCE_MEAN && !isnan(p->normalizer)) denominator = p->normalizer;
+
+    pyce_job job;
+    describe(p, &job);
+    job.grad_scale = p->grad_loss / denominator;
+
+    const int64_t tiles = (rows + job.tile - 1) / job.tile;
+    const int reduce = p->operation <= PYCE_FORWARD_BACKWARD && p->reduction != PYCE_NONE;
+    double few[256];
+    double *sums = NULL;
+    if (reduce) {
+        sums = tiles <= 256 ? few : malloc((size_t)tiles * sizeof *sums);
+        if (!sums) return PYCE_NO_MEMORY;
+    }
+    int status = PYCE_OK;
+    if (rows) {
+        const int wide = p->inner == 1 && p->classes > PYCE_NARROW;
+        const int share = wide && threads > 1 && rows < 2 * threads && job.blocks >= 4 * threads;
+        status = share ? run_shared(kernels, &job, threads, sums)
+                       : run_rows(kernels, &job, threads, sums);
+    }
+    if (reduce && status == PYCE_OK) {
+        const double total = fold(sums, tiles);
+        const int empty = count == 0 && !isnan(p->normalizer) && p->reduction == PYCE_MEAN;
+        p->loss = empty ? 0.0 : total / denominator;
+    }
+    if (sums != few) free(sums);
+    return status;
+}
+
+/* -- the Bernoulli loss ------------------------------------------------------------------------------- */
+
+typedef struct {
+    const pyce_kernels *kernels;
+    int dtype;
+    int64_t n;
+    const void *x, *t, *w, *pw;
+    void *losses, *grad;
+    double scale;
+    double *sums;
+} bernoulli_work;
+
+static void work_bernoulli(void *context, int64_t begin, int64_t end, void *scratch) {
+    const bernoulli_work *b = context;
+    (void)scratch;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t first = i * BERNOULLI_PIECE;
+        const int64_t last = first + BERNOULLI_PIECE < b->n ? first + BERNOULLI_PIECE : b->n;
+        b->sums[i] = b->kernels->bernoulli[b->dtype](first, last, b->x, b->t, b->w, b->pw, b->losses,
+                                                     b->grad, b->scale);
+    }
+    pyce_fpenv_leave(before);
+}
+
+int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
+                              const void *weight, const void *pos_weight, void *losses, void *grad,
+                              double scale, int threads, double *total) {
+    if (dtype != PYCE_FLOAT32 && dtype != PYCE_FLOAT64) return PYCE_BAD_ARGUMENT;
+    if (n < 0 || n > INT64_MAX / 8 || threads < 1 || !total) return PYCE_BAD_ARGUMENT;
+    *total = 0;
+    if (n == 0) return PYCE_OK;
+    if (!logits || !target) return PYCE_BAD_ARGUMENT;
+    const int64_t pieces = (n + BERNOULLI_PIECE - 1) / BERNOULLI_PIECE;
+    double few[64];
+    double *sums = pieces <= 64 ? few : malloc((size_t)pieces * sizeof *sums);
+    if (!sums) return PYCE_NO_MEMORY;
+    bernoulli_work context = {pyce_dispatch(), dtype,  n,    logits, target, weight,
+                              pos_weight,      losses, grad, scale,  sums};
+    const int64_t worth = n / BERNOULLI_PIECE;
+    const int use = worth < 1 ? 1 : threads < worth ? threads : (int)worth;
+    const pyce_work work = {work_bernoulli, &context, pieces, grain_of(pieces, use), 64};
+    const int status = pyce_pool_run(&work, use) ? PYCE_NO_MEMORY : PYCE_OK;
+    if (status == PYCE_OK) *total = fold(sums, pieces);
+    if (sums != few) free(sums);
+    return status;
+}
+
+/* -- limits to measure against ------------------------------------------------------------------------ */
+
+typedef struct {
+    const pyce_kernels *kernels;
+    char *to;
+    const char *from;
+    int64_t bytes;
+    int streaming;
+} copy_work;
+
+static void work_copy(void *context, int64_t begin, int64_t end, void *scratch) {
+    const copy_work *c = context;
+    (void)scratch;
+    const int64_t first = begin * COPY_PIECE;
+    const int64_t last = end * COPY_PIECE < c->bytes ? end * COPY_PIECE : c->bytes;
+    const size_t size = (size_t)(last - first);
+    if (!c->to) {
+        /* The reader's result goes nowhere but must be computed. */
+        volatile uint64_t sink = c->kernels->read(c->from + first, size);
+        (void)sink;
+    } else if (c->streaming) {
+        c->kernels->copy(c->to + first, c->from + first, size);
+    } else {
+        memcpy(c->to + first, c->from + first, size);
+    }
+}
+
+static int copy_or_read(void *to, const void *from, int64_t bytes, int streaming, int threads) {
+    if (bytes < 0 || threads < 1 || (bytes && !from)) return PYCE_BAD_ARGUMENT;
+    if (streaming && (uintptr_t)to % 64) return PYCE_BAD_ARGUMENT;
+    copy_work context = {pyce_dispatch(), to, from, bytes, streaming};
+    const int64_t pieces = (bytes + COPY_PIECE - 1) / COPY_PIECE;
+    const pyce_work work = {work_copy, &context, pieces, grain_of(pieces, threads), 64};
+    return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
+}
+
+int pyce_copy(void *to, const void *from, int64_t bytes, int streaming, int threads) {
+    if (bytes && !to) return PYCE_BAD_ARGUMENT;
+    return copy_or_read(to, from, bytes, streaming, threads);
+}
+
+int pyce_read(const void *from, int64_t bytes, int threads) {
+    return copy_or_read(NULL, from, bytes, 0, threads);
+}
+
+/* -- words -------------------------------------------------------------------------------------------- */
+
+const char *pyce_status_text(int status) {
+    switch (status) {
+    case PYCE_OK: return "success";
+    case PYCE_BAD_LABEL: return "a label is out of range";
+    case PYCE_BAD_ARGUMENT: return "an argument is invalid";
+    case PYCE_NO_MEMORY: return "out of memory";
+    default: return "unknown status";
+    }
+}
+
+const char *pyce_compiler(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}

@@ -1,0 +1,94 @@
+/* The C interface of pyce: the only declarations that Python sees (build_ffi.py reads this file).
+ *
+ * Every function returns or takes plain values; none prints, aborts, or keeps a pointer. Arrays
+ * belong to the caller. Sizes and strides count elements. See pyce.c for what is checked.
+ */
+#ifndef PYCE_H
+#define PYCE_H
+
+#include <stdint.h>
+
+enum { PYCE_FLOAT32, PYCE_FLOAT64, PYCE_FLOAT16, PYCE_BFLOAT16 };
+
+enum {
+    PYCE_FORWARD,          /* loss, and lse where given */
+    PYCE_FORWARD_BACKWARD, /* the same and the gradient */
+    PYCE_BACKWARD,         /* the gradient from the lse of a forward */
+    PYCE_SOFTMAX,
+    PYCE_LOG_SOFTMAX,
+    PYCE_LOGSUMEXP
+};
+
+enum { PYCE_NO_TARGET, PYCE_INDEX32, PYCE_INDEX64, PYCE_PROBABILITIES };
+
+enum { PYCE_MEAN, PYCE_SUM, PYCE_NONE };
+
+enum {
+    PYCE_OK,
+    PYCE_BAD_LABEL,    /* bad_row and bad_value say which; nothing was written */
+    PYCE_BAD_ARGUMENT, /* nothing was written */
+    PYCE_NO_MEMORY     /* nothing was written */
+};
+
+/* A logits-shaped array seen as (outer, classes, inner): element (o, c, i) stands at
+ * data[(offsets ? offsets[o] : o * outer_stride) + c * class_stride + i]. */
+typedef struct {
+    void *data;
+    const int64_t *offsets;
+    int64_t outer_stride;
+    int64_t class_stride;
+} pyce_operand;
+
+/* One computation over rows = outer * inner rows of `classes` numbers each. Pointers that an
+ * operation does not need are NULL. Flat arrays have one element per row, in (outer, inner) order. */
+typedef struct {
+    int32_t operation;
+    int32_t dtype; /* of logits and result */
+    int32_t target;
+    int32_t probs_dtype;
+    int32_t reduction;
+    int32_t threads; /* at most; at least 1 */
+    int64_t outer;
+    int64_t classes;
+    int64_t inner;
+    pyce_operand logits;
+    pyce_operand result; /* gradient, softmax or log-softmax; may be exactly the logits */
+    pyce_operand probs;
+    const void *labels;          /* int32_t or int64_t (rows) */
+    const double *weight;        /* (classes) or NULL */
+    const double *sample_weight; /* (rows) or NULL */
+    const double *grad_losses;   /* (rows) or NULL: factors of the gradient beside grad_loss */
+    double grad_loss;
+    double normalizer; /* the mean's denominator; NaN: the contract's own */
+    double smoothing;
+    int64_t ignore_index;
+    double *lse;  /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */
+    void *losses; /* (rows): float, or double for PYCE_FLOAT64; PYCE_NONE only */
+    /* Results. */
+    double loss; /* reduced; not set for PYCE_NONE */
+    int64_t bad_row;
+    int64_t bad_value;
+} pyce_problem;
+
+/* Run one computation; returns a status. Any number of threads may call at once. */
+int pyce_run(pyce_problem *problem);
+
+/* Bernoulli loss of n elements of PYCE_FLOAT32 or PYCE_FLOAT64, all contiguous; weight, pos_weight,
+ * losses and grad may be NULL. Writes the sum of the weighted losses to *total. */
+int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
+                              const void *weight, const void *pos_weight, void *losses, void *grad,
+                              double scale, int threads, double *total);
+
+/* The limits that the kernels are measured against: copy or read `bytes` with the same threads. */
+int pyce_copy(void *to, const void *from, int64_t bytes, int streaming, int threads);
+int pyce_read(const void *from, int64_t bytes, int threads);
+
+/* Instruction sets, widest first: name of the i-th that this machine runs, NULL past the last. */
+const char *pyce_isa(int i);
+const char *pyce_isa_in_use(void);
+int pyce_set_isa(const char *name);
+
+const char *pyce_status_text(int status);
+const char *pyce_compiler(void);
+
+#endif

@@ -1,0 +1,99 @@
+"""Softmax cross-entropy on the CPU, at the speed of memory.
+
+>>> import numpy as np, pyce
+>>> logits = np.array([[1.0, 2.0, 0.5]])
+>>> loss, grad = pyce.cross_entropy_with_grad(logits, np.array([1]))
+>>> print(round(float(loss), 3), grad.round(2))
+0.464 [[ 0.23 -0.37  0.14]]
+
+Kernels in C (SIMD chosen at run time, threads), in Numba, and a NumPy reference; the fastest that
+is available runs. `pyce.info()` tells which.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from pyce import _backends
+from pyce._info import info
+from pyce._loss import (
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_with_grad,
+    log_softmax,
+    logsumexp,
+    softmax,
+)
+from pyce._measures import (
+    accuracy,
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    log_loss,
+    nll_loss,
+)
+from pyce._threads import get_num_threads, set_num_threads
+from pyce._version import __version__
+
+__all__ = [
+    "__version__",
+    "accuracy",
+    "backends",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
+    "cross_entropy",
+    "cross_entropy_backward",
+    "cross_entropy_with_grad",
+    "get_backend",
+    "get_num_threads",
+    "info",
+    "log_loss",
+    "log_softmax",
+    "logsumexp",
+    "nll_loss",
+    "set_backend",
+    "set_num_threads",
+    "softmax",
+    "use_backend",
+]
+
+
+def backends() -> list[str]:
+    """The backends that can be used on this machine, fastest first."""
+    return [name for name in _backends.NAMES if _backends.why_not(name) is None]
+
+
+def get_backend() -> str:
+    """The backend that a call made here and now runs on: "c", "numba" or "numpy"."""
+    return _backends.current().NAME
+
+
+def set_backend(name: str) -> None:
+    """Run on the named backend from now on: "c", "numba", "numpy", or "auto" for the fastest.
+
+    Raises ValueError for a name that is unknown or can't be used here; nothing changes then.
+    Where `use_backend` is active, it goes before.
+    """
+    _backends.set_default(name)
+
+
+class use_backend:  # noqa: N801 (reads as a statement: with pyce.use_backend("numpy"))
+    """Run on the named backend inside a with block, in this thread and task only.
+
+    Blocks nest. Raises ValueError on entry, as `set_backend`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_backends.choose(self._name))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _backends.unchoose(self._tokens.pop())

@@ -1,0 +1,160 @@
+"""The ordered registry of backends and the choice between them.
+
+A backend is one module of this package with the functions of `Backend` below. To add one, write the
+file and add a line to `_REGISTRY`; tests and benchmarks find it there. Backends import neither each
+other nor this registry: they get a `Problem`, trust it, and write into the arrays it holds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from contextvars import ContextVar
+from typing import Any, Protocol, cast
+
+from pyce._arguments import Array, Problem
+
+
+class Backend(Protocol):
+    """What a backend module provides. All arrays are checked; results go where the caller said."""
+
+    NAME: str
+    # Whether the functions below raise IndexError for bad labels themselves, before writing.
+    CHECKS_LABELS: bool
+
+    def forward(self, p: Problem) -> float:
+        """Write p.lse and p.losses where they are not None; return the reduced loss."""
+
+    def forward_backward(self, p: Problem) -> float:
+        """The same, and write p.grad."""
+
+    def backward(self, p: Problem) -> None:
+        """Write p.grad from the saved p.lse; p.losses is None."""
+
+    def softmax(self, x: Array, axis: int, out: Array) -> None:
+        """out = softmax of x, same shape and dtype, out C-contiguous; out may be x."""
+
+    def log_softmax(self, x: Array, axis: int, out: Array) -> None:
+        """out = log-softmax of x, likewise."""
+
+    def logsumexp(self, x: Array, axis: int, out: Array) -> None:
+        """out = flat float64 (rows,), one element per position."""
+
+    def binary_cross_entropy(
+        self,
+        x: Array,
+        t: Array,
+        weight: Array | None,
+        pos_weight: Array | None,
+        loss: Array | None,
+        grad: Array | None,
+        scale: float,
+    ) -> float:
+        """Bernoulli loss of flat, contiguous float32 or float64 arrays of one length and dtype.
+
+        Writes the weighted losses and `scale` times their gradients where asked for; returns the
+        float64 sum of the weighted losses.
+        """
+
+
+# In order of preference: name, what must be importable, what to do when it is not.
+_REGISTRY: tuple[tuple[str, str | None, str], ...] = (
+    ("c", "pyce._pyce", "the C extension was not built: reinstall pyce where a C compiler is found"),
+    ("numba", "numba", "numba is not installed: pip install 'pyce[numba]'"),
+    ("numpy", None, ""),
+)
+NAMES = tuple(name for name, _, _ in _REGISTRY)
+
+_loaded: dict[str, Backend] = {}
+_broken: dict[str, str] = {}
+_default = "auto"
+_chosen: ContextVar[str | None] = ContextVar("pyce_backend", default=None)
+
+
+def _environment() -> str:
+    return check_name(os.environ.get("PYCE_BACKEND") or "auto", "PYCE_BACKEND")
+
+
+def check_name(name: Any, what: str = "backend") -> str:
+    """`name` if it is "auto" or a registered backend; else ValueError with the choices."""
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"{what} must be one of auto, {', '.join(NAMES)}; got {name!r}")
+    return str(name)
+
+
+def why_not(name: str) -> str | None:
+    """Why the named backend can't be used on this machine; None when it can."""
+    if name in _loaded:
+        return None
+    if name in _broken:
+        return _broken[name]
+    _, needs, advice = _REGISTRY[NAMES.index(name)]
+    if needs is None:
+        return None
+    if name == "numba":
+        # Importing numba takes a second, so that is left to the first use.
+        return None if importlib.util.find_spec(needs) else advice
+    try:
+        importlib.import_module(needs)
+    except ImportError as error:
+        _broken[name] = f"{advice} ({error})"
+        return _broken[name]
+    return None
+
+
+def load(name: str) -> Backend:
+    """The named backend, imported on first use; ValueError with the choices when it can't be."""
+    backend = _loaded.get(name)
+    if backend is not None:
+        return backend
+    reason = why_not(name)
+    if reason is None:
+        try:
+            backend = cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+        except ImportError as error:
+            reason = _broken[name] = f"{name} can't be imported: {error}"
+        else:
+            _loaded[name] = backend
+            return backend
+    usable = ", ".join(n for n in NAMES if why_not(n) is None)
+    raise ValueError(f"backend {name!r} is not available: {reason}; available: {usable}")
+
+
+def _best() -> Backend:
+    for name in NAMES:
+        if why_not(name) is None:
+            try:
+                return load(name)
+            except ValueError:
+                continue  # found, but broken: the reason is kept for info()
+    raise RuntimeError("no backend is available, not even numpy")  # pragma: no cover
+
+
+def current() -> Backend:
+    """The backend that a call made here and now runs on."""
+    name = _chosen.get() or _default
+    backend = _loaded.get(name)
+    if backend is not None:
+        return backend
+    if name == "auto":
+        name = _environment()
+    return _best() if name == "auto" else load(name)
+
+
+def set_default(name: str) -> None:
+    global _default
+    if check_name(name) != "auto":
+        load(name)
+    _default = name
+
+
+def choose(name: str) -> Any:
+    """Choose for this thread or task; returns the token that `unchoose` takes."""
+    if check_name(name) != "auto":
+        load(name)
+    return _chosen.set(name)
+
+
+def unchoose(token: Any) -> None:
+    _chosen.reset(token)

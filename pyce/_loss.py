@@ -1,0 +1,292 @@
+"""The door: what the user calls. Checks go to `_arguments`, arithmetic to the selected backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pyce import _arguments as arguments
+from pyce._arguments import Array, Problem
+from pyce._backends import Backend, current
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    return_lse: bool = False,
+) -> Any:
+    """Softmax cross-entropy of logits against class indices or probabilities.
+
+    A *row* is one sample: the C values along the class axis at one position. With
+    lse = log Σ_c exp(x_c), a row's loss is
+
+    - class index y:    weight[y] · (lse − x_y)
+    - probabilities t:  Σ_c weight_c · t_c · (lse − x_c), where 0 · ∞ counts as 0
+    - smoothing ε:      (1 − ε) · the above + ε/C · Σ_c weight_c · (lse − x_c)
+
+    Parameters
+    ----------
+    logits : array_like
+        float16, bfloat16, float32 or float64 of any shape with at least one dimension. Any strides
+        and byte order. Half types are computed in float32.
+    target : array_like
+        Class indices of any integer dtype, shaped like `logits` without the class axis; or
+        probabilities, floating and of the logits' shape (they need not add up to 1).
+    axis : int
+        The class axis.
+    weight : array_like, optional
+        Weight of each class, shape (C,).
+    sample_weight : array_like, optional
+        Weight of each row, shaped like index targets.
+    ignore_index : int
+        Rows with this class index count for nothing: loss 0, gradient 0, logits never read.
+    label_smoothing : float
+        ε in [0, 1]: how much of the target is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum of the weighted losses by Σ weight[y] · sample_weight over the rows
+        that count (index targets) or Σ sample_weight (probabilities). With no row that counts it
+        is NaN. "none" gives the losses of the rows, in the shape of index targets.
+    normalizer : float, optional
+        Replaces the denominator of "mean", as gradient accumulation needs; the loss of a batch
+        without a row that counts is then 0.
+    return_lse : bool
+        Also return lse, which `cross_entropy_backward` takes.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        float64 for float64 logits, else float32.
+    lse : ndarray of float64
+        In the shape of index targets; 0 for ignored rows. Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError
+        Logits that are not floating; a floating target shaped like indices.
+    ValueError
+        Shapes that do not fit, no classes, 0-d logits, an unknown reduction, ε outside [0, 1].
+    IndexError
+        A class index outside 0..C−1 that is not `ignore_index`; it names the first such row.
+
+    Notes
+    -----
+    A row that holds NaN or +inf, or nothing but −inf, has the loss NaN. −inf off the target is a
+    class of probability exactly 0; at the target it makes the loss +inf. float32 and float64
+    losses are within 2 units in the last place of the exact value, however confident the model.
+
+    The semantics of weights, smoothing and the mean are those of
+    ``torch.nn.functional.cross_entropy`` and ONNX SoftmaxCrossEntropyLoss, but the class axis is
+    the last one unless said otherwise, as in NumPy.
+    """
+    p = arguments.loss_problem(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        normalizer,
+    )
+    if not return_lse:
+        return _run(p, "forward")
+    p.lse = np.empty(p.rows)
+    return _run(p, "forward"), p.lse.reshape(p.positions)
+
+
+def cross_entropy_with_grad(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    return_lse: bool = False,
+    out: Any = None,
+) -> Any:
+    """Softmax cross-entropy and its gradient, fused: one pass over the logits in memory.
+
+    The parameters are those of `cross_entropy`, and
+
+    out : ndarray, optional
+        Where to write the gradient: the logits' shape and dtype, C-contiguous and writable. It may
+        be exactly `logits` (in place); no other overlap with an argument is allowed. A new array
+        of this size costs more in page faults than the gradient itself.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        As from `cross_entropy`.
+    grad : ndarray
+        ∂(Σ loss)/∂logits in the logits' shape and dtype: for a row with softmax p,
+        s · (p − [c = y]) for a class index and s · (p · Σ_k w_k t_k − w_c t_c) for probabilities,
+        where s is the row's share in the reduction (for "none", 1 or its sample weight). `out` if
+        that was given.
+    lse : ndarray of float64
+        Only with `return_lse`.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`; also for an unfit `out`. After any error `out` is as it was.
+
+    Notes
+    -----
+    Every normal number of the gradient is within 4 units in the last place, the target's too: it
+    is summed from the other classes, never computed as p − 1.
+    """
+    p = arguments.loss_problem(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        normalizer,
+    )
+    p.grad = arguments.output(out, p.logits, (logits, p.labels, p.probs, p.weight, p.sample_weight))
+    if not return_lse:
+        return _run(p, "forward_backward"), _delivered(p.grad, out)
+    p.lse = np.empty(p.rows)
+    loss = _run(p, "forward_backward")
+    return loss, _delivered(p.grad, out), p.lse.reshape(p.positions)
+
+
+def cross_entropy_backward(
+    grad_loss: Any,
+    logits: Any,
+    target: Any,
+    lse: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    out: Any = None,
+) -> Array:
+    """The gradient of `cross_entropy` from the lse that its forward saved.
+
+    Parameters
+    ----------
+    grad_loss : array_like
+        What the gradient is multiplied by (the chain rule): a number for "mean" and "sum", an
+        array in the shape of index targets for "none".
+    lse : array_like
+        What ``cross_entropy(..., return_lse=True)`` gave for the same logits.
+    out : ndarray, optional
+        As for `cross_entropy_with_grad`.
+
+    The other parameters, errors and the accuracy are those of `cross_entropy_with_grad`; they must
+    be the ones that the forward was called with. A row whose lse is not finite gets NaN.
+
+    Returns
+    -------
+    grad : ndarray
+        In the logits' shape and dtype; `out` if that was given.
+    """
+    p = arguments.loss_problem(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        reduction,
+        normalizer,
+    )
+    if p.reduction == "none":
+        p.grad_loss = arguments.reals(grad_loss, p.positions, "grad_loss").reshape(-1)
+    else:
+        p.grad_loss = arguments.real(grad_loss, "grad_loss")
+    p.lse = arguments.reals(lse, p.positions, "lse").reshape(-1)
+    p.grad = arguments.output(out, p.logits, (logits, p.labels, p.probs, p.lse))
+    backend = current()
+    if not backend.CHECKS_LABELS:
+        p.check_labels()
+    backend.backward(p)
+    return _delivered(p.grad, out)
+
+
+def _run(p: Problem, direction: str) -> Any:
+    """Allocate row losses if asked for, run, and give the loss its dtype and shape."""
+    dtype = np.float64 if p.dtype_name == "float64" else np.float32
+    if p.reduction == "none":
+        p.losses = np.empty(p.rows, dtype)
+    backend = current()
+    if not backend.CHECKS_LABELS:
+        p.check_labels()
+    loss = backend.forward(p) if direction == "forward" else backend.forward_backward(p)
+    return dtype(loss) if p.losses is None else p.losses.reshape(p.positions)
+
+
+def _delivered(result: Array, out: Array | None) -> Array:
+    """`result` where the caller wants it: an unaligned `out` was computed beside its memory."""
+    if out is None or result is out:
+        return result
+    out[...] = result
+    return out
+
+
+def softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
+    """exp(x_c) / Σ_k exp(x_k) along `axis`, in x's shape and dtype.
+
+    `x` is floating as in `cross_entropy`; `out` as in `cross_entropy_with_grad`. Every normal
+    number of the result is within 4 units in the last place. A row that holds NaN or +inf, or
+    nothing but −inf, is NaN throughout.
+    """
+    backend = current()
+    array, k, result = _matrix(x, axis, out)
+    backend.softmax(array, k, result)
+    return _delivered(result, out)
+
+
+def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
+    """x_c − log Σ_k exp(x_k) along `axis`, in x's shape and dtype; never above 0.
+
+    Arguments and rows that are not finite as in `softmax`. Right to 4 units in the last place also
+    where a class has nearly all the probability, since log1p of the rest is what is computed.
+    """
+    backend = current()
+    array, k, result = _matrix(x, axis, out)
+    backend.log_softmax(array, k, result)
+    return _delivered(result, out)
+
+
+def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
+    """log Σ_c exp(x_c) along `axis`: always float64, whatever the dtype of `x`.
+
+    The result has x's shape without the class axis, or with length 1 there if `keepdims`. NaN
+    gives NaN, +inf gives +inf, a row of only −inf gives −inf.
+    """
+    array, _ = arguments.floating(x, "x")
+    k = arguments.class_axis(axis, array.shape, "x")
+    shape = array.shape[:k] + ((1,) if keepdims else ()) + array.shape[k + 1 :]
+    result = np.empty(shape)
+    current().logsumexp(array, k, result.reshape(-1))
+    return result if result.ndim else result[()]
+
+
+def _matrix(x: Any, axis: Any, out: Any) -> tuple[Array, int, Array]:
+    array, _ = arguments.floating(x, "x")
+    k = arguments.class_axis(axis, array.shape, "x")
+    return array, k, arguments.output(out, array, (x,))

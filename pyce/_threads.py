@@ -1,0 +1,114 @@
+"""How many threads a call may use: what was asked for, limited by what the process may run on.
+
+Asked for: `set_num_threads`, else PYCE_NUM_THREADS, else OMP_NUM_THREADS, else every processor.
+Limits: the CPU affinity of the calling thread, read at every large call, and the CPU quotas of the
+process's control group and its ancestors (version 1 and 2), re-read at most once a second.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+
+from pyce._arguments import index_number
+
+_asked: int | None = None
+_quota: float = math.inf
+_quota_read_at: float = -math.inf
+
+
+def set_num_threads(n: int) -> None:
+    """Use at most `n` threads per call from now on, in every backend.
+
+    The calling thread counts as one of them. Fewer run where the process's CPU affinity or control
+    group allows fewer. Raises ValueError for n < 1.
+    """
+    global _asked
+    number = index_number(n, "threads")
+    if number < 1:
+        raise ValueError(f"threads must be at least 1, got {number}")
+    _asked = number
+
+
+def get_num_threads() -> int:
+    """The number of threads that a large call made now may use."""
+    return budget()
+
+
+def budget() -> int:
+    """The same, for the backends: called once for every call that is large enough to share."""
+    return max(1, math.ceil(min(_wanted(), _affinity(), _quota_now())))
+
+
+def _wanted() -> int:
+    if _asked is not None:
+        return _asked
+    text = os.environ.get("PYCE_NUM_THREADS")
+    if text:
+        return _positive(text)
+    # OMP_NUM_THREADS may be a list (one number per nesting level) and is not ours to complain of.
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(text)) if text.isdigit() else 2**31 - 1
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ValueError(f"PYCE_NUM_THREADS must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on every system
+        return os.cpu_count() or 1
+
+
+def _quota_now() -> float:
+    global _quota, _quota_read_at
+    now = time.monotonic()
+    if now - _quota_read_at >= 1.0:
+        _quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+        _quota_read_at = now
+    return _quota
+
+
+def cgroup_quota(membership: Path, root: Path) -> float:
+    """The smallest CPU quota, in processors, of the process's group and its ancestors; inf if none.
+
+    `membership` lists the process's groups (a line `id:controllers:path` for each hierarchy),
+    `root` is where the hierarchies are mounted.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return math.inf
+    quota = math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        names = controllers.split(",")
+        if controllers and "cpu" not in names:
+            continue
+        mounts = [root] if not controllers else [root / controllers, root / "cpu"]
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in mounts:
+            for depth in range(len(parts), -1, -1):
+                quota = min(quota, _quota_of(mount.joinpath(*parts[:depth])))
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    try:
+        limit, period = (group / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            limit = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return math.inf
+    try:
+        return int(limit) / int(period) if limit != "max" and int(limit) > 0 else math.inf
+    except (ValueError, ZeroDivisionError):
+        return math.inf
