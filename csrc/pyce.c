@@ -230,7 +230,10 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     /* Two rows of exponentials a thread; beyond this they would live in no cache. */
     job->recompute = p->classes > (int64_t)1 << 19;
     job->tile = 1;
-    while (job->tile < PYCE_TILE && job->tile * 2 * p->classes <= 32768) job->tile *= 2;
+    const int64_t least = p->inner > 1 ? 16 : 1; /* rows side by side fill a vector */
+    while (job->tile < PYCE_TILE && (job->tile < least || job->tile * 2 * p->classes <= 32768)) {
+        job->tile *= 2;
+    }
 }
 
 /* Rows dealt to threads, tile by tile. */

@@ -3,9 +3,13 @@
 #define PYCE_KERNELS_H
 
 #include <stddef.h>
+#include <string.h>
 #include <stdint.h>
 
 #include "../pyce.h"
+
+/* Before a loop over an array of vectors, so that they stay in registers. */
+#define UNROLL _Pragma("GCC unroll 16")
 
 /* Classes that share one normaliser; rows are cut here when threads share them. */
 #define PYCE_BLOCK 2048

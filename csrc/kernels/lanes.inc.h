@@ -23,6 +23,7 @@ typedef struct {
     int apart;            /* rows lie apart (inner == 1), else side by side */
     int64_t outer, inner; /* of the first */
     int live[W], all_live;
+    V label;              /* as numbers; −1 where none */
 } NAME(lane_rows);
 
 INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_rows) * rows,
@@ -39,21 +40,29 @@ INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_r
         return;
     }
     const T *row[W];
-    T packed[W * W];
-    for (int i = 0; i < W; i++) {
-        /* The last row stands in for those past the end. */
-        const int64_t r = rows->row + (i < rows->n ? i : rows->n - 1);
-        row[i] = x + NAME(offset_of)(a, r) + first * a->class_stride;
+    T packed[W];
+    x += first * a->class_stride;
+    /* The last row stands in for those past the end. */
+    if (a->offsets) {
+        const int64_t *offset = a->offsets + rows->row;
+        for (int i = 0; i < W; i++) row[i] = x + offset[i < rows->n ? i : rows->n - 1];
+    } else {
+        x += rows->row * a->outer_stride;
+        for (int i = 0; i < W; i++) row[i] = x + (i < rows->n ? i : rows->n - 1) * a->outer_stride;
     }
     for (int c = 0; c < n; c += W) {
         const int width = n - c < W ? n - c : W;
         V v[W];
+        UNROLL
         for (int i = 0; i < W; i++) {
-            const T *from =
-                NAME(gather)(row[i] + c * a->class_stride, a->class_stride, width, packed + i * W);
+            const T *from = row[i] + c;
+            if (a->class_stride != 1) {
+                from = NAME(gather)(row[i] + c * a->class_stride, a->class_stride, width, packed);
+            }
             v[i] = width == W ? LOAD(from) : LOADN(from, width, 0);
         }
         F(transpose)(v);
+        UNROLL
         for (int j = 0; j < width; j++) F(store)(tile + (c + j) * W, v[j]);
     }
 }
@@ -80,9 +89,12 @@ INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     for (int c = 0; c < n; c += W) {
         const int width = n - c < W ? n - c : W;
         V v[W];
+        UNROLL
         for (int j = 0; j < W; j++) v[j] = F(load)(tile + (c + (j < width ? j : 0)) * W);
         F(transpose)(v);
-        for (int i = 0; i < rows->n; i++) {
+        UNROLL
+        for (int i = 0; i < W; i++) {
+            if (i >= rows->n) break;
             T *to = out + NAME(offset_of)(g, rows->row + i) + (first + c) * g->class_stride;
             if (g->class_stride == 1) {
                 if (width == W) {
@@ -136,7 +148,7 @@ INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own_o
 INLINE V NAME(eight_terms)(int kind, const REAL *tile, const REAL *b, int step, V own_or_max, int c,
                            int stride, int n) {
     V v[8];
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < 8; j++) {
         const int at = c + j * stride;
         v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
@@ -181,20 +193,46 @@ INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, cons
 #endif
 }
 
-/* x of the tile becomes e; the sum of those that are not the row's own, per lane. */
-INLINE void NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) norm, V own,
-                           double sums[W]) {
-    for (int c = 0; c < n; c++) {
-        F(store)(tile + c * W, F(exp)(F(load)(tile + c * W), norm));
+/* x of the tile becomes e; the sum of those that are not the row's own, per lane; x of the own. */
+INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) norm, V own,
+                        double sums[W]) {
+    V own_x = F(set1)((REAL)-INFINITE);
+    if (job->p->classes > PYCE_NARROW) {
+        for (int c = 0; c < n; c++) {
+            const V x = F(load)(tile + c * W);
+            own_x = F(select)(F(eq)(own, F(set1)((REAL)c)), x, own_x);
+            F(store)(tile + c * W, F(exp)(x, norm));
+        }
+        NAME(sum_tile)(job, SUM_E, tile, 0, 0, own, n, sums);
+        return own_x;
     }
-    NAME(sum_tile)(job, SUM_E, tile, 0, 0, own, n, sums);
+    /* The same sum as sum_tile's, in the loop of the exponentials. */
+    F(sum) sum = F(sum_zero)();
+    for (int c = 0; c < n; c += 8) {
+        V v[8];
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            v[j] = F(set1)(0);
+            if (c + j < n) {
+                const V x = F(load)(tile + (c + j) * W), e = F(exp)(x, norm);
+                const VM mine = F(eq)(own, F(set1)((REAL)(c + j)));
+                own_x = F(select)(mine, x, own_x);
+                F(store)(tile + (c + j) * W, e);
+                v[j] = F(drop)(mine, e);
+            }
+        }
+        F(sum_add)(&sum, F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
+                                F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7]))));
+    }
+    F(sum_lanes)(sum, sums);
+    return own_x;
 }
 
 /* The statistics of one block of the tile, as measure_block finds them, into the lanes of `s`; own
    classes are counted from the block's first. */
 INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
                                NAME(lane_scratch) * room, const REAL **b, int *step,
-                               NAME(row_set) * s) {
+                               V *own_class, NAME(row_set) * s) {
     REAL *x = room->x;
     NAME(load_tile)(job->p->logits.data, &job->p->logits, rows, first, n, x);
     if (!rows->all_live) {
@@ -206,20 +244,19 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     }
     V max = F(set1)((REAL)-INFINITE), own = F(set1)(-1);
     for (int c = 0; c < n; c++) max = F(max)(F(load)(x + c * W), max);
-    REAL place[W];
     if (job->own == OWN_MAX) {
         for (int c = n - 1; c >= 0; c--) {
             own = F(select)(F(eq)(F(load)(x + c * W), max), F(set1)((REAL)c), own);
         }
-        F(store)(place, own);
-        for (int i = 0; i < W; i++) s->own[i] = (int64_t)place[i];
     } else if (job->own == OWN_LABEL) {
-        for (int i = 0; i < W; i++) {
-            s->own[i] = NAME(within)(s->label[i], first, n);
-            place[i] = (REAL)s->own[i];
+        own = rows->label;
+        if (job->blocks > 1) {
+            REAL place[W];
+            for (int i = 0; i < W; i++) place[i] = (REAL)NAME(within)(s->label[i], first, n);
+            own = F(load)(place);
         }
-        own = F(load)(place);
     }
+    *own_class = own;
     F(to_doubles)(max, s->max);
     if (job->dense) {
         *step = NAME(load_dense)(job, rows, first, n, room, b);
@@ -227,25 +264,22 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
         NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense);
         NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss);
     }
-    for (int i = 0; i < W; i++) {
-        const int64_t label = NAME(within)(s->label[i], first, n);
-        if (label >= 0) s->label_x[i] = x[label * W + i];
+    if (job->dense) {
+        for (int i = 0; i < W; i++) {
+            const int64_t label = NAME(within)(s->label[i], first, n);
+            s->label_x[i] = label >= 0 ? x[label * W + i] : 0;
+        }
     }
-    NAME(exp_tile)(job, x, n, F(normalise)(max), own, s->rest);
+    F(to_doubles)(NAME(exp_tile)(job, x, n, F(normalise)(max), own, s->rest), s->own_x);
+    if (job->own == OWN_LABEL) memcpy(s->label_x, s->own_x, sizeof s->label_x);
 }
 
-/* One block a row: own_x and the factors b of the classes apart, lane by lane. */
-INLINE void NAME(finish_lanes)(const pyce_job *job, const REAL *b, int step, NAME(row_set) * s) {
+/* One block a row: the factors b of the classes apart, lane by lane. */
+INLINE void NAME(finish_lanes)(const REAL *b, int step, NAME(row_set) * s) {
     for (int i = 0; i < W; i++) {
         const int64_t own = s->own[i], label = s->label[i];
-        if (job->own == OWN_LABEL) {
-            s->own_x[i] = own >= 0 ? s->label_x[i] : s->own_x[i];
-        } else {
-            s->own_x[i] = own >= 0 ? s->max[i] : -INFINITE;
-        }
-        if (!job->dense) continue;
-        if (own >= 0) s->own_b[i] = step ? b[own * W + i] : b[own];
-        if (label >= 0) s->label_b[i] = step ? b[label * W + i] : b[label];
+        s->own_b[i] = own < 0 ? 0 : step ? b[own * W + i] : b[own];
+        s->label_b[i] = label < 0 ? 0 : step ? b[label * W + i] : b[label];
     }
 }
 
@@ -257,58 +291,104 @@ INLINE void NAME(log_tile)(const NAME(row_set) * s, int n, REAL *x) {
     }
 }
 
-/* The result of a block from its e. */
+/* The result of a block from its e. `scales` take e from the block's normaliser to the row's: NULL
+   where they are 1. own and label count from the block's first class. */
 INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
                              NAME(lane_scratch) * room, const NAME(row_set) * s,
-                             const double scales[W], int step, const REAL *b) {
+                             const double *scales, int step, const REAL *b, V own, V label) {
     REAL *tile = room->x;
-    REAL factor[W], lift[W], dense_factor[W], own[W], label[W], own_grad[W], label_grad[W], live[W];
-    int lifted = 0;
-    const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
-    const int apart = job->p->operation != PYCE_SOFTMAX;
-    for (int i = 0; i < W; i++) {
-        double f = s->factor[i] * scales[i];
-        lift[i] = 1;
-        if (__builtin_fabs(f) < least && f != 0) {
-            f = s->factor[i] * BIAS_FACTOR * scales[i];
-            lift[i] = (REAL)(1 / BIAS_FACTOR);
-            lifted = 1;
+    const REAL least = W == 8 ? (REAL)0x1p-1021 : (REAL)0x1p-125;
+    const V zero = F(set1)(0), one = F(set1)(1);
+    double factors[W];
+    memcpy(factors, s->factor, sizeof factors);
+    for (int i = 0; scales && i < W; i++) factors[i] *= scales[i];
+    V factor = F(from_doubles)(factors);
+    const V size = F(max)(factor, F(sub)(zero, factor));
+    const V short_of = F(max)(F(sub)(F(set1)(least), size), zero);
+    if (F(reduce_max)(short_of) > 0) {
+        /* Factors too small for the compute type: part of them moves into e. */
+        REAL lift[W];
+        for (int i = 0; i < W; i++) {
+            lift[i] = 1;
+            if (__builtin_fabs(factors[i]) < (double)least) {
+                factors[i] = s->factor[i] * BIAS_FACTOR * (scales ? scales[i] : 1);
+                lift[i] = (REAL)(1 / BIAS_FACTOR);
+            }
         }
-        factor[i] = (REAL)f;
-        live[i] = i < rows->n && rows->live[i];
-        own[i] = apart ? (REAL)NAME(within)(s->own[i], first, n) : -1;
-        label[i] = apart && job->dense ? (REAL)NAME(within)(s->label[i], first, n) : -1;
-        own_grad[i] = (REAL)s->own_grad[i];
-        dense_factor[i] = job->dense ? (REAL)s->dense_factor[i] : 0;
-        label_grad[i] = job->dense ? (REAL)s->label_grad[i] : 0;
-    }
-    const V fv = F(load)(factor), gv = F(load)(dense_factor);
-    const V ov = F(load)(own), lv = F(load)(label), og = F(load)(own_grad), lg = F(load)(label_grad);
-    if (lifted) {
+        factor = F(from_doubles)(factors);
         const V up = F(load)(lift);
         for (int c = 0; c < n; c++) F(store)(tile + c * W, F(mul)(F(load)(tile + c * W), up));
     }
-    if (job->dense) {
+    const V own_grad = F(from_doubles)(s->own_grad);
+    if (job->p->operation == PYCE_SOFTMAX) {
+        for (int c = 0; c < n; c++) F(store)(tile + c * W, F(mul)(F(load)(tile + c * W), factor));
+    } else if (job->dense) {
+        const V dense_factor = F(from_doubles)(s->dense_factor);
+        const V label_grad = F(from_doubles)(s->label_grad);
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
             const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
-            V v = F(sub)(F(mul)(F(load)(tile + c * W), fv), F(mul)(gv, bv));
-            v = F(select)(F(eq)(lv, at), lg, v);
-            F(store)(tile + c * W, F(select)(F(eq)(ov, at), og, v));
+            V v = F(sub)(F(mul)(F(load)(tile + c * W), factor), F(mul)(dense_factor, bv));
+            v = F(select)(F(eq)(label, at), label_grad, v);
+            F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
         }
     } else {
+        V at = zero;
         for (int c = 0; c < n; c++) {
-            const V v = F(mul)(F(load)(tile + c * W), fv);
-            F(store)(tile + c * W, F(select)(F(eq)(ov, F(set1)((REAL)c)), og, v));
+            const V v = F(mul)(F(load)(tile + c * W), factor);
+            F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
+            at = F(add)(at, one);
         }
     }
     if (!rows->all_live) {
-        const VM mask = F(eq)(F(load)(live), F(set1)(1));
+        REAL live[W];
+        for (int i = 0; i < W; i++) live[i] = (REAL)rows->live[i];
+        const VM mask = F(eq)(F(load)(live), one);
         for (int c = 0; c < n; c++) {
             F(store)(tile + c * W, F(keep)(mask, F(load)(tile + c * W)));
         }
     }
     NAME(store_tile)(job, rows, first, n, tile);
+}
+
+/* Which rows count, and their labels. */
+INLINE void NAME(load_labels)(const pyce_problem *p, NAME(lane_rows) * rows, NAME(row_set) * s) {
+    const int64_t ignore = p->ignore_index;
+    int64_t label[W];
+    int live = 0;
+    rows->all_live = 1;
+    rows->label = F(set1)(-1);
+    if (!p->labels) {
+        for (int i = 0; i < W; i++) s->label[i] = -1;
+        for (int i = 0; i < W; i++) rows->live[i] = i < rows->n;
+        return;
+    }
+    if (p->target == PYCE_INDEX64) {
+        const int64_t *from = (const int64_t *)p->labels + rows->row;
+        if (rows->n == W) {
+            for (int i = 0; i < W; i++) label[i] = from[i];
+        } else {
+            for (int i = 0; i < W; i++) label[i] = i < rows->n ? from[i] : ignore;
+        }
+    } else {
+        const int32_t *from = (const int32_t *)p->labels + rows->row;
+        if (rows->n == W) {
+            for (int i = 0; i < W; i++) label[i] = from[i];
+        } else {
+            for (int i = 0; i < W; i++) label[i] = i < rows->n ? from[i] : ignore;
+        }
+    }
+    REAL number[W];
+    for (int i = 0; i < W; i++) {
+        const int keep = label[i] != ignore;
+        const int64_t kept = keep ? label[i] : -1;
+        rows->live[i] = keep;
+        s->label[i] = kept;
+        number[i] = (REAL)kept;
+        live += keep;
+    }
+    rows->label = F(load)(number);
+    rows->all_live = live == rows->n;
 }
 
 static size_t NAME(lane_scratch_size)(const pyce_job *job) {
@@ -333,7 +413,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
     for (int64_t row = begin; row < end;) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
-        NAME(lane_rows) rows = {.row = row, .apart = p->inner == 1, .all_live = 1};
+        NAME(lane_rows) rows = {.row = row, .apart = p->inner == 1};
         int64_t n = tile_end - row;
         if (!rows.apart) {
             rows.outer = row / p->inner;
@@ -341,17 +421,17 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             if (p->inner - rows.inner < n) n = p->inner - rows.inner;
         }
         rows.n = n < W ? (int)n : W;
-        for (int i = 0; i < W; i++) {
-            NAME(clear_lane)(i, &s);
-            rows.live[i] = i < rows.n && NAME(is_live)(p, row + i);
-            if (rows.live[i]) s.label[i] = NAME(label_of)(p, row + i);
-            if (i < rows.n && !rows.live[i]) rows.all_live = 0;
-        }
+        NAME(load_labels)(p, &rows, &s);
         const REAL *b = 0;
         int step = 0;
+        V own = F(set1)(-1), label = rows.label;
         for (int64_t k = 0; k < job->blocks; k++) {
             const int size = NAME(block_size)(job, k);
-            NAME(measure_tile)(job, &rows, k * PYCE_BLOCK, size, room, &b, &step, &s);
+            NAME(measure_tile)(job, &rows, k * PYCE_BLOCK, size, room, &b, &step, &own, &s);
+            if (job->blocks == 1 && !job->dense) continue;
+            REAL place[W];
+            F(store)(place, own);
+            for (int i = 0; i < W; i++) s.own[i] = (int64_t)place[i];
             for (int i = 0; i < W && job->blocks > 1; i++) {
                 blocks[i * job->blocks + k] = (pyce_block){.max = s.max[i],
                                                            .sum = s.rest[i],
@@ -361,10 +441,14 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             }
         }
         if (job->blocks == 1) {
-            NAME(finish_lanes)(job, b, step, &s);
+            if (job->dense) NAME(finish_lanes)(b, step, &s);
         } else {
-            for (int i = 0; i < rows.n; i++) {
-                if (rows.live[i]) NAME(combine)(job, row + i, blocks + i * job->blocks, i, &s);
+            for (int i = 0; i < W; i++) {
+                if (!rows.live[i]) {
+                    NAME(clear_lane)(i, &s);
+                    continue;
+                }
+                NAME(combine)(job, row + i, blocks + i * job->blocks, i, &s);
             }
         }
         NAME(settle_rows)(job, row, rows.n, &s);
@@ -373,8 +457,6 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             const int size = NAME(block_size)(job, k);
             const int64_t first = k * PYCE_BLOCK;
             const int again = job->blocks > 1; /* too large to keep */
-            double scales[W];
-            REAL value[W];
             if (again || p->operation == PYCE_LOG_SOFTMAX) {
                 NAME(load_tile)(p->logits.data, &p->logits, &rows, first, size, room->x);
             }
@@ -383,20 +465,27 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
                 NAME(store_tile)(job, &rows, first, size, room->x);
                 continue;
             }
+            if (!again) {
+                NAME(write_tile)(job, &rows, first, size, room, &s, 0, step, b, own, label);
+                continue;
+            }
+            double scales[W];
+            REAL value[W], at_own[W], at_label[W];
             for (int i = 0; i < W; i++) {
                 const pyce_block *block = blocks + i * job->blocks + k;
-                const int used = again && rows.live[i];
-                scales[i] = used ? block->scale : 1;
-                value[i] = used ? (REAL)block->max : 0;
+                scales[i] = rows.live[i] ? block->scale : 1;
+                value[i] = rows.live[i] ? (REAL)block->max : 0;
+                at_own[i] = (REAL)NAME(within)(s.own[i], first, size);
+                at_label[i] = (REAL)NAME(within)(s.label[i], first, size);
             }
-            if (again) {
-                const F(normaliser) norm = F(normalise)(F(load)(value));
-                for (int c = 0; c < size; c++) {
-                    F(store)(room->x + c * W, F(exp)(F(load)(room->x + c * W), norm));
-                }
-                if (job->dense) step = NAME(load_dense)(job, &rows, first, size, room, &b);
+            const F(normaliser) norm = F(normalise)(F(load)(value));
+            for (int c = 0; c < size; c++) {
+                F(store)(room->x + c * W, F(exp)(F(load)(room->x + c * W), norm));
             }
-            NAME(write_tile)(job, &rows, first, size, room, &s, scales, step, b);
+            if (job->dense) step = NAME(load_dense)(job, &rows, first, size, room, &b);
+            own = F(load)(at_own);
+            label = F(load)(at_label);
+            NAME(write_tile)(job, &rows, first, size, room, &s, scales, step, b, own, label);
         }
         row += rows.n;
         if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);

@@ -25,7 +25,7 @@ typedef struct {
     double own_x[W], label_x[W];
     double own_b[W], label_b[W];
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
-    int64_t own[W], label[W];       /* classes, or −1 */
+    int64_t own[W], label[W];       /* classes, or −1; label −1 also where the row is ignored */
     /* Out. */
     double loss[W];
     double factor[W];       /* grad_c = factor·e(x_c) − dense_factor·b_c */
@@ -59,95 +59,136 @@ static int NAME(has_nan)(const pyce_problem *p, int64_t row) {
     return 0;
 }
 
-/* log1p(others/e_m), 1/S and (S − e_o)/S for eight rows. */
-INLINE void NAME(settle8)(const double *max, const double *exponent, const double *shift,
-                          const double *rest_in, const double *own_x, const double *own_e,
-                          const double *max_e, double *log_out, double *inverse, double *ratio) {
-    const vd m = vd_load(max), rest = vd_load(rest_in), ke = vd_load(max_e), oe = vd_load(own_e);
-    const vd zero = vd_set1(0);
-    const vdm finite = vd_eq(vd_sub(m, m), zero);
-    const vd z = vd_sub(vd_keep(finite, m), vd_load(shift));
-    const vd k = vd_add(vd_load(exponent), vd_set1(BIAS));
+/* What a row's losses and gradients are multiplied by. */
+typedef struct {
+    double label[W]; /* label_part·w_y, 0 where the row is ignored or has no label */
+    double share[W]; /* sample weight, 0 where ignored */
+    double scale[W]; /* grad_loss·sample weight/denominator */
+    double live[W];  /* 1, or 0 where ignored */
+    double bad[W];   /* NaN where a saved lse is not finite, else 0 */
+} NAME(row_factors);
+
+static void NAME(find_factors)(const pyce_job *job, int64_t row, int n, const NAME(row_set) * s,
+                               NAME(row_factors) * f) {
+    const pyce_problem *p = job->p;
+    for (int i = 0; i < W; i++) {
+        f->live[i] = p->labels ? (s->label[i] >= 0 ? 1.0 : 0.0) : 1.0;
+        f->label[i] = p->labels ? job->label_part * f->live[i] : 0.0;
+        f->share[i] = f->live[i];
+        f->scale[i] = job->grad_scale;
+        f->bad[i] = 0;
+    }
+    if (p->weight && p->labels) {
+        for (int i = 0; i < n; i++) {
+            if (s->label[i] >= 0) f->label[i] *= p->weight[s->label[i]];
+        }
+    }
+    for (int i = 0; i < n && p->sample_weight; i++) {
+        if (f->live[i] != 0) f->share[i] *= p->sample_weight[row + i];
+        f->scale[i] *= p->sample_weight[row + i];
+    }
+    for (int i = 0; i < n && p->grad_losses; i++) f->scale[i] *= p->grad_losses[row + i];
+    for (int i = 0; i < n && p->operation == PYCE_BACKWARD; i++) {
+        f->bad[i] = p->lse[row + i] - p->lse[row + i];
+    }
+}
+
+/* Lanes i…i+7 of the row set: log1p(others/e_m), 1/S and (S − e_o)/S, and what follows. */
+INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * f,
+                          const double *exponent, const double *shift, const double *own_e,
+                          const double *max_e, const double *label_e, NAME(row_set) * s) {
+    const vd m = vd_load(s->max + i), rest = vd_load(s->rest + i);
+    const vd ke = vd_load(max_e + i), oe = vd_load(own_e + i);
+    const vd zero = vd_set1(0), one = vd_set1(1.0);
+    const vd z = vd_sub(vd_keep(vd_eq(vd_sub(m, m), zero), m), vd_load(shift + i));
+    const vd k = vd_add(vd_load(exponent + i), vd_set1(BIAS));
     vd r, low, e, e_low;
     vd_reduce(z, k, &r, &low);
     vd_exp_reduced(r, low, &e, &e_low);
     e = vd_mul(e, vd_set1(BIAS_FACTOR));
-    e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
 
-    const vdm at_max = vd_eq(m, vd_load(own_x));
+    const vdm at_max = vd_eq(m, vd_load(s->own_x + i));
     const vd less = vd_sub(rest, ke); /* where own is not the maximum, rest has its e(m) in it */
     const vd others = vd_select(at_max, rest, vd_add(less, oe));
     const vd without_own = vd_select(at_max, rest, vd_add(less, e));
     const vd sum = vd_add(without_own, vd_select(at_max, e, oe));
-
-    vd q = vd_div(others, e);
-#if W == 8
-    /* double logits: what the quotient lost, and the low part of e_m, still count. */
-    const vd lost = vd_div(vd_fnma(q, e_low, vd_fnma(q, e, others)), e);
-    vd l = vd_log1p(q);
-    l = vd_add(l, vd_div(lost, vd_add(vd_set1(1.0), q)));
-#else
-    vd l = vd_log1p(q);
-#endif
     /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
     const vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
-    vd_store(log_out, vd_add(l, bad));
-    vd_store(inverse, vd_add(vd_div(vd_set1(1.0), sum), bad));
-    vd_store(ratio, vd_add(vd_div(without_own, sum), bad));
+
+    const vd q = vd_div(others, e);
+    vd inverse = vd_add(vd_div(one, sum), vd_load(f->bad + i));
+#if W == 8
+    /* double logits: what the quotient lost, and the low part of e_m, still count. */
+    e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
+    const vd lost = vd_div(vd_fnma(q, e_low, vd_fnma(q, e, others)), e);
+    vd log = vd_add(vd_log1p(q, 1), vd_div(lost, vd_add(one, q)));
+    vd ratio = vd_add(vd_div(without_own, sum), vd_load(f->bad + i));
+#else
+    vd log = vd_log1p(q, 0);
+    vd ratio = vd_mul(without_own, inverse);
+#endif
+    log = vd_add(log, bad);
+    inverse = vd_add(inverse, bad);
+    ratio = vd_add(ratio, bad);
+    vd_store(s->log + i, log);
+    if (job->p->operation == PYCE_SOFTMAX) {
+        vd_store(s->factor + i, inverse);
+        return;
+    }
+
+    const vd part = vd_load(f->label + i), scale = vd_load(f->scale + i);
+    const vd share = vd_load(f->share + i);
+    const vdm unlabelled = vd_eq(part, zero), dead = vd_eq(vd_load(f->live + i), zero);
+    const vd at_label = vd_add(vd_sub(m, vd_load(s->label_x + i)), log);
+    vd loss = vd_drop(unlabelled, vd_mul(part, at_label));
+    vd whole = part;
+    if (job->dense) {
+        const vd dense_part = vd_set1(job->dense_part), dense = vd_load(s->dense + i);
+        const vd all = vd_fma(dense, log, vd_load(s->dense_loss + i));
+        loss = vd_fma(dense_part, all, loss);
+        whole = vd_fma(dense_part, dense, part);
+        const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
+        double same[8];
+        for (int l = 0; l < 8; l++) same[l] = s->own[i + l] == s->label[i + l] ? 1.0 : 0.0;
+        const vd own = vd_sub(vd_sub(whole, own_b), vd_mul(part, vd_load(same)));
+        vd_store(s->own_grad + i, vd_mul(scale, vd_fnma(whole, ratio, own)));
+        const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
+        const vd p_label = vd_mul(vd_load(label_e + i), inverse);
+        vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
+        vd_store(s->dense_factor + i, vd_mul(scale, dense_part));
+    } else {
+        vd_store(s->own_grad + i, vd_fnma(vd_mul(scale, part), ratio, zero));
+    }
+    loss = vd_add(vd_mul(loss, share), vd_sub(log, log));
+    vd_store(s->loss + i, vd_drop(dead, loss));
+    vd_store(s->factor + i, vd_mul(vd_mul(scale, whole), inverse));
 }
 
 /* Rows row…row+n−1 (n ≤ W), which have the statistics in `s`. */
 static void NAME(settle_rows)(const pyce_job *job, int64_t row, int n, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
-    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W], inverse[W], ratio[W];
+    NAME(row_factors) f;
+    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W];
     const F(normaliser) norm = F(normalise)(F(from_doubles)(s->max));
     F(to_doubles)(norm.exponent, exponent);
     F(to_doubles)(norm.shift, shift);
     F(to_doubles)(F(exp)(F(from_doubles)(s->max), norm), max_e);
     F(to_doubles)(F(exp)(F(from_doubles)(s->own_x), norm), own_e);
     if (job->dense) F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), label_e);
+    NAME(find_factors)(job, row, n, s, &f);
     for (int i = 0; i < n; i += 8) {
-        NAME(settle8)(s->max + i, exponent + i, shift + i, s->rest + i, s->own_x + i, own_e + i,
-                      max_e + i, s->log + i, inverse + i, ratio + i);
+        NAME(settle8)(job, i, &f, exponent, shift, own_e, max_e, label_e, s);
     }
-    for (int i = 0; i < n; i++) {
-        const int64_t r = row + i;
-        const int live = NAME(is_live)(p, r);
-        if (p->operation == PYCE_BACKWARD && !(p->lse[r] - p->lse[r] == 0)) {
-            inverse[i] = ratio[i] = NOT_A_NUMBER;
-        }
-        const double weight = p->weight && p->labels && live ? p->weight[s->label[i]] : 1.0;
-        const double label_part = p->labels ? job->label_part * weight : 0.0;
-        const double share = p->sample_weight ? p->sample_weight[r] : 1.0;
-        double scale = job->grad_scale * share;
-        if (p->grad_losses) scale *= p->grad_losses[r];
-
-        double loss = 0, whole = label_part;
-        if (label_part != 0) loss = label_part * ((s->max[i] - s->label_x[i]) + s->log[i]);
-        if (job->dense) {
-            loss += job->dense_part * (s->dense_loss[i] + s->dense[i] * s->log[i]);
-            whole += job->dense_part * s->dense[i];
-            const double own_b = job->dense_part * s->own_b[i];
-            const double own_label = s->own[i] == s->label[i] ? label_part : 0.0;
-            s->own_grad[i] = scale * (((whole - own_b) - own_label) - whole * ratio[i]);
-            s->label_grad[i] = scale * (whole * (label_e[i] * inverse[i]) -
-                                        (job->dense_part * s->label_b[i] + label_part));
-            s->dense_factor[i] = scale * job->dense_part;
-        } else {
-            s->own_grad[i] = 0.0 - scale * label_part * ratio[i];
-        }
-        if (s->log[i] != s->log[i]) loss = NOT_A_NUMBER;
-        s->loss[i] = live ? loss * share : 0.0;
-        s->factor[i] = scale * whole * inverse[i];
-        if (p->operation == PYCE_SOFTMAX) s->factor[i] = inverse[i];
-        if (p->lse && p->operation != PYCE_BACKWARD) {
+    if (p->lse && p->operation != PYCE_BACKWARD) {
+        for (int i = 0; i < n; i++) {
             double lse = s->max[i] + s->log[i];
-            if (s->log[i] != s->log[i]) {
+            if (f.live[i] == 0) lse = 0;
+            if (s->log[i] != s->log[i] && f.live[i] != 0) {
                 /* An infinite maximum is the lse, unless there is NaN in the row as well. */
-                const int infinite = s->max[i] - s->max[i] != 0 && live && !NAME(has_nan)(p, r);
+                const int infinite = s->max[i] - s->max[i] != 0 && !NAME(has_nan)(p, row + i);
                 lse = infinite ? s->max[i] : NOT_A_NUMBER;
             }
-            p->lse[r] = live ? lse : 0.0;
+            p->lse[row + i] = lse;
         }
     }
 }

@@ -116,16 +116,19 @@ INLINE vf vf_narrow(vd lo, vd hi) { return vf_of(narrow_half(lo), narrow_half(hi
 
 INLINE void transpose8(__m256 r[8]) {
     __m256 t[8], u[8];
+    UNROLL
     for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
+    UNROLL
     for (int i = 0; i < 8; i += 4) {
         u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
+    UNROLL
     for (int i = 0; i < 4; i++) {
         r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
         r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
@@ -133,6 +136,7 @@ INLINE void transpose8(__m256 r[8]) {
 }
 INLINE void vf_transpose(vf r[16]) {
     __m256 a[8], b[8], c[8], d[8];
+    UNROLL
     for (int i = 0; i < 8; i++) {
         a[i] = r[i].lo;
         b[i] = r[i].hi;
@@ -143,6 +147,7 @@ INLINE void vf_transpose(vf r[16]) {
     transpose8(b);
     transpose8(c);
     transpose8(d);
+    UNROLL
     for (int i = 0; i < 8; i++) {
         r[i] = vf_of(a[i], c[i]);
         r[i + 8] = vf_of(b[i], d[i]);
@@ -298,6 +303,7 @@ INLINE void transpose4(__m256d r[4]) {
 }
 INLINE void vd_transpose(vd r[8]) {
     __m256d a[4], b[4], c[4], d[4];
+    UNROLL
     for (int i = 0; i < 4; i++) {
         a[i] = r[i].lo;
         b[i] = r[i].hi;
@@ -308,6 +314,7 @@ INLINE void vd_transpose(vd r[8]) {
     transpose4(b);
     transpose4(c);
     transpose4(d);
+    UNROLL
     for (int i = 0; i < 4; i++) {
         r[i] = vd_of(a[i], c[i]);
         r[i + 4] = vd_of(b[i], d[i]);

@@ -50,22 +50,26 @@ INLINE vf vf_narrow(vd lo, vd hi) {
 /* r[i] lane j <-> r[j] lane i */
 INLINE void vf_transpose(vf r[16]) {
     vf t[16];
+    UNROLL
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
+    UNROLL
     for (int i = 0; i < 16; i += 4) {
         r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
+    UNROLL
     for (int i = 0; i < 4; i++) {
         t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
         t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
         t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
         t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
     }
+    UNROLL
     for (int i = 0; i < 4; i++) {
         r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
         r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
@@ -151,16 +155,19 @@ INLINE vd vd_exponent(vd a) { return _mm512_getexp_pd(a); }
 /* r[i] lane j <-> r[j] lane i */
 INLINE void vd_transpose(vd r[8]) {
     vd t[8], u[8];
+    UNROLL
     for (int i = 0; i < 8; i += 2) {
         t[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
     }
+    UNROLL
     for (int i = 0; i < 2; i++) {
         u[i] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0x88);
         u[i + 2] = _mm512_shuffle_f64x2(t[i], t[i + 2], 0xdd);
         u[i + 4] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0x88);
         u[i + 6] = _mm512_shuffle_f64x2(t[i + 4], t[i + 6], 0xdd);
     }
+    UNROLL
     for (int i = 0; i < 2; i++) {
         r[i] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0x88);
         r[i + 4] = _mm512_shuffle_f64x2(u[i], u[i + 4], 0xdd);

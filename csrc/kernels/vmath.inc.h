@@ -117,21 +117,25 @@ INLINE double exp_of(double shift, double exponent) {
     return result[0];
 }
 
-/* log(1 + q) for q ≥ 0: below 1 unit in the last place. With u = 1 + q = 2^k·(1 + f) and
+/* log(1 + q) for q ≥ 0: below 1 unit in the last place if `exact`, else what rounding 1 + q lost is
+ * left out (an error of 2^−53 beside a result above 0.34, or none below). With u = 1 + q = 2^k·(1 + f) and
  * s = f/(2 + f): log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
  * Microsystems, 1993), whose coefficients these are. Where q < √2 − 1, f = q without rounding. */
-INLINE vd vd_log1p(vd q) {
+INLINE vd vd_log1p(vd q, int exact) {
     const vd one = vd_set1(1.0);
     const vd u = vd_add(one, q);
-    const vd back = vd_sub(u, one);
-    const vd lost = vd_add(vd_sub(q, back), vd_sub(one, vd_sub(u, back)));
     vd m = vd_mantissa(u), k = vd_exponent(u);
     const vdm high = vd_nlt(m, vd_set1(0x1.6a09e667f3bcdp+0));
     m = vd_select(high, vd_mul(m, vd_set1(0.5)), m);
     k = vd_select(high, vd_add(k, one), k);
     const vdm large = vd_nlt(q, vd_set1(0x1.a827999fcef34p-2));
     k = vd_keep(large, k);
-    const vd correction = vd_keep(large, vd_div(lost, u));
+    vd correction = vd_set1(0);
+    if (exact) {
+        const vd back = vd_sub(u, one);
+        const vd lost = vd_add(vd_sub(q, back), vd_sub(one, vd_sub(u, back)));
+        correction = vd_keep(large, vd_div(lost, u));
+    }
     const vd f = vd_select(large, vd_sub(m, one), q);
 
     const vd s = vd_div(f, vd_add(vd_set1(2.0), f));

@@ -93,13 +93,13 @@ INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, REAL *e
     V v[8];
     const V low = F(set1)((REAL)-INFINITE);
     if (n >= ROUND) {
-#pragma GCC unroll 8
+        UNROLL
         for (int j = 0; j < 8; j++) {
             v[j] = F(exp)(LOAD(x + j * W), norm);
             if (e) F(store)(e + j * W, v[j]);
         }
     } else {
-#pragma GCC unroll 8
+        UNROLL
         for (int j = 0; j < 8; j++) {
             const int left = n - j * W;
             if (left <= 0) {
@@ -113,8 +113,10 @@ INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, REAL *e
     }
     if (own >= 0 && own < ROUND) {
         V kept[8];
+        UNROLL
         for (int j = 0; j < 8; j++) kept[j] = v[j];
         kept[own / W] = F(drop)(F(lane)(own % W), kept[own / W]);
+        UNROLL
         for (int j = 0; j < 8; j++) v[j] = kept[j];
     }
     return F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
@@ -153,7 +155,7 @@ INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_bl
     const V m = F(set1)(max), zero = F(set1)(0);
     for (int c = 0; c < n; c += ROUND) {
         V t[8], l[8];
-#pragma GCC unroll 8
+        UNROLL
         for (int j = 0; j < 8; j++) {
             const int at = c + j * W, left = n - at;
             t[j] = l[j] = zero;
@@ -184,6 +186,7 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, RE
     if (w) NAME(write_head)(w);
     for (int c = 0; c < n; c += ROUND) {
         /* The block after this one, which the next maximum is taken of. */
+        UNROLL
         for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
             __builtin_prefetch((const char *)(x + c + PYCE_BLOCK) + j, 0, 2);
         }
