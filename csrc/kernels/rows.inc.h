@@ -52,9 +52,8 @@ static int NAME(has_nan)(const pyce_problem *p, int64_t row) {
     const T *x = (const T *)p->logits.data + NAME(offset_of)(&p->logits, row / p->inner);
     x += row % p->inner;
     for (int64_t c = 0; c < p->classes; c++) {
-        REAL value[W];
-        F(store)(value, LOADN(x + c * p->logits.class_stride, 1, 0));
-        if (value[0] != value[0]) return 1;
+        const REAL value = GET(x + c * p->logits.class_stride);
+        if (value != value) return 1;
     }
     return 0;
 }
@@ -256,11 +255,8 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
     } else {
         const uint16_t *t = (const uint16_t *)a->data + at;
         for (int c = 0; c < n; c++) {
-            float value[16];
             const uint16_t *h = t + c * a->class_stride;
-            vf_store(value, p->probs_dtype == PYCE_FLOAT16 ? vf_loadn_f16(h, 1, 0)
-                                                           : vf_loadn_bf16(h, 1, 0));
-            buffer[c] = (REAL)value[0];
+            buffer[c] = p->probs_dtype == PYCE_FLOAT16 ? vf_get_f16(h) : vf_get_bf16(h);
         }
     }
     if (!plain) {

@@ -1,13 +1,24 @@
 /* The bodies for the four dtypes of logits. Each stamp defines
  *     T, REAL, V, VM, W    storage and compute type, vector, mask, lanes
  *     F(op), NAME(name)    the operation for REAL; the function of this dtype
- *     LOAD … STREAM        memory operations on T
+ *     GET, LOAD … STREAM   memory operations on T
  *     IS_NATIVE            whether T and REAL are one type
  */
 #define PASTE2(a, b) a##b
 #define PASTE(a, b) PASTE2(a, b)
 
 /* clang-format off */
+INLINE float vf_get_f16(const uint16_t *p) {
+    float a[16];
+    vf_store(a, vf_loadn_f16(p, 1, 0));
+    return a[0];
+}
+INLINE float vf_get_bf16(const uint16_t *p) {
+    float a[16];
+    vf_store(a, vf_loadn_bf16(p, 1, 0));
+    return a[0];
+}
+
 #define V vf
 #define VM vfm
 #define W 16
@@ -17,6 +28,7 @@
 #define T float
 #define IS_NATIVE 1
 #define NAME(name) name##_f32
+#define GET(p) (*(p))
 #define LOAD vf_load
 #define LOADN vf_loadn
 #define STORE vf_store
@@ -30,6 +42,7 @@
 #define T uint16_t
 #define IS_NATIVE 0
 #define NAME(name) name##_f16
+#define GET(p) vf_get_f16(p)
 #define LOAD vf_load_f16
 #define LOADN vf_loadn_f16
 #define STORE vf_store_f16
@@ -43,6 +56,7 @@
 #define T uint16_t
 #define IS_NATIVE 0
 #define NAME(name) name##_bf16
+#define GET(p) vf_get_bf16(p)
 #define LOAD vf_load_bf16
 #define LOADN vf_loadn_bf16
 #define STORE vf_store_bf16
@@ -67,6 +81,7 @@
 #define T double
 #define IS_NATIVE 1
 #define NAME(name) name##_f64
+#define GET(p) (*(p))
 #define LOAD vd_load
 #define LOADN vd_loadn
 #define STORE vd_store

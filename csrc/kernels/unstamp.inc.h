@@ -2,6 +2,7 @@
 #undef T
 #undef IS_NATIVE
 #undef NAME
+#undef GET
 #undef LOAD
 #undef LOADN
 #undef STORE

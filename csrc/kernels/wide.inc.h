@@ -52,24 +52,29 @@ INLINE void NAME(write_part)(NAME(writer) * w, int n) {
     w->at += n;
 }
 
+INLINE void NAME(put)(const NAME(writer) * w, int at, V v) {
+    if (w->streaming) {
+        STREAM(w->out + at, v);
+    } else {
+        STORE(w->out + at, v);
+    }
+}
+
+/* Up to `count` whole vectors. */
 INLINE void NAME(write_vectors)(NAME(writer) * w, int count) {
     int at = w->at;
     const int left = (w->n - at) / W;
-    if (count > left) count = left;
-    const int end = at + count * W;
-    if ((w->own >= at && w->own < end) || (w->label >= at && w->label < end)) {
+    const int end = at + (count > left ? left : count) * W;
+    const REAL *e = w->e;
+    const V factor = F(set1)(w->factor);
+    if (w->b || (w->own >= at && w->own < end) || (w->label >= at && w->label < end)) {
         for (; at < end; at += W) {
-            const V v = NAME(with_apart)(w, NAME(written)(w, F(load)(w->e + at), at, W), at);
-            if (w->streaming) {
-                STREAM(w->out + at, v);
-            } else {
-                STORE(w->out + at, v);
-            }
+            NAME(put)(w, at, NAME(with_apart)(w, NAME(written)(w, F(load)(e + at), at, W), at));
         }
     } else if (w->streaming) {
-        for (; at < end; at += W) STREAM(w->out + at, NAME(written)(w, F(load)(w->e + at), at, W));
+        for (; at < end; at += W) STREAM(w->out + at, F(mul)(F(load)(e + at), factor));
     } else {
-        for (; at < end; at += W) STORE(w->out + at, NAME(written)(w, F(load)(w->e + at), at, W));
+        for (; at < end; at += W) STORE(w->out + at, F(mul)(F(load)(e + at), factor));
     }
     w->at = at;
 }
@@ -87,16 +92,15 @@ INLINE void NAME(write_rest)(NAME(writer) * w) {
     if (w->at < w->n) NAME(write_part)(w, w->n - w->at);
 }
 
-/* e of up to eight vectors starting at x, kept in `e` if that is given; the sum of those that are
+/* e of up to eight vectors starting at x, stored to `e` if `keep`; the sum of those that are
    not class `own` (counted from x) is returned. */
-INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, REAL *e) {
+INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e) {
     V v[8];
-    const V low = F(set1)((REAL)-INFINITE);
     if (n >= ROUND) {
         UNROLL
         for (int j = 0; j < 8; j++) {
             v[j] = F(exp)(LOAD(x + j * W), norm);
-            if (e) F(store)(e + j * W, v[j]);
+            if (keep) F(store)(e + j * W, v[j]);
         }
     } else {
         UNROLL
@@ -107,9 +111,8 @@ INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, REAL *e
                 continue;
             }
             v[j] = F(exp)(left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE), norm);
-            if (e) F(store)(e + j * W, v[j]); /* scratch has room for whole vectors */
+            if (keep) F(store)(e + j * W, v[j]); /* scratch has room for whole vectors */
         }
-        (void)low;
     }
     if (own >= 0 && own < ROUND) {
         V kept[8];
@@ -180,7 +183,7 @@ INLINE F(normaliser) NAME(norm_of)(const pyce_block *block) {
 }
 
 /* Exponentials of a block whose normaliser is known, while `w` (if any) is written; their sum. */
-INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, REAL *e,
+INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e,
                               NAME(writer) * w) {
     F(sum) sum = F(sum_zero)();
     if (w) NAME(write_head)(w);
@@ -190,7 +193,7 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, RE
         for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
             __builtin_prefetch((const char *)(x + c + PYCE_BLOCK) + j, 0, 2);
         }
-        F(sum_add)(&sum, NAME(exp_round)(x + c, n - c, norm, own - c, e ? e + c : (REAL *)0));
+        F(sum_add)(&sum, NAME(exp_round)(x + c, n - c, norm, own - c, keep, e + c));
         if (w) NAME(write_vectors)(w, 8);
     }
     if (w) NAME(write_rest)(w);
@@ -199,14 +202,14 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, RE
 
 /* One block's statistics. `label` is the label within the block, or −1. */
 INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int label, const REAL *b,
-                                REAL *e, pyce_block *block, NAME(writer) * w) {
+                                int keep, REAL *e, pyce_block *block, NAME(writer) * w) {
     const REAL max = NAME(block_max)(x, n);
     int own = -1;
     if (job->own == OWN_LABEL) own = label;
     if (job->own == OWN_MAX) own = NAME(find)(x, n, max);
     block->max = max;
     block->own = own;
-    block->sum = NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, e, w);
+    block->sum = NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w);
     block->dense = block->dense_loss = 0;
     if (b) NAME(dense_sums)(x, b, n, NAME(finite_or_0)(max), block);
 }
@@ -269,15 +272,12 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     int64_t own = -1;
     if (job->own == OWN_LABEL) own = label;
     if (job->own == OWN_MAX && blocks[top].own >= 0) own = top * PYCE_BLOCK + blocks[top].own;
-    REAL at[2][W];
-    F(store)(at[0], own >= 0 ? LOADN(x + own * stride, 1, 0) : F(set1)((REAL)-INFINITE));
-    F(store)(at[1], label >= 0 ? LOADN(x + label * stride, 1, 0) : F(set1)((REAL)-INFINITE));
     s->max[lane] = max;
     s->rest[lane] = rest;
     s->own[lane] = own;
     s->label[lane] = label;
-    s->own_x[lane] = at[0][0];
-    s->label_x[lane] = at[1][0];
+    s->own_x[lane] = own >= 0 ? (double)GET(x + own * stride) : -INFINITE;
+    s->label_x[lane] = label >= 0 ? (double)GET(x + label * stride) : -INFINITE;
     s->dense[lane] = dense;
     s->dense_loss[lane] = dense_loss;
     s->own_b[lane] = s->label_b[lane] = 0;
@@ -363,7 +363,7 @@ static void NAME(wide_measure)(const pyce_job *job, int64_t row, int64_t first, 
         const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
         const REAL *b =
             job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
-        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, blocks + k, 0);
+        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, room->e[0], blocks + k, 0);
     }
 }
 
@@ -402,7 +402,7 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
             } else {
                 const REAL *b =
                     job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
-                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, room->e[0], 0);
+                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0);
                 NAME(writer) w = NAME(writer_of)(job, s, 0, blocks + k, at, n, room->e[0], b, out);
                 NAME(write_head)(&w);
                 NAME(write_rest)(&w);
@@ -461,7 +461,7 @@ static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t firs
         const int64_t at = k * PYCE_BLOCK;
         const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
         REAL *e = room->e[k & 1];
-        blocks[k].sum = NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), e, before);
+        blocks[k].sum = NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), 1, e, before);
         T *out = g->class_stride == 1 ? result + at : room->out;
         w = NAME(writer_of)(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;
@@ -596,12 +596,12 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
                 const REAL *b = job->dense
                                     ? NAME(dense_block)(job, now->row + i, 0, at, n, room->b[0])
                                     : (const REAL *)0;
-                REAL *e = keep ? now->e + i * kept + at : (REAL *)0;
+                REAL *e = keep ? now->e + i * kept + at : room->e[0];
                 pyce_block *to = now->blocks + i * job->blocks + k;
                 if (writing) {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, e, to, writing);
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to, writing);
                 } else {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, e, to, 0);
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to, 0);
                 }
             } else if (writing) {
                 NAME(write_head)(writing);
