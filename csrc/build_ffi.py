@@ -19,7 +19,14 @@ SOURCES = [
 ]
 # No -march=native: the instruction set is chosen at run time. Contraction is off because every
 # fused multiply-add is written as one, so that all dialects round alike.
-COMPILE_ARGS = ["-O2", "-g0", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+COMPILE_ARGS = [
+    "-O2",
+    "-g0",
+    "-std=gnu11",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+]
 COMPILE_ARGS += ["-Wall", "-Wextra", "-Wno-unused-function"]
 if os.environ.get("PYCE_WERROR"):
     COMPILE_ARGS.append("-Werror")

@@ -111,7 +111,8 @@ static void draw_pieces(job_state *job, void *scratch) {
         const int64_t begin = atomic_fetch_add(&job->next, work->grain);
         if (begin >= work->pieces) return;
         const int64_t left = work->pieces - begin;
-        work->work(work->context, begin, begin + (left < work->grain ? left : work->grain), scratch);
+        work->work(work->context, begin, begin + (left < work->grain ? left : work->grain),
+                   scratch);
     }
 }
 

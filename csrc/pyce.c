@@ -100,8 +100,8 @@ static void work_labels(void *context, int64_t begin, int64_t end, void *scratch
         const int64_t first = i * LABEL_PIECE;
         const int64_t last = first + LABEL_PIECE < rows ? first + LABEL_PIECE : rows;
         label_piece *piece = w->pieces + i;
-        piece->bad = w->kernels->labels[w->p->target == PYCE_INDEX64](w->p, first, last, &piece->count,
-                                                                      &piece->weight);
+        piece->bad = w->kernels->labels[w->p->target == PYCE_INDEX64](
+            w->p, first, last, &piece->count, &piece->weight);
     }
     pyce_fpenv_leave(before);
 }
@@ -156,9 +156,7 @@ static int scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads
     return status;
 }
 
-static int operand_fits(const pyce_operand *a, int needed) {
-    return needed ? a->data != NULL : 1;
-}
+static int operand_fits(const pyce_operand *a, int needed) { return needed ? a->data != NULL : 1; }
 
 static int arguments_fit(const pyce_problem *p) {
     int64_t rows, size;
@@ -325,6 +323,37 @@ int pyce_run(pyce_problem *p) {
     return status;
 }
 
+int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
+                       int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
+                       void *grad, double smoothing, int64_t ignore_index, double *loss) {
+    int64_t stride;
+    if (!loss || operation < PYCE_FORWARD || operation > PYCE_FORWARD_BACKWARD ||
+        reduction < PYCE_MEAN || reduction > PYCE_SUM ||
+        __builtin_mul_overflow(classes, inner, &stride)) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    pyce_problem p = {
+        .operation = operation,
+        .dtype = dtype,
+        .target = PYCE_INDEX64,
+        .reduction = reduction,
+        .threads = threads,
+        .outer = outer,
+        .classes = classes,
+        .inner = inner,
+        .logits = {(void *)(uintptr_t)logits, NULL, stride, inner},
+        .result = {grad, NULL, stride, inner},
+        .labels = labels,
+        .grad_loss = 1.0,
+        .normalizer = NAN,
+        .smoothing = smoothing,
+        .ignore_index = ignore_index,
+    };
+    const int status = pyce_run(&p);
+    if (status == PYCE_OK) *loss = p.loss;
+    return status;
+}
+
 /* -- the Bernoulli loss ------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -344,8 +373,8 @@ static void work_bernoulli(void *context, int64_t begin, int64_t end, void *scra
     for (int64_t i = begin; i < end; i++) {
         const int64_t first = i * BERNOULLI_PIECE;
         const int64_t last = first + BERNOULLI_PIECE < b->n ? first + BERNOULLI_PIECE : b->n;
-        b->sums[i] = b->kernels->bernoulli[b->dtype](first, last, b->x, b->t, b->w, b->pw, b->losses,
-                                                     b->grad, b->scale);
+        b->sums[i] = b->kernels->bernoulli[b->dtype](first, last, b->x, b->t, b->w, b->pw,
+                                                     b->losses, b->grad, b->scale);
     }
     pyce_fpenv_leave(before);
 }

@@ -73,6 +73,12 @@ typedef struct {
 /* Run one computation; returns a status. Any number of threads may call at once. */
 int pyce_run(pyce_problem *problem);
 
+/* The common case with less to fill in: contiguous logits (outer, classes, inner), 64-bit labels, no
+ * weights, reduced by PYCE_MEAN or PYCE_SUM. PYCE_FORWARD, or PYCE_FORWARD_BACKWARD into `grad`. */
+int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
+                       int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
+                       void *grad, double smoothing, int64_t ignore_index, double *loss);
+
 /* Bernoulli loss of n elements of PYCE_FLOAT32 or PYCE_FLOAT64, all contiguous; weight, pos_weight,
  * losses and grad may be NULL. Writes the sum of the weighted losses to *total. */
 int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,

@@ -77,7 +77,7 @@ def set_backend(name: str) -> None:
     _backends.set_default(name)
 
 
-class use_backend:  # noqa: N801 (reads as a statement: with pyce.use_backend("numpy"))
+class use_backend:
     """Run on the named backend inside a with block, in this thread and task only.
 
     Blocks nest. Raises ValueError on entry, as `set_backend`.

@@ -22,15 +22,15 @@ Array = npt.NDArray[Any]
 INDEX_LIMIT = np.iinfo(np.int64)
 REDUCTIONS = ("mean", "sum", "none")
 
-# The compute dtype of each logits dtype: half types are computed in float32 and rounded once.
-_COMPUTE = {
+# What logits of each dtype are computed in: half types in float32, and rounded once.
+_COMPUTE: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float32),
     "bfloat16": np.dtype(np.float32),
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
-# dtype object -> its name, filled as dtypes are met: a dict look-up is the fast way to know a dtype.
-_NAMES: dict[np.dtype[Any], str] = {np.dtype(n): n for n in ("float16", "float32", "float64")}
+# dtype -> its name, filled as dtypes are met: a dict look-up is the fast way to know a dtype.
+_NAMES: dict[Any, str] = {np.dtype(n): n for n in ("float16", "float32", "float64")}
 _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
@@ -104,7 +104,7 @@ class Problem:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """The logits' shape without the class axis: the shape of index targets and of row losses."""
+        """The logits' shape without the class axis: that of index targets and row losses."""
         shape = self.logits.shape
         return shape[: self.axis] + shape[self.axis + 1 :]
 
@@ -145,7 +145,7 @@ class Problem:
         return float(np.sum(share if keep is None else share[keep]))
 
     def row_scale(self) -> Array:
-        """The factor of each row's gradient, float64 (rows,): grad_loss·sample_weight/denominator."""
+        """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
         with np.errstate(all="ignore"):
             factor = np.float64(1.0) / np.float64(self.denominator())
             scale = np.full(self.rows, factor) * self.grad_loss
@@ -180,7 +180,7 @@ def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexE
 # Single arguments
 
 
-def dtype_name(dtype: np.dtype[Any]) -> str | None:
+def dtype_name(dtype: Any) -> str | None:
     """The name of a logits dtype that pyce computes with, in native byte order; else None."""
     name = _NAMES.get(dtype)
     if name is None and dtype.name == "bfloat16" and dtype.isnative:
@@ -219,7 +219,7 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
 
 
 def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
-    """`axis` as an index into `shape`; refuses 0-d arrays, axes that do not exist and no classes."""
+    """`axis` as an index into `shape`; refuses 0-d arrays, axes out of range and no classes."""
     ndim = len(shape)
     if ndim == 0:
         raise ValueError(f"{what} must have at least one dimension, got shape ()")
@@ -228,7 +228,9 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
         raise ValueError(f"axis {index} is out of range for {what} of shape {shape}")
     index %= ndim
     if shape[index] == 0:
-        raise ValueError(f"{what} must have at least one class, got shape {shape} with axis {index}")
+        raise ValueError(
+            f"{what} must have at least one class, got shape {shape} with axis {index}"
+        )
     return index
 
 
@@ -313,14 +315,18 @@ def output(out: Any, logits: Array, others: tuple[Any, ...]) -> Array:
     if out.dtype != logits.dtype:
         raise TypeError(f"out has dtype {out.dtype}, but the logits have dtype {logits.dtype}")
     flags = out.flags
-    if not flags.c_contiguous:
-        raise ValueError("out must be C-contiguous")
-    if not flags.writeable:
-        raise ValueError("out must be writable")
+    if not flags.carray:  # contiguous, writable and aligned
+        if not flags.c_contiguous:
+            raise ValueError("out must be C-contiguous")
+        if not flags.writeable:
+            raise ValueError("out must be writable")
+    owner = flags.owndata
     for other in (logits, *others):
         if (
             other is not out
+            and other is not None
             and isinstance(other, np.ndarray)
+            and not (owner and other.flags.owndata)  # two owners share nothing
             and _overlap(out, other)
             and not (other.dtype == out.dtype and _same_memory(out, other))
         ):
@@ -334,7 +340,7 @@ def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

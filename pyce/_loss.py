@@ -8,7 +8,7 @@ import numpy as np
 
 from pyce import _arguments as arguments
 from pyce._arguments import Array, Problem
-from pyce._backends import Backend, current
+from pyce._backends import current
 
 
 def cross_entropy(

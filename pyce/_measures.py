@@ -212,8 +212,9 @@ def _bernoulli(
     # they are contiguous and of the compute dtype, buffers where they are not.
     inputs = [a for a in (x, t, w, pw) if a is not None]
     outputs = [a for a in (losses, grad) if a is not None]
-    pieces = np.nditer(
-        [*inputs, *outputs],  # type: ignore[arg-type]
+    iterate: Any = np.nditer
+    pieces = iterate(
+        [*inputs, *outputs],
         flags=["external_loop", "buffered", "grow_inner", "zerosize_ok"],
         op_flags=[["readonly", "nbo", "aligned", "contig"]] * len(inputs)
         + [["writeonly", "nbo", "aligned", "contig"]] * len(outputs),
@@ -297,7 +298,7 @@ def accuracy(
     x, _ = arguments.floating(logits, "logits")
     class_axis = arguments.class_axis(axis, x.shape)
     t = np.asarray(target)
-    if t.shape == x.shape and t.dtype.kind in "iubf" or arguments.dtype_name(t.dtype):
+    if (t.shape == x.shape and t.dtype.kind in "iubf") or arguments.dtype_name(t.dtype):
         t = np.argmax(t, axis=class_axis) if t.shape == x.shape else t
     p = arguments.loss_problem(x, t, axis, None, None, ignore_index, 0.0, "sum", None)
     p.check_labels()

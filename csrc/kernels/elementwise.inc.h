@@ -98,7 +98,8 @@ static void stream_copy(char *to, const char *from, size_t bytes) {
     size_t i = 0;
     for (; i + 256 <= bytes; i += 256) {
         for (int j = 0; j < 256; j += 64) {
-            vf_stream((float *)(void *)(to + i + j), vf_load((const float *)(const void *)(from + i + j)));
+            vf_stream((float *)(void *)(to + i + j),
+                      vf_load((const float *)(const void *)(from + i + j)));
         }
     }
     memory_fence();

@@ -41,11 +41,11 @@ typedef struct {
 
 /* Statistics of one block of a row, for rows that several threads share. */
 typedef struct {
-    double max;                  /* of the block */
-    double scale;                /* from the block's normaliser to the row's */
-    double sum;                  /* of e over the block without its own class */
-    double dense, dense_loss;    /* Σ b and Σ b·(max − x) */
-    int64_t own;                 /* class left out, or −1 */
+    double max;               /* of the block */
+    double scale;             /* from the block's normaliser to the row's */
+    double sum;               /* of e over the block without its own class */
+    double dense, dense_loss; /* Σ b and Σ b·(max − x) */
+    int64_t own;              /* class left out, or −1 */
 } pyce_block;
 
 typedef struct {

@@ -23,7 +23,7 @@ typedef struct {
     int apart;            /* rows lie apart (inner == 1), else side by side */
     int64_t outer, inner; /* of the first */
     int live[W], all_live;
-    V label;              /* as numbers; −1 where none */
+    V label; /* as numbers; −1 where none */
 } NAME(lane_rows);
 
 INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_rows) * rows,
@@ -67,8 +67,8 @@ INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_r
     }
 }
 
-INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
-                             const REAL *tile) {
+INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
+                             int n, const REAL *tile) {
     const pyce_operand *g = &job->p->result;
     T *out = g->data;
     if (!rows->apart) {
@@ -133,7 +133,6 @@ INLINE int NAME(load_dense)(const pyce_job *job, const NAME(lane_rows) * rows, i
     }
     return W;
 }
-
 
 INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own_or_max, int c) {
     const V zero = F(set1)(0);
@@ -230,8 +229,8 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
 
 /* The statistics of one block of the tile, as measure_block finds them, into the lanes of `s`; own
    classes are counted from the block's first. */
-INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
-                               NAME(lane_scratch) * room, const REAL **b, int *step,
+INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
+                               int n, NAME(lane_scratch) * room, const REAL **b, int *step,
                                V *own_class, NAME(row_set) * s) {
     REAL *x = room->x;
     NAME(load_tile)(job->p->logits.data, &job->p->logits, rows, first, n, x);
@@ -293,8 +292,8 @@ INLINE void NAME(log_tile)(const NAME(row_set) * s, int n, REAL *x) {
 
 /* The result of a block from its e. `scales` take e from the block's normaliser to the row's: NULL
    where they are 1. own and label count from the block's first class. */
-INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
-                             NAME(lane_scratch) * room, const NAME(row_set) * s,
+INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
+                             int n, NAME(lane_scratch) * room, const NAME(row_set) * s,
                              const double *scales, int step, const REAL *b, V own, V label) {
     REAL *tile = room->x;
     const REAL least = W == 8 ? (REAL)0x1p-1021 : (REAL)0x1p-125;
@@ -379,14 +378,10 @@ INLINE void NAME(load_labels)(const pyce_problem *p, NAME(lane_rows) * rows, NAM
         }
     }
     REAL number[W];
-    for (int i = 0; i < W; i++) {
-        const int keep = label[i] != ignore;
-        const int64_t kept = keep ? label[i] : -1;
-        rows->live[i] = keep;
-        s->label[i] = kept;
-        number[i] = (REAL)kept;
-        live += keep;
-    }
+    for (int i = 0; i < W; i++) s->label[i] = label[i] | -(int64_t)(label[i] == ignore);
+    for (int i = 0; i < W; i++) rows->live[i] = s->label[i] >= 0;
+    for (int i = 0; i < W; i++) number[i] = (REAL)s->label[i];
+    for (int i = 0; i < W; i++) live += rows->live[i];
     rows->label = F(load)(number);
     rows->all_live = live == rows->n;
 }

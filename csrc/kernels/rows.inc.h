@@ -28,7 +28,7 @@ typedef struct {
     int64_t own[W], label[W];       /* classes, or −1; label −1 also where the row is ignored */
     /* Out. */
     double loss[W];
-    double factor[W];       /* grad_c = factor·e(x_c) − dense_factor·b_c */
+    double factor[W]; /* grad_c = factor·e(x_c) − dense_factor·b_c */
     double dense_factor[W];
     double own_grad[W], label_grad[W];
     double log[W]; /* lse − max */
@@ -167,7 +167,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
 static void NAME(settle_rows)(const pyce_job *job, int64_t row, int n, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
     NAME(row_factors) f;
-    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W];
+    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W] = {0};
     const F(normaliser) norm = F(normalise)(F(from_doubles)(s->max));
     F(to_doubles)(norm.exponent, exponent);
     F(to_doubles)(norm.shift, shift);
@@ -222,8 +222,8 @@ static const T *NAME(gather)(const T *x, int64_t stride, int n, T *buffer) {
 }
 
 /* Factors b of classes first…first+n−1 at outer o, position i, as the compute type. */
-static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, int64_t first, int n,
-                                     REAL *buffer) {
+static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, int64_t first,
+                                     int n, REAL *buffer) {
     const pyce_problem *p = job->p;
     if (job->dense == DENSE_ONE) {
         for (int c = 0; c < n; c++) buffer[c] = 1;

@@ -69,11 +69,13 @@ INLINE vfm vf_lane(int lane) {
                  _mm256_castsi256_ps(_mm256_cmpeq_epi32(index, _mm256_set1_epi32(lane - 8))));
 }
 INLINE int vf_first(vfm m) {
-    const unsigned bits =
-        (unsigned)_mm256_movemask_ps(m.lo) | (unsigned)_mm256_movemask_ps(m.hi) << 8;
+    const unsigned bits = (unsigned)_mm256_movemask_ps(m.lo) | (unsigned)_mm256_movemask_ps(m.hi)
+                                                                   << 8;
     return bits ? __builtin_ctz(bits) : -1;
 }
-INLINE vf vf_keep(vfm m, vf a) { return vf_of(_mm256_and_ps(m.lo, a.lo), _mm256_and_ps(m.hi, a.hi)); }
+INLINE vf vf_keep(vfm m, vf a) {
+    return vf_of(_mm256_and_ps(m.lo, a.lo), _mm256_and_ps(m.hi, a.hi));
+}
 INLINE vf vf_drop(vfm m, vf a) {
     return vf_of(_mm256_andnot_ps(m.lo, a.lo), _mm256_andnot_ps(m.hi, a.hi));
 }
@@ -253,11 +255,13 @@ INLINE vdm vd_lane(int lane) {
                  _mm256_castsi256_pd(_mm256_cmpeq_epi64(index, _mm256_set1_epi64x(lane - 4))));
 }
 INLINE int vd_first(vdm m) {
-    const unsigned bits =
-        (unsigned)_mm256_movemask_pd(m.lo) | (unsigned)_mm256_movemask_pd(m.hi) << 4;
+    const unsigned bits = (unsigned)_mm256_movemask_pd(m.lo) | (unsigned)_mm256_movemask_pd(m.hi)
+                                                                   << 4;
     return bits ? __builtin_ctz(bits) : -1;
 }
-INLINE vd vd_keep(vdm m, vd a) { return vd_of(_mm256_and_pd(m.lo, a.lo), _mm256_and_pd(m.hi, a.hi)); }
+INLINE vd vd_keep(vdm m, vd a) {
+    return vd_of(_mm256_and_pd(m.lo, a.lo), _mm256_and_pd(m.hi, a.hi));
+}
 INLINE vd vd_drop(vdm m, vd a) {
     return vd_of(_mm256_andnot_pd(m.lo, a.lo), _mm256_andnot_pd(m.hi, a.hi));
 }
@@ -281,7 +285,8 @@ INLINE double vd_reduce_max(vd a) {
     return _mm_cvtsd_f64(c);
 }
 INLINE __m256d mantissa_half(__m256d a) {
-    const __m256i field = _mm256_and_si256(_mm256_castpd_si256(a), _mm256_set1_epi64x((1LL << 52) - 1));
+    const __m256i field =
+        _mm256_and_si256(_mm256_castpd_si256(a), _mm256_set1_epi64x((1LL << 52) - 1));
     return _mm256_castsi256_pd(_mm256_or_si256(field, _mm256_set1_epi64x(0x3ffLL << 52)));
 }
 INLINE __m256d exponent_half(__m256d a) {

@@ -124,9 +124,9 @@ ROWS(bf16)
         .supported = is_supported,                                                                 \
         .rows = {rows_f32, rows_f64, rows_f16, rows_bf16},                                         \
         .scratch = {scratch_f32, scratch_f64, scratch_f16, scratch_bf16},                          \
-        .measure = {share_measure_f32, share_measure_f64, share_measure_f16, share_measure_bf16},      \
-        .settle = {share_settle_f32, share_settle_f64, share_settle_f16, share_settle_bf16},           \
-        .write = {share_write_f32, share_write_f64, share_write_f16, share_write_bf16},                \
+        .measure = {share_measure_f32, share_measure_f64, share_measure_f16, share_measure_bf16},  \
+        .settle = {share_settle_f32, share_settle_f64, share_settle_f16, share_settle_bf16},       \
+        .write = {share_write_f32, share_write_f64, share_write_f16, share_write_bf16},            \
         .labels = {labels32, labels64},                                                            \
         .bernoulli = {bernoulli_f32, bernoulli_f64},                                               \
         .copy = stream_copy,                                                                       \

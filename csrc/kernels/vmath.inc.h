@@ -218,7 +218,9 @@ INLINE void vf_to_doubles(vf a, double *to) {
     vd_store(to + 8, vf_widen_hi(a));
 }
 INLINE void vd_to_doubles(vd a, double *to) { vd_store(to, a); }
-INLINE vf vf_from_doubles(const double *from) { return vf_narrow(vd_load(from), vd_load(from + 8)); }
+INLINE vf vf_from_doubles(const double *from) {
+    return vf_narrow(vd_load(from), vd_load(from + 8));
+}
 INLINE vd vd_from_doubles(const double *from) { return vd_load(from); }
 
 /* tree8(a) + tree8(b) per lane must match whether classes run along lanes (vd_sum_total) or rows do:

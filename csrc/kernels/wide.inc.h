@@ -110,7 +110,8 @@ INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int kee
                 v[j] = F(set1)(0);
                 continue;
             }
-            v[j] = F(exp)(left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE), norm);
+            v[j] =
+                F(exp)(left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE), norm);
             if (keep) F(store)(e + j * W, v[j]); /* scratch has room for whole vectors */
         }
     }
@@ -255,8 +256,9 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
                 sum += block_e[0];
             }
             /* A block of nothing but -inf adds nothing, whatever its normaliser (0 stands in). */
-            block->scale = block->max == -INFINITE ? 0
-                           : exp_of(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
+            block->scale = block->max == -INFINITE
+                               ? 0
+                               : exp_of(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
             const double term = sum * block->scale;
             const double total = rest + term, back = total - rest;
             lost += (rest - (total - back)) + (term - back);
@@ -301,9 +303,9 @@ INLINE int NAME(within)(int64_t c, int64_t first, int n) {
 
 /* The writer of one block of a settled row. `e` is changed where the factor is too small for the
    compute type: part of it moves into e. */
-INLINE NAME(writer) NAME(writer_of)(const pyce_job *job, const NAME(row_set) * s, int lane,
-                                    const pyce_block *block, int64_t first, int n, REAL *e,
-                                    const REAL *b, T *out) {
+INLINE NAME(writer)
+    NAME(writer_of)(const pyce_job *job, const NAME(row_set) * s, int lane, const pyce_block *block,
+                    int64_t first, int n, REAL *e, const REAL *b, T *out) {
     double factor = s->factor[lane] * block->scale;
     const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
     if (__builtin_fabs(factor) < least && factor != 0) {
@@ -363,11 +365,13 @@ static void NAME(wide_measure)(const pyce_job *job, int64_t row, int64_t first, 
         const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
         const REAL *b =
             job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
-        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, room->e[0], blocks + k, 0);
+        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, room->e[0], blocks + k,
+                            0);
     }
 }
 
-static void NAME(settle_row)(const pyce_job *job, int64_t row, pyce_block *blocks, NAME(row_set) * s) {
+static void NAME(settle_row)(const pyce_job *job, int64_t row, pyce_block *blocks,
+                             NAME(row_set) * s) {
     for (int i = 0; i < W; i++) NAME(clear_lane)(i, s);
     if (NAME(is_live)(job->p, row)) NAME(combine)(job, row, blocks, 0, s);
     NAME(settle_rows)(job, row, 1, s);
@@ -400,15 +404,16 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
             if (job->p->operation == PYCE_LOG_SOFTMAX) {
                 NAME(write_log)(block, n, (REAL)s->max[0], (REAL)s->log[0], out);
             } else {
-                const REAL *b =
-                    job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
+                const REAL *b = job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0])
+                                           : (const REAL *)0;
                 NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0);
                 NAME(writer) w = NAME(writer_of)(job, s, 0, blocks + k, at, n, room->e[0], b, out);
                 NAME(write_head)(&w);
                 NAME(write_rest)(&w);
             }
         }
-        if (g->class_stride != 1) NAME(scatter)(out, n, result + at * g->class_stride, g->class_stride);
+        if (g->class_stride != 1)
+            NAME(scatter)(out, n, result + at * g->class_stride, g->class_stride);
     }
 }
 
@@ -544,7 +549,8 @@ static size_t NAME(wide_scratch)(const pyce_job *job) {
     const size_t unit = (size_t)NAME(unit_of)(job), blocks = (size_t)job->blocks;
     size_t bytes = sizeof(NAME(block_scratch)) + 2 * unit * blocks * sizeof(pyce_block);
     const int forward = job->p->operation == PYCE_FORWARD || job->p->operation == PYCE_LOGSUMEXP;
-    if (!job->recompute && !forward) bytes += 2 * unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
+    if (!job->recompute && !forward)
+        bytes += 2 * unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
     return bytes + 256;
 }
 
@@ -587,21 +593,24 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
                                     ? NAME(dense_block)(job, before->row + i, 0, at, n, room->b[1])
                                     : (const REAL *)0;
                 T *out = g->class_stride == 1 ? result + at : room->out;
-                w = NAME(writer_of)(job, &before->set, i, before->blocks + i * job->blocks + k, at, n,
-                                    before->e + i * kept + at, b, out);
+                w = NAME(writer_of)(job, &before->set, i, before->blocks + i * job->blocks + k, at,
+                                    n, before->e + i * kept + at, b, out);
                 writing = &w;
             }
             if (compute) {
-                const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+                const T *block =
+                    NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
                 const REAL *b = job->dense
                                     ? NAME(dense_block)(job, now->row + i, 0, at, n, room->b[0])
                                     : (const REAL *)0;
                 REAL *e = keep ? now->e + i * kept + at : room->e[0];
                 pyce_block *to = now->blocks + i * job->blocks + k;
                 if (writing) {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to, writing);
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to,
+                                        writing);
                 } else {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to, 0);
+                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to,
+                                        0);
                 }
             } else if (writing) {
                 NAME(write_head)(writing);
@@ -636,7 +645,8 @@ static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, voi
     const int unit = NAME(unit_of)(job);
     const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
     /* Rows that are not worked on in units: x itself is needed again, or rows differ in kind. */
-    const int single = p->operation == PYCE_LOG_SOFTMAX || (p->operation == PYCE_BACKWARD && W == 16);
+    const int single =
+        p->operation == PYCE_LOG_SOFTMAX || (p->operation == PYCE_BACKWARD && W == 16);
     double losses[PYCE_TILE];
     NAME(unit) units[2];
     for (int i = 0; i < 2; i++) {

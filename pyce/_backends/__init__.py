@@ -60,7 +60,11 @@ class Backend(Protocol):
 
 # In order of preference: name, what must be importable, what to do when it is not.
 _REGISTRY: tuple[tuple[str, str | None, str], ...] = (
-    ("c", "pyce._pyce", "the C extension was not built: reinstall pyce where a C compiler is found"),
+    (
+        "c",
+        "pyce._pyce",
+        "the C extension was not built: reinstall pyce where a C compiler is found",
+    ),
     ("numba", "numba", "numba is not installed: pip install 'pyce[numba]'"),
     ("numpy", None, ""),
 )
@@ -137,9 +141,12 @@ def current() -> Backend:
     backend = _loaded.get(name)
     if backend is not None:
         return backend
-    if name == "auto":
-        name = _environment()
-    return _best() if name == "auto" else load(name)
+    if name != "auto":
+        return load(name)
+    # Decided once: the environment's word if there is one, else the first that works.
+    name = _environment()
+    _loaded["auto"] = backend = _best() if name == "auto" else load(name)
+    return backend
 
 
 def set_default(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The C backend: turns a problem into pointers and sizes, calls, and turns the status into errors."""
+"""The C backend: a problem as pointers and sizes, one call, and its status as an error."""
 
 from __future__ import annotations
 
@@ -27,13 +27,22 @@ _DTYPES = {
 _REDUCTIONS = {"mean": lib.PYCE_MEAN, "sum": lib.PYCE_SUM, "none": lib.PYCE_NONE}
 _NULL = ffi.NULL
 _NO_OPERAND = (_NULL, _NULL, 0, 0)
+_NAN = math.nan
+_PROBLEM = ffi.typeof("pyce_problem *")
+_FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
+_BACKWARD = lib.PYCE_BACKWARD
+_INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
 _new = ffi.new
 _from_buffer = ffi.from_buffer
+_DOUBLE = ffi.typeof("double *")
+_LABELS = ffi.typeof("int64_t[]")
+_run = lib.pyce_run
+_cross_entropy = lib.pyce_cross_entropy
 
 
 def isas() -> list[str]:
     """The instruction sets that this machine runs, widest first."""
-    names = []
+    names: list[str] = []
     while (name := lib.pyce_isa(len(names))) != _NULL:
         names.append(ffi.string(name).decode())
     return names
@@ -61,55 +70,104 @@ if os.environ.get("PYCE_ISA"):
 
 
 def forward(p: Problem) -> float:
-    return _loss(lib.PYCE_FORWARD, p)
+    return _loss(_FORWARD, p)
 
 
 def forward_backward(p: Problem) -> float:
-    return _loss(lib.PYCE_FORWARD_BACKWARD, p)
+    return _loss(_FORWARD_BACKWARD, p)
 
 
 def backward(p: Problem) -> None:
-    _loss(lib.PYCE_BACKWARD, p)
+    _loss(_BACKWARD, p)
+
+
+def _common(operation: int, p: Problem, labels: Array) -> float | None:
+    """The case that small calls are made of, with less to fill in; None where it went wrong."""
+    logits = p.logits
+    grad = p.grad
+    loss = _new(_DOUBLE)
+    if _cross_entropy(
+        operation,
+        _DTYPES[p.dtype_name],
+        _REDUCTIONS[p.reduction],
+        1 if logits.size < _SERIAL_BELOW else _threads.budget(),
+        p.outer,
+        p.classes,
+        p.inner,
+        _from_buffer(logits),
+        _from_buffer(_LABELS, labels),
+        _NULL if grad is None else _from_buffer(grad),
+        p.smoothing,
+        p.ignore_index,
+        loss,
+    ):
+        return None
+    return loss[0]  # type: ignore[no-any-return]
 
 
 def _loss(operation: int, p: Problem) -> float:
-    logits = p.logits
-    grad = p.grad
     labels = p.labels
-    grad_loss = p.grad_loss
+    if (
+        labels is not None
+        and labels.itemsize == 8
+        and p.contiguous
+        and p.weight is None
+        and p.sample_weight is None
+        and p.lse is None
+        and p.losses is None
+        and p.normalizer is None
+        and p.dtype_name != "bfloat16"
+    ):
+        loss = _common(operation, p, labels)
+        if loss is not None:
+            return loss
+    return _general(operation, p)
+
+
+def _general(operation: int, p: Problem) -> float:
+    # The structure is filled in one go, in the order of pyce.h.
+    logits, grad, labels, probs = p.logits, p.grad, p.labels, p.probs
+    weight, sample_weight, lse, losses = p.weight, p.sample_weight, p.lse, p.losses
+    grad_loss: Any = p.grad_loss
     grad_losses = _NULL
     if type(grad_loss) is not float:
         grad_losses = _from_buffer("double[]", grad_loss)
         grad_loss = 1.0
-    target = probs_dtype = 0
-    label_pointer = _NULL
-    if labels is None:
-        assert p.probs is not None
-        target = lib.PYCE_PROBABILITIES
-        probs_dtype = _DTYPES[dtype_name(p.probs.dtype) or ""]
-    else:
-        target = lib.PYCE_INDEX64 if labels.itemsize == 8 else lib.PYCE_INDEX32
-        label_pointer = _from_buffer(labels)
+    second = third = _NO_OPERAND
+    probs_dtype = 0
+    classes = p.classes
     if p.contiguous:
-        outer, classes, inner = p.outer, p.classes, p.inner
-        outer_stride = classes * inner
+        outer, inner = p.outer, p.inner
+        stride = classes * inner
+        address = _from_buffer if p.dtype_name != "bfloat16" else _bfloat16_address
         kept: Any = None
-        first = (_address(logits), _NULL, outer_stride, inner)
-        second = _NO_OPERAND if grad is None else (_address(grad), _NULL, outer_stride, inner)
-        third = _NO_OPERAND if labels is not None else (_address(p.probs), _NULL, outer_stride, inner)
+        first: Any = (address(logits), _NULL, stride, inner)
+        if grad is not None:
+            second = (address(grad), _NULL, stride, inner)
+        if probs is not None:
+            third = (_bfloat16_address(probs), _NULL, stride, inner)
     else:
-        classes = p.classes
-        outer, inner, (first, second, third), kept = _walk(p.axis, logits, grad, p.probs)
-    threads = 1 if logits.size < _SERIAL_BELOW else _threads.budget()
+        outer, inner, (first, second, third), kept = _walk(p.axis, logits, grad, probs)
+    if labels is None:
+        assert probs is not None
+        target = _PROBABILITIES
+        label_pointer = _NULL
+        probs_dtype = _DTYPES[dtype_name(probs.dtype) or ""]
+    else:
+        target = _INDEX64 if labels.itemsize == 8 else _INDEX32
+        label_pointer = _from_buffer(labels)
+    reduction = p.reduction
+    if operation == _BACKWARD and reduction == "none":
+        reduction = "sum"  # the factors of the rows are in grad_losses
     c = _new(
-        "pyce_problem *",
+        _PROBLEM,
         (
             operation,
             _DTYPES[p.dtype_name],
             target,
             probs_dtype,
-            _REDUCTIONS[p.reduction] if operation != lib.PYCE_BACKWARD else _backward_reduction(p),
-            threads,
+            _REDUCTIONS[reduction],
+            1 if logits.size < _SERIAL_BELOW else _threads.budget(),
             outer,
             classes,
             inner,
@@ -117,28 +175,24 @@ def _loss(operation: int, p: Problem) -> float:
             second,
             third,
             label_pointer,
-            _doubles(p.weight),
-            _doubles(p.sample_weight),
+            _NULL if weight is None else _from_buffer("double[]", weight),
+            _NULL if sample_weight is None else _from_buffer("double[]", sample_weight),
             grad_losses,
             grad_loss,
-            math.nan if p.normalizer is None else p.normalizer,
+            _NAN if p.normalizer is None else p.normalizer,
             p.smoothing,
             p.ignore_index,
-            _doubles(p.lse),
-            _NULL if p.losses is None else _from_buffer(p.losses),
+            _NULL if lse is None else _from_buffer("double[]", lse),
+            _NULL if losses is None else _from_buffer(losses),
         ),
     )
-    status = lib.pyce_run(c)
+    status = _run(c)
     del kept
     if status:
         if status == lib.PYCE_BAD_LABEL:
-            raise label_error(c.bad_row, c.bad_value, p.classes, p.ignore_index)
+            raise label_error(c.bad_row, c.bad_value, classes, p.ignore_index)
         _check(status)
-    return float(c.loss)
-
-
-def _backward_reduction(p: Problem) -> int:
-    return int(lib.PYCE_SUM if p.reduction == "none" else _REDUCTIONS[p.reduction])
+    return c.loss  # type: ignore[no-any-return]
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -156,7 +210,7 @@ def logsumexp(x: Array, axis: int, out: Array) -> None:
 def _matrix(operation: int, x: Array, axis: int, out: Array | None, lse: Array | None) -> None:
     outer, inner, (first, second, _), kept = _walk(axis, x, out, None)
     c = _new(
-        "pyce_problem *",
+        _PROBLEM,
         {
             "operation": operation,
             "dtype": _DTYPES[dtype_name(x.dtype) or ""],
@@ -185,10 +239,11 @@ def binary_cross_entropy(
     scale: float,
 ) -> float:
     total = _new("double *")
-    arrays = [_NULL if a is None else _from_buffer(a) for a in (x, t, weight, pos_weight, loss, grad)]
+    arrays = [x, t, weight, pos_weight, loss, grad]
+    pointers = [_NULL if a is None else _from_buffer(a) for a in arrays]
     dtype = lib.PYCE_FLOAT64 if x.itemsize == 8 else lib.PYCE_FLOAT32
     threads = 1 if x.size < _SERIAL_BELOW // 4 else _threads.budget()
-    _check(lib.pyce_binary_cross_entropy(dtype, x.size, *arrays, scale, threads, total))
+    _check(lib.pyce_binary_cross_entropy(dtype, x.size, *pointers, scale, threads, total))
     return float(total[0])
 
 
@@ -203,11 +258,9 @@ def _doubles(array: Array | None) -> Any:
     return _NULL if array is None else _from_buffer("double[]", array)
 
 
-def _address(array: Array) -> Any:
-    """Where a C-contiguous array starts."""
-    if array.dtype.kind == "V":
-        array = array.view(np.uint16)  # bfloat16 has no buffer format of its own
-    return _from_buffer(array)
+def _bfloat16_address(array: Array) -> Any:
+    """Where a C-contiguous array starts, bfloat16 or not; that type has no buffer format."""
+    return _from_buffer(array.view(np.uint16) if array.dtype.kind == "V" else array)
 
 
 def _walk(axis: int, *arrays: Array | None) -> tuple[int, int, list[Any], Any]:
