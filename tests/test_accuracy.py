@@ -1,0 +1,229 @@
+"""Accuracy in units in the last place: every backend, every regime, forward, fused and backward."""
+
+import cases
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+
+import pyce
+
+LOSS_ULP = 2
+GRAD_ULP = 4
+HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def check_loss(actual, exact):
+    error = oracle.ulp_error(actual, exact)
+    highest = float(error.max(initial=0.0))
+    assert highest <= LOSS_ULP, worst(error, actual, exact)
+
+
+def check_array(actual, exact, terms=None):
+    """Normal numbers within 4 ULP; below the normal numbers, anything from there to zero."""
+    tiny = oracle.smallest_normal(actual.dtype)
+    size = np.abs(exact.hi)
+    normal = ~(size < tiny)  # NaN and infinities too
+    error = np.where(normal, oracle.ulp_error(actual, exact, terms), 0.0)
+    highest = float(error.max(initial=0.0))
+    assert highest <= GRAD_ULP, worst(error, actual, exact)
+    if terms is None:
+        got = actual.astype(np.float64)
+        low = ~normal
+        assert (np.abs(got[low]) <= tiny).all()
+        assert (got[low] * exact.hi[low] >= 0.0).all()
+        # Below half of the smallest number the oracle has lost the last bit too.
+        smallest = float(ml_dtypes.finfo(actual.dtype).smallest_subnormal)
+        assert (np.abs(got[exact.hi == 0.0]) <= smallest).all()
+
+
+def worst(error, actual, exact):
+    where = np.unravel_index(np.argmax(error), error.shape)
+    return (
+        f"{error[where]:.4g} ULP at {where}: got {np.asarray(actual)[where]!r}, "
+        f"exact {exact.hi[where]!r}"
+    )
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("case", cases.CASES, ids=str)
+def test_loss_and_gradient(backend, case, dtype):
+    x, target, kwargs = case.make(dtype)
+    exact = cases.reference(case, dtype)
+    terms = exact.terms if target.dtype.kind == "f" or "label_smoothing" in kwargs else None
+
+    forward, lse = pyce.cross_entropy(x, target, reduction="none", return_lse=True, **kwargs)
+    check_loss(forward, exact.loss)
+
+    fused, grad = pyce.cross_entropy_with_grad(x, target, reduction="none", **kwargs)
+    check_loss(fused, exact.loss)
+    check_array(grad, exact.grad, terms)
+
+    ones = np.ones(len(x))
+    again = pyce.cross_entropy_backward(ones, x, target, lse, reduction="none", **kwargs)
+    check_array(again, exact.grad, terms)
+
+
+REDUCED = [
+    cases.Case("random", 10, 300),
+    cases.Case("spread25", 100, 200),
+    cases.Case("confident17", 1000, 20),
+    cases.Case("random", 3, 20_000),
+    cases.Case("random", 65, 50, "labels", frozenset({"weight", "ignore", "sample_weight"})),
+    cases.Case("random", 65, 50, "probabilities", frozenset({"weight", "sample_weight"})),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("case", REDUCED, ids=str)
+def test_reductions(backend, case, dtype, reduction):
+    x, target, kwargs = case.make(dtype)
+    kwargs["reduction"] = reduction
+    exact = oracle.reference(x, target, **kwargs)
+    terms = exact.terms if target.dtype.kind == "f" else None
+    check_loss(pyce.cross_entropy(x, target, **kwargs), exact.loss)
+    loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **kwargs)
+    check_loss(loss, exact.loss)
+    check_array(grad, exact.grad, terms)
+    check_array(pyce.cross_entropy_backward(1.0, x, target, lse, **kwargs), exact.grad, terms)
+
+
+@pytest.mark.parametrize("factor", [65536.0, 1e-3, -1.0])
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("regime", ["spread140", "confident100", "wrong60"])
+def test_scaled_losses(backend, regime, dtype, factor):
+    """A loss scaled against underflow, as in mixed precision, has its gradients in full."""
+    for classes in (3, 40, 100, 1000):
+        x, y, _ = cases.Case(regime, classes, 9).make(dtype)
+        exact = oracle.reference(x, y, reduction="sum", grad_loss=factor)
+        _, lse = pyce.cross_entropy(x, y, reduction="sum", return_lse=True)
+        grad = pyce.cross_entropy_backward(factor, x, y, lse, reduction="sum")
+        check_array(grad, exact.grad)
+        weights = np.full(9, factor)
+        exact = oracle.reference(x, y, reduction="sum", sample_weight=weights)
+        _, grad = pyce.cross_entropy_with_grad(x, y, reduction="sum", sample_weight=weights)
+        check_array(grad, exact.grad)
+
+
+MATRICES = [case for case in cases.CASES if case.target == "labels" and not case.options]
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("case", MATRICES, ids=str)
+def test_softmax_and_its_logarithm(backend, case, dtype):
+    x, _, _ = case.make(dtype)
+    exact = softmax_reference(case, dtype)
+    check_array(pyce.softmax(x), exact.p)
+    check_array(pyce.log_softmax(x), -exact.minus_log_p)
+
+    # The lse carries the rounding of the compute dtype's sum, and its own to float64.
+    eps = np.finfo(dtype).eps
+    allowed = 4 * eps * np.maximum(1.0, np.abs(np.log(case.classes)))
+    lse = pyce.logsumexp(x)
+    assert lse.dtype == np.float64
+    error = np.abs((lse - exact.lse.hi) - exact.lse.lo)
+    assert (error <= allowed + 2 * np.finfo(np.float64).eps * np.abs(exact.lse.hi)).all()
+
+
+_softmax_cache = {}
+
+
+def softmax_reference(case, dtype):
+    key = (case, dtype)
+    if key not in _softmax_cache:
+        _softmax_cache[key] = oracle.softmax_rows(case.make(dtype)[0])
+    return _softmax_cache[key]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 17, 64, 65, 100, 513, 1000, 2049])
+def test_class_axis_before_the_last(backend, classes, dtype, axis):
+    """Vectors along the positions: as accurate, in every regime side by side."""
+    parts = [cases.Case(name, classes, 2).make(dtype)[:2] for name in cases.REGIMES]
+    x = np.concatenate([part[0] for part in parts])
+    y = np.concatenate([part[1] for part in parts])
+    exact = oracle.reference(x, y, reduction="none")
+    if axis == 0:
+        logits, labels = np.ascontiguousarray(x.T), y
+    else:
+        logits = np.ascontiguousarray(x.reshape(2, -1, classes).swapaxes(1, 2))
+        labels = y.reshape(2, -1)
+    options = {"axis": axis, "reduction": "none"}
+
+    def rows(array):
+        return np.moveaxis(array, axis, -1).reshape(x.shape)
+
+    loss, lse = pyce.cross_entropy(logits, labels, return_lse=True, **options)
+    check_loss(loss.reshape(-1), exact.loss)
+    loss, grad = pyce.cross_entropy_with_grad(logits, labels, **options)
+    check_loss(loss.reshape(-1), exact.loss)
+    check_array(rows(grad), exact.grad)
+    again = pyce.cross_entropy_backward(np.ones(labels.shape), logits, labels, lse, **options)
+    check_array(rows(again), exact.grad)
+    soft = oracle.softmax_rows(x)
+    check_array(rows(pyce.softmax(logits, axis=axis)), soft.p)
+    check_array(rows(pyce.log_softmax(logits, axis=axis)), -soft.minus_log_p)
+
+
+# ---------------------------------------------------------------------------------------------
+# Half types: computed in float32, rounded once
+
+HALF_CASES = [
+    case
+    for case in cases.CASES
+    if case.classes <= 2049 and not (np.isinf(case.classes) or "spread800" in case.regime)
+][::3] + [cases.Case("random", c, 3) for c in (1, 16, 64, 512, 1000, 5000)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("case", HALF_CASES, ids=str)
+def test_half_types_are_float32_rounded_once(backend, case, dtype):
+    half = np.dtype(HALF[dtype])
+    x, target, kwargs = case.make(half)
+    kwargs["reduction"] = "none"
+    wide = x.astype(np.float32)
+    loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **kwargs)
+    loss32, grad32, lse32 = pyce.cross_entropy_with_grad(wide, target, return_lse=True, **kwargs)
+    assert loss.dtype == np.float32
+    np.testing.assert_array_equal(loss, loss32)
+    np.testing.assert_array_equal(lse, lse32)
+    same_bits(grad, round_once(grad32, half))
+
+    forward = pyce.cross_entropy(x, target, **kwargs)
+    np.testing.assert_array_equal(forward, pyce.cross_entropy(wide, target, **kwargs))
+    ones = np.ones(len(x))
+    back = pyce.cross_entropy_backward(ones, x, target, lse, **kwargs)
+    back32 = pyce.cross_entropy_backward(ones, wide, target, lse, **kwargs)
+    same_bits(back, round_once(back32, half))
+    same_bits(pyce.softmax(x), round_once(pyce.softmax(wide), half))
+    same_bits(pyce.log_softmax(x), round_once(pyce.log_softmax(wide), half))
+    np.testing.assert_array_equal(pyce.logsumexp(x), pyce.logsumexp(wide))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("classes", [3, 17, 100, 1000])
+def test_half_types_with_the_class_axis_first(backend, classes, dtype):
+    half = np.dtype(HALF[dtype])
+    x, y, _ = cases.Case("spread25", classes, 37).make(half)
+    x = np.ascontiguousarray(x.T)
+    loss, grad = pyce.cross_entropy_with_grad(x, y, axis=0)
+    loss32, grad32 = pyce.cross_entropy_with_grad(x.astype(np.float32), y, axis=0)
+    assert loss == loss32
+    same_bits(grad, round_once(grad32, half))
+
+
+def round_once(values, dtype):
+    with np.errstate(over="ignore", under="ignore"):
+        return values.astype(dtype)
+
+
+def same_bits(actual, expected):
+    """The same bytes, but that any NaN will do for a NaN."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    nan = np.isnan(expected.astype(np.float32))
+    differ = (actual.view(np.uint16) != expected.view(np.uint16)) & ~nan
+    differ |= nan & ~np.isnan(actual.astype(np.float32))
+    assert not differ.any(), f"{differ.sum()} differ, first at {np.argwhere(differ)[0]}"

@@ -1,0 +1,217 @@
+"""The C backend's promise of the same bytes: any threads, instruction set, batch, run and fork.
+
+The shapes stand on both sides of every border between kernels.
+"""
+
+import hashlib
+import multiprocessing
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import pyce
+
+CLASSES = [1, 2, 3, 4, 10, 15, 16, 17, 32, 33, 64, 65, 100, 511, 512, 513, 1000, 2049, 5000]
+DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
+THREADS = (1, 2, 3, 7)
+
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+by_classes = pytest.mark.parametrize("classes", CLASSES)
+
+
+def make(classes, rows, dtype, seed=0):
+    rng = np.random.default_rng([seed, classes])
+    x = (rng.normal(size=(rows, classes)) * 6).astype(dtype)
+    y = rng.integers(0, classes, rows)
+    y[::5] = np.argmax(x[::5].astype(np.float64), axis=1)
+    y[3::11] = -100
+    if classes > 2:
+        x[2::7, 0] = -np.inf
+        x[4::9] += np.asarray(300, dtype)
+    return x, y
+
+
+def digest(values):
+    """All bytes of all results."""
+    hashed = hashlib.sha256()
+    for value in values:
+        hashed.update(np.ascontiguousarray(value).tobytes())
+    return hashed.hexdigest()
+
+
+def results(x, y, axis=-1):
+    """Everything that kernels compute: hard and soft, weighted and plain, each direction."""
+    axis %= x.ndim
+    classes = x.shape[axis]
+    rng = np.random.default_rng(classes)
+    w = rng.uniform(0.5, 2, classes)
+    positions = tuple(np.delete(x.shape, axis))
+    s = rng.uniform(0.5, 2, positions)
+    # The same probabilities for the same row, wherever the class axis is.
+    t = np.moveaxis(rng.random((*positions, classes)), -1, axis).astype(np.float32)
+    t = np.ascontiguousarray(t)
+    for target, kwargs in (
+        (y, {}),
+        (y, {"weight": w, "sample_weight": s, "label_smoothing": 0.1}),
+        (t, {"weight": w}),
+    ):
+        for reduction in ("none", "mean"):
+            options = {"axis": axis, "reduction": reduction, **kwargs}
+            g = s if reduction == "none" else 1.5
+            yield pyce.cross_entropy(x, target, **options)
+            loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **options)
+            back = pyce.cross_entropy_backward(g, x, target, lse, **options)
+            yield from (loss, np.moveaxis(grad, axis, -1), lse, np.moveaxis(back, axis, -1))
+    yield np.moveaxis(pyce.softmax(x, axis=axis), axis, -1)
+    yield np.moveaxis(pyce.log_softmax(x, axis=axis), axis, -1)
+    yield pyce.logsumexp(x, axis=axis)
+
+
+@by_dtype
+@by_classes
+@pytest.mark.parametrize("axis", [0, 1])
+def test_every_instruction_set_gives_the_same_bytes(c_backends, dtype, classes, axis):
+    x, y = make(classes, 37, dtype)
+    if axis == 0:
+        x = np.ascontiguousarray(x.T)
+    seen = {}
+    for backend in c_backends:
+        with backend.selected():
+            seen[str(backend)] = digest(results(x, y, axis))
+    assert len(seen) == len(c_backends) >= 1
+    assert len(set(seen.values())) == 1, seen
+
+
+# Large enough to be shared between threads; one row is cut along its classes.
+SHARED = [(3, 60_000), (10, 20_000), (17, 9000), (65, 3001), (100, 2500), (1000, 301), (5000, 61)]
+SHARED += [(70_001, 3), (400_000, 1)]
+
+
+@pytest.fixture
+def many_processors(monkeypatch):
+    """Threads as asked for, also on machines of few processors."""
+    from pyce import _threads
+
+    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize(("classes", "rows"), SHARED)
+def test_any_number_of_threads(c_backend, many_processors, classes, rows, dtype):
+    x, y = make(classes, rows, dtype)
+    y[0] = 0
+    seen = {}
+    for threads in THREADS:
+        pyce.set_num_threads(threads)
+        assert pyce.get_num_threads() == threads
+        loss, grad, lse = pyce.cross_entropy_with_grad(x, y, return_lse=True)
+        parts = [loss, grad, lse, pyce.cross_entropy(x, y)]
+        parts.append(pyce.cross_entropy_backward(1.0, x, y, lse))
+        parts.append(pyce.softmax(x))
+        parts.append(pyce.logsumexp(x))
+        seen[threads] = digest(parts)
+    assert len(set(seen.values())) == 1, seen
+
+
+@pytest.mark.parametrize(("classes", "inner"), [(3, 40_000), (21, 9000), (200, 1500)])
+def test_any_number_of_threads_with_the_class_axis_in_the_middle(
+    c_backend, many_processors, classes, inner
+):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, classes, inner)).astype(np.float32)
+    y = rng.integers(0, classes, (2, inner))
+    seen = set()
+    for threads in THREADS:
+        pyce.set_num_threads(threads)
+        seen.add(digest(results(x, y, axis=1)))
+    assert len(seen) == 1
+
+
+@by_dtype
+@by_classes
+def test_a_row_alone_is_the_row_in_a_batch(c_backend, dtype, classes):
+    rows = 37
+    x, y = make(classes, rows, dtype)
+    t = np.random.default_rng(1).random(x.shape).astype(np.float32)
+    options = {"reduction": "none", "return_lse": True}
+    for target in (y, t):
+        whole = pyce.cross_entropy_with_grad(x, target, **options)
+        whole += (
+            pyce.cross_entropy_backward(np.ones(rows), x, target, whole[2], reduction="none"),
+        )
+        whole += (pyce.softmax(x), pyce.log_softmax(x), pyce.logsumexp(x))
+        for part in (*(slice(i, i + 1) for i in range(0, rows, 5)), slice(0, 16), slice(7, 24)):
+            got = pyce.cross_entropy_with_grad(x[part], target[part], **options)
+            ones = np.ones(len(x[part]))
+            got += (
+                pyce.cross_entropy_backward(ones, x[part], target[part], got[2], reduction="none"),
+            )
+            got += (pyce.softmax(x[part]), pyce.log_softmax(x[part]), pyce.logsumexp(x[part]))
+            assert digest(got) == digest(value[part] for value in whole), part
+
+
+@by_dtype
+@by_classes
+def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
+    x, y = make(classes, 38, dtype)
+    expected = digest(results(x, y))
+    first = np.ascontiguousarray(x.T)
+    assert digest(results(first, y, axis=0)) == expected
+    # (2, 19, C) against (2, C, 19) and against the same memory seen transposed.
+    x, y = x.reshape(2, 19, classes), y.reshape(2, 19)
+    last = digest(results(x, y))
+    middle = np.ascontiguousarray(x.swapaxes(1, 2))
+    assert digest(results(middle, y, axis=1)) == last
+    assert digest(results(x.swapaxes(1, 2), y, axis=1)) == last
+
+
+@by_dtype
+@pytest.mark.parametrize("classes", [3, 10, 17, 65, 100, 1000])
+def test_alignment_does_not_matter(c_backend, dtype, classes):
+    x, y = make(classes, 37, dtype)
+    expected = digest(pyce.cross_entropy_with_grad(x, y))
+    for shift in (1, 3, 7, 13):
+        memory = np.zeros(x.size + shift, dtype)
+        moved = memory[shift:].reshape(x.shape)
+        moved[...] = x
+        out = np.zeros(x.size + shift + 1, dtype)[shift + 1 :].reshape(x.shape)
+        assert digest(pyce.cross_entropy_with_grad(moved, y, out=out)) == expected
+        assert digest(pyce.cross_entropy_with_grad(moved, y, out=moved)) == expected
+
+
+@by_dtype
+def test_again_and_again(c_backend, dtype):
+    for classes, rows in ((10, 5000), (1000, 200)):
+        x, y = make(classes, rows, dtype)
+        out = np.empty_like(x)
+        seen = {digest(pyce.cross_entropy_with_grad(x, y, out=out)) for _ in range(20)}
+        assert len(seen) == 1
+
+
+def test_storing_past_the_cache_changes_nothing(c_backend, many_processors):
+    """A gradient too large for the caches may be stored another way; the bytes are the same."""
+    x, y = make(1000, 37, np.float32)
+    many = np.tile(x, (400, 1))
+    _, grad = pyce.cross_entropy_with_grad(many, np.tile(y, 400), reduction="sum")
+    _, small = pyce.cross_entropy_with_grad(x, y, reduction="sum")
+    assert (grad.reshape(400, *x.shape) == small).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_after_a_fork(c_backend, many_processors):
+    x, y = make(100, 4000, np.float32)
+    pyce.set_num_threads(3)
+    expected = digest(results(x, y))
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(digest(results(x, y))))
+    child.start()
+    child.join(60)
+    alive = child.is_alive()
+    child.kill() if alive else None
+    assert not alive, "the child hangs"
+    assert queue.get() == expected
+    assert digest(results(x, y)) == expected

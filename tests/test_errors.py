@@ -1,0 +1,465 @@
+"""Every error: its type, its words (the same from every backend), and that it writes nothing."""
+
+import re
+from decimal import Decimal
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import pyce
+
+ROWS, CLASSES = 6, 5
+X = np.linspace(-1, 1, ROWS * CLASSES).reshape(ROWS, CLASSES)
+Y = np.array([0, 1, 2, 3, 4, 0])
+T = np.full((ROWS, CLASSES), 0.2)
+LSE = np.zeros(ROWS)
+SENTINEL = 0xA5
+
+
+def sentinel(shape, dtype=np.float64):
+    out = np.empty(shape, dtype)
+    out.view(np.uint8)[...] = SENTINEL
+    return out
+
+
+def losses(logits=X, target=Y, **kwargs):
+    """The three ways to ask for the same, each with an output to watch."""
+    shape = np.shape(logits)
+    ones = 1.0
+    lse = np.zeros(np.shape(target))
+
+    def fused(out):
+        return pyce.cross_entropy_with_grad(logits, target, out=out, **kwargs)
+
+    def backward(out):
+        return pyce.cross_entropy_backward(ones, logits, target, lse, out=out, **kwargs)
+
+    def forward(out):
+        return pyce.cross_entropy(logits, target, **kwargs)
+
+    dtype = getattr(logits, "dtype", np.dtype(float))
+    out_dtype = dtype if dtype.kind in "fV" else np.float64
+    return [(call, sentinel(shape or (1,), out_dtype)) for call in (forward, fused, backward)]
+
+
+def check(kind, words, *args, **kwargs):
+    """All three raise `kind` with all the `words`, and leave `out` and the inputs as they were."""
+    logits = args[0] if args else kwargs.get("logits", X)
+    before = logits.copy() if isinstance(logits, np.ndarray) else None
+    messages = set()
+    for call, out in losses(*args, **kwargs):
+        with pytest.raises(kind) as caught:
+            call(out)
+        assert type(caught.value) is kind
+        message = str(caught.value)
+        for word in words:
+            assert re.search(rf"(?<!\w){re.escape(str(word))}(?!\w)", message), message
+        assert (out.view(np.uint8) == SENTINEL).all(), "an output was written before the error"
+        messages.add(message)
+    if before is not None:
+        assert before.tobytes() == logits.tobytes()
+    assert len(messages) == 1, messages
+    return messages.pop()
+
+
+# ---------------------------------------------------------------------------------------------
+# Indices out of range
+
+
+OUT_OF_RANGE = [
+    ("C", np.int8),
+    ("C", np.uint8),
+    ("C", np.int32),
+    ("C", np.int64),
+    ("C", np.uint64),
+    (-1, np.int8),
+    (-1, np.int16),
+    (-1, np.int32),
+    (-1, np.int64),
+    (-99, np.int64),
+    (-101, np.int32),
+    (2**31 - 1, np.int32),
+    (-(2**31), np.int32),
+    (2**31, np.uint32),
+    (2**32 - 1, np.uint32),
+    (2**32, np.int64),
+    (2**32 + 1, np.int64),
+    (-(2**32), np.int64),
+    (2**63 - 1, np.int64),
+    (-(2**63), np.int64),
+    (2**63, np.uint64),
+    (2**64 - 1, np.uint64),
+    (2**64 - 100, np.uint64),  # -100 after a wrap: not the ignore_index
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: d.__name__
+)
+@pytest.mark.parametrize("classes", [2, 10, 100, 3000])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_index_out_of_range(backend, dtype, classes, axis):
+    rows = 40
+    x = np.zeros((classes, rows) if axis == 0 else (rows, classes), dtype)
+    for value, kind in OUT_OF_RANGE:
+        value = classes if value == "C" else value
+        if value > np.iinfo(kind).max:
+            continue
+        y = np.zeros(rows, kind)
+        y[23] = y[31] = value
+        message = check(IndexError, [23, value, f"0..{classes - 1}", -100], x, y, axis=axis)
+        # Word for word, so that no backend has its own.
+        assert message == (
+            f"target of row 23 is {value}, outside the valid range 0..{classes - 1} "
+            f"for {classes} classes (ignore_index is -100)"
+        )
+
+
+@pytest.mark.parametrize("first", [0, 1, 17, 999, 19_999])
+def test_the_first_bad_row_is_named(backend, first):
+    """Also when threads share the rows, and ignored rows and later bad ones abound."""
+    x = np.zeros((20_000, 10), np.float32)
+    y = np.zeros(20_000, int)
+    y[first + 1 :: 3] = 10
+    y[:first:2] = -100
+    y[first] = -7
+    check(IndexError, [f"row {first}", -7, "0..9"], x, y)
+
+
+def test_rows_are_counted_in_c_order(backend):
+    x = np.zeros((2, 4, 3, 2))
+    y = np.zeros((2, 3, 2), int)
+    y[1, 2, 0] = 4
+    y[1, 2, 1] = 5
+    check(IndexError, ["row 10", 4, "0..3"], x, y, axis=1)
+    check(IndexError, ["row 10", 4, "0..3"], x, np.asfortranarray(y), axis=1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("extra", ["weight", "smoothing", "ignore_index", "normalizer"])
+def test_bad_index_with_options(backend, reduction, extra):
+    y = np.array([0, 1, 2, 9, 4, 9])
+    options = {
+        "weight": {"weight": np.ones(5)},
+        "smoothing": {"label_smoothing": 0.1},
+        "ignore_index": {"ignore_index": 2},
+        "normalizer": {"normalizer": 6.0},
+    }[extra]
+    for call, out in losses(X, y, reduction=reduction, **options)[:2]:
+        with pytest.raises(IndexError, match=r"row 3 is 9, outside the valid range 0\.\.4"):
+            call(out)
+        assert (out.view(np.uint8) == SENTINEL).all()
+
+
+def test_bad_index_in_place(backend):
+    """The logits are the output: they stay."""
+    x = X.copy()
+    with pytest.raises(IndexError):
+        pyce.cross_entropy_with_grad(x, Y + 1, out=x)
+    assert (x == X).all()
+
+
+@pytest.mark.parametrize("call", [pyce.nll_loss, pyce.log_loss, pyce.accuracy])
+def test_other_functions_name_the_index_alike(backend, call):
+    with pytest.raises(IndexError, match=r"target of row 4 is 5, outside the valid range 0\.\.4"):
+        call(T, [0, 1, 2, 3, 5, 6])
+
+
+# ---------------------------------------------------------------------------------------------
+# Types
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        X.astype(complex),
+        X.astype(np.complex64),
+        X.astype(str),
+        X.astype(object),
+        X.astype(np.int64),
+        X.astype(np.uint8),
+        X > 0,
+        X.astype(np.longdouble),
+        X.astype("datetime64[s]"),
+        np.zeros(ROWS, [("a", float), ("b", float)]),
+        [[1j, 2]] * ROWS,
+        [["a", "b"]] * ROWS,
+        [[None, 1.0]] * ROWS,
+        [[Decimal(1), Decimal(2)]] * ROWS,
+    ],
+    ids=lambda v: str(getattr(v, "dtype", type(np.asarray(v).flat[0]).__name__)),
+)
+def test_logits_that_are_not_floating(backend, logits):
+    check(TypeError, ["logits", "float16", "bfloat16", "float32", "float64"], logits)
+    for call in (pyce.softmax, pyce.log_softmax, pyce.logsumexp):
+        with pytest.raises(TypeError, match="float16, bfloat16, float32 or float64"):
+            call(logits)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, ">f4"])
+def test_floating_indices(backend, kind):
+    check(TypeError, ["target", "indices", "integers", "probabilities"], X, Y.astype(kind))
+
+
+def test_list_of_floating_indices(backend):
+    check(TypeError, ["target", "indices"], X, [0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "target", [T.astype(complex), T.astype(object), T.astype(str)], ids=lambda t: str(t.dtype)
+)
+def test_targets_of_other_dtypes(backend, target):
+    check(TypeError, ["target"], X, target)
+
+
+@pytest.mark.parametrize("name", ["weight", "sample_weight"])
+@pytest.mark.parametrize("dtype", [complex, object, str])
+def test_weights_of_other_dtypes(backend, name, dtype):
+    length = CLASSES if name == "weight" else ROWS
+    check(TypeError, [name], X, Y, **{name: np.ones(length).astype(dtype)})
+
+
+def test_numbers_that_are_not(backend):
+    check(TypeError, ["normalizer"], X, Y, normalizer="3")
+    check(TypeError, ["normalizer"], X, Y, normalizer=[3.0])
+    check(TypeError, ["label_smoothing"], X, Y, label_smoothing="0.1")
+    for bad in ("1.0", [1.0, 2.0], 1j):
+        with pytest.raises(TypeError, match="grad_loss"):
+            pyce.cross_entropy_backward(bad, X, Y, LSE)
+    with pytest.raises(TypeError):
+        pyce.cross_entropy(X, Y, axis=1.5)
+    with pytest.raises(TypeError):
+        pyce.cross_entropy(X, Y, ignore_index=1.5)
+    with pytest.raises(TypeError):
+        pyce.set_num_threads(1.5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Shapes
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (7,), (6, 1), (1, 6), (6, 5), (5, 6)], ids=str)
+def test_index_targets_of_other_shapes(backend, shape):
+    check(ValueError, [shape, (ROWS, CLASSES)], X, np.zeros(shape, int))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (7,), (6, 1), (1, 5), (5, 6), (6, 5, 1)], ids=str)
+def test_probability_targets_of_other_shapes(backend, shape):
+    check(ValueError, [shape, (ROWS, CLASSES)], X, np.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 5), (5, 1)], ids=str)
+def test_class_weights_of_other_shapes(backend, shape):
+    check(ValueError, ["weight", (CLASSES,), shape], X, Y, weight=np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (6, 1), (6, 5)], ids=str)
+def test_sample_weights_of_other_shapes(backend, shape):
+    check(ValueError, ["sample_weight", (ROWS,), shape], X, Y, sample_weight=np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (6, 1)], ids=str)
+def test_backward_shapes(backend, shape):
+    out = sentinel(X.shape)
+    words = re.escape(str(shape))
+    with pytest.raises(ValueError, match=f"lse.*{words}"):
+        pyce.cross_entropy_backward(1.0, X, Y, np.ones(shape), out=out)
+    with pytest.raises(ValueError, match=f"grad_loss.*{words}"):
+        pyce.cross_entropy_backward(np.ones(shape), X, Y, LSE, reduction="none", out=out)
+    assert (out.view(np.uint8) == SENTINEL).all()
+
+
+def test_backward_wants_a_scalar_for_mean_and_sum(backend):
+    for reduction in ("mean", "sum"):
+        with pytest.raises(TypeError, match="grad_loss"):
+            pyce.cross_entropy_backward(np.ones(ROWS), X, Y, LSE, reduction=reduction)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 0), 1), ((0, 3), 0), ((0,), 0), ((2, 0, 4), 1)])
+def test_no_classes(backend, shape, axis):
+    x = np.zeros(shape)
+    y = np.zeros(np.delete(shape, axis), int)
+    check(ValueError, ["at least one class", shape], x, y, axis=axis)
+    for call in (pyce.softmax, pyce.log_softmax, pyce.logsumexp):
+        with pytest.raises(ValueError, match="at least one class"):
+            call(x, axis=axis)
+
+
+@pytest.mark.parametrize("logits", [np.float32(1.0), np.array(1.0), 1.0], ids=repr)
+def test_no_dimensions(backend, logits):
+    for call in (pyce.cross_entropy, pyce.cross_entropy_with_grad):
+        with pytest.raises(ValueError, match="at least one dimension"):
+            call(logits, 0)
+    for call in (pyce.softmax, pyce.log_softmax, pyce.logsumexp):
+        with pytest.raises(ValueError, match="at least one dimension"):
+            call(logits)
+
+
+@pytest.mark.parametrize("axis", [2, -3, 100])
+def test_axis_out_of_range(backend, axis):
+    check(ValueError, ["axis", axis, (ROWS, CLASSES)], X, Y, axis=axis)
+    for call in (pyce.softmax, pyce.log_softmax, pyce.logsumexp):
+        with pytest.raises(ValueError, match=f"axis {axis} is out of range"):
+            call(X, axis=axis)
+
+
+# ---------------------------------------------------------------------------------------------
+# Options
+
+
+@pytest.mark.parametrize("reduction", ["average", "MEAN", "", None, 0, "batchmean"])
+def test_unknown_reduction(backend, reduction):
+    words = ["mean", "sum", "none"]
+    check(
+        ValueError, [*words, *([repr(reduction)] if reduction else [])], X, Y, reduction=reduction
+    )
+    with pytest.raises(ValueError, match="reduction must be one of mean, sum, none"):
+        pyce.binary_cross_entropy(X, T, reduction=reduction)
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.0000001, 2, np.nan, np.inf, -np.inf])
+def test_smoothing_out_of_range(backend, value):
+    check(ValueError, ["label_smoothing", "0, 1", repr(value)], X, Y, label_smoothing=value)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**64 - 100])
+def test_ignore_index_beyond_64_bits(backend, value):
+    check(ValueError, ["ignore_index", value], X, Y, ignore_index=value)
+
+
+@pytest.mark.parametrize("n", [0, -1, -(2**40)])
+def test_too_few_threads(backend, n):
+    before = pyce.get_num_threads()
+    with pytest.raises(ValueError, match=f"threads.*{n}"):
+        pyce.set_num_threads(n)
+    assert pyce.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "C", None, 3])
+def test_unknown_backend(backend, name):
+    before = pyce.get_backend()
+    for call in (pyce.set_backend, lambda n: pyce.use_backend(n).__enter__()):
+        with pytest.raises(ValueError, match="auto, c, numba, numpy") as caught:
+            call(name)
+        assert repr(name) in str(caught.value)
+    assert pyce.get_backend() == before
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k(backend, top_k):
+    with pytest.raises(ValueError, match=f"top_k.*{top_k}"):
+        pyce.accuracy(X, Y, top_k=top_k)
+
+
+@pytest.mark.parametrize("eps", [-0.1, 0.5, 1.0, np.nan])
+def test_eps_of_log_loss(backend, eps):
+    with pytest.raises(ValueError, match="eps"):
+        pyce.log_loss(T, Y, eps=eps)
+
+
+# ---------------------------------------------------------------------------------------------
+# Outputs
+
+
+def unfit_outputs():
+    readonly = sentinel(X.shape)
+    readonly.flags.writeable = False
+    strided = sentinel((ROWS, 2 * CLASSES))[:, ::2]
+    yield "shape", ValueError, "shape", sentinel((CLASSES, ROWS))
+    yield "more dimensions", ValueError, "shape", sentinel((1, ROWS, CLASSES))
+    yield "flat", ValueError, "shape", sentinel(ROWS * CLASSES)
+    yield "dtype", TypeError, "dtype", sentinel(X.shape, np.float32)
+    yield "byte order", TypeError, "dtype", sentinel(X.shape, X.dtype.newbyteorder())
+    yield "integers", TypeError, "dtype", sentinel(X.shape, np.int64)
+    yield "list", TypeError, "ndarray", X.tolist()
+    yield "read-only", ValueError, "writable", readonly
+    yield "strided", ValueError, "contiguous", strided
+    yield "Fortran", ValueError, "contiguous", np.asfortranarray(sentinel(X.shape))
+    yield "reversed", ValueError, "contiguous", sentinel(X.shape)[::-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "out"), [pytest.param(*rest, id=name) for name, *rest in unfit_outputs()]
+)
+def test_unfit_out(backend, kind, word, out):
+    calls = [
+        lambda: pyce.cross_entropy_with_grad(X, Y, out=out),
+        lambda: pyce.cross_entropy_backward(1.0, X, Y, LSE, out=out),
+        lambda: pyce.softmax(X, out=out),
+        lambda: pyce.log_softmax(X, out=out),
+    ]
+    before = np.asarray(out).tobytes()
+    messages = set()
+    for call in calls:
+        with pytest.raises(kind, match=word) as caught:
+            call()
+        messages.add(str(caught.value))
+        assert np.asarray(out).tobytes() == before
+    assert len(messages) == 1
+
+
+@pytest.mark.parametrize("shift", [1, -1, CLASSES, -CLASSES, ROWS * CLASSES - 1])
+def test_out_that_overlaps_the_logits_in_part(backend, shift):
+    memory = np.zeros(3 * X.size)
+    x = memory[X.size : 2 * X.size].reshape(X.shape)
+    x[...] = X
+    start = X.size + shift
+    out = memory[start : start + X.size].reshape(X.shape)
+    before = memory.copy()
+    for call in (
+        lambda: pyce.cross_entropy_with_grad(x, Y, out=out),
+        lambda: pyce.cross_entropy_backward(1.0, x, Y, LSE, out=out),
+        lambda: pyce.softmax(x, out=out),
+        lambda: pyce.log_softmax(x, out=out),
+    ):
+        with pytest.raises(ValueError, match="overlap"):
+            call()
+        assert memory.tobytes() == before.tobytes()
+
+
+def test_out_in_the_same_memory_by_another_road(backend):
+    """The same bytes in another order are no in-place call."""
+    square = np.linspace(0, 1, 25).reshape(5, 5)
+    before = square.copy()
+    for logits in (square.T, square[::-1], square[:, ::-1]):
+        with pytest.raises(ValueError, match="overlap"):
+            pyce.cross_entropy_with_grad(logits, Y[:5], out=square)
+        with pytest.raises(ValueError, match="overlap"):
+            pyce.softmax(logits, out=square)
+        assert (square == before).all()
+
+
+def test_out_that_is_another_argument(backend):
+    t = T.copy()
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X, t, out=t)
+    memory = np.ones(X.size)
+    out = memory.reshape(X.shape)
+    for name, value in (
+        ("weight", memory[:CLASSES]),
+        ("sample_weight", memory[:ROWS]),
+    ):
+        with pytest.raises(ValueError, match="another argument"):
+            pyce.cross_entropy_with_grad(X, Y, out=out, **{name: value})
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_backward(1.0, X, Y, memory[:ROWS], out=out)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_backward(memory[:ROWS], X, Y, LSE, reduction="none", out=out)
+    labels = np.zeros(X.size, np.int64)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X, labels[:ROWS], out=labels.view(float).reshape(X.shape))
+    assert (t == T).all()
+    assert (memory == 1).all()
+
+
+def test_bernoulli_errors(backend):
+    with pytest.raises(TypeError, match="logits"):
+        pyce.binary_cross_entropy(X.astype(complex), T)
+    with pytest.raises(TypeError, match="target"):
+        pyce.binary_cross_entropy(X, T.astype(complex))
+    with pytest.raises(ValueError, match=re.escape("(6, 1)") + ".*" + re.escape("(6, 5)")):
+        pyce.binary_cross_entropy(X, T[:, :1])
+    for name in ("weight", "pos_weight"):
+        with pytest.raises(ValueError, match=f"{name} .*{re.escape('(4,)')}"):
+            pyce.binary_cross_entropy(X, T, **{name: np.ones(4)})
