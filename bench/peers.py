@@ -1,0 +1,133 @@
+"""The peers: one adapter each, which makes the calls that others would use for the same work.
+
+An adapter takes the `Data` of a workload with index targets and returns its forward and its fused
+call: the first gives the loss, the second (loss, gradient), for the class axis and reduction of the
+data, reading its very buffers. It raises ImportError where the peer is not installed and
+`Unsupported` where it can't do the work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import pyce
+from bench.measure import Call
+from bench.workloads import Data
+
+Calls = tuple[Call, Call]
+
+
+class Unsupported(Exception):
+    """The peer has nothing for this workload."""
+
+
+def torch_eager(data: Data) -> Calls:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.set_num_threads(pyce.get_num_threads())
+    return _torch_calls(data, torch, cross_entropy)
+
+
+def torch_compiled(data: Data) -> Calls:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.set_num_threads(pyce.get_num_threads())
+    torch.compiler.reset()  # a second shape would compile for any shape
+    return _torch_calls(data, torch, torch.compile(cross_entropy, dynamic=False))
+
+
+def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
+    x = data.logits
+    if data.workload.dtype == "bfloat16":
+        leaf = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    else:
+        leaf = torch.from_numpy(x)
+    # torch has the classes on axis 1 whatever the number of dimensions: all workloads have, too.
+    target = torch.from_numpy(data.target)
+    reduction = data.options.get("reduction", "mean")
+    leaf.requires_grad_()
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return loss_of(leaf, target, reduction=reduction)
+
+    def fused() -> Any:
+        leaf.grad = None
+        loss = loss_of(leaf, target, reduction=reduction)
+        loss.backward()
+        return loss.detach(), leaf.grad
+
+    return forward, fused
+
+
+def jax_optax(data: Data) -> Calls:
+    """JAX uses as many threads as it finds processors; it offers no other choice."""
+    import jax
+    import optax
+
+    jax.config.update("jax_enable_x64", True)
+    axis = data.workload.axis
+
+    def loss(x: Any, target: Any) -> Any:
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(x, target, axis=axis)
+        return losses.sum() if data.options.get("reduction") == "sum" else losses.mean()
+
+    x = jax.device_put(data.logits, may_alias=True)
+    target = jax.device_put(data.target, may_alias=True)
+    forward, fused = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
+    return (
+        lambda: jax.block_until_ready(forward(x, target)),
+        lambda: jax.block_until_ready(fused(x, target)),
+    )
+
+
+def sklearn_half_multinomial(data: Data) -> Calls:
+    """The loss under scikit-learn's LogisticRegression and gradient boosting; writes to `grad`."""
+    from sklearn._loss import HalfMultinomialLoss
+
+    if data.logits.ndim != 2 or data.workload.dtype not in ("float32", "float64"):
+        raise Unsupported("two dimensions, float32 or float64 only")
+    rows, classes = data.logits.shape
+    loss = HalfMultinomialLoss(n_classes=classes)
+    losses = np.empty(rows, data.logits.dtype)
+    arguments = {
+        "y_true": data.target.astype(data.logits.dtype),
+        "raw_prediction": data.logits,
+        "sample_weight": np.full(rows, 1 / rows, data.logits.dtype),  # makes the sum the mean
+        "loss_out": losses,
+        "n_threads": pyce.get_num_threads(),
+    }
+
+    def forward() -> Any:
+        return loss.loss(**arguments).sum(dtype=np.float64)
+
+    def fused() -> Any:
+        loss.loss_gradient(**arguments, gradient_out=data.grad)
+        return losses.sum(dtype=np.float64), data.grad
+
+    return forward, fused
+
+
+PEERS = {
+    "torch": torch_eager,
+    "torch.compile": torch_compiled,
+    "JAX + optax": jax_optax,
+    "scikit-learn": sklearn_half_multinomial,
+}
+
+
+def versions() -> dict[str, str]:
+    """{distribution: version} of the peers that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "jax", "optax", "scikit-learn", "numpy", "numba"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,206 @@
+"""The registry of workloads and the arrays they are measured on.
+
+To add a workload, add a line to `WORKLOADS`: the benchmarks, the comparison with the peers and the
+report find it there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pyce
+
+Array = npt.NDArray[Any]
+
+# Distance of 1.0 to the next number, and the smallest number, of each dtype.
+_EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+_SMALLEST = {"float16": 2.0**-24, "bfloat16": 1e-38, "float32": 1e-38, "float64": 1e-300}
+
+# Elements of random numbers that fill the logits again and again, since making new ones would take
+# longer than the benchmark. A prime, so that no row is like another.
+_POOL = 1_048_573
+# Elements of the rows whose gradients are compared with the reference.
+_SAMPLE = 2**18
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One shape, class axis, dtype and kind of target; `quick` ones are part of `make bench`.
+
+    `target` is "index", "probabilities", "smoothing" or "weight"; the last two are index targets
+    with label smoothing or class weights.
+    """
+
+    shape: tuple[int, ...]
+    stands_for: str
+    dtype: str = "float32"
+    target: str = "index"
+    axis: int = -1
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        parts = ["x".join(map(str, self.shape))]
+        parts += [f"axis{self.axis}"] if self.axis != -1 else []
+        parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [self.target] if self.target != "index" else []
+        return "-".join(parts)
+
+
+WORKLOADS = (
+    Workload((64, 10), "MNIST-like head", quick=True),
+    Workload((128, 1000), "ImageNet head, small batch", quick=True),
+    Workload((1024, 1000), "ImageNet head", quick=True),
+    Workload((8192, 100), "CIFAR-100 head, large batch", quick=True),
+    Workload((65536, 10), "ten classes, large batch", quick=True),
+    Workload((1_000_000, 3), "tabular, full batch", quick=True),
+    Workload((2048, 32000), "LLM, 32k tokens", quick=True),
+    Workload((1024, 50257), "GPT-2"),
+    Workload((512, 128256), "Llama 3"),
+    Workload((256, 262144), "Gemma 3"),
+    Workload((1, 16_777_216), "one huge row", quick=True),
+    Workload((8, 21, 512, 512), "segmentation, classes on axis 1", axis=1, quick=True),
+    Workload((1024, 1000), "ImageNet head", dtype="bfloat16", quick=True),
+    Workload((1024, 1000), "ImageNet head", dtype="float16", quick=True),
+    Workload((1024, 1000), "ImageNet head", dtype="float64", quick=True),
+    Workload((2048, 32000), "LLM, 32k tokens", dtype="bfloat16"),
+    Workload((2048, 32000), "LLM, 32k tokens", dtype="float16"),
+    Workload((2048, 32000), "LLM, 32k tokens", dtype="float64"),
+    Workload((1024, 1000), "distillation", target="probabilities", quick=True),
+    Workload((1024, 1000), "label smoothing 0.1", target="smoothing", quick=True),
+    Workload((1024, 1000), "class weights", target="weight", quick=True),
+    Workload((2048, 32000), "distillation", target="probabilities"),
+    Workload((2048, 32000), "label smoothing 0.1", target="smoothing"),
+    Workload((2048, 32000), "class weights", target="weight"),
+)
+
+
+class Data:
+    """The arrays of a workload, the same every time, and the reference's answer to them.
+
+    logits, grad : the workload's shape and dtype, 64-byte aligned; the gradient goes to `grad`
+    target       : int64 (shape without the class axis), or floating like the logits
+    options      : keyword arguments of the loss
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        rng = np.random.default_rng(0)
+        dtype = _dtype(workload.dtype)
+        shape, axis = workload.shape, workload.axis
+        classes = shape[axis]
+        positions = tuple(np.delete(shape, axis))
+        self.workload = workload
+        self.logits = _aligned(shape, dtype)
+        self.grad = _aligned(shape, dtype)
+        self.grad.fill(0)  # now its pages exist
+        _fill(self.logits, rng.standard_normal(_POOL) * 2)
+        self.target: Array = rng.integers(0, classes, positions)
+        self.options: dict[str, Any] = {"axis": axis}
+        denominator = float(self.target.size)
+        if workload.target == "smoothing":
+            self.options["label_smoothing"] = 0.1
+        elif workload.target == "weight":
+            weight = rng.uniform(0.5, 2, classes)
+            self.options["weight"] = weight
+            denominator = math.fsum(weight[self.target.reshape(-1)])
+        elif workload.target == "probabilities":
+            self.target = _aligned(shape, np.dtype(np.float32))
+            _fill(self.target, rng.random(_POOL) * (2 / classes))
+        if workload.dtype == "float16":
+            # The gradient of the mean would vanish in float16; there one scales the loss up.
+            self.options["reduction"] = "sum"
+            denominator = 1.0
+        self._scale = 1 / denominator
+        self.floor_times: dict[str, float] = {}  # of the floors measured so far
+
+    @cached_property
+    def _sample(self) -> tuple[tuple[Array, ...], Array, Array]:
+        """Indices of some rows, first and last among them, and their gradients in float64.
+
+        The third is the size of what was subtracted in each gradient: p·Σt − t is not accurate to
+        the last places of the difference, but of the larger term.
+        """
+        logits = np.moveaxis(self.logits, self.workload.axis, -1)
+        positions, classes = logits.shape[:-1], logits.shape[-1]
+        rows = math.prod(positions)
+        some = np.linspace(0, rows - 1, max(1, min(rows, _SAMPLE // classes))).astype(np.int64)
+        index = np.unravel_index(some, positions)
+        target = self.target
+        if target.ndim == self.logits.ndim:
+            target = np.moveaxis(target, self.workload.axis, -1)
+        options = {**self.options, "axis": -1, "reduction": "none"}
+        with pyce.use_backend("numpy"):
+            _, grad = pyce.cross_entropy_with_grad(
+                logits[index].astype(np.float64), target[index], **options
+            )
+        subtracted = np.zeros(1)
+        if target.ndim == logits.ndim:
+            subtracted = target[index].astype(np.float64)
+        elif self.workload.target == "smoothing":
+            subtracted += self.options["label_smoothing"] / classes
+        return index, grad * self._scale, subtracted * self._scale
+
+    @cached_property
+    def loss(self) -> float:
+        """The loss of the whole batch as the reference computes it."""
+        with pyce.use_backend("numpy"):
+            return float(pyce.cross_entropy(self.logits, self.target, **self.options))
+
+    def check_loss(self, loss: float, tolerance: float | None = None) -> None:
+        """Raise AssertionError unless `loss` is the reference's, to 4 ULP or `tolerance`."""
+        dtype = "float64" if self.workload.dtype == "float64" else "float32"
+        np.testing.assert_allclose(
+            float(loss), self.loss, rtol=tolerance or 4 * _EPS[dtype], err_msg="loss"
+        )
+
+    def check_grad(self, grad: Array, tolerance: float | None = None) -> None:
+        """Raise AssertionError unless the sample rows of `grad` are the reference's, and no NaN is
+        in the others.
+
+        To 8 ULP, half types to 1; or, with `tolerance`, to that part of the sample's norm.
+        """
+        assert not np.isnan(grad.max()), "the gradient was not written everywhere"
+        index, expected, subtracted = self._sample
+        rows = np.moveaxis(grad, self.workload.axis, -1)[index].astype(np.float64)
+        error = np.abs(rows - expected)
+        if tolerance is None:
+            dtype = self.workload.dtype
+            rtol = _EPS[dtype] * (1 if dtype in ("float16", "bfloat16") else 8)
+            wrong = ~(error <= rtol * (np.abs(expected) + subtracted) + _SMALLEST[dtype])
+            assert not wrong.any(), f"{np.count_nonzero(wrong)} of {wrong.size} gradients differ"
+        else:
+            part = np.linalg.norm(error) / np.linalg.norm(expected)
+            assert part <= tolerance, f"the gradient differs by {part:.1e} of its norm"
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    """The named dtype; ImportError for bfloat16 without ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A new array that starts at a multiple of 64 bytes, as non-temporal stores need."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.__array_interface__["data"][0] % 64
+    array: Array = memory[start : start + size].view(dtype).reshape(shape)
+    return array
+
+
+def _fill(array: Array, pool: Array) -> None:
+    flat = array.reshape(-1)
+    pool = pool.astype(array.dtype)
+    for start in range(0, flat.size, pool.size):
+        part = flat[start : start + pool.size]
+        part[:] = pool[: part.size]
