@@ -26,14 +26,7 @@ lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
-	@! grep -nE '\b(_mm(256|512)?_[a-z]|v[a-z0-9]+q_[fsu])' $(filter-out csrc/kernels/simd_%,$(C_FILES)) \
-	    || (echo 'intrinsics belong into csrc/kernels/simd_*.h' && false)
-	@! grep -nE 'Python\.h|numpy/|\b(printf|abort|exit|assert) ?\(' $(C_FILES) \
-	    || (echo 'csrc neither knows Python nor prints nor ends the process' && false)
-	@! grep -nE '\b(m|c|re)alloc ?\(|pthread_' $(wildcard csrc/kernels/*) \
-	    || (echo 'kernels neither allocate nor start threads' && false)
-	@! grep -nE 'ffast-math|Ofast|march=native' setup.py csrc/build_ffi.py pyproject.toml \
-	    || (echo 'these flags are ruled out' && false)
+	.ci/lint-c
 
 format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

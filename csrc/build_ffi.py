@@ -17,8 +17,8 @@ SOURCES = [
     "kernels/isa_avx2.c",
     "kernels/isa_scalar.c",
 ]
-# No -march=native: the instruction set is chosen at run time. Contraction is off because every
-# fused multiply-add is written as one, so that all dialects round alike.
+# Nothing here is about the building machine: the instruction set is chosen at run time. Contraction
+# is off because every fused multiply-add is written as one, so that all dialects round alike.
 COMPILE_ARGS = [
     "-O2",
     "-g0",

@@ -20,6 +20,8 @@
 #define ELEMENTS_PER_THREAD 65536
 /* Labels looked at as one piece: fixes the order in which class weights are added up. */
 #define LABEL_PIECE 16384
+/* Rows that are always added up together, so that the sum does not depend on how they are dealt. */
+#define LEAST_TILE 16
 /* Elements of the pieces of the Bernoulli loss, and bytes of those of a copy. */
 #define BERNOULLI_PIECE 16384
 #define COPY_PIECE ((int64_t)1 << 18)
@@ -205,7 +207,8 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     job->p = p;
     job->own = OWN_MAX;
     job->dense = DENSE_NONE;
-    if (p->operation == PYCE_SOFTMAX) job->own = OWN_NONE;
+    /* In double precision, S is known well enough only with the largest term apart. */
+    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) job->own = OWN_NONE;
     job->label_part = 1.0;
     job->dense_part = 0;
     if (p->target == PYCE_PROBABILITIES) {
@@ -227,11 +230,10 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     /* Two rows of exponentials a thread; beyond this they would live in no cache. */
     job->recompute = p->classes > (int64_t)1 << 19;
-    job->tile = 1;
-    const int64_t least = p->inner > 1 ? 16 : 1; /* rows side by side fill a vector */
-    while (job->tile < PYCE_TILE && (job->tile < least || job->tile * 2 * p->classes <= 32768)) {
-        job->tile *= 2;
-    }
+    job->tile = LEAST_TILE;
+    while (job->tile < PYCE_TILE && job->tile * 2 * p->classes <= 32768) job->tile *= 2;
+    /* Long rows are dealt one by one; rows side by side fill a vector. */
+    if (job->tile == LEAST_TILE && p->inner == 1 && p->classes > 2048) job->tile = 1;
 }
 
 /* Rows dealt to threads, tile by tile. */
@@ -298,6 +300,8 @@ int pyce_run(pyce_problem *p) {
     pyce_job job;
     describe(p, &job);
     job.grad_scale = p->grad_loss / denominator;
+    const double lost = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
+    job.grad_scale_low = isfinite(lost) ? lost : 0;
 
     const int64_t tiles = (rows + job.tile - 1) / job.tile;
     const int reduce = p->operation <= PYCE_FORWARD_BACKWARD && p->reduction != PYCE_NONE;
@@ -315,7 +319,20 @@ int pyce_run(pyce_problem *p) {
                        : run_rows(kernels, &job, threads, sums);
     }
     if (reduce && status == PYCE_OK) {
-        const double total = fold(sums, tiles);
+        int64_t n = tiles;
+        if (job.tile == 1) {
+            n = (rows + LEAST_TILE - 1) / LEAST_TILE;
+            for (int64_t i = 0; i < n; i++) {
+                double group[LEAST_TILE] = {0};
+                const int64_t first = i * LEAST_TILE, left = rows - first;
+                memcpy(group, sums + first, (size_t)(left < LEAST_TILE ? left : LEAST_TILE) * 8);
+                for (int half = LEAST_TILE / 2; half > 0; half /= 2) {
+                    for (int k = 0; k < half; k++) group[k] += group[k + half];
+                }
+                sums[i] = group[0];
+            }
+        }
+        const double total = fold(sums, n);
         const int empty = count == 0 && !isnan(p->normalizer) && p->reduction == PYCE_MEAN;
         p->loss = empty ? 0.0 : total / denominator;
     }

@@ -300,11 +300,11 @@ def indices(
     return np.require(target, dtype=dtype, requirements=["C", "A"]).reshape(-1)
 
 
-def output(out: Any, logits: Array, others: tuple[Any, ...]) -> Array:
+def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Array:
     """The aligned array to write a logits-shaped result to: `out` after its checks, or a new one.
 
-    `out` may be exactly the logits. Any other memory that it shares with them or with an array
-    among `others` is refused.
+    `out` may be exactly the logits, of which `given` is what the caller passed. Any other memory
+    that it shares with them, or any with an array among `others`, is refused.
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
@@ -320,34 +320,36 @@ def output(out: Any, logits: Array, others: tuple[Any, ...]) -> Array:
             raise ValueError("out must be C-contiguous")
         if not flags.writeable:
             raise ValueError("out must be writable")
-    owner = flags.owndata
-    for other in (logits, *others):
-        if (
-            other is not out
-            and other is not None
-            and isinstance(other, np.ndarray)
-            and not (owner and other.flags.owndata)  # two owners share nothing
-            and _overlap(out, other)
-            and not (other.dtype == out.dtype and _same_memory(out, other))
-        ):
-            raise ValueError(
-                "out overlaps another argument: it must be exactly the logits or share no memory"
-            )
+    for other in (logits, given):
+        if _overlap(out, other) and not _same_memory(out, other):
+            raise ValueError("out overlaps the logits: it must be exactly them or share no memory")
+    for other in others:
+        if _overlap(out, other):
+            raise ValueError("out shares memory with another argument")
     return out if flags.aligned else np.empty(logits.shape, logits.dtype)
 
 
-def _overlap(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
+def _overlap(out: Array, other: Any) -> bool:
+    """Whether two arrays share memory; what is no array shares none."""
+    if other is None or not isinstance(other, np.ndarray):
+        return False
+    if out is other:
+        return True
+    if out.flags.owndata and other.flags.owndata:
+        return False
+    if not np.may_share_memory(out, other):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+        return np.shares_memory(out, other, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
 
 def _same_memory(a: Array, b: Array) -> bool:
+    if a is b:
+        return True
     start = a.__array_interface__["data"][0]
-    return bool(start == b.__array_interface__["data"][0] and a.strides == b.strides)
+    return bool(a.dtype == b.dtype and start == b.__array_interface__["data"][0] and a.strides == b.strides)
 
 
 # ---------------------------------------------------------------------------------------------

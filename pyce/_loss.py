@@ -160,7 +160,9 @@ def cross_entropy_with_grad(
         reduction,
         normalizer,
     )
-    p.grad = arguments.output(out, p.logits, (logits, p.labels, p.probs, p.weight, p.sample_weight))
+    p.grad = arguments.output(
+        out, p.logits, logits, (p.labels, p.probs, p.weight, p.sample_weight)
+    )
     if not return_lse:
         return _run(p, "forward_backward"), _delivered(p.grad, out)
     p.lse = np.empty(p.rows)
@@ -219,7 +221,12 @@ def cross_entropy_backward(
     else:
         p.grad_loss = arguments.real(grad_loss, "grad_loss")
     p.lse = arguments.reals(lse, p.positions, "lse").reshape(-1)
-    p.grad = arguments.output(out, p.logits, (logits, p.labels, p.probs, p.lse))
+    p.grad = arguments.output(
+        out,
+        p.logits,
+        logits,
+        (p.labels, p.probs, p.weight, p.sample_weight, p.lse, p.grad_loss),
+    )
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
@@ -289,4 +296,4 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
 def _matrix(x: Any, axis: Any, out: Any) -> tuple[Array, int, Array]:
     array, _ = arguments.floating(x, "x")
     k = arguments.class_axis(axis, array.shape, "x")
-    return array, k, arguments.output(out, array, (x,))
+    return array, k, arguments.output(out, array, x, ())

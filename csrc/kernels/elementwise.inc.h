@@ -82,7 +82,9 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
             vd_storen(part, n, loss);                                                              \
             vd_sum_add(&sum, vd_load(part));                                                       \
         }                                                                                          \
-        return vd_sum_total(sum);                                                                  \
+        double low;                                                                                \
+        const double total = vd_sum_total(sum, &low);                                              \
+        return total + low;                                                                        \
     }
 INLINE vd read_floats(const float *p, int n) { return vf_widen_lo(vf_loadn(p, n, 0)); }
 INLINE void write_floats(float *p, int n, vd a) { vf_storen(p, n, vf_narrow(a, a)); }

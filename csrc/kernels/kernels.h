@@ -28,15 +28,16 @@ enum { DENSE_NONE, DENSE_ONE, DENSE_WEIGHT, DENSE_PROBS };
 /* A checked problem and what follows from it once for all rows. */
 typedef struct {
     const pyce_problem *p;
-    int own;           /* OWN_… */
-    int dense;         /* DENSE_… */
-    int streaming;     /* whether results go past the caches */
-    int recompute;     /* whether exponentials are computed again rather than kept for a row */
-    double label_part; /* factor of the label's term: 1, or 1 − smoothing */
-    double dense_part; /* factor of the dense terms: smoothing/classes, or 1 */
-    double grad_scale; /* of every row: grad_loss / denominator */
-    int64_t tile;      /* rows of one leaf of the reduction, a power of two */
-    int64_t blocks;    /* of PYCE_BLOCK classes in a row */
+    int own;               /* OWN_… */
+    int dense;             /* DENSE_… */
+    int streaming;         /* whether results go past the caches */
+    int recompute;         /* whether exponentials are computed again rather than kept for a row */
+    double label_part;     /* factor of the label's term: 1, or 1 − smoothing */
+    double dense_part;     /* factor of the dense terms: smoothing/classes, or 1 */
+    double grad_scale;     /* of every row: grad_loss / denominator */
+    double grad_scale_low; /* what rounding that lost */
+    int64_t tile;          /* rows of one leaf of the reduction, a power of two */
+    int64_t blocks;        /* of PYCE_BLOCK classes in a row */
 } pyce_job;
 
 /* Statistics of one block of a row, for rows that several threads share. */
@@ -44,6 +45,7 @@ typedef struct {
     double max;               /* of the block */
     double scale;             /* from the block's normaliser to the row's */
     double sum;               /* of e over the block without its own class */
+    double sum_low;           /* what rounding sum lost; double logits only */
     double dense, dense_loss; /* Σ b and Σ b·(max − x) */
     int64_t own;              /* class left out, or −1 */
 } pyce_block;

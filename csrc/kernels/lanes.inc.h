@@ -157,13 +157,13 @@ INLINE V NAME(eight_terms)(int kind, const REAL *tile, const REAL *b, int step, 
 }
 
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
-                           V own_or_max, int n, double sums[W]) {
+                           V own_or_max, int n, double sums[W], double low[W]) {
     if (job->p->classes <= PYCE_NARROW) {
         F(sum) sum = F(sum_zero)();
         for (int c = 0; c < n; c += 8) {
             F(sum_add)(&sum, NAME(eight_terms)(kind, tile, b, step, own_or_max, c, 1, n));
         }
-        F(sum_lanes)(sum, sums);
+        F(sum_lanes)(sum, sums, low);
         return;
     }
     /* As along a row: W running sums, class c belonging to the (c mod W)-th. */
@@ -188,13 +188,15 @@ INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, cons
     vd_store(sums, vd_tree(part[0]));
     vd_store(sums + 8, vd_tree(part[1]));
 #else
-    vd_store(sums, vd_add(vd_tree(part[0]), vd_tree(part[1])));
+    vd lost;
+    vd_store(sums, vd_fold(part[0], part[1], &lost));
+    vd_store(low, lost);
 #endif
 }
 
 /* x of the tile becomes e; the sum of those that are not the row's own, per lane; x of the own. */
 INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) norm, V own,
-                        double sums[W]) {
+                        double sums[W], double low[W]) {
     V own_x = F(set1)((REAL)-INFINITE);
     if (job->p->classes > PYCE_NARROW) {
         for (int c = 0; c < n; c++) {
@@ -202,7 +204,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
             own_x = F(select)(F(eq)(own, F(set1)((REAL)c)), x, own_x);
             F(store)(tile + c * W, F(exp)(x, norm));
         }
-        NAME(sum_tile)(job, SUM_E, tile, 0, 0, own, n, sums);
+        NAME(sum_tile)(job, SUM_E, tile, 0, 0, own, n, sums, low);
         return own_x;
     }
     /* The same sum as sum_tile's, in the loop of the exponentials. */
@@ -223,7 +225,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
         F(sum_add)(&sum, F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
                                 F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7]))));
     }
-    F(sum_lanes)(sum, sums);
+    F(sum_lanes)(sum, sums, low);
     return own_x;
 }
 
@@ -260,8 +262,11 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     if (job->dense) {
         *step = NAME(load_dense)(job, rows, first, n, room, b);
         const V from = F(keep)(F(eq)(F(sub)(max, max), F(set1)(0)), max);
-        NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense);
-        NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss);
+        double low[W] = {0};
+        NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);
+        for (int i = 0; i < W; i++) s->dense[i] += low[i];
+        NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, low);
+        for (int i = 0; i < W; i++) s->dense_loss[i] += low[i];
     }
     if (job->dense) {
         for (int i = 0; i < W; i++) {
@@ -269,7 +274,8 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
             s->label_x[i] = label >= 0 ? x[label * W + i] : 0;
         }
     }
-    F(to_doubles)(NAME(exp_tile)(job, x, n, F(normalise)(max), own, s->rest), s->own_x);
+    F(to_doubles)(NAME(exp_tile)(job, x, n, F(normalise)(max), own, s->rest, s->rest_low),
+                  s->own_x);
     if (job->own == OWN_LABEL) memcpy(s->label_x, s->own_x, sizeof s->label_x);
 }
 
@@ -318,23 +324,34 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         const V up = F(load)(lift);
         for (int c = 0; c < n; c++) F(store)(tile + c * W, F(mul)(F(load)(tile + c * W), up));
     }
+#if W == 8
+    double lows[W];
+    for (int i = 0; i < W; i++) {
+        lows[i] = s->factor_low[i] * (scales ? scales[i] : 1);
+        if (__builtin_fabs(s->factor[i] * (scales ? scales[i] : 1)) < least) lows[i] *= BIAS_FACTOR;
+    }
+    const V low = F(load)(lows);
+#define SCALED(e) F(fma)(e, factor, F(mul)(e, low))
+#else
+#define SCALED(e) F(mul)(e, factor)
+#endif
     const V own_grad = F(from_doubles)(s->own_grad);
     if (job->p->operation == PYCE_SOFTMAX) {
-        for (int c = 0; c < n; c++) F(store)(tile + c * W, F(mul)(F(load)(tile + c * W), factor));
+        for (int c = 0; c < n; c++) F(store)(tile + c * W, SCALED(F(load)(tile + c * W)));
     } else if (job->dense) {
         const V dense_factor = F(from_doubles)(s->dense_factor);
         const V label_grad = F(from_doubles)(s->label_grad);
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
             const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
-            V v = F(sub)(F(mul)(F(load)(tile + c * W), factor), F(mul)(dense_factor, bv));
+            V v = F(sub)(SCALED(F(load)(tile + c * W)), F(mul)(dense_factor, bv));
             v = F(select)(F(eq)(label, at), label_grad, v);
             F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
         }
     } else {
         V at = zero;
         for (int c = 0; c < n; c++) {
-            const V v = F(mul)(F(load)(tile + c * W), factor);
+            const V v = SCALED(F(load)(tile + c * W));
             F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
             at = F(add)(at, one);
         }
@@ -347,6 +364,7 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
             F(store)(tile + c * W, F(keep)(mask, F(load)(tile + c * W)));
         }
     }
+#undef SCALED
     NAME(store_tile)(job, rows, first, n, tile);
 }
 
@@ -386,9 +404,40 @@ INLINE void NAME(load_labels)(const pyce_problem *p, NAME(lane_rows) * rows, NAM
     rows->all_live = live == rows->n;
 }
 
+#if W == 16
+/* The backward of a tile from its lse, as backward_blocks does it along a row. */
+static void NAME(backward_tile)(const pyce_job *job, const NAME(lane_rows) * rows,
+                                NAME(lane_scratch) * room, pyce_block *blocks, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    REAL lse[W];
+    for (int i = 0; i < W; i++) {
+        const int64_t row = rows->row + i;
+        lse[i] = rows->live[i] ? (REAL)p->lse[row] : 0;
+        s->own_grad[i] = s->factor[i] = 0;
+        if (rows->live[i]) s->factor[i] = NAME(row_scale)(job, row) * NAME(lse_scale)(p, row);
+    }
+    const F(normaliser) norm = F(normalise)(F(load)(lse));
+    const V none = F(set1)(-1);
+    for (int64_t k = 0; k < job->blocks; k++) {
+        const int n = NAME(block_size)(job, k);
+        const int64_t first = k * PYCE_BLOCK;
+        REAL place[W];
+        double sums[W];
+        for (int i = 0; i < W; i++) place[i] = (REAL)NAME(within)(s->label[i], first, n);
+        NAME(load_tile)(p->logits.data, &p->logits, rows, first, n, room->x);
+        NAME(exp_tile)(job, room->x, n, norm, F(load)(place), sums, s->rest_low);
+        for (int i = 0; i < W; i++) blocks[i * job->blocks + k].sum = sums[i];
+        NAME(write_tile)(job, rows, first, n, room, s, 0, 0, 0, none, none);
+    }
+    for (int i = 0; i < rows->n; i++) {
+        if (rows->live[i]) NAME(backward_label)(job, rows->row + i, blocks + i * job->blocks);
+    }
+}
+#endif
+
 static size_t NAME(lane_scratch_size)(const pyce_job *job) {
     const size_t classes = (size_t)(job->blocks > 1 ? PYCE_BLOCK : job->p->classes);
-    const size_t blocks = job->blocks > 1 ? (size_t)job->blocks * W * sizeof(pyce_block) : 0;
+    const size_t blocks = (size_t)job->blocks * W * sizeof(pyce_block);
     return (classes * (2 * W + 1) + 64) * sizeof(REAL) + blocks + 256;
 }
 
@@ -417,6 +466,24 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
         }
         rows.n = n < W ? (int)n : W;
         NAME(load_labels)(p, &rows, &s);
+#if W == 16
+        if (p->operation == PYCE_BACKWARD && !job->dense && p->classes > PYCE_NARROW) {
+            int fit = 1;
+            for (int i = 0; i < rows.n; i++) {
+                if (rows.live[i] && !NAME(one_pass)(job, row + i)) fit = 0;
+            }
+            if (!fit && rows.n > 1) {
+                rows.n = 1; /* one by one, since they differ in kind */
+                NAME(load_labels)(p, &rows, &s);
+                fit = NAME(one_pass)(job, row);
+            }
+            if (fit) {
+                NAME(backward_tile)(job, &rows, room, blocks, &s);
+                row += rows.n;
+                continue;
+            }
+        }
+#endif
         const REAL *b = 0;
         int step = 0;
         V own = F(set1)(-1), label = rows.label;
@@ -430,6 +497,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             for (int i = 0; i < W && job->blocks > 1; i++) {
                 blocks[i * job->blocks + k] = (pyce_block){.max = s.max[i],
                                                            .sum = s.rest[i],
+                                                           .sum_low = s.rest_low[i],
                                                            .dense = s.dense[i],
                                                            .dense_loss = s.dense_loss[i],
                                                            .own = s.own[i]};

@@ -22,13 +22,15 @@ typedef struct {
     /* In, by the kernels: one row per lane. */
     double max[W];
     double rest[W];
+    double rest_low[W]; /* what rounding rest lost; double logits only */
     double own_x[W], label_x[W];
     double own_b[W], label_b[W];
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
     int64_t own[W], label[W];       /* classes, or −1; label −1 also where the row is ignored */
     /* Out. */
     double loss[W];
-    double factor[W]; /* grad_c = factor·e(x_c) − dense_factor·b_c */
+    double factor[W];     /* grad_c = factor·e(x_c) − dense_factor·b_c */
+    double factor_low[W]; /* what rounding factor lost; double logits only */
     double dense_factor[W];
     double own_grad[W], label_grad[W];
     double log[W]; /* lse − max */
@@ -63,9 +65,17 @@ typedef struct {
     double label[W]; /* label_part·w_y, 0 where the row is ignored or has no label */
     double share[W]; /* sample weight, 0 where ignored */
     double scale[W]; /* grad_loss·sample weight/denominator */
+    double low[W];   /* what rounding scale lost; double logits only */
     double live[W];  /* 1, or 0 where ignored */
     double bad[W];   /* NaN where a saved lse is not finite, else 0 */
 } NAME(row_factors);
+
+/* (*high + *low)·factor, in place. */
+INLINE void NAME(times)(double *high, double *low, double factor) {
+    const double product = *high * factor;
+    *low = __builtin_fma(*high, factor, -product) + *low * factor;
+    *high = product;
+}
 
 static void NAME(find_factors)(const pyce_job *job, int64_t row, int n, const NAME(row_set) * s,
                                NAME(row_factors) * f) {
@@ -75,6 +85,7 @@ static void NAME(find_factors)(const pyce_job *job, int64_t row, int n, const NA
         f->label[i] = p->labels ? job->label_part * f->live[i] : 0.0;
         f->share[i] = f->live[i];
         f->scale[i] = job->grad_scale;
+        f->low[i] = job->grad_scale_low;
         f->bad[i] = 0;
     }
     if (p->weight && p->labels) {
@@ -84,9 +95,11 @@ static void NAME(find_factors)(const pyce_job *job, int64_t row, int n, const NA
     }
     for (int i = 0; i < n && p->sample_weight; i++) {
         if (f->live[i] != 0) f->share[i] *= p->sample_weight[row + i];
-        f->scale[i] *= p->sample_weight[row + i];
+        NAME(times)(f->scale + i, f->low + i, p->sample_weight[row + i]);
     }
-    for (int i = 0; i < n && p->grad_losses; i++) f->scale[i] *= p->grad_losses[row + i];
+    for (int i = 0; i < n && p->grad_losses; i++) {
+        NAME(times)(f->scale + i, f->low + i, p->grad_losses[row + i]);
+    }
     for (int i = 0; i < n && p->operation == PYCE_BACKWARD; i++) {
         f->bad[i] = p->lse[row + i] - p->lse[row + i];
     }
@@ -110,28 +123,36 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd less = vd_sub(rest, ke); /* where own is not the maximum, rest has its e(m) in it */
     const vd others = vd_select(at_max, rest, vd_add(less, oe));
     const vd without_own = vd_select(at_max, rest, vd_add(less, e));
-    const vd sum = vd_add(without_own, vd_select(at_max, e, oe));
+    const vd own_term = vd_select(at_max, e, oe);
+    const vd sum = vd_add(without_own, own_term);
     /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
-    const vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
+    const vd bad = vd_add(vd_add(vd_sub(others, others), vd_sub(m, m)), vd_load(f->bad + i));
 
     const vd q = vd_div(others, e);
-    vd inverse = vd_add(vd_div(one, sum), vd_load(f->bad + i));
 #if W == 8
-    /* double logits: what the quotient lost, and the low part of e_m, still count. */
+    /* double logits: what rounding lost still counts, of e_m, of the quotients and of S. */
     e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
     const vd lost = vd_div(vd_fnma(q, e_low, vd_fnma(q, e, others)), e);
     vd log = vd_add(vd_log1p(q, 1), vd_div(lost, vd_add(one, q)));
-    vd ratio = vd_add(vd_div(without_own, sum), vd_load(f->bad + i));
+    const vd swapped = vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
+                              vd_add(lost_in_sum(less, e, vd_add(less, e)), e_low));
+    const vd without_low = vd_add(vd_load(s->rest_low + i), vd_drop(at_max, swapped));
+    const vd sum_low = vd_add(vd_add(without_low, vd_keep(at_max, e_low)),
+                              lost_in_sum(without_own, own_term, sum));
+    const vd inverse = vd_add(vd_div(one, sum), bad);
+    const vd inverse_low = vd_div(vd_fnma(inverse, sum_low, vd_fnma(inverse, sum, one)), sum);
 #else
+    (void)e_low;
     vd log = vd_log1p(q, 0);
-    vd ratio = vd_mul(without_own, inverse);
+    const vd inverse = vd_add(vd_div(one, sum), bad);
 #endif
     log = vd_add(log, bad);
-    inverse = vd_add(inverse, bad);
-    ratio = vd_add(ratio, bad);
     vd_store(s->log + i, log);
     if (job->p->operation == PYCE_SOFTMAX) {
         vd_store(s->factor + i, inverse);
+#if W == 8
+        vd_store(s->factor_low + i, inverse_low);
+#endif
         return;
     }
 
@@ -149,18 +170,37 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         double same[8];
         for (int l = 0; l < 8; l++) same[l] = s->own[i + l] == s->label[i + l] ? 1.0 : 0.0;
-        const vd own = vd_sub(vd_sub(whole, own_b), vd_mul(part, vd_load(same)));
-        vd_store(s->own_grad + i, vd_mul(scale, vd_fnma(whole, ratio, own)));
+        /* whole·p − b, from whichever of p and 1 − p is the smaller. */
+        const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
+        const vd apart = vd_add(own_b, vd_mul(part, vd_load(same)));
+        const vd own_grad =
+            vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
+                      vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
+        vd_store(s->own_grad + i, vd_mul(scale, own_grad));
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
         const vd p_label = vd_mul(vd_load(label_e + i), inverse);
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
         vd_store(s->dense_factor + i, vd_mul(scale, dense_part));
-    } else {
-        vd_store(s->own_grad + i, vd_fnma(vd_mul(scale, part), ratio, zero));
     }
     loss = vd_add(vd_mul(loss, share), vd_sub(log, log));
     vd_store(s->loss + i, vd_drop(dead, loss));
-    vd_store(s->factor + i, vd_mul(vd_mul(scale, whole), inverse));
+    const vd wanted = vd_mul(scale, whole);
+    const vd factor = vd_mul(wanted, inverse);
+    vd_store(s->factor + i, factor);
+#if W == 8
+    /* (scale + low)·whole·(inverse + inverse_low) − factor, exactly but for terms of second order. */
+    const vd minus = vd_sub(zero, wanted);
+    const vd wanted_low = vd_fma(vd_load(f->low + i), whole, vd_fma(scale, whole, minus));
+    const vd product_low = vd_fma(wanted, inverse, vd_sub(zero, factor));
+    const vd factor_low =
+        vd_add(product_low, vd_fma(wanted, inverse_low, vd_mul(wanted_low, inverse)));
+    vd_store(s->factor_low + i, factor_low);
+    const vd own_low = vd_fma(without_low, factor, vd_mul(without_own, factor_low));
+    const vd own_grad = vd_fma(without_own, factor, own_low);
+#else
+    const vd own_grad = vd_mul(without_own, factor);
+#endif
+    if (!job->dense) vd_store(s->own_grad + i, vd_sub(zero, own_grad));
 }
 
 /* Rows row…row+n−1 (n ≤ W), which have the statistics in `s`. */

@@ -171,6 +171,13 @@ typedef struct {
     vd sum, lost;
 } vd_sum;
 
+/* a + b − sum exactly, where sum is a + b rounded; 0 where that is not finite. */
+INLINE vd lost_in_sum(vd a, vd b, vd sum) {
+    const vd back = vd_sub(sum, a);
+    const vd lost = vd_add(vd_sub(a, vd_sub(sum, back)), vd_sub(b, back));
+    return vd_keep(vd_eq(lost, lost), lost);
+}
+
 INLINE vf_sum vf_sum_zero(void) {
     const vf_sum s = {vd_set1(0), vd_set1(0)};
     return s;
@@ -185,29 +192,52 @@ INLINE void vf_sum_add(vf_sum *s, vf a) {
 }
 INLINE void vd_sum_add(vd_sum *s, vd a) {
     const vd total = vd_add(s->sum, a);
-    const vd back = vd_sub(total, s->sum);
-    const vd lost = vd_add(vd_sub(s->sum, vd_sub(total, back)), vd_sub(a, back));
+    s->lost = vd_add(s->lost, lost_in_sum(s->sum, a, total));
     s->sum = total;
-    s->lost = vd_add(s->lost, lost);
 }
+/* Eight vectors and what they lost, added up lane by lane; *low is what that loses. */
+INLINE vd vd_fold(const vd a[8], const vd b[8], vd *low) {
+    vd total = a[0], lost = b[0];
+    for (int i = 1; i < 8; i++) {
+        const vd next = vd_add(total, a[i]);
+        lost = vd_add(lost, vd_add(b[i], lost_in_sum(total, a[i], next)));
+        total = next;
+    }
+    *low = lost;
+    return total;
+}
+
 /* All lanes of one sum. */
-INLINE double vf_sum_total(vf_sum s) {
+INLINE double vf_sum_total(vf_sum s, double *low) {
     double a[8];
     vd_store(a, vd_add(s.lo, s.hi));
+    *low = 0;
     return tree8(a);
 }
-INLINE double vd_sum_total(vd_sum s) {
-    double a[8], b[8];
+INLINE double vd_sum_total(vd_sum s, double *low) {
+    double a[8], b[8], total[8], lost[8];
+    vd lanes[8], lows[8], rest;
     vd_store(a, s.sum);
     vd_store(b, s.lost);
-    return tree8(a) + tree8(b);
+    for (int i = 0; i < 8; i++) {
+        lanes[i] = vd_set1(a[i]);
+        lows[i] = vd_set1(b[i]);
+    }
+    vd_store(total, vd_fold(lanes, lows, &rest));
+    vd_store(lost, rest);
+    *low = lost[0];
+    return total[0];
 }
 /* Each lane of one sum, as doubles. */
-INLINE void vf_sum_lanes(vf_sum s, double *to) {
+INLINE void vf_sum_lanes(vf_sum s, double *to, double *low) {
+    (void)low;
     vd_store(to, s.lo);
     vd_store(to + 8, s.hi);
 }
-INLINE void vd_sum_lanes(vd_sum s, double *to) { vd_store(to, vd_add(s.sum, s.lost)); }
+INLINE void vd_sum_lanes(vd_sum s, double *to, double *low) {
+    vd_store(to, s.sum);
+    vd_store(low, s.lost);
+}
 
 /* The three sums over a row's classes: e without the row's own, b, and b·(max − x). */
 enum { SUM_E, SUM_B, SUM_LOSS };

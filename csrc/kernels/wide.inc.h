@@ -21,14 +21,26 @@ typedef struct {
     const REAL *e, *b;
     T *out;
     REAL factor, dense_factor;
+#if W == 8
+    REAL factor_low;
+#endif
     int n, at;
     int streaming;
     int own, label; /* within the block, or −1 */
     REAL own_grad, label_grad;
 } NAME(writer);
 
+INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
+    const V factor = F(set1)(w->factor);
+#if W == 8
+    return F(fma)(e, factor, F(mul)(e, F(set1)(w->factor_low)));
+#else
+    return F(mul)(e, factor);
+#endif
+}
+
 INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
-    V v = F(mul)(e, F(set1)(w->factor));
+    V v = NAME(scaled)(w, e);
     if (w->b) {
         const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
         v = F(sub)(v, F(mul)(F(set1)(w->dense_factor), b));
@@ -66,15 +78,14 @@ INLINE void NAME(write_vectors)(NAME(writer) * w, int count) {
     const int left = (w->n - at) / W;
     const int end = at + (count > left ? left : count) * W;
     const REAL *e = w->e;
-    const V factor = F(set1)(w->factor);
     if (w->b || (w->own >= at && w->own < end) || (w->label >= at && w->label < end)) {
         for (; at < end; at += W) {
             NAME(put)(w, at, NAME(with_apart)(w, NAME(written)(w, F(load)(e + at), at, W), at));
         }
     } else if (w->streaming) {
-        for (; at < end; at += W) STREAM(w->out + at, F(mul)(F(load)(e + at), factor));
+        for (; at < end; at += W) STREAM(w->out + at, NAME(scaled)(w, F(load)(e + at)));
     } else {
-        for (; at < end; at += W) STORE(w->out + at, F(mul)(F(load)(e + at), factor));
+        for (; at < end; at += W) STORE(w->out + at, NAME(scaled)(w, F(load)(e + at)));
     }
     w->at = at;
 }
@@ -173,8 +184,11 @@ INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_bl
         F(sum_add)(&loss, F(add)(F(add)(F(add)(l[0], l[1]), F(add)(l[2], l[3])),
                                  F(add)(F(add)(l[4], l[5]), F(add)(l[6], l[7]))));
     }
-    block->dense = F(sum_total)(total);
-    block->dense_loss = F(sum_total)(loss);
+    double low;
+    block->dense = F(sum_total)(total, &low);
+    block->dense += low;
+    block->dense_loss = F(sum_total)(loss, &low);
+    block->dense_loss += low;
 }
 
 INLINE REAL NAME(finite_or_0)(REAL x) { return x - x == 0 ? x : 0; }
@@ -183,9 +197,10 @@ INLINE F(normaliser) NAME(norm_of)(const pyce_block *block) {
     return F(normalise)(F(set1)((REAL)block->max));
 }
 
-/* Exponentials of a block whose normaliser is known, while `w` (if any) is written; their sum. */
+/* Exponentials of a block whose normaliser is known, while `w` (if any) is written; their sum and
+   what rounding that lost. */
 INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e,
-                              NAME(writer) * w) {
+                              NAME(writer) * w, double *low) {
     F(sum) sum = F(sum_zero)();
     if (w) NAME(write_head)(w);
     for (int c = 0; c < n; c += ROUND) {
@@ -198,7 +213,7 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, in
         if (w) NAME(write_vectors)(w, 8);
     }
     if (w) NAME(write_rest)(w);
-    return F(sum_total)(sum);
+    return F(sum_total)(sum, low);
 }
 
 /* One block's statistics. `label` is the label within the block, or −1. */
@@ -210,7 +225,8 @@ INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int labe
     if (job->own == OWN_MAX) own = NAME(find)(x, n, max);
     block->max = max;
     block->own = own;
-    block->sum = NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w);
+    block->sum =
+        NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, &block->sum_low);
     block->dense = block->dense_loss = 0;
     if (b) NAME(dense_sums)(x, b, n, NAME(finite_or_0)(max), block);
 }
@@ -236,6 +252,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     double rest = 0, lost = 0, dense = 0, dense_loss = 0;
     if (job->blocks == 1) {
         rest = blocks[0].sum;
+        lost = blocks[0].sum_low;
         dense = blocks[0].dense;
         dense_loss = blocks[0].dense_loss;
         blocks[0].scale = 1;
@@ -262,20 +279,22 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             const double term = sum * block->scale;
             const double total = rest + term, back = total - rest;
             lost += (rest - (total - back)) + (term - back);
+            if (W == 8) lost += block->sum_low * block->scale;
             rest = total;
             dense += block->dense;
             const double from = block->max - block->max == 0 ? block->max : 0;
             dense_loss += block->dense_loss;
             if (block->dense != 0) dense_loss += (max - from) * block->dense;
         }
-        rest += lost;
     }
     const int64_t label = NAME(label_of)(p, row);
     int64_t own = -1;
     if (job->own == OWN_LABEL) own = label;
     if (job->own == OWN_MAX && blocks[top].own >= 0) own = top * PYCE_BLOCK + blocks[top].own;
     s->max[lane] = max;
+    if (W == 16) rest += lost;
     s->rest[lane] = rest;
+    s->rest_low[lane] = lost;
     s->own[lane] = own;
     s->label[lane] = label;
     s->own_x[lane] = own >= 0 ? (double)GET(x + own * stride) : -INFINITE;
@@ -292,7 +311,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
 
 /* Lanes that stand for no row, or for an ignored one. */
 static void NAME(clear_lane)(int lane, NAME(row_set) * s) {
-    s->max[lane] = s->rest[lane] = s->own_x[lane] = s->label_x[lane] = 0;
+    s->max[lane] = s->rest[lane] = s->rest_low[lane] = s->own_x[lane] = s->label_x[lane] = 0;
     s->own_b[lane] = s->label_b[lane] = s->dense[lane] = s->dense_loss[lane] = 0;
     s->own[lane] = s->label[lane] = -1;
 }
@@ -307,17 +326,23 @@ INLINE NAME(writer)
     NAME(writer_of)(const pyce_job *job, const NAME(row_set) * s, int lane, const pyce_block *block,
                     int64_t first, int n, REAL *e, const REAL *b, T *out) {
     double factor = s->factor[lane] * block->scale;
+    double low = W == 8 ? s->factor_low[lane] * block->scale : 0;
     const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
     if (__builtin_fabs(factor) < least && factor != 0) {
         factor = s->factor[lane] * BIAS_FACTOR * block->scale;
+        low *= BIAS_FACTOR;
         for (int c = 0; c < n; c++) e[c] *= (REAL)(1 / BIAS_FACTOR);
     }
+    (void)low;
     const int apart = job->p->operation != PYCE_SOFTMAX;
     const NAME(writer) w = {
         .e = e,
         .b = b,
         .out = out,
         .factor = (REAL)factor,
+#if W == 8
+        .factor_low = low,
+#endif
         .dense_factor = job->dense ? (REAL)s->dense_factor[lane] : 0,
         .n = n,
         .at = 0,
@@ -406,7 +431,8 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
             } else {
                 const REAL *b = job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0])
                                            : (const REAL *)0;
-                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0);
+                double low;
+                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0, &low);
                 NAME(writer) w = NAME(writer_of)(job, s, 0, blocks + k, at, n, room->e[0], b, out);
                 NAME(write_head)(&w);
                 NAME(write_rest)(&w);
@@ -425,6 +451,7 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
 INLINE int NAME(one_pass)(const pyce_job *job, int64_t row) {
     const pyce_problem *p = job->p;
     if (W == 8 || p->operation != PYCE_BACKWARD || job->dense) return 0;
+    if (p->classes <= PYCE_NARROW) return 0; /* in lanes, where the sum costs next to nothing */
     return p->lse[row] >= -0x1p20 && p->lse[row] <= 0x1p20 && NAME(is_live)(p, row);
 }
 
@@ -466,7 +493,9 @@ static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t firs
         const int64_t at = k * PYCE_BLOCK;
         const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
         REAL *e = room->e[k & 1];
-        blocks[k].sum = NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), 1, e, before);
+        double low;
+        blocks[k].sum =
+            NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), 1, e, before, &low);
         T *out = g->class_stride == 1 ? result + at : room->out;
         w = NAME(writer_of)(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;
@@ -483,9 +512,10 @@ static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t firs
     }
 }
 
-/* The gradient at the label, from the sums of all blocks. */
+/* The gradient at the label of any row, from the sums of all its blocks. */
 static void NAME(backward_label)(const pyce_job *job, int64_t row, const pyce_block *blocks) {
     const pyce_problem *p = job->p;
+    const int64_t outer = row / p->inner, inner = row % p->inner;
     double rest = 0, lost = 0;
     for (int64_t k = 0; k < job->blocks; k++) {
         const double total = rest + blocks[k].sum, back = total - rest;
@@ -494,7 +524,7 @@ static void NAME(backward_label)(const pyce_job *job, int64_t row, const pyce_bl
     }
     const double others = (rest + lost) * NAME(lse_scale)(p, row);
     const double grad = 0.0 - NAME(row_scale)(job, row) * others;
-    T *result = (T *)p->result.data + NAME(offset_of)(&p->result, row);
+    T *result = (T *)p->result.data + NAME(offset_of)(&p->result, outer) + inner;
     const int64_t at = NAME(label_of)(p, row) * p->result.class_stride;
     if (job->streaming) memory_fence();
     STOREN(result + at, 1, F(set1)((REAL)grad));

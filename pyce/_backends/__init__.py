@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
@@ -107,6 +108,10 @@ def why_not(name: str) -> str | None:
     return None
 
 
+class Unavailable(ValueError):
+    """A backend that was asked for can't be used on this machine."""
+
+
 def load(name: str) -> Backend:
     """The named backend, imported on first use; ValueError with the choices when it can't be."""
     backend = _loaded.get(name)
@@ -122,16 +127,23 @@ def load(name: str) -> Backend:
             _loaded[name] = backend
             return backend
     usable = ", ".join(n for n in NAMES if why_not(n) is None)
-    raise ValueError(f"backend {name!r} is not available: {reason}; available: {usable}")
+    raise Unavailable(f"backend {name!r} is not available: {reason}; available: {usable}")
 
 
 def _best() -> Backend:
     for name in NAMES:
         if why_not(name) is None:
             try:
-                return load(name)
-            except ValueError:
+                backend = load(name)
+            except Unavailable:
                 continue  # found, but broken: the reason is kept for info()
+            if name != "c":
+                warnings.warn(
+                    f"pyce runs on {name}, many times slower than it could: {why_not('c')}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return backend
     raise RuntimeError("no backend is available, not even numpy")  # pragma: no cover
 
 

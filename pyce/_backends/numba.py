@@ -1,0 +1,1453 @@
+"""The Numba backend: the arithmetic of the NumPy reference, compiled for the machine it runs on.
+
+A row x (classes,) with the maximum m, attained `ties` times, is known by
+
+    rest = Σ_{x_c < m} exp(x_c − m) + (ties − 1),    S = Σ_c exp(x_c − m) = 1 + rest
+
+and with the target's coefficients b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c:
+
+    lse      = m + log1p(rest)
+    loss     = Σ_c b_c·(m − x_c) + A·log1p(rest)
+    gradient = A·exp(x_c − m)/S − b_c, but (A − b_c) − A·rest/S where x_c = m and b_c > A/2
+
+The work is done in lanes, which the compiler turns into vectors, by two kernels:
+
+- `_rows` for many contiguous classes: the lanes are neighbouring classes of one row.
+- `_tiles` for few classes, or a class axis that is not the last: the lanes are positions, copied
+  to a tile (classes, lanes).
+
+Half types and layouts that are neither are brought to contiguous blocks of rows first.
+
+float32: the exponentials are float32, everything else is float64. Sums and, for float64 logits,
+products carry along what they lose in rounding (names ending in `_LO` or `_lo`).
+
+Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
+index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
+
+Scratch: below 200 KiB per thread. Inputs are read before outputs are written, so an output may be
+the input.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from fractions import Fraction
+from types import FunctionType, SimpleNamespace
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.extending import intrinsic, overload
+
+from pyce import _threads
+from pyce._arguments import Array, Problem, compute_dtype, row_blocks
+
+NAME = "numba"
+CHECKS_LABELS = False
+
+_config: Any = numba.config
+if _config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+# No fastmath: results must not depend on what the compiler may reorder, and NaN and infinities
+# mean something here. error_model: division by zero gives infinity instead of raising.
+_JIT: Any = {"nogil": True, "error_model": "numpy"}
+
+# Indices are unsigned throughout: a signed index might be negative and count from the end, which
+# keeps the compiler from making vectors.
+_U = np.uintp
+_0, _1, _2, _3, _4, _5, _6, _7, _8, _16 = (_U(i) for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16))
+
+
+# What the types of compiled code are is for Numba to find out.
+Index = Any  # uintp; in the kernels themselves, the integers that came from Python
+Real = Any  # float64 or the dtype of the logits
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    return numba.njit(**_JIT)(function)
+
+
+def _by_dtype(float32: Any, float64: Any) -> Any:
+    """For compiled code: either of two compiled functions, by the dtype of the first argument."""
+
+    def generic(*arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def choose(first: Any, *others: Any) -> Callable[..., Any]:
+        chosen = float32 if getattr(first, "dtype", first) == types.float32 else float64
+        function: Callable[..., Any] = chosen.py_func
+        return function
+
+    overload(generic, strict=False, jit_options=_JIT)(choose)
+    return generic
+
+
+# ---------------------------------------------------------------------------------------------
+# Arithmetic on single numbers
+
+
+def _intrinsic(function: Callable[..., Any]) -> Any:
+    return intrinsic(function)
+
+
+@_intrinsic
+def _bits(context: Any, value: Any) -> Any:
+    """The bits of a float as a signed integer of the same size."""
+    to = types.int32 if value == types.float32 else types.int64
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], cg.get_value_type(to))
+
+    return to(value), generate
+
+
+@_intrinsic
+def _from_bits(context: Any, value: Any) -> Any:
+    to = types.float32 if value == types.int32 else types.float64
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], cg.get_value_type(to))
+
+    return to(value), generate
+
+
+@_intrinsic
+def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c, rounded once."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return a(a, a, a), generate
+
+
+@_jit
+def _two_sum(a: Real, b: Real) -> Any:
+    """a + b as its rounded value and what that lost (Knuth)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+@_jit
+def _two_product(a: Real, b: Real) -> Any:
+    p = a * b
+    return p, _fma(a, b, -p)
+
+
+@_jit
+def _finite(a: Real) -> Real:
+    """a, or 0 where it is not finite."""
+    return a if a - a == 0.0 else 0.0
+
+
+# exp(z), z = n·ln 2 + r, |r| ≤ 0.35, is 2ⁿ times a polynomial in r (minimax). Adding 1.5·2²³, or
+# 1.5·2⁵² in float64, rounds to an integer that then stands in the low bits, ready for the exponent.
+# Exponentials are kept 2⁶⁰ times too large: so the float32 of a class 2⁻¹⁶⁰ times as probable as
+# the first has all its digits, as the loss of a confident row needs.
+_BIAS = 60
+_UNBIAS = 2.0**-_BIAS
+_ROUND_32, _ROUND_64 = np.float32(1.5 * 2.0**23), 1.5 * 2.0**52
+_LOG2E_32, _LOG2E_64 = np.float32(1.4426950408889634), 1.4426950408889634
+_LN2_32, _LN2_64 = np.float32(0.69317626953125), 0.6931471803691238  # few bits, and the rest
+_LN2_LO_32, _LN2_LO_64 = np.float32(-2.908897130469058e-05), 1.9082149292705877e-10
+_P3_32, _P4_32, _P5_32, _P6_32 = (
+    np.float32(c) for c in (0.16666571, 0.041666547, 0.008364116, 0.0013927354)
+)
+_P3_64, _P4_64, _P5_64, _P6_64, _P7_64 = (
+    0.1666666666666667,
+    0.04166666666666667,
+    0.008333333333325985,
+    0.0013888888888883642,
+    0.00019841269875342141,
+)
+_P8_64, _P9_64, _P10_64, _P11_64, _P12_64 = (
+    2.4801587325920163e-05,
+    2.7557254740405416e-06,
+    2.7557273171941026e-07,
+    2.5105490906986696e-08,
+    2.091488256348507e-09,
+)
+_0_32, _HALF_32, _1_32 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+
+
+@_jit
+def _exp_float32(x: Any, shift: Any, low: Any, exponent: Any) -> Any:
+    """exp(x − shift)·2^(exponent − 127), but 0 where x − shift < low.
+
+    x − shift must be exact and low such that n + exponent, n = round((x − shift)/ln 2), stays
+    between 1 and 254. Error ≤ 0.7 ULP.
+    """
+    z = x - shift
+    under = z < low
+    z = low if under else z  # NaN stays
+    t = _fma(z, _LOG2E_32, _ROUND_32)
+    n = t - _ROUND_32
+    r = _fma(n, -_LN2_LO_32, _fma(n, -_LN2_32, z))
+    q = _fma(_fma(_fma(_fma(_P6_32, r, _P5_32), r, _P4_32), r, _P3_32), r, _HALF_32)
+    e = _1_32 + _fma(r * r, q, r)
+    return _0_32 if under else e * _from_bits(np.int32(_bits(t + exponent) << np.int32(23)))
+
+
+@_jit
+def _exp_float64(x: Real, shift: Real, low: Real, exponent: Real) -> Real:
+    """exp(x − shift)·2^(exponent − 1023), 0 where x − shift < low. Error ≤ 0.54 ULP.
+
+    The difference need not be exact: what its rounding loses is made good.
+    """
+    z, lost = _two_sum(x, -shift)
+    under = z < low
+    z = low if under else z
+    lost = 0.0 if under else lost  # no number where z is infinite
+    t = _fma(z, _LOG2E_64, _ROUND_64)
+    n = t - _ROUND_64
+    head = _fma(n, -_LN2_64, z)
+    r = _fma(n, -_LN2_LO_64, head)
+    lost += _fma(n, -_LN2_LO_64, head - r)
+    q = _fma(_fma(_fma(_fma(_P12_64, r, _P11_64), r, _P10_64), r, _P9_64), r, _P8_64)
+    q = _fma(_fma(_fma(_fma(_fma(q, r, _P7_64), r, _P6_64), r, _P5_64), r, _P4_64), r, _P3_64)
+    q = _fma(q, r, 0.5) * (r * r)
+    q += _fma(lost, r + q, lost)
+    e = 1.0 + r
+    e += ((1.0 - e) + r) + q
+    return 0.0 if under else e * _from_bits(_bits(t + exponent) << 52)
+
+
+@_jit
+def _normaliser_float32(m: Any) -> Any:
+    """shift, low and exponent for `_exp_float32` and a row with maximum m.
+
+    Shifting by m itself would cost exp up to 65 ULP, by the rounding of x − m. That is exact for
+    |m| > 512 and x within 128 of m. Otherwise nothing is shifted, and a whole number taken from
+    the exponent instead.
+    """
+    far = abs(m) > np.float32(512.0)
+    shift = m if far else _0_32
+    z = _0_32 if far else m
+    n = _fma(z, _LOG2E_32, _ROUND_32) - _ROUND_32
+    return shift, z - np.float32(128.0), np.float32(127 + _BIAS) - n
+
+
+@_jit
+def _normaliser_float64(m: Real) -> Any:
+    return m, -745.2, 1023.0 + _BIAS
+
+
+@_jit
+def _unit_float32(like: Any, m: Real) -> Real:
+    """exp(m − shift)·2^(exponent − 127 − 60): what a maximum m counts as, next to the others."""
+    shift, _, exponent = _normaliser_float32(np.float32(m))
+    n = np.float64(exponent) - (127.0 + _BIAS)
+    r = _fma(n, _LN2_LO_64, _fma(n, _LN2_64, _finite(m - np.float64(shift))))
+    return _exp_float64(r, 0.0, -745.2, 1023.0)
+
+
+@_jit
+def _unit_float64(like: Real, m: Real) -> Real:
+    return 1.0
+
+
+_exp = _by_dtype(_exp_float32, _exp_float64)
+_normaliser = _by_dtype(_normaliser_float32, _normaliser_float64)
+_unit = _by_dtype(_unit_float32, _unit_float64)
+
+_SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+
+
+@_jit
+def _log1p(v: Real) -> Any:
+    """log(1 + v) for v ≥ 0 as an unevaluated sum, with FreeBSD's polynomial; also 1/(1 + v).
+
+    Error ≤ 0.3 ULP.
+    """
+    u, lost = _two_sum(1.0, v)
+    inverse = 1.0 / u
+    k = (_bits(u) - _SQRT_HALF_BITS) >> 52
+    n = np.float64(k)
+    # u = 2ᵏ·(1 + f), √½ ≤ 1 + f < √2. With k = 0, f is v itself.
+    f = v if k == 0 else _from_bits(_bits(u) - (k << 52)) - 1.0
+    lost = 0.0 if k == 0 else lost * inverse
+    s = f / (2.0 + f)
+    z = s * s
+    q = _fma(_fma(0.1479819860511658591, z, 0.1531383769920937332), z, 0.1818357216161805012)
+    q = _fma(_fma(q, z, 0.2222219843214978396), z, 0.2857142874366239149)
+    q = _fma(_fma(q, z, 0.3999999999940941908), z, 0.6666666666666735130)
+    half = 0.5 * f * f
+    tail = (_fma(s, _fma(z, q, half), _fma(n, _LN2_LO_64, lost))) - half
+    head, rest = _two_sum(n * _LN2_64, f)
+    value, value_lo = _two_sum(head, rest + tail)
+    return value, value_lo, inverse
+
+
+# ---------------------------------------------------------------------------------------------
+# Lanes
+#
+# Scratch is two arrays of fields of `_LANES` lanes each: `s` in the dtype of the logits and `a` in
+# float64. A lane is a row in `_tiles`, a part of a row in `_rows`.
+
+_LANES = _U(128)
+# Elements of a row, or of a flat array, that are worked on at a time; a power of two.
+_BLOCK = 512
+
+
+def _fields(count: Index) -> list[Any]:
+    return [_U(i) * _LANES for i in range(count)]
+
+
+_S_SIZE = 7 * int(_LANES)
+# Of s: the maximum, what `_normaliser` makes of it, and the sums of a few terms.
+_MAX, _SHIFT, _LOW, _EXPONENT, _SUM, _LOST, _TIED = _fields(7)
+
+_A_SIZE = 31 * int(_LANES)
+(
+    _REST,  # Σ exp(x − m) without the maxima, in the unit of the exponentials
+    _REST_LO,
+    _TIES,  # how many maxima
+    _TOTAL,  # Σ b of the dense part of the target: probabilities, or what smoothing spreads
+    _TOTAL_LO,
+    _COST,  # Σ b·(m − x) of that part
+    _COST_LO,
+    _TOP,  # m
+    _T,  # target probabilities of one class
+    _WEIGHT,  # class weights, of that class
+    _LABEL_WEIGHT,  # class weight of the label; without labels 0, for softmax 1
+    _LABEL_LOGIT,
+    _LABEL_EXP,
+    _GAP,  # m − x of the label
+    _GAP_LO,
+    _SHARE,  # sample weight
+    _SCALE,  # factor of the gradient
+    _SPOILT,  # NaN makes NaN of the gradient
+    _LOSS,
+    _LSE,
+    _LOG,  # log1p(rest)
+    _LOG_LO,
+    _FACTOR,  # scale·A/S per unit of the exponentials
+    _FACTOR_LO,
+    _CERTAIN,  # scale·A·rest/S
+    _SPIKE,  # b of the label without the dense part
+    _SPIKE_LO,
+    _PEAK,  # the exponential of the maximum as `_step` computes it
+    _AT_LABEL,  # the gradient there
+    _A,  # Σ b
+    _A_LO,
+) = _fields(31)
+
+
+@_jit
+def _begin(s: Array, a: Array, n: Index, dense: bool) -> None:
+    """Make ready to sum over lanes whose maximum is known."""
+    for v in range(n):
+        shift, low, exponent = _normaliser(s[_MAX + v])
+        s[_SHIFT + v] = shift
+        s[_LOW + v] = low
+        s[_EXPONENT + v] = exponent
+        s[_SUM + v] = 0.0
+        s[_LOST + v] = 0.0
+        s[_TIED + v] = 0.0
+    for v in range(n):
+        a[_TOP + v] = s[_MAX + v]
+    if dense:
+        for v in range(n):
+            a[_PEAK + v] = _exp(s[_MAX + v], s[_SHIFT + v], s[_LOW + v], s[_EXPONENT + v])
+            a[_TOTAL + v] = 0.0
+            a[_TOTAL_LO + v] = 0.0
+            a[_COST + v] = 0.0
+            a[_COST_LO + v] = 0.0
+
+
+@_jit
+def _step(tile: Array, j: Index, s: Array, n: Index) -> None:
+    """Replace logits tile[j:j+n] by their exponentials and add these up in s, the maxima apart."""
+    zero, one = s.dtype.type(0.0), s.dtype.type(1.0)
+    for v in range(n):
+        x = tile[j + v]
+        e = _exp(x, s[_SHIFT + v], s[_LOW + v], s[_EXPONENT + v])
+        tile[j + v] = e
+        top = x == s[_MAX + v]
+        total, lost = _two_sum(s[_SUM + v], zero if top else e)
+        s[_SUM + v] = total
+        s[_LOST + v] += lost
+        s[_TIED + v] += one if top else zero
+
+
+@_jit
+def _collect(s: Array, a: Array, n: Index) -> None:
+    """After the last step, the sums in float64."""
+    for v in range(n):
+        rest, rest_lo = _two_sum(np.float64(s[_SUM + v]), np.float64(s[_LOST + v]))
+        a[_REST + v] = rest
+        a[_REST_LO + v] = rest_lo
+        a[_TIES + v] = s[_TIED + v]
+
+
+@_jit
+def _coefficient(t: Real, weight: Real, k: Any) -> Any:
+    """b = weight·((1 − ε)·t + ε/C) with k = (1 − ε, ε/C), both as (hi, lo)."""
+    u, u_lo = _two_product(t, k[0])
+    u, lost = _two_sum(u, k[2])
+    u_lo = _fma(t, k[1], u_lo) + (lost + k[3])
+    b, b_lo = _two_product(weight, u)
+    return b, _fma(weight, u_lo, b_lo)
+
+
+@_jit
+def _dense_step_float32(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    """Add b and b·(m − x) for logits tile[j:j+n]. b = 0 makes nothing of an infinite m − x."""
+    for v in range(n):
+        b = a[_WEIGHT + v] * _fma(a[_T + v], k[0], k[2])
+        cost = b * (a[_TOP + v] - np.float64(tile[j + v]))
+        a[_TOTAL + v] += b
+        a[_COST + v] += 0.0 if b == 0.0 else cost
+
+
+@_jit
+def _dense_step_float64(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    for v in range(n):
+        b, b_lo = _coefficient(a[_T + v], a[_WEIGHT + v], k)
+        gap, gap_lo = _two_sum(a[_TOP + v], -tile[j + v])
+        cost, lost = _two_product(b, gap)
+        lost = _finite(lost + _fma(b, gap_lo, b_lo * gap))
+        total, total_lo = _two_sum(a[_TOTAL + v], b)
+        a[_TOTAL + v] = total
+        a[_TOTAL_LO + v] += total_lo + b_lo
+        total, total_lo = _two_sum(a[_COST + v], 0.0 if b == 0.0 else cost)
+        a[_COST + v] = total
+        a[_COST_LO + v] += _finite(total_lo) + (0.0 if b == 0.0 else lost)
+
+
+_dense_step = _by_dtype(_dense_step_float32, _dense_step_float64)
+
+
+@_jit
+def _finish(s: Array, a: Array, n: Index, k: Any) -> None:
+    """From the sums of lanes that are rows: their loss, lse and what the gradient needs.
+
+    `s` is here for its dtype.
+    """
+    for v in range(n):
+        m = a[_TOP + v]
+        spoilt = m - m  # NaN where the maximum is not finite
+        unit = _UNBIAS / _unit(s[_0], m)
+        rest, rest_lo = _two_sum(a[_REST + v] * unit, a[_TIES + v] - 1.0)
+        rest, rest_lo = _two_sum(rest, _fma(a[_REST_LO + v], unit, rest_lo))
+        log, log_lo, inverse = _log1p(rest)
+        log_lo += rest_lo * inverse
+        a[_LOG + v] = log + spoilt
+        a[_LOG_LO + v] = log_lo
+        a[_LSE + v] = m + (log + log_lo)
+
+        # The label has the coefficient that smoothing spreads, and this spike.
+        spike, spike_lo = _two_product(a[_LABEL_WEIGHT + v], k[0])
+        spike_lo = _fma(a[_LABEL_WEIGHT + v], k[1], spike_lo)
+        total, total_lo = _two_sum(a[_TOTAL + v], spike)
+        total_lo += spike_lo + a[_TOTAL_LO + v]
+        a[_SPIKE + v] = spike
+        a[_SPIKE_LO + v] = spike_lo
+        a[_A + v] = total
+        a[_A_LO + v] = total_lo
+
+        loss, loss_lo = _two_product(total, log)
+        loss_lo += _fma(total, log_lo, total_lo * log)
+        gap = a[_GAP + v]
+        cost, cost_lo = _two_product(spike, gap)
+        cost_lo = _finite(cost_lo + _fma(spike, a[_GAP_LO + v], spike_lo * gap))
+        cost = 0.0 if spike == 0.0 else cost
+        cost_lo = 0.0 if spike == 0.0 else cost_lo
+        loss, lost = _two_sum(loss, cost)
+        loss_lo += _finite(lost) + cost_lo
+        loss, lost = _two_sum(loss, a[_COST + v])
+        loss_lo += _finite(lost) + a[_COST_LO + v]
+        share = a[_SHARE + v]
+        loss, lost = _two_product(loss, share)
+        a[_LOSS + v] = loss + _finite(_fma(loss_lo, share, lost)) + spoilt
+
+        # scale·A/S, by one step of long division.
+        sum_, sum_lo = _two_sum(1.0, rest)
+        sum_lo += rest_lo
+        scaled, scaled_lo = _two_product(total, a[_SCALE + v])
+        scaled_lo = _fma(total_lo, a[_SCALE + v], scaled_lo)
+        factor = scaled * inverse + (spoilt + a[_SPOILT + v])
+        factor_lo = (_fma(-factor, sum_, scaled) + scaled_lo - factor * sum_lo) * inverse
+        a[_CERTAIN + v] = _fma(factor, rest, _fma(factor, rest_lo, factor_lo * rest))
+        a[_FACTOR + v] = factor * unit
+        a[_FACTOR_LO + v] = factor_lo * unit
+
+
+@_jit
+def _gradient_float32(tile: Array, j: Index, a: Array, n: Index) -> None:
+    """Replace exponentials tile[j:j+n] by the gradient of a target that is 0 there."""
+    for v in range(n):
+        tile[j + v] = np.float64(tile[j + v]) * a[_FACTOR + v]
+
+
+@_jit
+def _gradient_float64(tile: Array, j: Index, a: Array, n: Index) -> None:
+    for v in range(n):
+        e = tile[j + v]
+        tile[j + v] = _fma(e, a[_FACTOR + v], e * a[_FACTOR_LO + v])
+
+
+@_jit
+def _dense_gradient(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    """Replace exponentials tile[j:j+n] by the gradient."""
+    for v in range(n):
+        e = tile[j + v]
+        top = e == a[_PEAK + v]
+        tile[j + v] = _class_gradient(e, _gradients_of(a, v), a[_T + v], a[_WEIGHT + v], top, k)
+
+
+@_jit
+def _class_gradient_float32(e: Any, row: Any, t: Real, weight: Real, top: Any, k: Any) -> Real:
+    scale, total, _, factor, _, certain = row
+    b = weight * _fma(t, k[0], k[2])
+    sure = (total - b) * scale - certain
+    return sure if top and abs(b) > 0.5 * abs(total) else np.float64(e) * factor - b * scale
+
+
+@_jit
+def _class_gradient_float64(e: Real, row: Any, t: Real, weight: Real, top: Any, k: Any) -> Real:
+    b, b_lo = _coefficient(t, weight, k)
+    return _difference(row, e, b, b_lo, top)
+
+
+@_jit
+def _gradients_of(a: Array, v: Index) -> Any:
+    """The fields of lane v that `_difference` takes."""
+    return (
+        a[_SCALE + v],
+        a[_A + v],
+        a[_A_LO + v],
+        a[_FACTOR + v],
+        a[_FACTOR_LO + v],
+        a[_CERTAIN + v],
+    )
+
+
+@_jit
+def _difference(row: Any, e: Real, b: Real, b_lo: Real, top: Any) -> Real:
+    """The gradient of a class with exponential e and coefficient b, `top` if it is a maximum."""
+    scale, total, total_lo, factor, factor_lo, certain = row
+    p, p_lo = _two_product(e, factor)
+    p_lo = _fma(e, factor_lo, p_lo)
+    q, q_lo = _two_product(b, scale)
+    q_lo = _fma(b_lo, scale, q_lo)
+    sure = ((total - b) + (total_lo - b_lo)) * scale - certain
+    return sure if top and abs(b) > 0.5 * abs(total) else (p - q) + (p_lo - q_lo)
+
+
+_gradient = _by_dtype(_gradient_float32, _gradient_float64)
+_class_gradient = _by_dtype(_class_gradient_float32, _class_gradient_float64)
+
+
+@_jit
+def _log_probability(x: Real, m: Real, log: Real, log_lo: Real) -> Real:
+    d, d_lo = _two_sum(x, -m)
+    value, lost = _two_sum(d, -log)
+    return value + _finite(lost + (d_lo - log_lo))
+
+
+@_jit
+def _inputs(
+    a: Array,
+    label: Array,
+    skip: Array,
+    row: Index,
+    n: Index,
+    labels: Array,
+    ignore: Index,
+    weight: Array,
+    share: Array,
+    scale: Array,
+    saved: Array,
+) -> bool:
+    """What is known of rows row:row+n besides their logits; whether some of them do not count.
+
+    Fields of arrays that are empty keep what `_scratch` put there. A row that does not count takes
+    part as if it had label 0; whatever comes of it is overwritten.
+    """
+    if share.size:
+        for v in range(n):
+            a[_SHARE + v] = share[row + v]
+    if scale.size:
+        for v in range(n):
+            a[_SCALE + v] = scale[row + v]
+    if saved.size:
+        for v in range(n):
+            a[_SPOILT + v] = saved[row + v] - saved[row + v]
+    skips = False
+    if labels.size:
+        for v in range(n):
+            y = labels[row + v]
+            skip[v] = y == ignore
+            skips |= skip[v]
+            label[v] = _0 if skip[v] else _U(y)
+        if weight.size:
+            for v in range(n):
+                a[_LABEL_WEIGHT + v] = weight[label[v]]
+    return skips
+
+
+@_jit
+def _settle(
+    s: Array,
+    a: Array,
+    skip: Array,
+    skips: bool,
+    row: Index,
+    n: Index,
+    k: Any,
+    labelled: bool,
+    losses: Array,
+    lse: Array,
+) -> None:
+    """From the sums of rows row:row+n: losses, lse, and the gradient at the labels."""
+    if labelled:
+        for v in range(n):
+            gap, gap_lo = _two_sum(a[_TOP + v], -a[_LABEL_LOGIT + v])
+            a[_GAP + v] = gap
+            a[_GAP_LO + v] = gap_lo
+    _finish(s, a, n, k)
+    if losses.size:
+        for v in range(n):
+            losses[row + v] = a[_LOSS + v]
+    if lse.size:
+        for v in range(n):
+            lse[row + v] = a[_LSE + v]
+    if skips:
+        for v in range(n):
+            if skip[v] and losses.size:
+                losses[row + v] = 0.0
+            if skip[v] and lse.size:
+                lse[row + v] = 0.0
+    if labelled:
+        for v in range(n):
+            # What smoothing spreads, and the spike.
+            b, b_lo = _two_product(a[_LABEL_WEIGHT + v], k[2])
+            b, lost = _two_sum(b, a[_SPIKE + v])
+            b_lo = _fma(a[_LABEL_WEIGHT + v], k[3], b_lo) + (lost + a[_SPIKE_LO + v])
+            top = a[_GAP + v] == 0.0
+            e = a[_LABEL_EXP + v]
+            a[_AT_LABEL + v] = _difference(_gradients_of(a, v), e, b, b_lo, top)
+
+
+@_jit
+def _scratch(like: Array, spike: Real) -> Any:
+    s = np.zeros(_S_SIZE, like.dtype)
+    a = np.zeros(_A_SIZE)
+    for v in range(_LANES):
+        a[_WEIGHT + v] = 1.0
+        a[_LABEL_WEIGHT + v] = spike
+        a[_SHARE + v] = 1.0
+        a[_SCALE + v] = 1.0
+    return s, a, np.zeros(_LANES, np.uintp), np.zeros(_LANES, np.bool_)
+
+
+# ---------------------------------------------------------------------------------------------
+# Many contiguous classes: lanes are neighbouring classes
+
+
+@_jit
+def _maximum_float32(x: Array, begin: Index, end: Index) -> Any:
+    """The maximum of x[begin:end]; NaN may count as the largest or the smallest."""
+    best = np.int32(-(2**31))
+    for c in range(begin, end):
+        bits = _bits(x[c])
+        # Sign and magnitude to two's complement: integers in the order of the floats.
+        best = max(best, np.int32(bits ^ (np.int32(bits >> 31) & np.int32(0x7FFFFFFF))))
+    return _from_bits(np.int32(best ^ (np.int32(best >> 31) & np.int32(0x7FFFFFFF))))
+
+
+@_jit
+def _maximum_float64(x: Array, begin: Index, end: Index) -> Real:
+    best = -(2**63)
+    for c in range(begin, end):
+        bits = _bits(x[c])
+        best = max(best, bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF))
+    return _from_bits(best ^ ((best >> 63) & 0x7FFFFFFFFFFFFFFF))
+
+
+_maximum = _by_dtype(_maximum_float32, _maximum_float64)
+
+
+@_jit
+def _total(u: Array, n: Index, t: Array) -> Real:
+    """Σ u[:n], added up in float64 by quarters and halves; n ≤ _BLOCK. Writes to t and past n."""
+    for c in range(n, _U(_BLOCK)):
+        u[c] = 0.0
+    width = _U(_BLOCK // 4)
+    for c in range(width):
+        first = np.float64(u[c]) + np.float64(u[width + c])
+        t[c] = first + (np.float64(u[_2 * width + c]) + np.float64(u[_3 * width + c]))
+    while width > _8:
+        width = width >> _1
+        for c in range(width):
+            t[c] += t[width + c]
+    return ((t[_0] + t[_4]) + (t[_2] + t[_6])) + ((t[_1] + t[_5]) + (t[_3] + t[_7]))
+
+
+@_jit
+def _add(r: Array, field: Index, i: Index, value: Real, value_lo: Real) -> None:
+    """Add to a field of lane i, whose lost digits are in the next field."""
+    total, lost = _two_sum(r[field + i], value)
+    r[field + i] = total
+    r[field + _LANES + i] += value_lo + _finite(lost)
+
+
+@_jit
+def _fill(t: Array, values: Array, begin: Index, n: Index) -> None:
+    """t[:n] = values[begin:begin+n], if there are values."""
+    if values.size:
+        for c in range(n):
+            t[c] = values[begin + c]
+
+
+@_jit
+def _costs_float32(block: Array, n: Index, m: Real, k: Any, b: Any) -> Any:
+    """Σ b and Σ b·(m − x) over logits block[:n], each with what the sums lost."""
+    target, weight, coefficients, costs, _, _, t = b
+    for c in range(n):
+        coefficient = weight[c] * _fma(target[c], k[0], k[2])
+        cost = coefficient * (m - np.float64(block[c]))
+        coefficients[c] = coefficient
+        costs[c] = 0.0 if coefficient == 0.0 else cost
+    return _total(coefficients, n, t), 0.0, _total(costs, n, t), 0.0
+
+
+@_jit
+def _costs_float64(block: Array, n: Index, m: Real, k: Any, b: Any) -> Any:
+    target, weight, coefficients, costs, coefficients_lo, costs_lo, t = b
+    for c in range(n):
+        coefficient, coefficient_lo = _coefficient(target[c], weight[c], k)
+        gap, gap_lo = _two_sum(m, -block[c])
+        cost, cost_lo = _two_product(coefficient, gap)
+        cost_lo = _finite(cost_lo + _fma(coefficient, gap_lo, coefficient_lo * gap))
+        coefficients[c] = coefficient
+        coefficients_lo[c] = coefficient_lo
+        costs[c] = 0.0 if coefficient == 0.0 else cost
+        costs_lo[c] = 0.0 if coefficient == 0.0 else cost_lo
+    return (
+        _total(coefficients, n, t),
+        _total(coefficients_lo, n, t),
+        _total(costs, n, t),
+        _total(costs_lo, n, t),
+    )
+
+
+_costs = _by_dtype(_costs_float32, _costs_float64)
+
+
+@_jit
+def _row_sums(
+    x: Array,
+    grad: Array,
+    probs: Array,
+    weight: Array,
+    begin: Index,
+    classes: Index,
+    dense: bool,
+    store: bool,
+    k: Any,
+    block: Array,
+    terms: Array,
+    b: Any,
+    r: Array,
+    i: Index,
+) -> None:
+    """The sums over the row x[begin:begin+classes] into lane i of r, its exponentials into grad."""
+    m = _maximum(x, begin, begin + classes)
+    shift, low, exponent = _normaliser(m)
+    zero = x.dtype.type(0.0)
+    r[_TOP + i] = m
+    r[_PEAK + i] = _exp(m, shift, low, exponent)
+    for f in (_REST, _REST_LO, _TIES, _TOTAL, _TOTAL_LO, _COST, _COST_LO):
+        r[f + i] = 0.0
+    for j in range(_0, classes, _U(_BLOCK)):
+        n = min(_U(_BLOCK), classes - j)
+        for c in range(n):
+            block[c] = x[begin + j + c]
+        if dense:
+            _fill(b[0], probs, begin + j, n)
+            _fill(b[1], weight, j, n)
+            total, total_lo, cost, cost_lo = _costs(block, n, r[_TOP + i], k, b)
+            _add(r, _TOTAL, i, total, total_lo)
+            _add(r, _COST, i, cost, cost_lo)
+        ties = 0
+        for c in range(n):
+            ties += 1 if block[c] == m else 0
+        r[_TIES + i] += ties
+        for c in range(n):
+            z = block[c]
+            e = _exp(z, shift, low, exponent)
+            block[c] = e
+            terms[c] = zero if z == m else e
+        _add(r, _REST, i, _total(terms, n, b[6]), 0.0)
+        if store:
+            for c in range(n):
+                grad[begin + j + c] = block[c]
+
+
+@_jit
+def _row_gradient_float32(
+    g: Array, begin: Index, end: Index, factor: Real, factor_lo: Real
+) -> None:
+    for c in range(begin, end):
+        g[c] = np.float64(g[c]) * factor
+
+
+@_jit
+def _row_gradient_float64(
+    g: Array, begin: Index, end: Index, factor: Real, factor_lo: Real
+) -> None:
+    for c in range(begin, end):
+        g[c] = _fma(g[c], factor, g[c] * factor_lo)
+
+
+_row_gradient = _by_dtype(_row_gradient_float32, _row_gradient_float64)
+
+
+@_jit
+def _row_dense_gradient(
+    grad: Array,
+    probs: Array,
+    weight: Array,
+    begin: Index,
+    classes: Index,
+    k: Any,
+    block: Array,
+    b: Any,
+    r: Array,
+    i: Index,
+) -> None:
+    row, peak = _gradients_of(r, i), r[_PEAK + i]
+    target, weights = b[0], b[1]
+    for j in range(_0, classes, _U(_BLOCK)):
+        n = min(_U(_BLOCK), classes - j)
+        _fill(target, probs, begin + j, n)
+        _fill(weights, weight, j, n)
+        for c in range(n):
+            block[c] = grad[begin + j + c]
+        for c in range(n):
+            e = block[c]
+            block[c] = _class_gradient(e, row, target[c], weights[c], e == peak, k)
+        for c in range(n):
+            grad[begin + j + c] = block[c]
+
+
+@_jit
+def _row_log_softmax(x: Array, out: Array, begin: Index, end: Index, r: Array, i: Index) -> None:
+    m, log, log_lo = r[_TOP + i], r[_LOG + i], r[_LOG_LO + i]
+    for c in range(begin, end):
+        out[c] = _log_probability(np.float64(x[c]), m, log, log_lo)
+
+
+def _rows(
+    piece: Index,
+    pieces: Index,
+    x: Array,
+    grad: Array,
+    labels: Array,
+    probs: Array,
+    weight: Array,
+    share: Array,
+    scale: Array,
+    saved: Array,
+    losses: Array,
+    lse: Array,
+    constants: Array,
+    ignore: Index,
+    outer: Index,
+    classes: Index,
+    inner: Index,
+    width: Index,
+    log: bool,
+) -> None:
+    """Loss, lse and gradient of part `piece` of `pieces`, for inner = 1.
+
+    Arrays are flat and contiguous: x, grad and probs of outer·classes·inner elements, weight of
+    classes, the rest of outer·inner. Any but x may be empty: not wanted, or of no influence.
+    Without labels and probs, grad is the softmax; with `log`, its logarithm.
+    """
+    k = (constants[0], constants[1], constants[2], constants[3])
+    dense = probs.size > 0 or k[2] != 0.0
+    labelled = labels.size > 0
+    size = _U(classes)
+    s, r, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
+    block, terms = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    # Targets, weights, coefficients, costs, what the last two lost, and room to add them up.
+    b = (
+        np.zeros(_BLOCK),
+        np.ones(_BLOCK),
+        np.empty(_BLOCK),
+        np.empty(_BLOCK),
+        np.empty(_BLOCK),
+        np.empty(_BLOCK),
+        np.empty(_BLOCK // 4),
+    )
+    # Short rows take each stage in groups, so that the rows of a group are lanes of `_settle`.
+    group = _U(max(1, min(32, 8192 // classes)))
+    last = _U(outer * (piece + 1) // pieces)
+    for row in range(_U(outer * piece // pieces), last, group):
+        n = min(group, last - row)
+        skips = _inputs(r, label, skip, row, n, labels, ignore, weight, share, scale, saved)
+        for v in range(n):
+            begin = (row + v) * size
+            if skips and skip[v]:
+                continue
+            if labelled:
+                r[_LABEL_LOGIT + v] = x[begin + label[v]]
+            store = grad.size > 0 and not log
+            _row_sums(x, grad, probs, weight, begin, size, dense, store, k, block, terms, b, r, v)
+            if labelled and store:
+                r[_LABEL_EXP + v] = grad[begin + label[v]]
+        _settle(s, r, skip, skips, row, n, k, labelled, losses, lse)
+        if grad.size == 0:
+            continue
+        for v in range(n):
+            begin = (row + v) * size
+            if log:
+                _row_log_softmax(x, grad, begin, begin + size, r, v)
+            elif skips and skip[v]:
+                grad[begin : begin + size] = 0.0
+            else:
+                if dense:
+                    _row_dense_gradient(grad, probs, weight, begin, size, k, block, b, r, v)
+                else:
+                    factor, factor_lo = r[_FACTOR + v], r[_FACTOR_LO + v]
+                    _row_gradient(grad, begin, begin + size, factor, factor_lo)
+                if labelled:
+                    grad[begin + label[v]] = r[_AT_LABEL + v]
+
+
+# ---------------------------------------------------------------------------------------------
+# Few classes, or a class axis that is not the last: lanes are positions
+
+
+@_jit
+def _place(row: Index, n: Index, classes: Index, inner: Index, at: Array) -> None:
+    """Where the first class of each of the rows row:row+n is."""
+    i = row % inner
+    first = row // inner * classes * inner
+    for v in range(n):
+        at[v] = first + i
+        i += _1
+        if i == inner:
+            i = _0
+            first += classes * inner
+
+
+@_jit
+def _load(
+    x: Array, at: Array, inner: Index, classes: Index, n: Index, tile: Array, lanes: Index
+) -> None:
+    """tile[c·lanes + v] = x[at[v] + c·inner] for lanes v < n; 0 in those up to `lanes`."""
+    if inner >= _16:
+        for c in range(classes):
+            i = at[0] + c * inner
+            for v in range(n):
+                tile[c * lanes + v] = x[i + v]
+    else:
+        for v in range(n):
+            i = at[v]
+            for c in range(classes):
+                tile[c * lanes + v] = x[i + c * inner]
+    if n < lanes:
+        for c in range(classes):
+            for v in range(n, lanes):
+                tile[c * lanes + v] = 0.0
+
+
+@_jit
+def _save(
+    tile: Array, lanes: Index, at: Array, inner: Index, classes: Index, n: Index, x: Array
+) -> None:
+    """The way back."""
+    if inner >= _16:
+        for c in range(classes):
+            i = at[0] + c * inner
+            for v in range(n):
+                x[i + v] = tile[c * lanes + v]
+    else:
+        for v in range(n):
+            i = at[v]
+            for c in range(classes):
+                x[i + c * inner] = tile[c * lanes + v]
+
+
+@_jit
+def _fill_dense_tile(
+    a: Array, c: Index, n: Index, at: Array, inner: Index, probs: Array, weight: Array
+) -> None:
+    """Target probabilities of class c and its weight into lanes."""
+    if probs.size:
+        if inner >= _16:
+            i = at[0] + c * inner
+            for v in range(n):
+                a[_T + v] = probs[i + v]
+        else:
+            for v in range(n):
+                a[_T + v] = probs[at[v] + c * inner]
+    if weight.size:
+        for v in range(n):
+            a[_WEIGHT + v] = weight[c]
+
+
+@_jit
+def _log_softmax_step(tile: Array, j: Index, a: Array, n: Index) -> None:
+    for v in range(n):
+        x = np.float64(tile[j + v])
+        tile[j + v] = _log_probability(x, a[_TOP + v], a[_LOG + v], a[_LOG_LO + v])
+
+
+def _tiles(
+    piece: Index,
+    pieces: Index,
+    x: Array,
+    grad: Array,
+    labels: Array,
+    probs: Array,
+    weight: Array,
+    share: Array,
+    scale: Array,
+    saved: Array,
+    losses: Array,
+    lse: Array,
+    constants: Array,
+    ignore: Index,
+    outer: Index,
+    classes: Index,
+    inner: Index,
+    width: Index,
+    log: bool,
+) -> None:
+    """As `_rows`, for any inner. Tiles are (classes, width)."""
+    k = (constants[0], constants[1], constants[2], constants[3])
+    dense = probs.size > 0 or k[2] != 0.0
+    labelled = labels.size > 0
+    size, stride, lanes = _U(classes), _U(inner), _U(width)
+    s, a, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
+    tile = np.empty(width * classes, x.dtype)
+    at = np.empty(width, np.uintp)
+    # With slices of `inner` long enough to be copied as such, a tile is of one slice.
+    span = inner if inner >= 16 else outer * inner
+    per_span = (span + width - 1) // width
+    tiles = outer * inner // span * per_span
+    for number in range(tiles * piece // pieces, tiles * (piece + 1) // pieces):
+        position = number % per_span * width
+        row = _U(number // per_span * span + position)
+        n = _U(min(width, span - position))
+        _place(row, n, size, stride, at)
+        _load(x, at, stride, size, n, tile, lanes)
+        skips = _inputs(a, label, skip, row, n, labels, ignore, weight, share, scale, saved)
+        if labelled:
+            for v in range(n):
+                a[_LABEL_LOGIT + v] = tile[label[v] * lanes + v]
+        for v in range(lanes):
+            s[_MAX + v] = tile[v]
+        for c in range(_1, size):
+            for v in range(lanes):
+                z = tile[c * lanes + v]
+                s[_MAX + v] = z if z > s[_MAX + v] else s[_MAX + v]
+        _begin(s, a, lanes, dense)
+        for c in range(size):
+            if dense:
+                _fill_dense_tile(a, c, n, at, stride, probs, weight)
+                _dense_step(tile, c * lanes, a, n, k)
+            _step(tile, c * lanes, s, lanes)
+        _collect(s, a, lanes)
+        if labelled:
+            for v in range(n):
+                a[_LABEL_EXP + v] = tile[label[v] * lanes + v]
+        _settle(s, a, skip, skips, row, n, k, labelled, losses, lse)
+        if grad.size == 0:
+            continue
+        if log:
+            _load(x, at, stride, size, n, tile, lanes)
+        for c in range(size):
+            if log:
+                _log_softmax_step(tile, c * lanes, a, n)
+            elif dense:
+                _fill_dense_tile(a, c, n, at, stride, probs, weight)
+                _dense_gradient(tile, c * lanes, a, n, k)
+            else:
+                _gradient(tile, c * lanes, a, n)
+        if labelled:
+            for v in range(n):
+                tile[label[v] * lanes + v] = a[_AT_LABEL + v]
+        if skips:
+            for v in range(n):
+                if skip[v]:
+                    for c in range(size):
+                        tile[c * lanes + v] = 0.0
+        _save(tile, lanes, at, stride, size, n, grad)
+
+
+# ---------------------------------------------------------------------------------------------
+# Binary cross-entropy
+
+
+@_jit
+def _softplus_cost(b: Real, b_lo: Real, x: Real, q: Real) -> Any:
+    """b·softplus(x), where b = 0 makes nothing of an infinity."""
+    log, log_lo, _ = _log1p(q)
+    cost, lost = _two_sum(max(x, 0.0), log)
+    value, value_lo = _two_product(b, cost)
+    value_lo = _finite(_fma(b, lost + log_lo, _fma(b_lo, cost, value_lo)))
+    return (0.0, 0.0) if b == 0.0 and cost == np.inf else (value, value_lo)
+
+
+def _bernoulli(
+    piece: Index,
+    pieces: Index,
+    x: Array,
+    t: Array,
+    weight: Array,
+    pos_weight: Array,
+    loss: Array,
+    grad: Array,
+    sums: Array,
+    scale: Real,
+) -> None:
+    """Loss and gradient of part `piece` of flat arrays, in blocks whose sums go to `sums`.
+
+    With positive = weight·pos_weight·t, negative = weight·(1 − t), q = exp(−|x|):
+
+        loss     = positive·softplus(−x) + negative·softplus(x), softplus(v) = max(v, 0) + log1p(q)
+        gradient = scale·(negative·sigmoid(x) − positive·sigmoid(−x)), 1/(1 + q) or q/(1 + q)
+    """
+    term, partial = np.zeros(_BLOCK), np.zeros(_BLOCK // 4)
+    for block in range(sums.size * piece // pieces, sums.size * (piece + 1) // pieces):
+        start = _U(block) * _U(_BLOCK)
+        n = min(_U(_BLOCK), _U(x.size) - start)
+        for i in range(n):
+            u = np.float64(t[start + i])
+            v, v_lo = _two_sum(1.0, -u)
+            u_lo = 0.0
+            if pos_weight.size:
+                u, u_lo = _two_product(u, np.float64(pos_weight[start + i]))
+            if weight.size:
+                w = np.float64(weight[start + i])
+                u, lost = _two_product(u, w)
+                u_lo = _fma(u_lo, w, lost)
+                v, lost = _two_product(v, w)
+                v_lo = _fma(v_lo, w, lost)
+            z = np.float64(x[start + i])
+            q = _exp_float64(-abs(z), 0.0, -745.2, 1023.0)
+            cost, cost_lo = _softplus_cost(u, u_lo, -z, q)
+            other, other_lo = _softplus_cost(v, v_lo, z, q)
+            cost, lost = _two_sum(cost, other)
+            cost += _finite(cost_lo + (other_lo + lost))
+            term[i] = cost
+            if loss.size:
+                loss[start + i] = cost
+            if grad.size:
+                likely, unlikely = 1.0 / (1.0 + q), q / (1.0 + q)
+                g = v * (unlikely if z < 0.0 else likely) - u * (likely if z < 0.0 else unlikely)
+                grad[start + i] = g * scale
+        sums[block] = _total(term, n, partial)
+
+
+# ---------------------------------------------------------------------------------------------
+# Entry points, and threads
+
+# Elements below which starting threads costs more than it saves.
+_SMALL = 2**16
+
+# Held while threads work. Numba's "workqueue" layer aborts the process when two threads of Python
+# start parallel work at a time, and the other layers would run more threads than asked for: so a
+# caller who finds it taken does its work alone.
+_busy = threading.Lock()
+# In a child of a fork the threads of the parent are missing, which the layers answer by aborting:
+# there every caller works alone.
+_forked = False
+_compiler: Any = global_compiler_lock
+
+
+def _after_fork() -> None:
+    global _busy, _forked
+    _busy = threading.Lock()
+    _forked = True
+    _compiler.release()
+
+
+if hasattr(os, "register_at_fork"):
+    # A child forked while some thread compiles would wait for the compiler's lock forever.
+    os.register_at_fork(
+        before=_compiler.acquire,
+        after_in_parent=_compiler.release,
+        after_in_child=_after_fork,
+    )
+
+
+_rows_alone, _tiles_alone, _bernoulli_alone = _jit(_rows), _jit(_tiles), _jit(_bernoulli)
+
+
+def _rows_shared(pieces: int, *arguments: Any) -> None:
+    for piece in numba.prange(pieces):
+        _rows_alone(piece, pieces, *arguments)
+
+
+def _tiles_shared(pieces: int, *arguments: Any) -> None:
+    for piece in numba.prange(pieces):
+        _tiles_alone(piece, pieces, *arguments)
+
+
+def _bernoulli_shared(pieces: int, *arguments: Any) -> None:
+    for piece in numba.prange(pieces):
+        _bernoulli_alone(piece, pieces, *arguments)
+
+
+_SHARED = {_rows: _rows_shared, _tiles: _tiles_shared, _bernoulli: _bernoulli_shared}
+_compiled: dict[tuple[Callable[..., Any], str], Callable[..., None]] = {}
+
+
+def _call(function: Callable[..., Any], work: int, *arguments: Any) -> None:
+    """Run a kernel over all its pieces, on several threads if `work`, in elements, is worth it."""
+    arguments = tuple(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    threads = 1
+    if work >= _SMALL and not _forked:
+        threads = min(_threads.budget(), _config.NUMBA_NUM_THREADS)
+    if threads > 1 and _busy.acquire(blocking=False):
+        try:
+            before = numba.get_num_threads()
+            numba.set_num_threads(threads)
+            try:
+                _kernel(_SHARED[function], arguments)(threads, *arguments)
+            finally:
+                numba.set_num_threads(before)
+        finally:
+            _busy.release()
+    else:
+        _kernel(function, arguments)(0, 1, *arguments)
+
+
+def _writable(a: Array) -> Array:
+    """a, or a writable view of it: for Numba, a read-only array is of another type.
+
+    It would compile every kernel once more. No kernel writes to what is not an output.
+    """
+    if a.flags.writeable:
+        return a
+    interface = dict(a.__array_interface__)
+    interface["data"] = (interface["data"][0], False)
+    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=a))
+
+
+def _kernel(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., None]:
+    dtypes = "".join(f"{a.dtype.kind}{a.itemsize}" for a in arguments if isinstance(a, np.ndarray))
+    kernel = _compiled.get((function, dtypes))
+    if kernel is None:
+        kernel = _compiled[function, dtypes] = _entry(function, dtypes)
+    return kernel
+
+
+def _entry(function: Callable[..., Any], dtypes: str) -> Callable[..., None]:
+    """`function` compiled at its first call, for these dtypes, by way of Numba's cache of files.
+
+    Every entry has a file of its own: in one that holds several, two processes that compile at a
+    time can leave the code of one under the name of another.
+    """
+    assert isinstance(function, FunctionType)
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__)
+    copy.__qualname__ = f"{function.__name__}_{dtypes}"
+    options = {**_JIT, "parallel": function in _SHARED.values()}
+    compiled: Callable[..., None] = numba.njit(**options)(copy)
+    try:
+        cached: Callable[..., None] = numba.njit(cache=True, **options)(copy)
+    except RuntimeError:  # no directory for files
+        return compiled
+
+    def entry(*arguments: Any) -> None:
+        try:
+            cached(*arguments)
+        except (OSError, EOFError, pickle.PickleError):
+            # Raised before the kernel ran: its file is damaged or can't be written.
+            compiled(*arguments)
+
+    return entry
+
+
+# ---------------------------------------------------------------------------------------------
+# The backend
+
+# Up to so many classes, tiles are faster for contiguous rows.
+_FEW = 256
+# Bytes of a tile; elements of a block of rows that is copied.
+_TILE = 2**16
+_COPIED = 2**15
+
+
+def forward(p: Problem) -> float:
+    losses = np.empty(p.rows)
+    _loss(p, losses)
+    return p.reduce(losses)
+
+
+def forward_backward(p: Problem) -> float:
+    return forward(p)  # which writes p.grad where there is one
+
+
+def backward(p: Problem) -> None:
+    """From the logits anew: a float64 lse of large logits does not hold the digits promised.
+
+    Of the saved lse only this is used: where it is not finite, the gradient is NaN.
+    """
+    _loss(p, None)
+
+
+def _loss(p: Problem, losses: Array | None) -> None:
+    # Of a single class, all that smoothing takes from the label comes back to it.
+    smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
+    even = smoothing / p.classes
+    even_lo = float(Fraction(smoothing) / p.classes - Fraction(even)) if even else 0.0
+    certain = 1.0 - smoothing
+    certain_lo = (1.0 - certain) - smoothing
+    _run(
+        p.logits,
+        p.axis,
+        p.grad,
+        labels=p.labels,
+        probs=p.probs,
+        weight=p.weight,
+        per_row=(
+            p.sample_weight,
+            None if p.grad is None else p.row_scale(),
+            p.lse if losses is None else None,
+            losses,
+            None if losses is None else p.lse,
+        ),
+        constants=np.array([certain, certain_lo, even, even_lo]),
+        ignore=p.ignore_index,
+    )
+
+
+def softmax(x: Array, axis: int, out: Array) -> None:
+    _run(x, axis, out)
+
+
+def log_softmax(x: Array, axis: int, out: Array) -> None:
+    _run(x, axis, out, log=True)
+
+
+def logsumexp(x: Array, axis: int, out: Array) -> None:
+    _run(x, axis, None, per_row=(None, None, None, None, out))
+
+
+_NO_REALS, _NO_LABELS = np.empty(0), np.empty(0, np.int64)
+_HARD = np.array([1.0, 0.0, 0.0, 0.0])
+
+
+def _run(
+    x: Array,
+    axis: int,
+    grad: Array | None,
+    labels: Array | None = None,
+    probs: Array | None = None,
+    weight: Array | None = None,
+    per_row: tuple[Array | None, ...] = (None,) * 5,
+    constants: Array = _HARD,
+    ignore: int = 0,
+    log: bool = False,
+) -> None:
+    """Choose the kernel for the layout and call it; see `_rows` for the arguments."""
+    if x.size == 0:
+        return
+    weight = _NO_REALS if weight is None else weight
+    inner = math.prod(x.shape[axis + 1 :])
+    if _direct(x) and (probs is None or _direct(probs)):
+        outer = math.prod(x.shape[:axis])
+        if inner == 1 or 16 * x.shape[axis] * x.itemsize <= _TILE:
+            _kernels(x, grad, labels, probs, weight, per_row, constants, ignore, outer, inner, log)
+            return
+    # A block of rows at a time, contiguous and of a dtype that the kernels know; in place there.
+    view, dtype = np.moveaxis(x, axis, -1), compute_dtype(x.dtype.name)
+    for index, start, stop in row_blocks(x.shape, axis, _COPIED):
+        block = np.array(view[index], dtype, order="C")
+        t = None
+        if probs is not None:
+            t = np.moveaxis(probs, axis, -1)[index]
+            t = np.array(t, compute_dtype(probs.dtype.name), order="C")
+        _kernels(
+            block,
+            None if grad is None else block,
+            None if labels is None else labels[start:stop],
+            t,
+            weight,
+            tuple(None if a is None else a[start:stop] for a in per_row),
+            constants,
+            ignore,
+            stop - start,
+            1,
+            log,
+        )
+        if grad is not None:
+            with np.errstate(all="ignore"):
+                np.moveaxis(grad, axis, -1)[index] = block
+
+
+def _direct(x: Array) -> bool:
+    return x.flags.c_contiguous and x.dtype.itemsize >= 4
+
+
+def _kernels(
+    x: Array,
+    grad: Array | None,
+    labels: Array | None,
+    probs: Array | None,
+    weight: Array,
+    per_row: tuple[Array | None, ...],
+    constants: Array,
+    ignore: int,
+    outer: int,
+    inner: int,
+    log: bool,
+) -> None:
+    """For contiguous float32 or float64."""
+    classes = x.size // (outer * inner)
+    if inner == 1 and classes > _FEW:
+        kernel, width = _rows, 64
+    else:
+        kernel, width = _tiles, min(128, _TILE // (classes * x.itemsize) // 16 * 16)
+        if inner >= 16:
+            width = min(width, -(-inner // 16) * 16)
+    nothing = np.empty(0, x.dtype)
+    _call(
+        kernel,
+        x.size,
+        x.reshape(-1),
+        nothing if grad is None else np.asarray(grad).reshape(-1),
+        _NO_LABELS if labels is None else labels,
+        nothing if probs is None else probs.reshape(-1),
+        weight,
+        *(_NO_REALS if a is None else a for a in per_row),
+        constants,
+        ignore,
+        outer,
+        classes,
+        inner,
+        width,
+        log,
+    )
+
+
+def binary_cross_entropy(
+    x: Array,
+    t: Array,
+    weight: Array | None,
+    pos_weight: Array | None,
+    loss: Array | None,
+    grad: Array | None,
+    scale: float,
+) -> float:
+    nothing = np.empty(0, x.dtype)
+    given = (nothing if a is None else a for a in (weight, pos_weight, loss, grad))
+    sums = np.empty(-(-x.size // _BLOCK))
+    _call(_bernoulli, x.size, x, t, *given, sums, scale)
+    return float(np.sum(sums))
