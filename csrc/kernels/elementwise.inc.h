@@ -51,7 +51,9 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     /* exp(−|x|); 0 where that is below the normal numbers. */
     const vd_normaliser norm = {zero, zero, vd_set1(-707.0)};
     const vd e = vd_exp(vd_sub(zero, size), norm);
-    const vd log = vd_log1p(e, 1);
+    vd low;
+    const vd log = vd_log1p(e, 1, &low);
+    (void)low;
     const vd positive = vd_add(vd_max(x, zero), log), negative = vd_add(vd_max(minus, zero), log);
     const vd yes = vd_mul(pw, t), no = vd_sub(one, t);
     const vd loss = vd_add(product_or_0(yes, negative), product_or_0(no, positive));

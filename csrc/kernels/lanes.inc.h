@@ -134,14 +134,9 @@ INLINE int NAME(load_dense)(const pyce_job *job, const NAME(lane_rows) * rows, i
     return W;
 }
 
-INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own_or_max, int c) {
-    const V zero = F(set1)(0);
-    if (kind == SUM_E) {
-        return F(drop)(F(eq)(own_or_max, F(set1)((REAL)c)), F(load)(tile + c * W));
-    }
-    const V t = step ? F(load)(b + c * W) : F(set1)(b[c]);
-    if (kind == SUM_B) return t;
-    return F(drop)(F(eq)(t, zero), F(mul)(t, F(sub)(own_or_max, F(load)(tile + c * W))));
+INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, int c) {
+    if (kind == SUM_B) return step ? F(load)(b + c * W) : F(set1)(b[c]);
+    return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
 INLINE V NAME(eight_terms)(int kind, const REAL *tile, const REAL *b, int step, V own_or_max, int c,
@@ -156,12 +151,26 @@ INLINE V NAME(eight_terms)(int kind, const REAL *tile, const REAL *b, int step, 
                   F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7])));
 }
 
+/* Classes c, c + stride, … (eight at most) into a running sum, in the order of wide.inc.h. */
+INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
+                            V own_or_max, int c, int stride, int n) {
+    if (kind == SUM_LOSS) {
+        for (int j = 0; j < 8 && c + j * stride < n; j++) {
+            const int at = c + j * stride;
+            const V t = step ? F(load)(b + at * W) : F(set1)(b[at]);
+            F(sum_add_loss)(sum, t, own_or_max, F(load)(tile + at * W));
+        }
+        return;
+    }
+    F(sum_add)(sum, NAME(eight_terms)(kind, tile, b, step, own_or_max, c, stride, n));
+}
+
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
                            V own_or_max, int n, double sums[W], double low[W]) {
     if (job->p->classes <= PYCE_NARROW) {
         F(sum) sum = F(sum_zero)();
         for (int c = 0; c < n; c += 8) {
-            F(sum_add)(&sum, NAME(eight_terms)(kind, tile, b, step, own_or_max, c, 1, n));
+            NAME(add_terms)(&sum, kind, tile, b, step, own_or_max, c, 1, n);
         }
         F(sum_lanes)(sum, sums, low);
         return;
@@ -171,7 +180,7 @@ INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, cons
     for (int l = 0; l < W; l++) along[l] = F(sum_zero)();
     for (int c = 0; c < n; c += ROUND) {
         for (int l = 0; l < W; l++) {
-            F(sum_add)(&along[l], NAME(eight_terms)(kind, tile, b, step, own_or_max, c + l, W, n));
+            NAME(add_terms)(&along[l], kind, tile, b, step, own_or_max, c + l, W, n);
         }
     }
     vd part[2][8];
@@ -291,8 +300,13 @@ INLINE void NAME(finish_lanes)(const REAL *b, int step, NAME(row_set) * s) {
 /* (x − max) − log in place of x. */
 INLINE void NAME(log_tile)(const NAME(row_set) * s, int n, REAL *x) {
     const V max = F(from_doubles)(s->max), log = F(from_doubles)(s->log);
+#if W == 8
+    const V low = F(from_doubles)(s->log_low);
+#else
+    const V low = F(set1)(0);
+#endif
     for (int c = 0; c < n; c++) {
-        F(store)(x + c * W, F(sub)(F(sub)(F(load)(x + c * W), max), log));
+        F(store)(x + c * W, NAME(log_softmax)(F(load)(x + c * W), max, log, low));
     }
 }
 
@@ -332,8 +346,10 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     }
     const V low = F(load)(lows);
 #define SCALED(e) F(fma)(e, factor, F(mul)(e, low))
+#define DENSE_SCALED(e, b) F(fma)(e, factor, F(fnma)(dense_factor, b, F(mul)(e, low)))
 #else
 #define SCALED(e) F(mul)(e, factor)
+#define DENSE_SCALED(e, b) F(fnma)(dense_factor, b, F(mul)(e, factor))
 #endif
     const V own_grad = F(from_doubles)(s->own_grad);
     if (job->p->operation == PYCE_SOFTMAX) {
@@ -344,7 +360,7 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
             const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
-            V v = F(sub)(SCALED(F(load)(tile + c * W)), F(mul)(dense_factor, bv));
+            V v = DENSE_SCALED(F(load)(tile + c * W), bv);
             v = F(select)(F(eq)(label, at), label_grad, v);
             F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
         }
@@ -365,6 +381,7 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         }
     }
 #undef SCALED
+#undef DENSE_SCALED
     NAME(store_tile)(job, rows, first, n, tile);
 }
 

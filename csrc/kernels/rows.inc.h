@@ -33,7 +33,8 @@ typedef struct {
     double factor_low[W]; /* what rounding factor lost; double logits only */
     double dense_factor[W];
     double own_grad[W], label_grad[W];
-    double log[W]; /* lse − max */
+    double log[W];     /* lse − max */
+    double log_low[W]; /* what rounding log lost; double logits only */
 } NAME(row_set);
 
 INLINE int64_t NAME(label_of)(const pyce_problem *p, int64_t row) {
@@ -132,8 +133,15 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
 #if W == 8
     /* double logits: what rounding lost still counts, of e_m, of the quotients and of S. */
     e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
-    const vd lost = vd_div(vd_fnma(q, e_low, vd_fnma(q, e, others)), e);
-    vd log = vd_add(vd_log1p(q, 1), vd_div(lost, vd_add(one, q)));
+    const vd others_low = vd_add(vd_load(s->rest_low + i),
+                                 vd_drop(at_max, vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
+                                                        lost_in_sum(less, oe, vd_add(less, oe)))));
+    const vd left = vd_add(vd_fnma(q, e_low, vd_fnma(q, e, others)), others_low);
+    vd log_low;
+    vd log = vd_log1p(q, 1, &log_low);
+    log_low = vd_add(log_low, vd_div(vd_div(left, e), vd_add(one, q)));
+    log_low = vd_keep(vd_eq(log_low, log_low), log_low);
+    vd_store(s->log_low + i, log_low);
     const vd swapped = vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                               vd_add(lost_in_sum(less, e, vd_add(less, e)), e_low));
     const vd without_low = vd_add(vd_load(s->rest_low + i), vd_drop(at_max, swapped));
@@ -143,7 +151,9 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd inverse_low = vd_div(vd_fnma(inverse, sum_low, vd_fnma(inverse, sum, one)), sum);
 #else
     (void)e_low;
-    vd log = vd_log1p(q, 0);
+    vd none;
+    vd log = vd_log1p(q, 0, &none);
+    (void)none;
     const vd inverse = vd_add(vd_div(one, sum), bad);
 #endif
     log = vd_add(log, bad);
@@ -159,13 +169,29 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd part = vd_load(f->label + i), scale = vd_load(f->scale + i);
     const vd share = vd_load(f->share + i);
     const vdm unlabelled = vd_eq(part, zero), dead = vd_eq(vd_load(f->live + i), zero);
-    const vd at_label = vd_add(vd_sub(m, vd_load(s->label_x + i)), log);
+    const vd from_label = vd_sub(m, vd_load(s->label_x + i));
+    const vd at_label = vd_add(from_label, log);
     vd loss = vd_drop(unlabelled, vd_mul(part, at_label));
+#if W == 8
+    vd loss_low = vd_add(lost_in_sum(m, vd_sub(zero, vd_load(s->label_x + i)), from_label),
+                         vd_add(lost_in_sum(from_label, log, at_label), log_low));
+    loss_low = vd_fma(part, loss_low, vd_fma(part, at_label, vd_sub(zero, vd_mul(part, at_label))));
+    loss_low = vd_drop(unlabelled, vd_keep(vd_eq(loss_low, loss_low), loss_low));
+#endif
     vd whole = part;
     if (job->dense) {
         const vd dense_part = vd_set1(job->dense_part), dense = vd_load(s->dense + i);
-        const vd all = vd_fma(dense, log, vd_load(s->dense_loss + i));
-        loss = vd_fma(dense_part, all, loss);
+        const vd even = vd_load(s->dense_loss + i), spread = vd_mul(dense, log);
+        const vd all = vd_add(spread, even), both = vd_mul(dense_part, all),
+                 sum_loss = vd_add(loss, both);
+#if W == 8
+        vd all_low = vd_fma(dense, log, vd_sub(zero, spread));
+        all_low = vd_add(vd_fma(dense, log_low, all_low), lost_in_sum(spread, even, all));
+        all_low = vd_fma(dense_part, all_low, vd_fma(dense_part, all, vd_sub(zero, both)));
+        all_low = vd_keep(vd_eq(all_low, all_low), all_low);
+        loss_low = vd_add(loss_low, vd_add(all_low, lost_in_sum(loss, both, sum_loss)));
+#endif
+        loss = sum_loss;
         whole = vd_fma(dense_part, dense, part);
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         double same[8];
@@ -182,13 +208,20 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
         vd_store(s->dense_factor + i, vd_mul(scale, dense_part));
     }
-    loss = vd_add(vd_mul(loss, share), vd_sub(log, log));
+#if W == 8
+    const vd shared = vd_mul(loss, share);
+    loss_low = vd_fma(loss_low, share, vd_fma(loss, share, vd_sub(zero, shared)));
+    loss = vd_add(shared, vd_keep(vd_eq(loss_low, loss_low), loss_low));
+#else
+    loss = vd_mul(loss, share);
+#endif
+    loss = vd_add(loss, vd_sub(log, log));
     vd_store(s->loss + i, vd_drop(dead, loss));
     const vd wanted = vd_mul(scale, whole);
     const vd factor = vd_mul(wanted, inverse);
     vd_store(s->factor + i, factor);
 #if W == 8
-    /* (scale + low)·whole·(inverse + inverse_low) − factor, exactly but for terms of second order. */
+    /* (scale + loss_low)·whole·(inverse + inverse_low) − factor, exactly but for terms of second order. */
     const vd minus = vd_sub(zero, wanted);
     const vd wanted_low = vd_fma(vd_load(f->low + i), whole, vd_fma(scale, whole, minus));
     const vd product_low = vd_fma(wanted, inverse, vd_sub(zero, factor));
@@ -254,6 +287,20 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
     }
 }
 
+/* (x − max) − log, the logarithm of the softmax. */
+INLINE V NAME(log_softmax)(V x, V max, V log, V log_low) {
+    const V from = F(sub)(x, max), result = F(sub)(from, log);
+#if W == 8
+    const vd zero = vd_set1(0);
+    const vd lost = vd_add(lost_in_sum(x, vd_sub(zero, max), from),
+                           lost_in_sum(from, vd_sub(zero, log), result));
+    return vd_add(result, vd_sub(lost, log_low));
+#else
+    (void)log_low;
+    return result;
+#endif
+}
+
 /* n numbers from a strided array, one after the other. */
 static const T *NAME(gather)(const T *x, int64_t stride, int n, T *buffer) {
     if (stride == 1) return x;
@@ -302,7 +349,7 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
     if (!plain) {
         const double keep = 1.0 - p->smoothing, even = p->smoothing / (double)p->classes;
         for (int c = 0; c < n; c++) {
-            double b = keep * (double)buffer[c] + even;
+            double b = __builtin_fma(keep, (double)buffer[c], even);
             if (p->weight) b *= p->weight[first + c];
             buffer[c] = (REAL)b;
         }

@@ -117,17 +117,24 @@ INLINE double exp_of(double shift, double exponent) {
     return result[0];
 }
 
+/* a + b − sum exactly, where sum is a + b rounded; 0 where that is not finite. */
+INLINE vd lost_in_sum(vd a, vd b, vd sum) {
+    const vd back = vd_sub(sum, a);
+    const vd lost = vd_add(vd_sub(a, vd_sub(sum, back)), vd_sub(b, back));
+    return vd_keep(vd_eq(lost, lost), lost);
+}
+
 /* log(1 + q) for q ≥ 0: below 1 unit in the last place if `exact`, else what rounding 1 + q lost is
  * left out (an error of 2^−53 beside a result above 0.34, or none below). With u = 1 + q = 2^k·(1 + f) and
  * s = f/(2 + f): log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
  * Microsystems, 1993), whose coefficients these are. Where q < √2 − 1, f = q without rounding. */
-INLINE vd vd_log1p(vd q, int exact) {
+INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
     const vd one = vd_set1(1.0);
     const vd u = vd_add(one, q);
     vd m = vd_mantissa(u), k = vd_exponent(u);
-    const vdm high = vd_nlt(m, vd_set1(0x1.6a09e667f3bcdp+0));
-    m = vd_select(high, vd_mul(m, vd_set1(0.5)), m);
-    k = vd_select(high, vd_add(k, one), k);
+    const vdm upper = vd_nlt(m, vd_set1(0x1.6a09e667f3bcdp+0));
+    m = vd_select(upper, vd_mul(m, vd_set1(0.5)), m);
+    k = vd_select(upper, vd_add(k, one), k);
     const vdm large = vd_nlt(q, vd_set1(0x1.a827999fcef34p-2));
     k = vd_keep(large, k);
     vd correction = vd_set1(0);
@@ -152,7 +159,14 @@ INLINE vd vd_log1p(vd q, int exact) {
     /* k·ln 2 in two parts, the first with 20 trailing zeros: exact for every exponent. */
     const vd low = vd_fma(k, vd_set1(1.90821492927058770002e-10), correction);
     const vd inner = vd_sub(half, vd_fma(s, vd_add(half, r), low));
-    return vd_sub(vd_mul(k, vd_set1(6.93147180369123816490e-01)), vd_sub(inner, f));
+    const vd high = vd_mul(k, vd_set1(6.93147180369123816490e-01)), minus = vd_sub(inner, f);
+    const vd result = vd_sub(high, minus);
+    if (exact) {
+        const vd zero = vd_set1(0);
+        *lost_low = vd_sub(lost_in_sum(high, vd_sub(zero, minus), result),
+                           lost_in_sum(inner, vd_sub(zero, f), minus));
+    }
+    return result;
 }
 
 /* -- sums --------------------------------------------------------------------------------------- */
@@ -171,13 +185,6 @@ typedef struct {
     vd sum, lost;
 } vd_sum;
 
-/* a + b − sum exactly, where sum is a + b rounded; 0 where that is not finite. */
-INLINE vd lost_in_sum(vd a, vd b, vd sum) {
-    const vd back = vd_sub(sum, a);
-    const vd lost = vd_add(vd_sub(a, vd_sub(sum, back)), vd_sub(b, back));
-    return vd_keep(vd_eq(lost, lost), lost);
-}
-
 INLINE vf_sum vf_sum_zero(void) {
     const vf_sum s = {vd_set1(0), vd_set1(0)};
     return s;
@@ -195,6 +202,26 @@ INLINE void vd_sum_add(vd_sum *s, vd a) {
     s->lost = vd_add(s->lost, lost_in_sum(s->sum, a, total));
     s->sum = total;
 }
+/* Adds b·(max − x), 0 where b is 0 whatever x is: the float product in double precision, the double
+   one with what it loses. */
+INLINE void vf_sum_add_loss(vf_sum *s, vf b, vf max, vf x) {
+    const vd zero = vd_set1(0);
+    const vd lo = vf_widen_lo(b), hi = vf_widen_hi(b);
+    const vd from_lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x));
+    const vd from_hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
+    s->lo = vd_add(s->lo, vd_drop(vd_eq(lo, zero), vd_mul(lo, from_lo)));
+    s->hi = vd_add(s->hi, vd_drop(vd_eq(hi, zero), vd_mul(hi, from_hi)));
+}
+INLINE void vd_sum_add_loss(vd_sum *s, vd b, vd max, vd x) {
+    const vd zero = vd_set1(0);
+    const vd from = vd_sub(max, x), product = vd_mul(b, from);
+    const vd low =
+        vd_fma(b, lost_in_sum(max, vd_sub(zero, x), from), vd_fma(b, from, vd_sub(zero, product)));
+    const vdm none = vd_eq(b, zero);
+    vd_sum_add(s, vd_drop(none, product));
+    s->lost = vd_add(s->lost, vd_drop(none, vd_keep(vd_eq(low, low), low)));
+}
+
 /* Eight vectors and what they lost, added up lane by lane; *low is what that loses. */
 INLINE vd vd_fold(const vd a[8], const vd b[8], vd *low) {
     vd total = a[0], lost = b[0];

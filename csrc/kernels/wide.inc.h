@@ -40,12 +40,15 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 }
 
 INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
-    V v = NAME(scaled)(w, e);
-    if (w->b) {
-        const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
-        v = F(sub)(v, F(mul)(F(set1)(w->dense_factor), b));
-    }
-    return v;
+    if (!w->b) return NAME(scaled)(w, e);
+    const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
+    const V dense_factor = F(set1)(w->dense_factor);
+#if W == 8
+    const V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
+    return F(fma)(e, F(set1)(w->factor), low);
+#else
+    return F(fnma)(dense_factor, b, NAME(scaled)(w, e));
+#endif
 }
 
 INLINE V NAME(with_apart)(const NAME(writer) * w, V v, int at) {
@@ -167,22 +170,20 @@ static int NAME(find)(const T *x, int n, REAL value) {
 /* Σ b and Σ b·(max − x), terms with b = 0 counting 0 whatever x is. */
 INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_block *block) {
     F(sum) total = F(sum_zero)(), loss = F(sum_zero)();
-    const V m = F(set1)(max), zero = F(set1)(0);
+    const V m = F(set1)(max);
     for (int c = 0; c < n; c += ROUND) {
-        V t[8], l[8];
+        V t[8];
         UNROLL
         for (int j = 0; j < 8; j++) {
             const int at = c + j * W, left = n - at;
-            t[j] = l[j] = zero;
+            t[j] = F(set1)(0);
             if (left <= 0) continue;
             const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, 0);
             t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
-            l[j] = F(drop)(F(eq)(t[j], zero), F(mul)(t[j], F(sub)(m, v)));
+            F(sum_add_loss)(&loss, t[j], m, v);
         }
         F(sum_add)(&total, F(add)(F(add)(F(add)(t[0], t[1]), F(add)(t[2], t[3])),
                                   F(add)(F(add)(t[4], t[5]), F(add)(t[6], t[7]))));
-        F(sum_add)(&loss, F(add)(F(add)(F(add)(l[0], l[1]), F(add)(l[2], l[3])),
-                                 F(add)(F(add)(l[4], l[5]), F(add)(l[6], l[7]))));
     }
     double low;
     block->dense = F(sum_total)(total, &low);
@@ -403,11 +404,11 @@ static void NAME(settle_row)(const pyce_job *job, int64_t row, pyce_block *block
 }
 
 /* out = (x − max) − log for log-softmax. */
-INLINE void NAME(write_log)(const T *x, int n, REAL max, REAL log, T *out) {
-    const V m = F(set1)(max), l = F(set1)(log);
+INLINE void NAME(write_log)(const T *x, int n, REAL max, double log, double log_low, T *out) {
+    const V m = F(set1)(max), l = F(set1)((REAL)log), low = F(set1)((REAL)log_low);
     int c = 0;
-    for (; c + W <= n; c += W) STORE(out + c, F(sub)(F(sub)(LOAD(x + c), m), l));
-    if (c < n) STOREN(out + c, n - c, F(sub)(F(sub)(LOADN(x + c, n - c, 0), m), l));
+    for (; c + W <= n; c += W) STORE(out + c, NAME(log_softmax)(LOAD(x + c), m, l, low));
+    if (c < n) STOREN(out + c, n - c, NAME(log_softmax)(LOADN(x + c, n - c, 0), m, l, low));
 }
 
 static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
@@ -427,7 +428,8 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
         } else {
             const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
             if (job->p->operation == PYCE_LOG_SOFTMAX) {
-                NAME(write_log)(block, n, (REAL)s->max[0], (REAL)s->log[0], out);
+                NAME(write_log)(block, n, (REAL)s->max[0], s->log[0], W == 8 ? s->log_low[0] : 0,
+                                out);
             } else {
                 const REAL *b = job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0])
                                            : (const REAL *)0;
