@@ -108,15 +108,22 @@ static void work_labels(void *context, int64_t begin, int64_t end, void *scratch
     pyce_fpenv_leave(before);
 }
 
-/* values[0…n) added up by halves, in place: a tree that depends on n alone. */
+/* values[0…n) added up by halves, in place: a tree that depends on n alone. What rounding loses is
+   added at the end. */
 static double fold(double *values, int64_t n) {
     int64_t size = 1;
+    double lost = 0;
     while (size < n) size *= 2;
     for (int64_t half = size / 2; half > 0; half /= 2) {
-        for (int64_t i = 0; i + half < n && i < half; i++) values[i] += values[i + half];
+        for (int64_t i = 0; i + half < n && i < half; i++) {
+            const double total = values[i] + values[i + half], back = total - values[i];
+            const double less = (values[i] - (total - back)) + (values[i + half] - back);
+            lost += isfinite(less) ? less : 0;
+            values[i] = total;
+        }
         if (n > half) n = half;
     }
-    return n ? values[0] : 0.0;
+    return n ? values[0] + lost : 0.0;
 }
 
 /* Check every label; find how many rows count and the mean's own denominator. */
@@ -186,18 +193,16 @@ static int arguments_fit(const pyce_problem *p) {
     return rows_wanted == (p->losses != NULL);
 }
 
-/* Σ sample_weight, in the order in which class weights are added up. */
+/* Σ sample_weight. */
 static double sum_of(const double *values, int64_t n) {
-    double total = 0, lost = 0;
-    for (int64_t first = 0; first < n; first += LABEL_PIECE) {
-        const int64_t last = first + LABEL_PIECE < n ? first + LABEL_PIECE : n;
-        double part = 0;
-        for (int64_t i = first; i < last; i++) part += values[i];
-        const double sum = total + part, back = sum - total;
-        lost += (total - (sum - back)) + (part - back);
-        total = sum;
+    /* Eight running sums and what they lost, so that they need not wait for each other. */
+    double sum[8] = {0}, lost[8] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const double total = sum[i & 7] + values[i], back = total - sum[i & 7];
+        lost[i & 7] += (sum[i & 7] - (total - back)) + (values[i] - back);
+        sum[i & 7] = total;
     }
-    return total + lost;
+    return fold(sum, 8) + fold(lost, 8);
 }
 
 static void describe(const pyce_problem *p, pyce_job *job) {

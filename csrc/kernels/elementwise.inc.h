@@ -2,36 +2,48 @@
 
 /* -- labels ----------------------------------------------------------------------------------- */
 
-#define LABELS(name, type)                                                                         \
-    static int64_t name(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,         \
-                        double *weight) {                                                          \
-        const type *labels = p->labels;                                                            \
-        const int64_t classes = p->classes, ignore = p->ignore_index;                              \
-        int64_t kept = 0, wrong = 0;                                                               \
-        for (int64_t i = begin; i < end; i++) {                                                    \
-            const int64_t label = labels[i];                                                       \
-            const int64_t counts = label != ignore;                                                \
-            kept += counts;                                                                        \
-            wrong += counts & ((label < 0) | (label >= classes));                                  \
-        }                                                                                          \
-        *count = kept;                                                                             \
-        *weight = (double)kept;                                                                    \
-        if (wrong) {                                                                               \
-            for (int64_t i = begin;; i++) {                                                        \
-                const int64_t label = labels[i];                                                   \
-                if (label != ignore && (label < 0 || label >= classes)) return i;                  \
-            }                                                                                      \
-        }                                                                                          \
-        if (p->weight || p->sample_weight) {                                                       \
-            double total = 0;                                                                      \
-            for (int64_t i = begin; i < end; i++) {                                                \
-                if (labels[i] == ignore) continue;                                                 \
-                const double w = p->weight ? p->weight[labels[i]] : 1.0;                           \
-                total += p->sample_weight ? w * p->sample_weight[i] : w;                           \
-            }                                                                                      \
-            *weight = total;                                                                       \
-        }                                                                                          \
-        return -1;                                                                                 \
+#define LABELS(name, type)                                                                          \
+    static int64_t name(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,          \
+                        double *weight) {                                                           \
+        const type *labels = p->labels;                                                             \
+        const int64_t classes = p->classes, ignore = p->ignore_index;                               \
+        int64_t kept = 0, wrong = 0;                                                                \
+        for (int64_t i = begin; i < end; i++) {                                                     \
+            const int64_t label = labels[i];                                                        \
+            const int64_t counts = label != ignore;                                                 \
+            kept += counts;                                                                         \
+            wrong += counts & ((label < 0) | (label >= classes));                                   \
+        }                                                                                           \
+        *count = kept;                                                                              \
+        *weight = (double)kept;                                                                     \
+        if (wrong) {                                                                                \
+            for (int64_t i = begin;; i++) {                                                         \
+                const int64_t label = labels[i];                                                    \
+                if (label != ignore && (label < 0 || label >= classes)) return i;                   \
+            }                                                                                       \
+        }                                                                                           \
+        if (p->weight || p->sample_weight) {                                                        \
+            /* Eight running sums and what they lost, so that they need not wait for each other. */ \
+            double sum[8] = {0}, lost[8] = {0};                                                     \
+            for (int64_t i = begin; i < end; i++) {                                                 \
+                if (labels[i] == ignore) continue;                                                  \
+                const double w = p->weight ? p->weight[labels[i]] : 1.0;                            \
+                const double s = p->sample_weight ? p->sample_weight[i] : 1.0;                      \
+                const double share = w * s, total = sum[i & 7] + share, back = total - sum[i & 7];  \
+                lost[i & 7] += (sum[i & 7] - (total - back)) + (share - back);                      \
+                lost[i & 7] += __builtin_fma(w, s, -share);                                         \
+                sum[i & 7] = total;                                                                 \
+            }                                                                                       \
+            double total = 0, low = 0;                                                              \
+            for (int i = 0; i < 8; i++) {                                                           \
+                const double next = total + sum[i], back = next - total;                            \
+                low += ((total - (next - back)) + (sum[i] - back)) + lost[i];                       \
+                total = next;                                                                       \
+            }                                                                                       \
+            total += low;                                                                           \
+            *weight = total;                                                                        \
+        }                                                                                           \
+        return -1;                                                                                  \
     }
 LABELS(labels32, int32_t)
 LABELS(labels64, int64_t)

@@ -47,7 +47,8 @@ typedef struct {
     double sum;               /* of e over the block without its own class */
     double sum_low;           /* what rounding sum lost; double logits only */
     double dense, dense_loss; /* Σ b and Σ b·(max − x) */
-    int64_t own;              /* class left out, or −1 */
+    double dense_loss_low;
+    int64_t own; /* class left out, or −1 */
 } pyce_block;
 
 typedef struct {

@@ -274,8 +274,7 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
         double low[W] = {0};
         NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);
         for (int i = 0; i < W; i++) s->dense[i] += low[i];
-        NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, low);
-        for (int i = 0; i < W; i++) s->dense_loss[i] += low[i];
+        NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, s->dense_loss_low);
     }
     if (job->dense) {
         for (int i = 0; i < W; i++) {
@@ -346,7 +345,8 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     }
     const V low = F(load)(lows);
 #define SCALED(e) F(fma)(e, factor, F(mul)(e, low))
-#define DENSE_SCALED(e, b) F(fma)(e, factor, F(fnma)(dense_factor, b, F(mul)(e, low)))
+#define DENSE_SCALED(e, b)                                                                         \
+    F(fma)(e, factor, F(fnma)(dense_low, b, F(fnma)(dense_factor, b, F(mul)(e, low))))
 #else
 #define SCALED(e) F(mul)(e, factor)
 #define DENSE_SCALED(e, b) F(fnma)(dense_factor, b, F(mul)(e, factor))
@@ -357,6 +357,9 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     } else if (job->dense) {
         const V dense_factor = F(from_doubles)(s->dense_factor);
         const V label_grad = F(from_doubles)(s->label_grad);
+#if W == 8
+        const V dense_low = F(load)(s->dense_factor_low);
+#endif
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
             const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
@@ -512,12 +515,14 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             F(store)(place, own);
             for (int i = 0; i < W; i++) s.own[i] = (int64_t)place[i];
             for (int i = 0; i < W && job->blocks > 1; i++) {
-                blocks[i * job->blocks + k] = (pyce_block){.max = s.max[i],
-                                                           .sum = s.rest[i],
-                                                           .sum_low = s.rest_low[i],
-                                                           .dense = s.dense[i],
-                                                           .dense_loss = s.dense_loss[i],
-                                                           .own = s.own[i]};
+                blocks[i * job->blocks + k] =
+                    (pyce_block){.max = s.max[i],
+                                 .sum = s.rest[i],
+                                 .sum_low = s.rest_low[i],
+                                 .dense = s.dense[i],
+                                 .dense_loss = s.dense_loss[i],
+                                 .dense_loss_low = W == 8 ? s.dense_loss_low[i] : 0,
+                                 .own = s.own[i]};
             }
         }
         if (job->blocks == 1) {

@@ -26,12 +26,14 @@ typedef struct {
     double own_x[W], label_x[W];
     double own_b[W], label_b[W];
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
-    int64_t own[W], label[W];       /* classes, or −1; label −1 also where the row is ignored */
+    double dense_loss_low[W];
+    int64_t own[W], label[W]; /* classes, or −1; label −1 also where the row is ignored */
     /* Out. */
     double loss[W];
     double factor[W];     /* grad_c = factor·e(x_c) − dense_factor·b_c */
     double factor_low[W]; /* what rounding factor lost; double logits only */
     double dense_factor[W];
+    double dense_factor_low[W];
     double own_grad[W], label_grad[W];
     double log[W];     /* lse − max */
     double log_low[W]; /* what rounding log lost; double logits only */
@@ -187,6 +189,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
 #if W == 8
         vd all_low = vd_fma(dense, log, vd_sub(zero, spread));
         all_low = vd_add(vd_fma(dense, log_low, all_low), lost_in_sum(spread, even, all));
+        all_low = vd_add(all_low, vd_load(s->dense_loss_low + i));
         all_low = vd_fma(dense_part, all_low, vd_fma(dense_part, all, vd_sub(zero, both)));
         all_low = vd_keep(vd_eq(all_low, all_low), all_low);
         loss_low = vd_add(loss_low, vd_add(all_low, lost_in_sum(loss, both, sum_loss)));
@@ -206,7 +209,12 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
         const vd p_label = vd_mul(vd_load(label_e + i), inverse);
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
-        vd_store(s->dense_factor + i, vd_mul(scale, dense_part));
+        const vd dense_factor = vd_mul(scale, dense_part);
+        vd_store(s->dense_factor + i, dense_factor);
+#if W == 8
+        const vd factor_lost = vd_fma(scale, dense_part, vd_sub(zero, dense_factor));
+        vd_store(s->dense_factor_low + i, vd_fma(vd_load(f->low + i), dense_part, factor_lost));
+#endif
     }
 #if W == 8
     const vd shared = vd_mul(loss, share);
@@ -280,9 +288,22 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
         for (int64_t i = 0; i < n; i++) to[begin + i] = losses[i];
     } else if (sums) {
         for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
+#if W == 8
+        double lost = 0;
+        for (int64_t half = job->tile / 2; half > 0; half /= 2) {
+            for (int64_t i = 0; i < half; i++) {
+                const double total = losses[i] + losses[i + half], back = total - losses[i];
+                const double less = (losses[i] - (total - back)) + (losses[i + half] - back);
+                lost += less == less ? less : 0;
+                losses[i] = total;
+            }
+        }
+        losses[0] += lost;
+#else
         for (int64_t half = job->tile / 2; half > 0; half /= 2) {
             for (int64_t i = 0; i < half; i++) losses[i] += losses[i + half];
         }
+#endif
         sums[begin / job->tile] = losses[0];
     }
 }

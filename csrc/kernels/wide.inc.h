@@ -22,7 +22,7 @@ typedef struct {
     T *out;
     REAL factor, dense_factor;
 #if W == 8
-    REAL factor_low;
+    REAL factor_low, dense_factor_low;
 #endif
     int n, at;
     int streaming;
@@ -44,7 +44,8 @@ INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
     const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
     const V dense_factor = F(set1)(w->dense_factor);
 #if W == 8
-    const V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
+    V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
+    low = F(fnma)(F(set1)(w->dense_factor_low), b, low);
     return F(fma)(e, F(set1)(w->factor), low);
 #else
     return F(fnma)(dense_factor, b, NAME(scaled)(w, e));
@@ -188,8 +189,7 @@ INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_bl
     double low;
     block->dense = F(sum_total)(total, &low);
     block->dense += low;
-    block->dense_loss = F(sum_total)(loss, &low);
-    block->dense_loss += low;
+    block->dense_loss = F(sum_total)(loss, &block->dense_loss_low);
 }
 
 INLINE REAL NAME(finite_or_0)(REAL x) { return x - x == 0 ? x : 0; }
@@ -228,7 +228,7 @@ INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int labe
     block->own = own;
     block->sum =
         NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, &block->sum_low);
-    block->dense = block->dense_loss = 0;
+    block->dense = block->dense_loss = block->dense_loss_low = 0;
     if (b) NAME(dense_sums)(x, b, n, NAME(finite_or_0)(max), block);
 }
 
@@ -250,12 +250,13 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             top = k;
         }
     }
-    double rest = 0, lost = 0, dense = 0, dense_loss = 0;
+    double rest = 0, lost = 0, dense = 0, dense_loss = 0, dense_low = 0;
     if (job->blocks == 1) {
         rest = blocks[0].sum;
         lost = blocks[0].sum_low;
         dense = blocks[0].dense;
         dense_loss = blocks[0].dense_loss;
+        dense_low = blocks[0].dense_loss_low;
         blocks[0].scale = 1;
     } else {
         double shift[W], exponent[W];
@@ -284,7 +285,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             rest = total;
             dense += block->dense;
             const double from = block->max - block->max == 0 ? block->max : 0;
-            dense_loss += block->dense_loss;
+            dense_loss += block->dense_loss + block->dense_loss_low;
             if (block->dense != 0) dense_loss += (max - from) * block->dense;
         }
     }
@@ -302,6 +303,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     s->label_x[lane] = label >= 0 ? (double)GET(x + label * stride) : -INFINITE;
     s->dense[lane] = dense;
     s->dense_loss[lane] = dense_loss;
+    s->dense_loss_low[lane] = dense_low;
     s->own_b[lane] = s->label_b[lane] = 0;
     if (job->dense) {
         REAL one;
@@ -314,6 +316,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
 static void NAME(clear_lane)(int lane, NAME(row_set) * s) {
     s->max[lane] = s->rest[lane] = s->rest_low[lane] = s->own_x[lane] = s->label_x[lane] = 0;
     s->own_b[lane] = s->label_b[lane] = s->dense[lane] = s->dense_loss[lane] = 0;
+    s->dense_loss_low[lane] = 0;
     s->own[lane] = s->label[lane] = -1;
 }
 
@@ -343,6 +346,7 @@ INLINE NAME(writer)
         .factor = (REAL)factor,
 #if W == 8
         .factor_low = low,
+        .dense_factor_low = job->dense ? s->dense_factor_low[lane] : 0,
 #endif
         .dense_factor = job->dense ? (REAL)s->dense_factor[lane] : 0,
         .n = n,
