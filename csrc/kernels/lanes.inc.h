@@ -139,18 +139,6 @@ INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, 
     return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
-INLINE V NAME(eight_terms)(int kind, const REAL *tile, const REAL *b, int step, V own_or_max, int c,
-                           int stride, int n) {
-    V v[8];
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        const int at = c + j * stride;
-        v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
-    }
-    return F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
-                  F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7])));
-}
-
 /* Classes c, c + stride, … (eight at most) into a running sum, in the order of wide.inc.h. */
 INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
                             V own_or_max, int c, int stride, int n) {
@@ -162,7 +150,13 @@ INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL
         }
         return;
     }
-    F(sum_add)(sum, NAME(eight_terms)(kind, tile, b, step, own_or_max, c, stride, n));
+    V v[8];
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        const int at = c + j * stride;
+        v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
+    }
+    F(sum_add8)(sum, v);
 }
 
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
@@ -231,8 +225,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
                 v[j] = F(drop)(mine, e);
             }
         }
-        F(sum_add)(&sum, F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
-                                F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7]))));
+        F(sum_add8)(&sum, v);
     }
     F(sum_lanes)(sum, sums, low);
     return own_x;

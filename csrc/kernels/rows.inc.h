@@ -368,11 +368,18 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
         }
     }
     if (!plain) {
-        const double keep = 1.0 - p->smoothing, even = p->smoothing / (double)p->classes;
+        /* Each b is rounded once: the roundings on the way are carried along. */
+        const double smoothing = p->smoothing, classes = (double)p->classes;
+        const double keep = 1.0 - smoothing, keep_low = (1.0 - keep) - smoothing;
+        const double even = smoothing / classes;
+        const double even_low = __builtin_fma(-even, classes, smoothing) / classes;
         for (int c = 0; c < n; c++) {
-            double b = __builtin_fma(keep, (double)buffer[c], even);
-            if (p->weight) b *= p->weight[first + c];
-            buffer[c] = (REAL)b;
+            const double t = (double)buffer[c], w = p->weight ? p->weight[first + c] : 1.0;
+            const double kept = keep * t, b = kept + even, back = b - kept;
+            const double low = ((kept - (b - back)) + (even - back)) +
+                               (__builtin_fma(keep, t, -kept) + (keep_low * t + even_low));
+            const double share = b * w;
+            buffer[c] = (REAL)(share + (__builtin_fma(b, w, -share) + low * w));
         }
     }
     return buffer;

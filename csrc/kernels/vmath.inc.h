@@ -202,6 +202,21 @@ INLINE void vd_sum_add(vd_sum *s, vd a) {
     s->lost = vd_add(s->lost, lost_in_sum(s->sum, a, total));
     s->sum = total;
 }
+/* Adds eight vectors of finite numbers: floats as a tree, doubles one by one. */
+INLINE void vf_sum_add8(vf_sum *s, const vf v[8]) {
+    vf_sum_add(s, vf_add(vf_add(vf_add(v[0], v[1]), vf_add(v[2], v[3])),
+                         vf_add(vf_add(v[4], v[5]), vf_add(v[6], v[7]))));
+}
+INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        const vd total = vd_add(s->sum, v[i]), back = vd_sub(total, s->sum);
+        const vd lost = vd_add(vd_sub(s->sum, vd_sub(total, back)), vd_sub(v[i], back));
+        s->lost = vd_add(s->lost, lost);
+        s->sum = total;
+    }
+}
+
 /* Adds b·(max − x), 0 where b is 0 whatever x is: the float product in double precision, the double
    one with what it loses. */
 INLINE void vf_sum_add_loss(vf_sum *s, vf b, vf max, vf x) {

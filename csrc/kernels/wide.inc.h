@@ -9,8 +9,8 @@
  *     forward    reads each logit once
  *     backward   reads each logit once, writes each gradient once, keeps a block
  *
- * Sums: eight vectors are added as a tree in the compute type, the trees into running sums of
- * (at least) double precision per lane, the lanes as a tree at the end of the block, the blocks in
+ * Sums: eight vectors of floats are added as a tree, the trees into running sums of doubles per
+ * lane (vectors of doubles one by one, carrying what rounding loses), the lanes as a tree at the end of the block, the blocks in
  * order. This order is the same in every dialect and in lanes.inc.h.
  */
 
@@ -107,9 +107,10 @@ INLINE void NAME(write_rest)(NAME(writer) * w) {
     if (w->at < w->n) NAME(write_part)(w, w->n - w->at);
 }
 
-/* e of up to eight vectors starting at x, stored to `e` if `keep`; the sum of those that are
-   not class `own` (counted from x) is returned. */
-INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e) {
+/* e of up to eight vectors starting at x, stored to `e` if `keep`; those that are not
+   class `own` (counted from x) are added to `sum`. */
+INLINE void NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e,
+                            F(sum) * sum) {
     V v[8];
     if (n >= ROUND) {
         UNROLL
@@ -138,8 +139,7 @@ INLINE V NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int kee
         UNROLL
         for (int j = 0; j < 8; j++) v[j] = kept[j];
     }
-    return F(add)(F(add)(F(add)(v[0], v[1]), F(add)(v[2], v[3])),
-                  F(add)(F(add)(v[4], v[5]), F(add)(v[6], v[7])));
+    F(sum_add8)(sum, v);
 }
 
 INLINE REAL NAME(block_max)(const T *x, int n) {
@@ -183,8 +183,7 @@ INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_bl
             t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
             F(sum_add_loss)(&loss, t[j], m, v);
         }
-        F(sum_add)(&total, F(add)(F(add)(F(add)(t[0], t[1]), F(add)(t[2], t[3])),
-                                  F(add)(F(add)(t[4], t[5]), F(add)(t[6], t[7]))));
+        F(sum_add8)(&total, t);
     }
     double low;
     block->dense = F(sum_total)(total, &low);
@@ -210,7 +209,7 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, in
         for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
             __builtin_prefetch((const char *)(x + c + PYCE_BLOCK) + j, 0, 2);
         }
-        F(sum_add)(&sum, NAME(exp_round)(x + c, n - c, norm, own - c, keep, e + c));
+        NAME(exp_round)(x + c, n - c, norm, own - c, keep, e + c, &sum);
         if (w) NAME(write_vectors)(w, 8);
     }
     if (w) NAME(write_rest)(w);

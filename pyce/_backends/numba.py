@@ -295,17 +295,18 @@ def _log1p(v: Real) -> Any:
 _LANES = _U(128)
 # Elements of a row, or of a flat array, that are worked on at a time; a power of two.
 _BLOCK = 512
+# Up to so many classes, contiguous rows are faster in tiles.
+_FEW = 256
 
 
 def _fields(count: Index) -> list[Any]:
     return [_U(i) * _LANES for i in range(count)]
 
 
-_S_SIZE = 7 * int(_LANES)
 # Of s: the maximum, what `_normaliser` makes of it, and the sums of a few terms.
 _MAX, _SHIFT, _LOW, _EXPONENT, _SUM, _LOST, _TIED = _fields(7)
 
-_A_SIZE = 31 * int(_LANES)
+# Of a:
 (
     _REST,  # Σ exp(x − m) without the maxima, in the unit of the exponentials
     _REST_LO,
@@ -339,6 +340,7 @@ _A_SIZE = 31 * int(_LANES)
     _A,  # Σ b
     _A_LO,
 ) = _fields(31)
+_S_SIZE, _A_SIZE = int(_TIED + _LANES), int(_A_LO + _LANES)
 
 
 @_jit
@@ -1090,6 +1092,106 @@ def _tiles(
 
 
 # ---------------------------------------------------------------------------------------------
+# Half types: blocks of rows as float32, for either kernel
+
+# Elements of such a block.
+_WIDENED = 2**16
+
+_rows_alone, _tiles_alone = _jit(_rows), _jit(_tiles)
+
+
+@_jit
+def _widen(half: Any, brain: bool) -> Any:
+    """The float32 of the bits of a bfloat16 (`brain`) or float16."""
+    bits = np.int32(half)
+    if brain:
+        return _from_bits(np.int32(bits << 16))
+    digits = np.int32(bits & 0x3FF)
+    power = np.int32(bits & 0x7C00)
+    magnitude = np.int32((power + 0x1C000 << 13) + (digits << 13))
+    value = _from_bits(np.int32(digits << 13 | 0x7F800000) if power == 0x7C00 else magnitude)
+    value = np.float32(digits) * np.float32(2.0**-24) if power == 0 else value
+    return -value if bits & 0x8000 else value
+
+
+@_jit
+def _narrow(value: Any, brain: bool) -> Any:
+    """The bits of the bfloat16 or float16 nearest to a float32, ties to even."""
+    bits = _bits(value)
+    magnitude = np.int32(bits & 0x7FFFFFFF)
+    if brain:
+        rounded = bits + 0x7FFF + (bits >> 16 & 1)
+        return np.uint16((bits | 0x400000 if magnitude > 0x7F800000 else rounded) >> 16)
+    half = (magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13
+    if magnitude < 0x38800000:  # adding ½ rounds to multiples of 2⁻²⁴, the last place of ½
+        half = np.int64(_bits(_from_bits(magnitude) + _HALF_32)) - 0x3F000000
+    half = min(half, 0x7C00) if magnitude <= 0x7F800000 else 0x7E00
+    return np.uint16(half | (bits >> 16 & 0x8000))
+
+
+def _halves(
+    piece: Index,
+    pieces: Index,
+    x: Array,
+    grad: Array,
+    labels: Array,
+    probs: Array,
+    weight: Array,
+    share: Array,
+    scale: Array,
+    saved: Array,
+    losses: Array,
+    lse: Array,
+    constants: Array,
+    ignore: Index,
+    outer: Index,
+    classes: Index,
+    inner: Index,
+    width: Index,
+    log: bool,
+    brain: bool,
+) -> None:
+    """As `_rows`, for x and grad that are the bits of half types."""
+    group = max(1, _WIDENED // classes)
+    block = np.empty(min(group, outer) * classes, np.float32)
+    last = outer * (piece + 1) // pieces
+    for first in range(outer * piece // pieces, last, group):
+        stop = min(first + group, last)
+        i, size = _U(first * classes), _U((stop - first) * classes)
+        for c in range(size):
+            block[c] = _widen(x[i + c], brain)
+        wide = block[: (stop - first) * classes]
+        run = (
+            0,
+            1,
+            wide,
+            wide if grad.size else wide[:0],
+            labels[first:stop],
+            probs[first * classes : stop * classes],
+            weight,
+            share[first:stop],
+            scale[first:stop],
+            saved[first:stop],
+            losses[first:stop],
+            lse[first:stop],
+            constants,
+            ignore,
+            stop - first,
+            classes,
+            inner,
+            width,
+            log,
+        )
+        if classes > _FEW:
+            _rows_alone(*run)
+        else:
+            _tiles_alone(*run)
+        if grad.size:
+            for c in range(size):
+                grad[i + c] = _narrow(block[c], brain)
+
+
+# ---------------------------------------------------------------------------------------------
 # Binary cross-entropy
 
 
@@ -1186,7 +1288,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-_rows_alone, _tiles_alone, _bernoulli_alone = _jit(_rows), _jit(_tiles), _jit(_bernoulli)
+_halves_alone, _bernoulli_alone = _jit(_halves), _jit(_bernoulli)
 
 
 def _rows_shared(pieces: int, *arguments: Any) -> None:
@@ -1199,12 +1301,22 @@ def _tiles_shared(pieces: int, *arguments: Any) -> None:
         _tiles_alone(piece, pieces, *arguments)
 
 
+def _halves_shared(pieces: int, *arguments: Any) -> None:
+    for piece in numba.prange(pieces):
+        _halves_alone(piece, pieces, *arguments)
+
+
 def _bernoulli_shared(pieces: int, *arguments: Any) -> None:
     for piece in numba.prange(pieces):
         _bernoulli_alone(piece, pieces, *arguments)
 
 
-_SHARED = {_rows: _rows_shared, _tiles: _tiles_shared, _bernoulli: _bernoulli_shared}
+_SHARED = {
+    _rows: _rows_shared,
+    _tiles: _tiles_shared,
+    _halves: _halves_shared,
+    _bernoulli: _bernoulli_shared,
+}
 _compiled: dict[tuple[Callable[..., Any], str], Callable[..., None]] = {}
 
 
@@ -1277,8 +1389,6 @@ def _entry(function: Callable[..., Any], dtypes: str) -> Callable[..., None]:
 # ---------------------------------------------------------------------------------------------
 # The backend
 
-# Up to so many classes, tiles are faster for contiguous rows.
-_FEW = 256
 # Bytes of a tile; elements of a block of rows that is copied.
 _TILE = 2**16
 _COPIED = 2**15
@@ -1360,11 +1470,13 @@ def _run(
     if x.size == 0:
         return
     weight = _NO_REALS if weight is None else weight
-    inner = math.prod(x.shape[axis + 1 :])
-    if _direct(x) and (probs is None or _direct(probs)):
-        outer = math.prod(x.shape[:axis])
-        if inner == 1 or 16 * x.shape[axis] * x.itemsize <= _TILE:
-            _kernels(x, grad, labels, probs, weight, per_row, constants, ignore, outer, inner, log)
+    classes, inner = x.shape[axis], math.prod(x.shape[axis + 1 :])
+    wide = x.itemsize >= 4
+    if x.flags.c_contiguous and (probs is None or probs.flags.c_contiguous and probs.itemsize >= 4):
+        if inner == 1 or wide and 16 * classes * x.itemsize <= _TILE:
+            _kernels(
+                x, grad, labels, probs, weight, per_row, constants, ignore, classes, inner, log
+            )
             return
     # A block of rows at a time, contiguous and of a dtype that the kernels know; in place there.
     view, dtype = np.moveaxis(x, axis, -1), compute_dtype(x.dtype.name)
@@ -1383,17 +1495,13 @@ def _run(
             tuple(None if a is None else a[start:stop] for a in per_row),
             constants,
             ignore,
-            stop - start,
+            classes,
             1,
             log,
         )
         if grad is not None:
             with np.errstate(all="ignore"):
                 np.moveaxis(grad, axis, -1)[index] = block
-
-
-def _direct(x: Array) -> bool:
-    return x.flags.c_contiguous and x.dtype.itemsize >= 4
 
 
 def _kernels(
@@ -1405,26 +1513,28 @@ def _kernels(
     per_row: tuple[Array | None, ...],
     constants: Array,
     ignore: int,
-    outer: int,
+    classes: int,
     inner: int,
     log: bool,
 ) -> None:
-    """For contiguous float32 or float64."""
-    classes = x.size // (outer * inner)
-    if inner == 1 and classes > _FEW:
-        kernel, width = _rows, 64
-    else:
-        kernel, width = _tiles, min(128, _TILE // (classes * x.itemsize) // 16 * 16)
-        if inner >= 16:
-            width = min(width, -(-inner // 16) * 16)
-    nothing = np.empty(0, x.dtype)
+    """For contiguous x, grad and probs; half types only with inner = 1."""
+    outer = x.size // (classes * inner)
+    compute = compute_dtype(x.dtype.name)
+    width = min(128, _TILE // (classes * compute.itemsize) // 16 * 16)
+    if inner >= 16:
+        width = min(width, -(-inner // 16) * 16)
+    kernel: Callable[..., None] = _rows if inner == 1 and classes > _FEW else _tiles
+    brain: tuple[bool, ...] = ()
+    if x.itemsize == 2:
+        kernel, brain = _halves, (x.dtype.name == "bfloat16",)
+        x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
     _call(
         kernel,
         x.size,
         x.reshape(-1),
-        nothing if grad is None else np.asarray(grad).reshape(-1),
+        np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
         _NO_LABELS if labels is None else labels,
-        nothing if probs is None else probs.reshape(-1),
+        np.empty(0, compute) if probs is None else probs.reshape(-1),
         weight,
         *(_NO_REALS if a is None else a for a in per_row),
         constants,
@@ -1434,6 +1544,7 @@ def _kernels(
         inner,
         width,
         log,
+        *brain,
     )
 
 
