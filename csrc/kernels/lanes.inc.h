@@ -142,11 +142,11 @@ INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, 
 /* Classes c, c + stride, … (eight at most) into a running sum, in the order of wide.inc.h. */
 INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
                             V own_or_max, int c, int stride, int n) {
-    if (kind == SUM_LOSS) {
+    if (kind == SUM_LOSS || kind == SUM_DISTANCE) {
         for (int j = 0; j < 8 && c + j * stride < n; j++) {
             const int at = c + j * stride;
             const V t = step ? F(load)(b + at * W) : F(set1)(b[at]);
-            F(sum_add_loss)(sum, t, own_or_max, F(load)(tile + at * W));
+            F(sum_add_loss)(sum, kind == SUM_DISTANCE, t, own_or_max, F(load)(tile + at * W));
         }
         return;
     }
@@ -264,10 +264,15 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     if (job->dense) {
         *step = NAME(load_dense)(job, rows, first, n, room, b);
         const V from = F(keep)(F(eq)(F(sub)(max, max), F(set1)(0)), max);
-        double low[W] = {0};
-        NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);
-        for (int i = 0; i < W; i++) s->dense[i] += low[i];
-        NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, s->dense_loss_low);
+        if (job->dense == DENSE_ONE) {
+            for (int i = 0; i < W; i++) s->dense[i] = n;
+            NAME(sum_tile)(job, SUM_DISTANCE, x, *b, 0, from, n, s->dense_loss, s->dense_loss_low);
+        } else {
+            double low[W] = {0};
+            NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);
+            for (int i = 0; i < W; i++) s->dense[i] += low[i];
+            NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, s->dense_loss_low);
+        }
     }
     if (job->dense) {
         for (int i = 0; i < W; i++) {

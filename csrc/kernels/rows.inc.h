@@ -329,16 +329,18 @@ static const T *NAME(gather)(const T *x, int64_t stride, int n, T *buffer) {
     return buffer;
 }
 
+static const REAL NAME(ones)[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
+
 /* Factors b of classes first…first+n−1 at outer o, position i, as the compute type. */
 static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, int64_t first,
                                      int n, REAL *buffer) {
     const pyce_problem *p = job->p;
-    if (job->dense == DENSE_ONE) {
-        for (int c = 0; c < n; c++) buffer[c] = 1;
-        return buffer;
-    }
+    if (job->dense == DENSE_ONE) return NAME(ones);
     if (job->dense == DENSE_WEIGHT) {
-        for (int c = 0; c < n; c++) buffer[c] = (REAL)p->weight[first + c];
+        const double *w = p->weight + first;
+        int c = 0;
+        for (; c + W <= n; c += W) F(store)(buffer + c, F(from_doubles)(w + c));
+        for (; c < n; c++) buffer[c] = (REAL)w[c];
         return buffer;
     }
     const pyce_operand *a = &p->probs;
@@ -373,13 +375,24 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
         const double keep = 1.0 - smoothing, keep_low = (1.0 - keep) - smoothing;
         const double even = smoothing / classes;
         const double even_low = __builtin_fma(-even, classes, smoothing) / classes;
-        for (int c = 0; c < n; c++) {
-            const double t = (double)buffer[c], w = p->weight ? p->weight[first + c] : 1.0;
-            const double kept = keep * t, b = kept + even, back = b - kept;
-            const double low = ((kept - (b - back)) + (even - back)) +
-                               (__builtin_fma(keep, t, -kept) + (keep_low * t + even_low));
-            const double share = b * w;
-            buffer[c] = (REAL)(share + (__builtin_fma(b, w, -share) + low * w));
+        const vd kl = vd_set1(keep_low), el = vd_set1(even_low);
+        for (int c = 0; c < n; c += W) {
+            const int part = n - c < W ? n - c : W;
+            double value[W];
+            F(to_doubles)(F(loadn)(buffer + c, part, 0), value);
+            for (int i = 0; i < part; i += 8) {
+                const int left = part - i < 8 ? part - i : 8;
+                const vd t = vd_load(value + i), k = vd_set1(keep), e = vd_set1(even);
+                const vd kept = vd_mul(k, t), b = vd_add(kept, e), zero = vd_set1(0);
+                const vd lost = vd_add(lost_in_sum(kept, e, b), vd_fma(k, t, vd_sub(zero, kept)));
+                const vd low = vd_add(lost, vd_fma(kl, t, el));
+                const vd w =
+                    p->weight ? vd_loadn(p->weight + first + c + i, left, 0) : vd_set1(1.0);
+                const vd share = vd_mul(b, w);
+                const vd rest = vd_fma(low, w, vd_fma(b, w, vd_sub(zero, share)));
+                vd_store(value + i, vd_add(share, rest));
+            }
+            F(storen)(buffer + c, part, F(from_doubles)(value));
         }
     }
     return buffer;

@@ -217,21 +217,29 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
     }
 }
 
-/* Adds b·(max − x), 0 where b is 0 whatever x is: the float product in double precision, the double
-   one with what it loses. */
-INLINE void vf_sum_add_loss(vf_sum *s, vf b, vf max, vf x) {
+/* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with
+   what is lost. With `one`, b is 1 everywhere. */
+INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf max, vf x) {
     const vd zero = vd_set1(0);
-    const vd lo = vf_widen_lo(b), hi = vf_widen_hi(b);
-    const vd from_lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x));
-    const vd from_hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
-    s->lo = vd_add(s->lo, vd_drop(vd_eq(lo, zero), vd_mul(lo, from_lo)));
-    s->hi = vd_add(s->hi, vd_drop(vd_eq(hi, zero), vd_mul(hi, from_hi)));
+    vd lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x)), hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
+    if (!one) {
+        const vd b_lo = vf_widen_lo(b), b_hi = vf_widen_hi(b);
+        lo = vd_drop(vd_eq(b_lo, zero), vd_mul(b_lo, lo));
+        hi = vd_drop(vd_eq(b_hi, zero), vd_mul(b_hi, hi));
+    }
+    s->lo = vd_add(s->lo, lo);
+    s->hi = vd_add(s->hi, hi);
 }
-INLINE void vd_sum_add_loss(vd_sum *s, vd b, vd max, vd x) {
+INLINE void vd_sum_add_loss(vd_sum *s, int one, vd b, vd max, vd x) {
     const vd zero = vd_set1(0);
-    const vd from = vd_sub(max, x), product = vd_mul(b, from);
-    const vd low =
-        vd_fma(b, lost_in_sum(max, vd_sub(zero, x), from), vd_fma(b, from, vd_sub(zero, product)));
+    const vd from = vd_sub(max, x), less = lost_in_sum(max, vd_sub(zero, x), from);
+    if (one) {
+        vd_sum_add(s, from);
+        s->lost = vd_add(s->lost, less);
+        return;
+    }
+    const vd product = vd_mul(b, from);
+    const vd low = vd_fma(b, less, vd_fma(b, from, vd_sub(zero, product)));
     const vdm none = vd_eq(b, zero);
     vd_sum_add(s, vd_drop(none, product));
     s->lost = vd_add(s->lost, vd_drop(none, vd_keep(vd_eq(low, low), low)));
@@ -281,8 +289,8 @@ INLINE void vd_sum_lanes(vd_sum s, double *to, double *low) {
     vd_store(low, s.lost);
 }
 
-/* The three sums over a row's classes: e without the row's own, b, and b·(max − x). */
-enum { SUM_E, SUM_B, SUM_LOSS };
+/* The sums over a row's classes: e without the row's own, b, b·(max − x), and max − x. */
+enum { SUM_E, SUM_B, SUM_LOSS, SUM_DISTANCE };
 
 /* Conversions between a vector of the compute type and an array of doubles. */
 INLINE void vf_to_doubles(vf a, double *to) {

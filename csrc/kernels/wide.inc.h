@@ -169,7 +169,8 @@ static int NAME(find)(const T *x, int n, REAL value) {
 }
 
 /* Σ b and Σ b·(max − x), terms with b = 0 counting 0 whatever x is. */
-INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_block *block) {
+INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
+                            pyce_block *block) {
     F(sum) total = F(sum_zero)(), loss = F(sum_zero)();
     const V m = F(set1)(max);
     for (int c = 0; c < n; c += ROUND) {
@@ -179,14 +180,14 @@ INLINE void NAME(dense_sums)(const T *x, const REAL *b, int n, REAL max, pyce_bl
             const int at = c + j * W, left = n - at;
             t[j] = F(set1)(0);
             if (left <= 0) continue;
-            const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, 0);
-            t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
-            F(sum_add_loss)(&loss, t[j], m, v);
+            const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, max);
+            if (!one) t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
+            F(sum_add_loss)(&loss, one, t[j], m, v);
         }
-        F(sum_add8)(&total, t);
+        if (!one) F(sum_add8)(&total, t);
     }
-    double low;
-    block->dense = F(sum_total)(total, &low);
+    double low = 0;
+    block->dense = one ? n : F(sum_total)(total, &low);
     block->dense += low;
     block->dense_loss = F(sum_total)(loss, &block->dense_loss_low);
 }
@@ -228,7 +229,11 @@ INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int labe
     block->sum =
         NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, &block->sum_low);
     block->dense = block->dense_loss = block->dense_loss_low = 0;
-    if (b) NAME(dense_sums)(x, b, n, NAME(finite_or_0)(max), block);
+    if (job->dense == DENSE_ONE) {
+        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max), 1, block);
+    } else if (b) {
+        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max), 0, block);
+    }
 }
 
 /* -- a row from its blocks ---------------------------------------------------------------------- */
