@@ -349,7 +349,9 @@ def _same_memory(a: Array, b: Array) -> bool:
     if a is b:
         return True
     start = a.__array_interface__["data"][0]
-    return bool(a.dtype == b.dtype and start == b.__array_interface__["data"][0] and a.strides == b.strides)
+    return bool(
+        a.dtype == b.dtype and start == b.__array_interface__["data"][0] and a.strides == b.strides
+    )
 
 
 # ---------------------------------------------------------------------------------------------
