@@ -15,6 +15,8 @@
 #define PYCE_BLOCK 2048
 /* Up to this many classes, rows go in lanes (lanes.inc.h); above, lanes along a row (wide.inc.h). */
 #define PYCE_NARROW 64
+/* Up to this many classes, rows that lie one after the other are loaded whole and sorted by class. */
+#define PYCE_TINY 8
 /* Bounds of the rows whose losses are added up as one leaf of the reduction tree. */
 #define PYCE_TILE 1024
 /* Bytes that hold what the kernels know of a settled row. */

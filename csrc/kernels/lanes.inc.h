@@ -16,6 +16,26 @@ typedef struct {
     REAL *coefficients;
 } NAME(lane_scratch);
 
+#if W == 16
+/* For tiny rows that lie one after the other: which lanes of class c come from the k-th of the
+   vectors that 16 rows fill, and back; see vf_merge. */
+typedef struct {
+    int32_t sort[PYCE_TINY][PYCE_TINY][W], unsort[PYCE_TINY][PYCE_TINY][W];
+} NAME(lane_order);
+
+static void NAME(find_order)(int classes, NAME(lane_order) * order) {
+    for (int c = 0; c < classes; c++) {
+        for (int k = 0; k < classes; k++) {
+            for (int i = 0; i < W; i++) {
+                const int from = i * classes + c, to = k * W + i;
+                order->sort[c][k][i] = from / W == k ? W + from % W : i;
+                order->unsort[k][c][i] = to % classes == c ? W + to / classes : i;
+            }
+        }
+    }
+}
+#endif
+
 /* Where W rows lie: rows first…first+n−1 of the problem. */
 typedef struct {
     int64_t row;
@@ -24,6 +44,9 @@ typedef struct {
     int64_t outer, inner; /* of the first */
     int live[W], all_live;
     V label; /* as numbers; −1 where none */
+#if W == 16
+    const NAME(lane_order) * order; /* NULL where rows are not tiny */
+#endif
 } NAME(lane_rows);
 
 INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_rows) * rows,
@@ -39,6 +62,18 @@ INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_r
         }
         return;
     }
+#if W == 16
+    if (rows->order && rows->n == W && a->class_stride == 1 && !a->offsets &&
+        a->outer_stride == n) {
+        x += rows->row * n;
+        for (int c = 0; c < n; c++) {
+            V v = F(set1)(0);
+            for (int k = 0; k < n; k++) v = F(merge)(v, rows->order->sort[c][k], LOAD(x + k * W));
+            F(store)(tile + c * W, v);
+        }
+        return;
+    }
+#endif
     const T *row[W];
     T packed[W];
     x += first * a->class_stride;
@@ -86,6 +121,20 @@ INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         }
         return;
     }
+#if W == 16
+    if (rows->order && rows->n == W && g->class_stride == 1 && !g->offsets &&
+        g->outer_stride == n) {
+        out += rows->row * n;
+        for (int k = 0; k < n; k++) {
+            V v = F(set1)(0);
+            for (int c = 0; c < n; c++) {
+                v = F(merge)(v, rows->order->unsort[k][c], F(load)(tile + c * W));
+            }
+            STORE(out + k * W, v);
+        }
+        return;
+    }
+#endif
     for (int c = 0; c < n; c += W) {
         const int width = n - c < W ? n - c : W;
         V v[W];
@@ -470,12 +519,19 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
     memory.coefficients = NAME(carve)(&carve, classes * sizeof(REAL));
     pyce_block *blocks = (void *)NAME(carve)(&carve, 0);
     const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+#if W == 16
+    NAME(lane_order) order;
+    if (p->classes <= PYCE_TINY) NAME(find_order)((int)p->classes, &order);
+#endif
     double losses[PYCE_TILE];
     NAME(row_set) s;
     for (int64_t row = begin; row < end;) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
         NAME(lane_rows) rows = {.row = row, .apart = p->inner == 1};
+#if W == 16
+        rows.order = p->classes <= PYCE_TINY ? &order : (const NAME(lane_order) *)0;
+#endif
         int64_t n = tile_end - row;
         if (!rows.apart) {
             rows.outer = row / p->inner;

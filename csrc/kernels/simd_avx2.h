@@ -156,6 +156,20 @@ INLINE void vf_transpose(vf r[16]) {
     }
 }
 
+INLINE __m256 merge_half(__m256 a, __m256i index, vf b) {
+    const __m256 lo = _mm256_permutevar8x32_ps(b.lo, index);
+    const __m256 hi = _mm256_permutevar8x32_ps(b.hi, index);
+    /* Bit 3 chooses the half of b, bit 4 b itself; a blend looks at the sign. */
+    const __m256 half = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+    const __m256 from_b = _mm256_castsi256_ps(_mm256_slli_epi32(index, 27));
+    return _mm256_blendv_ps(a, _mm256_blendv_ps(lo, hi, half), from_b);
+}
+INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
+    const __m256i lo = _mm256_loadu_si256((const __m256i *)index);
+    const __m256i hi = _mm256_loadu_si256((const __m256i *)(index + 8));
+    return vf_of(merge_half(a.lo, lo, b), merge_half(a.hi, hi, b));
+}
+
 /* -- half types, widened to and rounded from float --------------------------------------------- */
 
 INLINE __m256 from_f16(__m128i h) { return _mm256_cvtph_ps(h); }

@@ -78,6 +78,10 @@ INLINE void vf_transpose(vf r[16]) {
     }
 }
 
+INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
+    return _mm512_permutex2var_ps(a, _mm512_loadu_si512(index), b);
+}
+
 /* -- half types, widened to and rounded from float --------------------------------------------- */
 
 INLINE __mmask16 half_mask(int n) { return (__mmask16)((1u << n) - 1); }

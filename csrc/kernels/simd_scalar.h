@@ -175,6 +175,14 @@ INLINE vd vd_exponent(vd x) {
     return x;
 }
 
+/* Lane i of a where index[i] is i, lane index[i] − 16 of b where index[i] ≥ 16. */
+INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
+    for (int i = 0; i < 16; i++) {
+        if (index[i] >= 16) a.a[i] = b.a[index[i] - 16];
+    }
+    return a;
+}
+
 /* -- half types, widened to and rounded from float --------------------------------------------- */
 
 INLINE float bits_float(uint32_t bits) {
