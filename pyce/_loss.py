@@ -160,9 +160,7 @@ def cross_entropy_with_grad(
         reduction,
         normalizer,
     )
-    p.grad = arguments.output(
-        out, p.logits, logits, (p.labels, p.probs, p.weight, p.sample_weight)
-    )
+    p.grad = arguments.output(out, p.logits, logits, (p.labels, p.probs, p.weight, p.sample_weight))
     if not return_lse:
         return _run(p, "forward_backward"), _delivered(p.grad, out)
     p.lse = np.empty(p.rows)

@@ -16,7 +16,8 @@ The work is done in lanes, which the compiler turns into vectors, by two kernels
 - `_tiles` for few classes, or a class axis that is not the last: the lanes are positions, copied
   to a tile (classes, lanes).
 
-Half types and layouts that are neither are brought to contiguous blocks of rows first.
+Half types go through either as blocks of float32 rows (`_halves`). Layouts that are none of these
+are brought to contiguous blocks of rows by NumPy.
 
 float32: the exponentials are float32, everything else is float64. Sums and, for float64 logits,
 products carry along what they lose in rounding (names ending in `_LO` or `_lo`).
@@ -24,8 +25,8 @@ products carry along what they lose in rounding (names ending in `_LO` or `_lo`)
 Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
 index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
 
-Scratch: below 200 KiB per thread. Inputs are read before outputs are written, so an output may be
-the input.
+Scratch: below 300 KiB per thread, or a row of half types as float32. What a tile, block or row
+reads is read before its output is written, so an output may be the input.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ _config: Any = numba.config
 if _config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-# No fastmath: results must not depend on what the compiler may reorder, and NaN and infinities
-# mean something here. error_model: division by zero gives infinity instead of raising.
+# No fastmath: NaN and infinities mean something here, and nothing may be reordered. Where a fused
+# multiply-add is meant, the code says so: the bits are the same on machines with other vectors.
+# error_model: division by zero gives infinity instead of raising.
 _JIT: Any = {"nogil": True, "error_model": "numpy"}
 
 # Indices are unsigned throughout: a signed index might be negative and count from the end, which
 # keeps the compiler from making vectors.
 _U = np.uintp
-_0, _1, _2, _3, _4, _5, _6, _7, _8, _16 = (_U(i) for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16))
+_0, _1, _2, _3, _16 = _U(0), _U(1), _U(2), _U(3), _U(16)
 
 
 # What the types of compiled code are is for Numba to find out.
@@ -680,27 +682,49 @@ _maximum = _by_dtype(_maximum_float32, _maximum_float64)
 
 
 @_jit
-def _total(u: Array, n: Index, t: Array) -> Real:
-    """Σ u[:n], added up in float64 by quarters and halves; n ≤ _BLOCK. Writes to t and past n."""
+def _total_float32(u: Array, n: Index, t: Array, t_lo: Array) -> Any:
+    """Σ u[:n], n ≤ _BLOCK, in float64 by quarters and then halves. Writes to t and past u[n]."""
     for c in range(n, _U(_BLOCK)):
         u[c] = 0.0
     width = _U(_BLOCK // 4)
     for c in range(width):
         first = np.float64(u[c]) + np.float64(u[width + c])
         t[c] = first + (np.float64(u[_2 * width + c]) + np.float64(u[_3 * width + c]))
-    while width > _8:
+    while width > _1:
         width = width >> _1
         for c in range(width):
             t[c] += t[width + c]
-    return ((t[_0] + t[_4]) + (t[_2] + t[_6])) + ((t[_1] + t[_5]) + (t[_3] + t[_7]))
+    return t[_0], 0.0
 
 
 @_jit
-def _add(r: Array, field: Index, i: Index, value: Real, value_lo: Real) -> None:
-    """Add to a field of lane i, whose lost digits are in the next field."""
-    total, lost = _two_sum(r[field + i], value)
+def _total_float64(u: Array, n: Index, t: Array, t_lo: Array) -> Any:
+    """The same, with what is lost in rounding."""
+    for c in range(n, _U(_BLOCK)):
+        u[c] = 0.0
+    width = _U(_BLOCK // 4)
+    for c in range(width):
+        first, first_lo = _two_sum(u[c], u[width + c])
+        second, second_lo = _two_sum(u[_2 * width + c], u[_3 * width + c])
+        t[c], lost = _two_sum(first, second)
+        t_lo[c] = _finite(first_lo + second_lo + lost)
+    while width > _1:
+        width = width >> _1
+        for c in range(width):
+            t[c], lost = _two_sum(t[c], t[width + c])
+            t_lo[c] += t_lo[width + c] + _finite(lost)
+    return t[_0], t_lo[_0]
+
+
+_total = _by_dtype(_total_float32, _total_float64)
+
+
+@_jit
+def _add(r: Array, field: Index, i: Index, value: Any) -> None:
+    """Add an unevaluated sum to a field of lane i, whose lost digits are in the next field."""
+    total, lost = _two_sum(r[field + i], value[0])
     r[field + i] = total
-    r[field + _LANES + i] += value_lo + _finite(lost)
+    r[field + _LANES + i] += value[1] + _finite(lost)
 
 
 @_jit
@@ -713,19 +737,19 @@ def _fill(t: Array, values: Array, begin: Index, n: Index) -> None:
 
 @_jit
 def _costs_float32(block: Array, n: Index, m: Real, k: Any, b: Any) -> Any:
-    """Σ b and Σ b·(m − x) over logits block[:n], each with what the sums lost."""
-    target, weight, coefficients, costs, _, _, t = b
+    """Σ b and Σ b·(m − x) over logits block[:n], unevaluated sums."""
+    target, weight, coefficients, costs, _, _, t, t_lo = b
     for c in range(n):
         coefficient = weight[c] * _fma(target[c], k[0], k[2])
         cost = coefficient * (m - np.float64(block[c]))
         coefficients[c] = coefficient
         costs[c] = 0.0 if coefficient == 0.0 else cost
-    return _total(coefficients, n, t), 0.0, _total(costs, n, t), 0.0
+    return _total_float32(coefficients, n, t, t_lo), _total_float32(costs, n, t, t_lo)
 
 
 @_jit
 def _costs_float64(block: Array, n: Index, m: Real, k: Any, b: Any) -> Any:
-    target, weight, coefficients, costs, coefficients_lo, costs_lo, t = b
+    target, weight, coefficients, costs, coefficients_lo, costs_lo, t, t_lo = b
     for c in range(n):
         coefficient, coefficient_lo = _coefficient(target[c], weight[c], k)
         gap, gap_lo = _two_sum(m, -block[c])
@@ -735,12 +759,11 @@ def _costs_float64(block: Array, n: Index, m: Real, k: Any, b: Any) -> Any:
         coefficients_lo[c] = coefficient_lo
         costs[c] = 0.0 if coefficient == 0.0 else cost
         costs_lo[c] = 0.0 if coefficient == 0.0 else cost_lo
-    return (
-        _total(coefficients, n, t),
-        _total(coefficients_lo, n, t),
-        _total(costs, n, t),
-        _total(costs_lo, n, t),
-    )
+    total, lost = _total_float64(coefficients, n, t, t_lo)
+    total_lo = lost + _total_float32(coefficients_lo, n, t, t_lo)[0]
+    cost, lost = _total_float64(costs, n, t, t_lo)
+    cost_lo = lost + _total_float32(costs_lo, n, t, t_lo)[0]
+    return (total, total_lo), (cost, cost_lo)
 
 
 _costs = _by_dtype(_costs_float32, _costs_float64)
@@ -778,9 +801,9 @@ def _row_sums(
         if dense:
             _fill(b[0], probs, begin + j, n)
             _fill(b[1], weight, j, n)
-            total, total_lo, cost, cost_lo = _costs(block, n, r[_TOP + i], k, b)
-            _add(r, _TOTAL, i, total, total_lo)
-            _add(r, _COST, i, cost, cost_lo)
+            total, cost = _costs(block, n, r[_TOP + i], k, b)
+            _add(r, _TOTAL, i, total)
+            _add(r, _COST, i, cost)
         ties = 0
         for c in range(n):
             ties += 1 if block[c] == m else 0
@@ -790,7 +813,7 @@ def _row_sums(
             e = _exp(z, shift, low, exponent)
             block[c] = e
             terms[c] = zero if z == m else e
-        _add(r, _REST, i, _total(terms, n, b[6]), 0.0)
+        _add(r, _REST, i, _total(terms, n, b[6], b[7]))
         if store:
             for c in range(n):
                 grad[begin + j + c] = block[c]
@@ -891,6 +914,7 @@ def _rows(
         np.empty(_BLOCK),
         np.empty(_BLOCK),
         np.empty(_BLOCK),
+        np.empty(_BLOCK // 4),
         np.empty(_BLOCK // 4),
     )
     # Short rows take each stage in groups, so that the rows of a group are lanes of `_settle`.
@@ -1095,7 +1119,7 @@ def _tiles(
 # Half types: blocks of rows as float32, for either kernel
 
 # Elements of such a block.
-_WIDENED = 2**16
+_WIDENED = 2**15
 
 _rows_alone, _tiles_alone = _jit(_rows), _jit(_tiles)
 
@@ -1122,7 +1146,7 @@ def _narrow(value: Any, brain: bool) -> Any:
     if brain:
         rounded = bits + 0x7FFF + (bits >> 16 & 1)
         return np.uint16((bits | 0x400000 if magnitude > 0x7F800000 else rounded) >> 16)
-    half = (magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13
+    half: Any = (magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13
     if magnitude < 0x38800000:  # adding ½ rounds to multiples of 2⁻²⁴, the last place of ½
         half = np.int64(_bits(_from_bits(magnitude) + _HALF_32)) - 0x3F000000
     half = min(half, 0x7C00) if magnitude <= 0x7F800000 else 0x7E00
@@ -1196,13 +1220,22 @@ def _halves(
 
 
 @_jit
-def _softplus_cost(b: Real, b_lo: Real, x: Real, q: Real) -> Any:
-    """b·softplus(x), where b = 0 makes nothing of an infinity."""
-    log, log_lo, _ = _log1p(q)
+def _softplus_cost(b: Real, b_lo: Real, x: Real, log: Real, log_lo: Real) -> Any:
+    """b·(max(x, 0) + log), where b = 0 makes nothing of an infinity."""
     cost, lost = _two_sum(max(x, 0.0), log)
     value, value_lo = _two_product(b, cost)
-    value_lo = _finite(_fma(b, lost + log_lo, _fma(b_lo, cost, value_lo)))
-    return (0.0, 0.0) if b == 0.0 and cost == np.inf else (value, value_lo)
+    value = 0.0 if b == 0.0 and cost == np.inf else value
+    return value, _finite(_fma(b, lost + log_lo, _fma(b_lo, cost, value_lo)))
+
+
+@_jit
+def _scale_pairs(hi: Array, lo: Array, values: Array, begin: Index, n: Index) -> None:
+    """Multiply the unevaluated sums hi[:n] + lo[:n] by values[begin:begin+n], if there are any."""
+    if values.size:
+        for i in range(n):
+            w = np.float64(values[begin + i])
+            hi[i], lost = _two_product(hi[i], w)
+            lo[i] = _fma(lo[i], w, lost)
 
 
 def _bernoulli(
@@ -1224,36 +1257,39 @@ def _bernoulli(
         loss     = positive·softplus(−x) + negative·softplus(x), softplus(v) = max(v, 0) + log1p(q)
         gradient = scale·(negative·sigmoid(x) − positive·sigmoid(−x)), 1/(1 + q) or q/(1 + q)
     """
-    term, partial = np.zeros(_BLOCK), np.zeros(_BLOCK // 4)
+    logit, term, slope = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    positive, positive_lo = np.empty(_BLOCK), np.empty(_BLOCK)
+    negative, negative_lo = np.empty(_BLOCK), np.empty(_BLOCK)
+    partial = np.empty(_BLOCK // 4)
     for block in range(sums.size * piece // pieces, sums.size * (piece + 1) // pieces):
-        start = _U(block) * _U(_BLOCK)
-        n = min(_U(_BLOCK), _U(x.size) - start)
+        begin = _U(block) * _U(_BLOCK)
+        n = min(_U(_BLOCK), _U(x.size) - begin)
         for i in range(n):
-            u = np.float64(t[start + i])
-            v, v_lo = _two_sum(1.0, -u)
-            u_lo = 0.0
-            if pos_weight.size:
-                u, u_lo = _two_product(u, np.float64(pos_weight[start + i]))
-            if weight.size:
-                w = np.float64(weight[start + i])
-                u, lost = _two_product(u, w)
-                u_lo = _fma(u_lo, w, lost)
-                v, lost = _two_product(v, w)
-                v_lo = _fma(v_lo, w, lost)
-            z = np.float64(x[start + i])
+            logit[i] = x[begin + i]
+            positive[i] = t[begin + i]
+            positive_lo[i] = 0.0
+            negative[i], negative_lo[i] = _two_sum(1.0, -positive[i])
+        _scale_pairs(positive, positive_lo, pos_weight, begin, n)
+        _scale_pairs(positive, positive_lo, weight, begin, n)
+        _scale_pairs(negative, negative_lo, weight, begin, n)
+        for i in range(n):
+            z, u, v = logit[i], positive[i], negative[i]
             q = _exp_float64(-abs(z), 0.0, -745.2, 1023.0)
-            cost, cost_lo = _softplus_cost(u, u_lo, -z, q)
-            other, other_lo = _softplus_cost(v, v_lo, z, q)
-            cost, lost = _two_sum(cost, other)
-            cost += _finite(cost_lo + (other_lo + lost))
-            term[i] = cost
-            if loss.size:
-                loss[start + i] = cost
-            if grad.size:
-                likely, unlikely = 1.0 / (1.0 + q), q / (1.0 + q)
-                g = v * (unlikely if z < 0.0 else likely) - u * (likely if z < 0.0 else unlikely)
-                grad[start + i] = g * scale
-        sums[block] = _total(term, n, partial)
+            log, log_lo, _ = _log1p(q)
+            first, first_lo = _softplus_cost(u, positive_lo[i], -z, log, log_lo)
+            other, other_lo = _softplus_cost(v, negative_lo[i], z, log, log_lo)
+            cost, lost = _two_sum(first, other)
+            term[i] = cost + _finite(lost + (first_lo + other_lo))
+            likely, unlikely = 1.0 / (1.0 + q), q / (1.0 + q)
+            g = v * (unlikely if z < 0.0 else likely) - u * (likely if z < 0.0 else unlikely)
+            slope[i] = g * scale
+        if loss.size:
+            for i in range(n):
+                loss[begin + i] = term[i]
+        if grad.size:
+            for i in range(n):
+                grad[begin + i] = slope[i]
+        sums[block] = _total_float32(term, n, partial, partial)[0]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1322,7 +1358,7 @@ _compiled: dict[tuple[Callable[..., Any], str], Callable[..., None]] = {}
 
 def _call(function: Callable[..., Any], work: int, *arguments: Any) -> None:
     """Run a kernel over all its pieces, on several threads if `work`, in elements, is worth it."""
-    arguments = tuple(_writable(a) if isinstance(a, np.ndarray) else a for a in arguments)
+    arguments = tuple([_writable(a) if isinstance(a, np.ndarray) else a for a in arguments])
     threads = 1
     if work >= _SMALL and not _forked:
         threads = min(_threads.budget(), _config.NUMBA_NUM_THREADS)
@@ -1353,7 +1389,7 @@ def _writable(a: Array) -> Array:
 
 
 def _kernel(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., None]:
-    dtypes = "".join(f"{a.dtype.kind}{a.itemsize}" for a in arguments if isinstance(a, np.ndarray))
+    dtypes = "".join([a.dtype.char for a in arguments if isinstance(a, np.ndarray)])
     kernel = _compiled.get((function, dtypes))
     if kernel is None:
         kernel = _compiled[function, dtypes] = _entry(function, dtypes)
@@ -1471,13 +1507,14 @@ def _run(
         return
     weight = _NO_REALS if weight is None else weight
     classes, inner = x.shape[axis], math.prod(x.shape[axis + 1 :])
-    wide = x.itemsize >= 4
-    if x.flags.c_contiguous and (probs is None or probs.flags.c_contiguous and probs.itemsize >= 4):
-        if inner == 1 or wide and 16 * classes * x.itemsize <= _TILE:
-            _kernels(
-                x, grad, labels, probs, weight, per_row, constants, ignore, classes, inner, log
-            )
-            return
+    direct = x.flags.c_contiguous and (
+        inner == 1 or (x.itemsize >= 4 and 16 * classes * x.itemsize <= _TILE)
+    )
+    if probs is not None:
+        direct = direct and probs.flags.c_contiguous and probs.itemsize >= 4
+    if direct:
+        _kernels(x, grad, labels, probs, weight, per_row, constants, ignore, classes, inner, log)
+        return
     # A block of rows at a time, contiguous and of a dtype that the kernels know; in place there.
     view, dtype = np.moveaxis(x, axis, -1), compute_dtype(x.dtype.name)
     for index, start, stop in row_blocks(x.shape, axis, _COPIED):

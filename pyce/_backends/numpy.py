@@ -265,14 +265,15 @@ class _LossRows(_Rows):
         if self._dense:
             product = product - b * scale[:, np.newaxis]
         g: Array = _value(product)
-        # Anew where b is large: at the labels, or where the most probable class is the target.
+        # Anew where b is large: at the labels, or where the target is for certain a maximum.
         if self._probs is None:
             column = self._labels - cut.start
             row = np.flatnonzero((column >= 0) & (column < top.shape[1]))
             column = column[row]
             b = b[column] + self._spike[row]
         else:
-            row, column = np.nonzero(top)
+            half = 0.5 * np.abs(_value(self.total))
+            row, column = np.nonzero(top & (np.abs(_value(b)) > half[:, np.newaxis]))
             b = b[row, column]
         total, rest, scale = self.total[row], self.rest[row], scale[row]
         g[row, column] = np.where(
