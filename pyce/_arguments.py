@@ -142,14 +142,15 @@ class Problem:
             share = self.weight[safe] if share is None else self.weight[safe] * share
         if share is None:
             return float(self.rows if keep is None else np.count_nonzero(keep))
-        return float(np.sum(share if keep is None else share[keep]))
+        return precise_sum(share if keep is None else share[keep])
 
     def row_scale(self) -> Array:
         """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
         with np.errstate(all="ignore"):
-            factor = np.float64(1.0) / np.float64(self.denominator())
-            scale = np.full(self.rows, factor) * self.grad_loss
-            return scale if self.sample_weight is None else scale * self.sample_weight
+            scale = np.full(self.rows, self.grad_loss, _FLOAT64)
+            if self.sample_weight is not None:
+                scale *= self.sample_weight
+            return scale / self.denominator()
 
     def reduce(self, losses: Array) -> float:
         """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for."""
@@ -160,12 +161,27 @@ class Problem:
         with np.errstate(all="ignore"):
             if self.reduction == "mean" and self.normalizer is not None and not self.any_row():
                 return 0.0
-            return float(np.sum(losses) / np.float64(self.denominator()))
+            return float(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
 
     def any_row(self) -> bool:
         """Whether at least one row counts."""
         keep = self.keep()
         return self.rows > 0 if keep is None else bool(keep.any())
+
+
+def precise_sum(values: Array) -> float:
+    """The sum of float64 numbers, but for one rounding or two, whatever their number.
+
+    Each number is cut at one common bit; the high parts add up without rounding, and what the low
+    parts lose does not count.
+    """
+    with np.errstate(all="ignore"):
+        largest = np.max(np.abs(values), initial=0.0)
+        cut = np.ldexp(2.0, np.frexp(values.size * largest)[1])
+        if not (np.isfinite(largest) and np.isfinite(cut)):
+            return float(np.sum(values))
+        high = (cut + values) - cut
+        return float(np.sum(high) + np.sum(values - high))
 
 
 def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexError:

@@ -38,7 +38,7 @@ import threading
 from collections.abc import Callable
 from fractions import Fraction
 from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -89,6 +89,34 @@ def _by_dtype(float32: Any, float64: Any) -> Any:
 
     overload(generic, strict=False, jit_options=_JIT)(choose)
     return generic
+
+
+class Job(NamedTuple):
+    """What the kernels work on: arrays that are flat and contiguous, and the layout.
+
+    x, grad and probs have outer·classes·inner elements, weight has classes, the others have
+    outer·inner, one for each row. Any but x may be empty: not wanted, or of no influence. Without
+    labels and probs, grad gets the softmax; with `log`, its logarithm.
+    """
+
+    x: Array  # float32 or float64; for `_halves` the bits, uint16
+    grad: Array  # as x, or empty
+    labels: Array  # int32 or int64
+    probs: Array  # float32 or float64
+    weight: Array  # float64, as all that follow
+    share: Array  # sample weights
+    scale: Array  # factors of the rows' gradients
+    saved: Array  # lse from the forward: where it is not finite, the gradient is NaN
+    losses: Array
+    lse: Array
+    constants: Array  # 1 − ε and ε/C, each as (hi, lo)
+    ignore: Index  # the label of rows that do not count
+    outer: Index
+    classes: Index
+    inner: Index
+    width: Index  # lanes of a tile
+    log: bool
+    brain: bool  # bfloat16, not float16
 
 
 # ---------------------------------------------------------------------------------------------
@@ -163,20 +191,10 @@ _LN2_LO_32, _LN2_LO_64 = np.float32(-2.908897130469058e-05), 1.9082149292705877e
 _P3_32, _P4_32, _P5_32, _P6_32 = (
     np.float32(c) for c in (0.16666571, 0.041666547, 0.008364116, 0.0013927354)
 )
-_P3_64, _P4_64, _P5_64, _P6_64, _P7_64 = (
-    0.1666666666666667,
-    0.04166666666666667,
-    0.008333333333325985,
-    0.0013888888888883642,
-    0.00019841269875342141,
-)
-_P8_64, _P9_64, _P10_64, _P11_64, _P12_64 = (
-    2.4801587325920163e-05,
-    2.7557254740405416e-06,
-    2.7557273171941026e-07,
-    2.5105490906986696e-08,
-    2.091488256348507e-09,
-)
+_P3_64, _P4_64, _P5_64 = 0.1666666666666667, 0.04166666666666667, 0.008333333333325985
+_P6_64, _P7_64, _P8_64 = 0.0013888888888883642, 0.00019841269875342141, 2.4801587325920163e-05
+_P9_64, _P10_64, _P11_64 = 2.7557254740405416e-06, 2.7557273171941026e-07, 2.5105490906986696e-08
+_P12_64 = 2.091488256348507e-09
 _0_32, _HALF_32, _1_32 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 
@@ -525,14 +543,8 @@ def _class_gradient_float64(e: Real, row: Any, t: Real, weight: Real, top: Any, 
 @_jit
 def _gradients_of(a: Array, v: Index) -> Any:
     """The fields of lane v that `_difference` takes."""
-    return (
-        a[_SCALE + v],
-        a[_A + v],
-        a[_A_LO + v],
-        a[_FACTOR + v],
-        a[_FACTOR_LO + v],
-        a[_CERTAIN + v],
-    )
+    total, total_lo = a[_A + v], a[_A_LO + v]
+    return a[_SCALE + v], total, total_lo, a[_FACTOR + v], a[_FACTOR_LO + v], a[_CERTAIN + v]
 
 
 @_jit
@@ -559,79 +571,58 @@ def _log_probability(x: Real, m: Real, log: Real, log_lo: Real) -> Real:
 
 
 @_jit
-def _inputs(
-    a: Array,
-    label: Array,
-    skip: Array,
-    row: Index,
-    n: Index,
-    labels: Array,
-    ignore: Index,
-    weight: Array,
-    share: Array,
-    scale: Array,
-    saved: Array,
-) -> bool:
+def _inputs(a: Array, label: Array, skip: Array, row: Index, n: Index, job: Any) -> bool:
     """What is known of rows row:row+n besides their logits; whether some of them do not count.
 
     Fields of arrays that are empty keep what `_scratch` put there. A row that does not count takes
     part as if it had label 0; whatever comes of it is overwritten.
     """
-    if share.size:
+    if job.share.size:
         for v in range(n):
-            a[_SHARE + v] = share[row + v]
-    if scale.size:
+            a[_SHARE + v] = job.share[row + v]
+    if job.scale.size:
         for v in range(n):
-            a[_SCALE + v] = scale[row + v]
-    if saved.size:
+            a[_SCALE + v] = job.scale[row + v]
+    if job.saved.size:
         for v in range(n):
-            a[_SPOILT + v] = saved[row + v] - saved[row + v]
+            a[_SPOILT + v] = job.saved[row + v] - job.saved[row + v]
     skips = False
-    if labels.size:
+    if job.labels.size:
         for v in range(n):
-            y = labels[row + v]
-            skip[v] = y == ignore
+            y = job.labels[row + v]
+            skip[v] = y == job.ignore
             skips |= skip[v]
             label[v] = _0 if skip[v] else _U(y)
-        if weight.size:
+        if job.weight.size:
             for v in range(n):
-                a[_LABEL_WEIGHT + v] = weight[label[v]]
+                a[_LABEL_WEIGHT + v] = job.weight[label[v]]
     return skips
 
 
 @_jit
 def _settle(
-    s: Array,
-    a: Array,
-    skip: Array,
-    skips: bool,
-    row: Index,
-    n: Index,
-    k: Any,
-    labelled: bool,
-    losses: Array,
-    lse: Array,
+    s: Array, a: Array, skip: Array, skips: bool, row: Index, n: Index, k: Any, job: Any
 ) -> None:
     """From the sums of rows row:row+n: losses, lse, and the gradient at the labels."""
-    if labelled:
+    if job.labels.size:
         for v in range(n):
             gap, gap_lo = _two_sum(a[_TOP + v], -a[_LABEL_LOGIT + v])
             a[_GAP + v] = gap
             a[_GAP_LO + v] = gap_lo
     _finish(s, a, n, k)
-    if losses.size:
+    if job.losses.size:
         for v in range(n):
-            losses[row + v] = a[_LOSS + v]
-    if lse.size:
+            job.losses[row + v] = a[_LOSS + v]
+    if job.lse.size:
         for v in range(n):
-            lse[row + v] = a[_LSE + v]
+            job.lse[row + v] = a[_LSE + v]
     if skips:
         for v in range(n):
-            if skip[v] and losses.size:
-                losses[row + v] = 0.0
-            if skip[v] and lse.size:
-                lse[row + v] = 0.0
-    if labelled:
+            if skip[v] and job.losses.size:
+                job.losses[row + v] = 0.0
+            if skip[v] and job.lse.size:
+                job.lse[row + v] = 0.0
+    if job.labels.size:
         for v in range(n):
             # What smoothing spreads, and the spike.
             b, b_lo = _two_product(a[_LABEL_WEIGHT + v], k[2])
@@ -640,6 +631,12 @@ def _settle(
             top = a[_GAP + v] == 0.0
             e = a[_LABEL_EXP + v]
             a[_AT_LABEL + v] = _difference(_gradients_of(a, v), e, b, b_lo, top)
+
+
+@_jit
+def _constants(job: Any) -> Any:
+    k = job.constants
+    return k[0], k[1], k[2], k[3]
 
 
 @_jit
@@ -873,72 +870,43 @@ def _row_log_softmax(x: Array, out: Array, begin: Index, end: Index, r: Array, i
         out[c] = _log_probability(np.float64(x[c]), m, log, log_lo)
 
 
-def _rows(
-    piece: Index,
-    pieces: Index,
-    x: Array,
-    grad: Array,
-    labels: Array,
-    probs: Array,
-    weight: Array,
-    share: Array,
-    scale: Array,
-    saved: Array,
-    losses: Array,
-    lse: Array,
-    constants: Array,
-    ignore: Index,
-    outer: Index,
-    classes: Index,
-    inner: Index,
-    width: Index,
-    log: bool,
-) -> None:
-    """Loss, lse and gradient of part `piece` of `pieces`, for inner = 1.
-
-    Arrays are flat and contiguous: x, grad and probs of outer·classes·inner elements, weight of
-    classes, the rest of outer·inner. Any but x may be empty: not wanted, or of no influence.
-    Without labels and probs, grad is the softmax; with `log`, its logarithm.
-    """
-    k = (constants[0], constants[1], constants[2], constants[3])
+@_jit
+def _rows(piece: Index, pieces: Index, job: Any) -> None:
+    """Part `piece` of `pieces` of a job with inner = 1."""
+    x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
+    outer, classes = job.outer, job.classes
+    k = _constants(job)
     dense = probs.size > 0 or k[2] != 0.0
-    labelled = labels.size > 0
+    labelled = job.labels.size > 0
     size = _U(classes)
     s, r, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
     block, terms = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
     # Targets, weights, coefficients, costs, what the last two lost, and room to add them up.
-    b = (
-        np.zeros(_BLOCK),
-        np.ones(_BLOCK),
-        np.empty(_BLOCK),
-        np.empty(_BLOCK),
-        np.empty(_BLOCK),
-        np.empty(_BLOCK),
-        np.empty(_BLOCK // 4),
-        np.empty(_BLOCK // 4),
-    )
+    room = np.zeros((8, _BLOCK))
+    room[1] = 1.0
+    b = (room[0], room[1], room[2], room[3], room[4], room[5], room[6], room[7])
     # Short rows take each stage in groups, so that the rows of a group are lanes of `_settle`.
     group = _U(max(1, min(32, 8192 // classes)))
     last = _U(outer * (piece + 1) // pieces)
     for row in range(_U(outer * piece // pieces), last, group):
         n = min(group, last - row)
-        skips = _inputs(r, label, skip, row, n, labels, ignore, weight, share, scale, saved)
+        skips = _inputs(r, label, skip, row, n, job)
         for v in range(n):
             begin = (row + v) * size
             if skips and skip[v]:
                 continue
             if labelled:
                 r[_LABEL_LOGIT + v] = x[begin + label[v]]
-            store = grad.size > 0 and not log
+            store = grad.size > 0 and not job.log
             _row_sums(x, grad, probs, weight, begin, size, dense, store, k, block, terms, b, r, v)
             if labelled and store:
                 r[_LABEL_EXP + v] = grad[begin + label[v]]
-        _settle(s, r, skip, skips, row, n, k, labelled, losses, lse)
+        _settle(s, r, skip, skips, row, n, k, job)
         if grad.size == 0:
             continue
         for v in range(n):
             begin = (row + v) * size
-            if log:
+            if job.log:
                 _row_log_softmax(x, grad, begin, begin + size, r, v)
             elif skips and skip[v]:
                 grad[begin : begin + size] = 0.0
@@ -1032,31 +1000,14 @@ def _log_softmax_step(tile: Array, j: Index, a: Array, n: Index) -> None:
         tile[j + v] = _log_probability(x, a[_TOP + v], a[_LOG + v], a[_LOG_LO + v])
 
 
-def _tiles(
-    piece: Index,
-    pieces: Index,
-    x: Array,
-    grad: Array,
-    labels: Array,
-    probs: Array,
-    weight: Array,
-    share: Array,
-    scale: Array,
-    saved: Array,
-    losses: Array,
-    lse: Array,
-    constants: Array,
-    ignore: Index,
-    outer: Index,
-    classes: Index,
-    inner: Index,
-    width: Index,
-    log: bool,
-) -> None:
-    """As `_rows`, for any inner. Tiles are (classes, width)."""
-    k = (constants[0], constants[1], constants[2], constants[3])
+@_jit
+def _tiles(piece: Index, pieces: Index, job: Any) -> None:
+    """Part `piece` of `pieces` of a job. Tiles are (classes, width)."""
+    x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
+    outer, classes, inner, width = job.outer, job.classes, job.inner, job.width
+    k = _constants(job)
     dense = probs.size > 0 or k[2] != 0.0
-    labelled = labels.size > 0
+    labelled = job.labels.size > 0
     size, stride, lanes = _U(classes), _U(inner), _U(width)
     s, a, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
     tile = np.empty(width * classes, x.dtype)
@@ -1071,7 +1022,7 @@ def _tiles(
         n = _U(min(width, span - position))
         _place(row, n, size, stride, at)
         _load(x, at, stride, size, n, tile, lanes)
-        skips = _inputs(a, label, skip, row, n, labels, ignore, weight, share, scale, saved)
+        skips = _inputs(a, label, skip, row, n, job)
         if labelled:
             for v in range(n):
                 a[_LABEL_LOGIT + v] = tile[label[v] * lanes + v]
@@ -1091,13 +1042,13 @@ def _tiles(
         if labelled:
             for v in range(n):
                 a[_LABEL_EXP + v] = tile[label[v] * lanes + v]
-        _settle(s, a, skip, skips, row, n, k, labelled, losses, lse)
+        _settle(s, a, skip, skips, row, n, k, job)
         if grad.size == 0:
             continue
-        if log:
+        if job.log:
             _load(x, at, stride, size, n, tile, lanes)
         for c in range(size):
-            if log:
+            if job.log:
                 _log_softmax_step(tile, c * lanes, a, n)
             elif dense:
                 _fill_dense_tile(a, c, n, at, stride, probs, weight)
@@ -1120,8 +1071,6 @@ def _tiles(
 
 # Elements of such a block.
 _WIDENED = 2**15
-
-_rows_alone, _tiles_alone = _jit(_rows), _jit(_tiles)
 
 
 @_jit
@@ -1153,29 +1102,10 @@ def _narrow(value: Any, brain: bool) -> Any:
     return np.uint16(half | (bits >> 16 & 0x8000))
 
 
-def _halves(
-    piece: Index,
-    pieces: Index,
-    x: Array,
-    grad: Array,
-    labels: Array,
-    probs: Array,
-    weight: Array,
-    share: Array,
-    scale: Array,
-    saved: Array,
-    losses: Array,
-    lse: Array,
-    constants: Array,
-    ignore: Index,
-    outer: Index,
-    classes: Index,
-    inner: Index,
-    width: Index,
-    log: bool,
-    brain: bool,
-) -> None:
-    """As `_rows`, for x and grad that are the bits of half types."""
+@_jit
+def _halves(piece: Index, pieces: Index, job: Any) -> None:
+    """Part `piece` of `pieces` of a job with inner = 1 whose x and grad are half types."""
+    classes, outer = job.classes, job.outer
     group = max(1, _WIDENED // classes)
     block = np.empty(min(group, outer) * classes, np.float32)
     last = outer * (piece + 1) // pieces
@@ -1183,36 +1113,35 @@ def _halves(
         stop = min(first + group, last)
         i, size = _U(first * classes), _U((stop - first) * classes)
         for c in range(size):
-            block[c] = _widen(x[i + c], brain)
-        wide = block[: (stop - first) * classes]
-        run = (
-            0,
-            1,
-            wide,
-            wide if grad.size else wide[:0],
-            labels[first:stop],
-            probs[first * classes : stop * classes],
-            weight,
-            share[first:stop],
-            scale[first:stop],
-            saved[first:stop],
-            losses[first:stop],
-            lse[first:stop],
-            constants,
-            ignore,
+            block[c] = _widen(job.x[i + c], job.brain)
+        x = block[: (stop - first) * classes]
+        part = Job(
+            x,
+            x if job.grad.size else x[:0],
+            job.labels[first:stop],
+            job.probs[first * classes : stop * classes],
+            job.weight,
+            job.share[first:stop],
+            job.scale[first:stop],
+            job.saved[first:stop],
+            job.losses[first:stop],
+            job.lse[first:stop],
+            job.constants,
+            job.ignore,
             stop - first,
             classes,
-            inner,
-            width,
-            log,
+            job.inner,
+            job.width,
+            job.log,
+            job.brain,
         )
         if classes > _FEW:
-            _rows_alone(*run)
+            _rows(0, 1, part)
         else:
-            _tiles_alone(*run)
-        if grad.size:
+            _tiles(0, 1, part)
+        if job.grad.size:
             for c in range(size):
-                grad[i + c] = _narrow(block[c], brain)
+                job.grad[i + c] = _narrow(block[c], job.brain)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1238,6 +1167,7 @@ def _scale_pairs(hi: Array, lo: Array, values: Array, begin: Index, n: Index) ->
             lo[i] = _fma(lo[i], w, lost)
 
 
+@_jit
 def _bernoulli(
     piece: Index,
     pieces: Index,
@@ -1324,34 +1254,51 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-_halves_alone, _bernoulli_alone = _jit(_halves), _jit(_bernoulli)
+# Every kernel twice: as a whole, and shared among threads. Arguments come one by one, since Numba
+# looks at each of them at every call, and is slow to look into tuples.
 
 
-def _rows_shared(pieces: int, *arguments: Any) -> None:
+def _rows_alone(*job: Any) -> None:
+    _rows(0, 1, Job(*job))
+
+
+def _rows_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
-        _rows_alone(piece, pieces, *arguments)
+        _rows(piece, pieces, Job(*job))
 
 
-def _tiles_shared(pieces: int, *arguments: Any) -> None:
+def _tiles_alone(*job: Any) -> None:
+    _tiles(0, 1, Job(*job))
+
+
+def _tiles_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
-        _tiles_alone(piece, pieces, *arguments)
+        _tiles(piece, pieces, Job(*job))
 
 
-def _halves_shared(pieces: int, *arguments: Any) -> None:
+def _halves_alone(*job: Any) -> None:
+    _halves(0, 1, Job(*job))
+
+
+def _halves_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
-        _halves_alone(piece, pieces, *arguments)
+        _halves(piece, pieces, Job(*job))
+
+
+def _bernoulli_alone(*arguments: Any) -> None:
+    _bernoulli(0, 1, *arguments)
 
 
 def _bernoulli_shared(pieces: int, *arguments: Any) -> None:
     for piece in numba.prange(pieces):
-        _bernoulli_alone(piece, pieces, *arguments)
+        _bernoulli(piece, pieces, *arguments)
 
 
 _SHARED = {
-    _rows: _rows_shared,
-    _tiles: _tiles_shared,
-    _halves: _halves_shared,
-    _bernoulli: _bernoulli_shared,
+    _rows_alone: _rows_shared,
+    _tiles_alone: _tiles_shared,
+    _halves_alone: _halves_shared,
+    _bernoulli_alone: _bernoulli_shared,
 }
 _compiled: dict[tuple[Callable[..., Any], str], Callable[..., None]] = {}
 
@@ -1373,7 +1320,7 @@ def _call(function: Callable[..., Any], work: int, *arguments: Any) -> None:
         finally:
             _busy.release()
     else:
-        _kernel(function, arguments)(0, 1, *arguments)
+        _kernel(function, arguments)(*arguments)
 
 
 def _writable(a: Array) -> Array:
@@ -1502,7 +1449,7 @@ def _run(
     ignore: int = 0,
     log: bool = False,
 ) -> None:
-    """Choose the kernel for the layout and call it; see `_rows` for the arguments."""
+    """Choose the kernel for the layout and call it; see `Job` for the arguments."""
     if x.size == 0:
         return
     weight = _NO_REALS if weight is None else weight
@@ -1560,10 +1507,10 @@ def _kernels(
     width = min(128, _TILE // (classes * compute.itemsize) // 16 * 16)
     if inner >= 16:
         width = min(width, -(-inner // 16) * 16)
-    kernel: Callable[..., None] = _rows if inner == 1 and classes > _FEW else _tiles
-    brain: tuple[bool, ...] = ()
+    kernel = _rows_alone if inner == 1 and classes > _FEW else _tiles_alone
+    brain = x.dtype.name == "bfloat16"
     if x.itemsize == 2:
-        kernel, brain = _halves, (x.dtype.name == "bfloat16",)
+        kernel = _halves_alone
         x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
     _call(
         kernel,
@@ -1581,7 +1528,7 @@ def _kernels(
         inner,
         width,
         log,
-        *brain,
+        brain,
     )
 
 
@@ -1597,5 +1544,5 @@ def binary_cross_entropy(
     nothing = np.empty(0, x.dtype)
     given = (nothing if a is None else a for a in (weight, pos_weight, loss, grad))
     sums = np.empty(-(-x.size // _BLOCK))
-    _call(_bernoulli, x.size, x, t, *given, sums, scale)
+    _call(_bernoulli_alone, x.size, x, t, *given, sums, scale)
     return float(np.sum(sums))

@@ -99,7 +99,7 @@ Number = Any  # a Pair, an array or a float
 
 
 def _halves(a: Any) -> tuple[Any, Any]:
-    """a as the sum of its leading 26 bits and the rest; products of such parts are exact."""
+    """a as the sum of its leading 26 bits and the rest, whose products are exact to 2⁻¹⁰⁵."""
     a = np.asarray(a, dtype=np.float64)
     high = (a.view(np.int64) & -(2**27)).view(np.float64)
     return high, a - high
@@ -126,12 +126,14 @@ def _sum(number: Number) -> Number:
     """
     if not isinstance(number, Pair):
         return number.sum(axis=-1)
-    hi = number.hi
-    largest = np.abs(hi).max(axis=-1, keepdims=True)
-    cut = np.ldexp(2.0, np.frexp(hi.shape[-1] * largest)[1])
+    largest = np.abs(number.hi).max(axis=-1, keepdims=True)
+    unit = np.where(largest > 2.0**900, 2.0**100, 1.0)  # lest the sums below overflow
+    hi, lo = number.hi / unit, _value(Pair(0.0, number.lo / unit))
+    cut = np.ldexp(2.0, np.frexp(largest / unit * hi.shape[-1])[1])
     lead = (cut + hi) - cut
     lead = np.where(np.isfinite(lead), lead, hi)
-    return Pair(lead.sum(axis=-1), ((hi - lead) + _value(Pair(0.0, number.lo))).sum(axis=-1))
+    unit = unit[..., 0]
+    return Pair(lead.sum(axis=-1) * unit, ((hi - lead) + lo).sum(axis=-1) * unit)
 
 
 # ---------------------------------------------------------------------------------------------
