@@ -25,7 +25,7 @@ from bench.peers import PEERS, Unsupported, versions
 from bench.workloads import WORKLOADS, Array, Data, Workload
 
 # Seconds for the rounds of one workload and operation, all candidates together.
-BUDGET = 5.0
+BUDGET = 3.0
 # Seconds of rest between candidates: OpenMP's idle threads spin for some milliseconds, and would
 # take a processor from the next candidate.
 REST = 0.02
