@@ -10,7 +10,7 @@
  * a model that is confident by 100 still has a loss.
  *
  *            error of e, in units in the last place     LIMIT   RANGE   BIAS
- *   float    below 1 (tests/c/exp_test.c)                 256     126     60
+ *   float    below 1                                       256     126     60
  *   double   below 0.6                                    2048    748     60
  */
 
