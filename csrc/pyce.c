@@ -8,6 +8,8 @@
 #include "pyce.h"
 
 #include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,14 +32,36 @@ static const size_t item_size[] = {4, 8, 2, 2};
 
 /* -- the machine ------------------------------------------------------------------------------------ */
 
-/* Bytes of the last-level cache; 32 MiB where the system does not say. */
-static int64_t last_cache(void) {
-    long size = 0;
+/* Bytes of the largest data cache that the first processor sees, as Linux tells it; sysconf, which
+   some C libraries answer with the sum over a whole socket, is asked only where that fails; 32 MiB
+   where nobody says. */
+static int64_t find_last_cache(void) {
+    int64_t largest = 0;
+    for (int i = 0; i < 8; i++) {
+        char path[80], unit = 0;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
+        FILE *file = fopen(path, "r");
+        if (!file) break;
+        long long size = 0;
+        const int found = fscanf(file, "%lld%c", &size, &unit);
+        fclose(file);
+        if (found < 1 || size < 0 || size > (1LL << 40)) continue;
+        if (unit == 'K') size <<= 10;
+        if (unit == 'M') size <<= 20;
+        if (size > largest) largest = size;
+    }
 #if defined(_SC_LEVEL3_CACHE_SIZE)
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (size <= 0) size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (!largest) largest = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (largest <= 0) largest = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-    return size > 0 ? size : (int64_t)32 << 20;
+    return largest > 0 ? largest : (int64_t)32 << 20;
+}
+
+static int64_t last_cache(void) {
+    static _Atomic int64_t known;
+    int64_t size = known;
+    if (!size) known = size = find_last_cache();
+    return size;
 }
 
 /* -- one job ------------------------------------------------------------------------------------------ */

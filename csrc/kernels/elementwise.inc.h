@@ -61,7 +61,7 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     const vd minus = vd_sub(zero, x);
     const vd size = vd_max(x, minus);
     /* exp(−|x|); 0 where that is below the normal numbers. */
-    const vd_normaliser norm = {zero, zero, vd_set1(-707.0)};
+    const vd_normaliser norm = vd_normaliser_of(zero, zero, vd_set1(-707.0));
     const vd e = vd_exp(vd_sub(zero, size), norm);
     vd low;
     const vd log = vd_log1p(e, 1, &low);

@@ -265,14 +265,17 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
         V v[8];
         UNROLL
         for (int j = 0; j < 8; j++) {
-            v[j] = F(set1)(0);
+            v[j] = F(set1)((REAL)-INFINITE); /* whose e is 0 */
             if (c + j < n) {
-                const V x = F(load)(tile + (c + j) * W), e = F(exp)(x, norm);
-                const VM mine = F(eq)(own, F(set1)((REAL)(c + j)));
-                own_x = F(select)(mine, x, own_x);
-                F(store)(tile + (c + j) * W, e);
-                v[j] = F(drop)(mine, e);
+                v[j] = F(load)(tile + (c + j) * W);
+                own_x = F(select)(F(eq)(own, F(set1)((REAL)(c + j))), v[j], own_x);
             }
+        }
+        F(exp8)(v, norm);
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            if (c + j < n) F(store)(tile + (c + j) * W, v[j]);
+            v[j] = F(drop)(F(eq)(own, F(set1)((REAL)(c + j))), v[j]);
         }
         F(sum_add8)(&sum, v);
     }

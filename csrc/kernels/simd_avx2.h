@@ -5,6 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Vectors whose exponentials are computed in step. */
+#define VF_TOGETHER 1
+#define VD_TOGETHER 1
+
 typedef struct {
     __m256 lo, hi;
 } vf;
@@ -82,16 +86,22 @@ INLINE vf vf_drop(vfm m, vf a) {
 INLINE vf vf_select(vfm m, vf a, vf b) {
     return vf_of(_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi));
 }
-INLINE __m256 exp2_half(__m256 m, __m256 p, __m256 k) {
-    /* k is integral: adding it to p's exponent field is exact where p·2^k is normal, and other
-       lanes are not kept. A NaN in p needs p·(k − k + 1), for its bits may become anything. */
-    const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(k), 23);
-    const __m256 e = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shift));
-    return _mm256_and_ps(m, _mm256_blendv_ps(e, p, _mm256_cmp_ps(p, p, _CMP_UNORD_Q)));
+INLINE vf vf_fma_keep(vfm m, vf a, vf b, vf c) { return vf_keep(m, vf_fma(a, b, c)); }
+INLINE __m256 lookup_half(__m256 t, const float *table) {
+    const __m256i index = _mm256_castps_si256(t);
+    const __m256 lo = _mm256_permutevar8x32_ps(_mm256_load_ps(table), index);
+    const __m256 hi = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), index);
+    /* A blend looks at the sign: bit 3. */
+    return _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
-INLINE vf vf_exp2(vfm m, vf p, vf k) {
-    return vf_of(exp2_half(m.lo, p.lo, k.lo), exp2_half(m.hi, p.hi, k.hi));
+INLINE vf vf_lookup(vf t, const float *table) {
+    return vf_of(lookup_half(t.lo, table), lookup_half(t.hi, table));
 }
+INLINE __m256 raise_half(__m256 a, __m256 t) {
+    const __m256i up = _mm256_slli_epi32(_mm256_castps_si256(t), 19);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), up));
+}
+INLINE vf vf_raise(vf a, vf t) { return vf_of(raise_half(a.lo, t.lo), raise_half(a.hi, t.hi)); }
 INLINE float vf_reduce_max(vf a) {
     const __m256 b = _mm256_max_ps(a.lo, a.hi);
     __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
@@ -282,6 +292,28 @@ INLINE vd vd_drop(vdm m, vd a) {
 INLINE vd vd_select(vdm m, vd a, vd b) {
     return vd_of(_mm256_blendv_pd(b.lo, a.lo, m.lo), _mm256_blendv_pd(b.hi, a.hi, m.hi));
 }
+INLINE vd vd_fma_keep(vdm m, vd a, vd b, vd c) { return vd_keep(m, vd_fma(a, b, c)); }
+/* Four of eight doubles, by the halves of their bits: `low` and `high` are those of the table. */
+INLINE __m256d lookup_half_d(__m256d t, __m256i low, __m256i high) {
+    const __m256i index = _mm256_castps_si256(_mm256_moveldup_ps(_mm256_castpd_ps(t)));
+    return _mm256_castsi256_pd(_mm256_blend_epi32(_mm256_permutevar8x32_epi32(low, index),
+                                                  _mm256_permutevar8x32_epi32(high, index), 0xaa));
+}
+INLINE vd vd_lookup(vd t, const double *table) {
+    const __m256 a = _mm256_load_ps((const float *)(const void *)table);
+    const __m256 b = _mm256_load_ps((const float *)(const void *)(table + 4));
+    /* 0 1 4 5 2 3 6 7 to 0 … 7 */
+    const __m256i low =
+        _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
+    const __m256i high =
+        _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8);
+    return vd_of(lookup_half_d(t.lo, low, high), lookup_half_d(t.hi, low, high));
+}
+INLINE __m256d raise_half_d(__m256d a, __m256d t) {
+    const __m256i up = _mm256_slli_epi64(_mm256_castpd_si256(t), 49);
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), up));
+}
+INLINE vd vd_raise(vd a, vd t) { return vd_of(raise_half_d(a.lo, t.lo), raise_half_d(a.hi, t.hi)); }
 INLINE __m256d exp2_half_d(__m256d m, __m256d p, __m256d k) {
     /* 1.5·2^52 + k holds k in its low bits. */
     const __m256i n = _mm256_castpd_si256(_mm256_add_pd(k, _mm256_set1_pd(0x1.8p52)));

@@ -7,6 +7,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+/* Vectors whose exponentials are computed in step. */
+#define VF_TOGETHER 8
+#define VD_TOGETHER 4
+
 typedef __m512 vf;
 typedef __mmask16 vfm;
 typedef __m512d vd;
@@ -38,7 +42,14 @@ INLINE int vf_first(vfm m) { return m ? __builtin_ctz(m) : -1; }
 INLINE vf vf_keep(vfm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
 INLINE vf vf_drop(vfm m, vf a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
 INLINE vf vf_select(vfm m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
-INLINE vf vf_exp2(vfm m, vf p, vf k) { return _mm512_maskz_scalef_ps(m, p, k); }
+INLINE vf vf_fma_keep(vfm m, vf a, vf b, vf c) { return _mm512_maskz_fmadd_ps(m, a, b, c); }
+INLINE vf vf_lookup(vf t, const float *table) {
+    return _mm512_permutexvar_ps(_mm512_castps_si512(t), _mm512_load_ps(table));
+}
+INLINE vf vf_raise(vf a, vf t) {
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_castps_si512(t), 19)));
+}
 INLINE float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 
 INLINE vd vf_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
@@ -150,6 +161,14 @@ INLINE int vd_first(vdm m) { return m ? __builtin_ctz(m) : -1; }
 INLINE vd vd_keep(vdm m, vd a) { return _mm512_maskz_mov_pd(m, a); }
 INLINE vd vd_drop(vdm m, vd a) { return _mm512_maskz_mov_pd((__mmask8)~m, a); }
 INLINE vd vd_select(vdm m, vd a, vd b) { return _mm512_mask_mov_pd(b, m, a); }
+INLINE vd vd_fma_keep(vdm m, vd a, vd b, vd c) { return _mm512_maskz_fmadd_pd(m, a, b, c); }
+INLINE vd vd_lookup(vd t, const double *table) {
+    return _mm512_permutexvar_pd(_mm512_castpd_si512(t), _mm512_load_pd(table));
+}
+INLINE vd vd_raise(vd a, vd t) {
+    return _mm512_castsi512_pd(
+        _mm512_add_epi64(_mm512_castpd_si512(a), _mm512_slli_epi64(_mm512_castpd_si512(t), 49)));
+}
 INLINE vd vd_exp2(vdm m, vd p, vd k) { return _mm512_maskz_scalef_pd(m, p, k); }
 INLINE double vd_reduce_max(vd a) { return _mm512_reduce_max_pd(a); }
 /* Mantissa in [1, 2) and exponent of normal positive numbers. */

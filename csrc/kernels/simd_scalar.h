@@ -8,6 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Vectors whose exponentials are computed in step. */
+#define VF_TOGETHER 1
+#define VD_TOGETHER 1
+
 typedef struct {
     float a[16];
 } vf;
@@ -22,115 +26,126 @@ typedef struct {
 } vdm;
 
 /* One family for each type: T number, V vector, M mask, I integer as wide as T, W lanes, and the
-   bits of the format: P explicit mantissa bits. */
-#define FAMILY(p, T, V, M, I, W, P, FMA)                                                           \
-    INLINE V p##_set1(T x) {                                                                       \
-        V r;                                                                                       \
-        for (int i = 0; i < W; i++) r.a[i] = x;                                                    \
-        return r;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_load(const T *m) { /* any alignment */                                            \
-        V r;                                                                                       \
-        memcpy(r.a, m, sizeof r.a);                                                                \
-        return r;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_loadn(const T *m, int n, T fill) { /* the first n; the rest is not touched */     \
-        V r = p##_set1(fill);                                                                      \
-        memcpy(r.a, m, (size_t)n * sizeof(T));                                                     \
-        return r;                                                                                  \
-    }                                                                                              \
-    INLINE void p##_store(T *m, V x) { memcpy(m, x.a, sizeof x.a); }                               \
-    INLINE void p##_storen(T *m, int n, V x) { memcpy(m, x.a, (size_t)n * sizeof(T)); }            \
-    /* Past the caches, where the machine can; 64-byte aligned; then memory_fence. */              \
-    INLINE void p##_stream(T *m, V x) { memcpy(m, x.a, sizeof x.a); }                              \
-    INLINE V p##_add(V x, V y) {                                                                   \
-        for (int i = 0; i < W; i++) x.a[i] += y.a[i];                                              \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_sub(V x, V y) {                                                                   \
-        for (int i = 0; i < W; i++) x.a[i] -= y.a[i];                                              \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_mul(V x, V y) {                                                                   \
-        for (int i = 0; i < W; i++) x.a[i] *= y.a[i];                                              \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_fma(V x, V y, V z) { /* x·y + z */                                                \
-        for (int i = 0; i < W; i++) x.a[i] = FMA(x.a[i], y.a[i], z.a[i]);                          \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_fnma(V x, V y, V z) { /* z − x·y */                                               \
-        for (int i = 0; i < W; i++) x.a[i] = FMA(-x.a[i], y.a[i], z.a[i]);                         \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_max(V x, V y) { /* y where either is NaN */                                       \
-        for (int i = 0; i < W; i++) x.a[i] = x.a[i] > y.a[i] ? x.a[i] : y.a[i];                    \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE M p##_nlt(V x, V y) { /* not less: true where either is NaN */                          \
-        M m;                                                                                       \
-        for (int i = 0; i < W; i++) m.a[i] = !(x.a[i] < y.a[i]);                                   \
-        return m;                                                                                  \
-    }                                                                                              \
-    INLINE M p##_eq(V x, V y) {                                                                    \
-        M m;                                                                                       \
-        for (int i = 0; i < W; i++) m.a[i] = x.a[i] == y.a[i];                                     \
-        return m;                                                                                  \
-    }                                                                                              \
-    INLINE M p##_lane(int lane) { /* that lane alone */                                            \
-        M m;                                                                                       \
-        for (int i = 0; i < W; i++) m.a[i] = i == lane;                                            \
-        return m;                                                                                  \
-    }                                                                                              \
-    INLINE int p##_first(M m) { /* the lowest true lane, or −1 */                                  \
-        for (int i = 0; i < W; i++)                                                                \
-            if (m.a[i]) return i;                                                                  \
-        return -1;                                                                                 \
-    }                                                                                              \
-    INLINE V p##_keep(M m, V x) { /* +0 where m is false */                                        \
-        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? x.a[i] : 0;                                  \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_drop(M m, V x) { /* +0 where m is true */                                         \
-        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? 0 : x.a[i];                                  \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE V p##_select(M m, V x, V y) { /* x where m, else y */                                   \
-        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? x.a[i] : y.a[i];                             \
-        return x;                                                                                  \
-    }                                                                                              \
-    /* p·2^k for an integral k, where m; +0 elsewhere. The product must be normal, or p NaN. */    \
-    INLINE V p##_exp2(M m, V x, V k) {                                                             \
-        for (int i = 0; i < W; i++) {                                                              \
-            if (!m.a[i]) {                                                                         \
-                x.a[i] = 0;                                                                        \
-            } else if (x.a[i] == x.a[i]) {                                                         \
-                I bits;                                                                            \
-                memcpy(&bits, &x.a[i], sizeof bits);                                               \
-                bits += (I)(k.a[i] + (T)1024) << P;                                                \
-                bits -= (I)1024 << P;                                                              \
-                memcpy(&x.a[i], &bits, sizeof bits);                                               \
-            }                                                                                      \
-        }                                                                                          \
-        return x;                                                                                  \
-    }                                                                                              \
-    INLINE T p##_reduce_max(V x) {                                                                 \
-        T m = x.a[0];                                                                              \
-        for (int i = 1; i < W; i++) m = x.a[i] > m ? x.a[i] : m;                                   \
-        return m;                                                                                  \
-    }                                                                                              \
-    INLINE void p##_transpose(V r[W]) { /* r[i] lane j <-> r[j] lane i */                          \
-        for (int i = 0; i < W; i++) {                                                              \
-            for (int j = 0; j < i; j++) {                                                          \
-                const T x = r[i].a[j];                                                             \
-                r[i].a[j] = r[j].a[i];                                                             \
-                r[j].a[i] = x;                                                                     \
-            }                                                                                      \
-        }                                                                                          \
+   bits of the format: P explicit mantissa bits; B bits that choose from a table. */
+#define FAMILY(p, T, V, M, I, W, P, B, FMA)                                                          \
+    INLINE V p##_set1(T x) {                                                                         \
+        V r;                                                                                         \
+        for (int i = 0; i < W; i++) r.a[i] = x;                                                      \
+        return r;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_load(const T *m) { /* any alignment */                                              \
+        V r;                                                                                         \
+        memcpy(r.a, m, sizeof r.a);                                                                  \
+        return r;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_loadn(const T *m, int n, T fill) { /* the first n; the rest is not touched */       \
+        V r = p##_set1(fill);                                                                        \
+        memcpy(r.a, m, (size_t)n * sizeof(T));                                                       \
+        return r;                                                                                    \
+    }                                                                                                \
+    INLINE void p##_store(T *m, V x) { memcpy(m, x.a, sizeof x.a); }                                 \
+    INLINE void p##_storen(T *m, int n, V x) { memcpy(m, x.a, (size_t)n * sizeof(T)); }              \
+    /* Past the caches, where the machine can; 64-byte aligned; then memory_fence. */                \
+    INLINE void p##_stream(T *m, V x) { memcpy(m, x.a, sizeof x.a); }                                \
+    INLINE V p##_add(V x, V y) {                                                                     \
+        for (int i = 0; i < W; i++) x.a[i] += y.a[i];                                                \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_sub(V x, V y) {                                                                     \
+        for (int i = 0; i < W; i++) x.a[i] -= y.a[i];                                                \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_mul(V x, V y) {                                                                     \
+        for (int i = 0; i < W; i++) x.a[i] *= y.a[i];                                                \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_fma(V x, V y, V z) { /* x·y + z */                                                  \
+        for (int i = 0; i < W; i++) x.a[i] = FMA(x.a[i], y.a[i], z.a[i]);                            \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_fnma(V x, V y, V z) { /* z − x·y */                                                 \
+        for (int i = 0; i < W; i++) x.a[i] = FMA(-x.a[i], y.a[i], z.a[i]);                           \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_max(V x, V y) { /* y where either is NaN */                                         \
+        for (int i = 0; i < W; i++) x.a[i] = x.a[i] > y.a[i] ? x.a[i] : y.a[i];                      \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE M p##_nlt(V x, V y) { /* not less: true where either is NaN */                            \
+        M m;                                                                                         \
+        for (int i = 0; i < W; i++) m.a[i] = !(x.a[i] < y.a[i]);                                     \
+        return m;                                                                                    \
+    }                                                                                                \
+    INLINE M p##_eq(V x, V y) {                                                                      \
+        M m;                                                                                         \
+        for (int i = 0; i < W; i++) m.a[i] = x.a[i] == y.a[i];                                       \
+        return m;                                                                                    \
+    }                                                                                                \
+    INLINE M p##_lane(int lane) { /* that lane alone */                                              \
+        M m;                                                                                         \
+        for (int i = 0; i < W; i++) m.a[i] = i == lane;                                              \
+        return m;                                                                                    \
+    }                                                                                                \
+    INLINE int p##_first(M m) { /* the lowest true lane, or −1 */                                    \
+        for (int i = 0; i < W; i++)                                                                  \
+            if (m.a[i]) return i;                                                                    \
+        return -1;                                                                                   \
+    }                                                                                                \
+    INLINE V p##_keep(M m, V x) { /* +0 where m is false */                                          \
+        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? x.a[i] : 0;                                    \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_drop(M m, V x) { /* +0 where m is true */                                           \
+        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? 0 : x.a[i];                                    \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE V p##_select(M m, V x, V y) { /* x where m, else y */                                     \
+        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? x.a[i] : y.a[i];                               \
+        return x;                                                                                    \
+    }                                                                                                \
+    /* x·y + z where m, +0 elsewhere. */                                                             \
+    INLINE V p##_fma_keep(M m, V x, V y, V z) {                                                      \
+        for (int i = 0; i < W; i++) x.a[i] = m.a[i] ? FMA(x.a[i], y.a[i], z.a[i]) : 0;               \
+        return x;                                                                                    \
+    }                                                                                                \
+    /* The number of the table that the lowest B bits of t choose. */                                \
+    INLINE V p##_lookup(V t, const T *table) {                                                       \
+        for (int i = 0; i < W; i++) {                                                                \
+            I bits;                                                                                  \
+            memcpy(&bits, &t.a[i], sizeof bits);                                                     \
+            t.a[i] = table[bits & ((1 << B) - 1)];                                                   \
+        }                                                                                            \
+        return t;                                                                                    \
+    }                                                                                                \
+    /* The bits of x plus those of t moved up, so that the lowest B are the last before the        \
+       exponent. */ \
+    INLINE V p##_raise(V x, V t) {                                                                   \
+        for (int i = 0; i < W; i++) {                                                                \
+            I bits, more;                                                                            \
+            memcpy(&bits, &x.a[i], sizeof bits);                                                     \
+            memcpy(&more, &t.a[i], sizeof more);                                                     \
+            bits += more << (P - B);                                                                 \
+            memcpy(&x.a[i], &bits, sizeof bits);                                                     \
+        }                                                                                            \
+        return x;                                                                                    \
+    }                                                                                                \
+    INLINE T p##_reduce_max(V x) {                                                                   \
+        T m = x.a[0];                                                                                \
+        for (int i = 1; i < W; i++) m = x.a[i] > m ? x.a[i] : m;                                     \
+        return m;                                                                                    \
+    }                                                                                                \
+    INLINE void p##_transpose(V r[W]) { /* r[i] lane j <-> r[j] lane i */                            \
+        for (int i = 0; i < W; i++) {                                                                \
+            for (int j = 0; j < i; j++) {                                                            \
+                const T x = r[i].a[j];                                                               \
+                r[i].a[j] = r[j].a[i];                                                               \
+                r[j].a[i] = x;                                                                       \
+            }                                                                                        \
+        }                                                                                            \
     }
 
-FAMILY(vf, float, vf, vfm, uint32_t, 16, 23, fmaf)
-FAMILY(vd, double, vd, vdm, uint64_t, 8, 52, fma)
+FAMILY(vf, float, vf, vfm, uint32_t, 16, 23, 4, fmaf)
+FAMILY(vd, double, vd, vdm, uint64_t, 8, 52, 3, fma)
 #undef FAMILY
 
 INLINE vd vf_widen_lo(vf x) { /* lanes 0 to 7 as doubles */
@@ -152,6 +167,21 @@ INLINE vf vf_narrow(vd lo, vd hi) {
     return r;
 }
 
+/* p·2^k for an integral k, where m; +0 elsewhere. The product must be normal, or p NaN. */
+INLINE vd vd_exp2(vdm m, vd x, vd k) {
+    for (int i = 0; i < 8; i++) {
+        if (!m.a[i]) {
+            x.a[i] = 0;
+        } else if (x.a[i] == x.a[i]) {
+            uint64_t bits;
+            memcpy(&bits, &x.a[i], sizeof bits);
+            bits += (uint64_t)(k.a[i] + 1024) << 52;
+            bits -= (uint64_t)1024 << 52;
+            memcpy(&x.a[i], &bits, sizeof bits);
+        }
+    }
+    return x;
+}
 INLINE vd vd_div(vd x, vd y) {
     for (int i = 0; i < 8; i++) x.a[i] /= y.a[i];
     return x;

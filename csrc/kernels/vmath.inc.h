@@ -5,13 +5,19 @@
  *     exponent = round((m − shift)·log2 e) − BIAS
  * and e(x) = exp(x − shift)·2^−exponent, between 0 and about 2^BIAS. Subtracting the shift is exact
  * for every x within RANGE of m (Sterbenz), and scaling by a power of two is exact, so the maximum
- * puts no rounding into e: its only error is the polynomial's. Numbers more than RANGE below m give
+ * puts no rounding into e: its only error is the exponential's. Numbers more than RANGE below m give
  * exactly 0, and no number gives a subnormal. The bias keeps what is tiny beside m representable:
  * a model that is confident by 100 still has a loss.
  *
- *            error of e, in units in the last place     LIMIT   RANGE   BIAS
- *   float    below 1                                       256     126     60
- *   double   below 0.6                                    2048    748     60
+ * The exponential: x − shift = n·(ln 2)/STEPS + r, and e = 2^(n/STEPS − exponent)·exp(r). A table
+ * holds 2^(i/STEPS), rounded (HIGH) and what that lost (LOW); the rest of n goes to the exponent's
+ * bits. n is found by adding a number so large that the sum is rounded to an integer, `magic`, which
+ * has the normaliser's exponent in it: the sum's lowest bits choose from the table and, moved up, are
+ * what is added to the bits of HIGH. exp(r) − 1 ≤ 0.045 is all that is rounded more than once.
+ *
+ *            error of e, in units in the last place     STEPS   LIMIT   RANGE   BIAS
+ *   float    below 0.54                                    16     256     126     60
+ *   double   below 0.7                                      8    2048     748     60
  */
 
 #define NOT_A_NUMBER __builtin_nan("")
@@ -20,47 +26,95 @@
 #define BIAS_FACTOR 0x1p60
 
 typedef struct {
-    vf shift, exponent, least;
+    vf shift, exponent;
+    vf magic; /* 1.5·2^23 − STEPS·exponent */
+    vf least; /* magic plus the n of RANGE below the maximum: less gives 0 */
 } vf_normaliser;
 typedef struct {
-    vd shift, exponent, least;
+    vd shift, exponent, magic, least;
 } vd_normaliser;
 
 /* The normaliser for each lane's maximum; 0 stands in for a maximum that is not finite. */
-#define NORMALISER(p, V, LIMIT, RANGE, MAGIC, LOG2E)                                               \
+#define NORMALISER(p, V, LIMIT, RANGE, MAGIC, LOG2E, STEPS)                                        \
+    INLINE p##_normaliser p##_normaliser_of(V shift, V exponent, V least) {                        \
+        p##_normaliser r;                                                                          \
+        r.shift = shift;                                                                           \
+        r.exponent = exponent;                                                                     \
+        r.magic = p##_fnma(exponent, p##_set1(STEPS), p##_set1(MAGIC));                            \
+        r.least = p##_fma(least, p##_set1(STEPS * LOG2E), r.magic);                                \
+        return r;                                                                                  \
+    }                                                                                              \
     INLINE p##_normaliser p##_normalise(V max) {                                                   \
         const V m = p##_keep(p##_eq(p##_sub(max, max), p##_set1(0)), max);                         \
         const V size = p##_max(m, p##_sub(p##_set1(0), m));                                        \
-        p##_normaliser r;                                                                          \
-        r.shift = p##_keep(p##_nlt(size, p##_set1(LIMIT)), m);                                     \
-        const V z = p##_sub(m, r.shift);                                                           \
+        const V shift = p##_keep(p##_nlt(size, p##_set1(LIMIT)), m);                               \
+        const V z = p##_sub(m, shift);                                                             \
         const V n = p##_sub(p##_fma(z, p##_set1(LOG2E), p##_set1(MAGIC)), p##_set1(MAGIC));        \
-        r.exponent = p##_sub(n, p##_set1(BIAS));                                                   \
-        r.least = p##_sub(z, p##_set1(RANGE));                                                     \
-        return r;                                                                                  \
+        return p##_normaliser_of(shift, p##_sub(n, p##_set1(BIAS)), p##_sub(z, p##_set1(RANGE)));  \
     }
-NORMALISER(vf, vf, 256.0f, 126.0f, 0x1.8p23f, 0x1.715476p+0f)
-NORMALISER(vd, vd, 2048.0, 748.0, 0x1.8p52, 0x1.71547652b82fep+0)
+NORMALISER(vf, vf, 256.0f, 126.0f, 0x1.8p23f, 0x1.715476p+0f, 16)
+NORMALISER(vd, vd, 2048.0, 748.0, 0x1.8p52, 0x1.71547652b82fep+0, 8)
 #undef NORMALISER
 
 #define LN2_HI 0x1.62e42fefa39efp-1
 #define LN2_LO 0x1.abc9e3b39803fp-56
 
-/* e(x). The remainder r = z − n·ln 2 is exact but for its low part; 1 + r + r²·q(r) has a relative
-   error of 2^−27.7 before rounding. */
+/* The bits of HIGH have their index taken away where `raise` puts it. */
+#define ALIGNED __attribute__((aligned(64)))
+ALIGNED static const float vf_high[16] = {
+    0x1.000000p+0f, 0x1.fb5586p-1f, 0x1.f72b84p-1f, 0x1.f387a6p-1f, 0x1.f06fe0p-1f, 0x1.edea64p-1f,
+    0x1.ebfdaep-1f, 0x1.eab07ep-1f, 0x1.ea09e6p-1f, 0x1.ea1148p-1f, 0x1.eace54p-1f, 0x1.ec4918p-1f,
+    0x1.ee89fap-1f, 0x1.f199bep-1f, 0x1.f5818ep-1f, 0x1.fa4afap-1f};
+ALIGNED static const float vf_low[16] = {0,
+                                         0x1.8d96d4p-25f,
+                                         -0x1.9c0c22p-27f,
+                                         0x1.964904p-25f,
+                                         0x1.125002p-25f,
+                                         0x1.370be4p-25f,
+                                         -0x1.0a3550p-25f,
+                                         -0x1.00d8acp-27f,
+                                         0x1.26055cp-26f,
+                                         -0x1.05cb44p-25f,
+                                         0x1.67a1cap-28f,
+                                         0x1.a3b5e4p-28f,
+                                         -0x1.f9c304p-27f,
+                                         -0x1.6961b4p-28f,
+                                         -0x1.a5217cp-28f,
+                                         0x1.61428ep-28f};
+ALIGNED static const double vd_high[8] = {
+    0x1.0000000000000p+0, 0x1.f72b83c7d517bp-1, 0x1.f06fe0a31b715p-1, 0x1.ebfdad5362a27p-1,
+    0x1.ea09e667f3bcdp-1, 0x1.eace5422aa0dbp-1, 0x1.ee89f995ad3adp-1, 0x1.f5818dcfba487p-1};
+ALIGNED static const double vd_low[8] = {0,
+                                         -0x1.01b15eaa59348p-55,
+                                         0x1.34d754db0abb6p-55,
+                                         0x1.690cebb7aafb0p-56,
+                                         -0x1.3b3efbf5e2228p-54,
+                                         0x1.db72fc1f0eab4p-55,
+                                         0x1.c1a7792cb3387p-55,
+                                         0x1.4a385a63d07a7p-56};
+
+/* e of VF_TOGETHER vectors at once: step by step for all of them, since one after the other their
+   chains of dependent operations are more than a processor looks ahead. The polynomial is within
+   2^−29 of exp(r) − 1. */
+#define TOGETHER                                                                                   \
+    UNROLL                                                                                         \
+    for (int j = 0; j < count; j++)
+INLINE void vf_exps(vf v[], const int count, vf_normaliser s) {
+    vf r[8], q[8], t[8];
+    TOGETHER v[j] = vf_sub(v[j], s.shift);
+    TOGETHER t[j] = vf_fma(v[j], vf_set1(0x1.715476p+4f), s.magic);
+    TOGETHER r[j] = vf_sub(t[j], s.magic);
+    TOGETHER q[j] = vf_fnma(r[j], vf_set1(0x1.62e43p-5f), v[j]);
+    TOGETHER r[j] = vf_fnma(r[j], vf_set1(-0x1.05c61p-33f), q[j]);
+    TOGETHER q[j] = vf_fma(vf_set1(0x1.55574ap-3f), r[j], vf_set1(0x1.00022p-1f));
+    TOGETHER q[j] = vf_fma(q[j], r[j], vf_set1(1.0f));
+    TOGETHER q[j] = vf_fma(q[j], r[j], vf_lookup(t[j], vf_low));
+    TOGETHER v[j] = vf_raise(vf_lookup(t[j], vf_high), t[j]);
+    TOGETHER v[j] = vf_fma_keep(vf_nlt(t[j], s.least), v[j], q[j], v[j]);
+}
 INLINE vf vf_exp(vf x, vf_normaliser s) {
-    const vf z = vf_sub(x, s.shift);
-    const vf n = vf_sub(vf_fma(z, vf_set1(0x1.715476p+0f), vf_set1(0x1.8p23f)), vf_set1(0x1.8p23f));
-    vf r = vf_fnma(n, vf_set1(0x1.62e43p-1f), z);
-    r = vf_fnma(n, vf_set1(-0x1.05c61p-29f), r);
-    vf q = vf_set1(0x1.6ff262p-10f);
-    q = vf_fma(q, r, vf_set1(0x1.1257dap-7f));
-    q = vf_fma(q, r, vf_set1(0x1.5552fep-5f));
-    q = vf_fma(q, r, vf_set1(0x1.555466p-3f));
-    q = vf_fma(q, r, vf_set1(0.5f));
-    q = vf_fma(q, r, vf_set1(1.0f));
-    q = vf_fma(q, r, vf_set1(1.0f));
-    return vf_exp2(vf_nlt(z, s.least), q, vf_sub(n, s.exponent));
+    vf_exps(&x, 1, s);
+    return x;
 }
 
 /* exp(r) = *hi + *lo for |r| ≤ 0.35 given as r + low: a relative error of 2^−61 before rounding. */
@@ -93,14 +147,37 @@ INLINE void vd_reduce(vd z, vd n, vd *r, vd *low) {
 
 INLINE vd vd_round(vd x) { return vd_sub(vd_add(x, vd_set1(0x1.8p52)), vd_set1(0x1.8p52)); }
 
+/* The polynomial is within 2^−56 of exp(r) − 1. */
+INLINE void vd_exps(vd v[], const int count, vd_normaliser s) {
+    vd r[8], q[8], t[8];
+    TOGETHER v[j] = vd_sub(v[j], s.shift);
+    TOGETHER t[j] = vd_fma(v[j], vd_set1(0x1.71547652b82fep+3), s.magic);
+    TOGETHER r[j] = vd_sub(t[j], s.magic);
+    TOGETHER q[j] = vd_fnma(r[j], vd_set1(LN2_HI / 8), v[j]);
+    TOGETHER r[j] = vd_fnma(r[j], vd_set1(LN2_LO / 8), q[j]);
+    TOGETHER q[j] = vd_fma(vd_set1(0x1.a01e2c15a33f3p-13), r[j], vd_set1(0x1.6c1b7131a0993p-10));
+    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(0x1.1111110e10556p-7));
+    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(0x1.5555554e93acap-5));
+    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(0x1.555555555556ap-3));
+    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(0.5));
+    TOGETHER v[j] = vd_fma(vd_mul(r[j], r[j]), q[j], vd_lookup(t[j], vd_low));
+    TOGETHER q[j] = vd_add(v[j], r[j]);
+    TOGETHER v[j] = vd_raise(vd_lookup(t[j], vd_high), t[j]);
+    TOGETHER v[j] = vd_fma_keep(vd_nlt(t[j], s.least), v[j], q[j], v[j]);
+}
 INLINE vd vd_exp(vd x, vd_normaliser s) {
-    const vd z = vd_sub(x, s.shift);
-    const vd magic = vd_set1(0x1.8p52);
-    const vd n = vd_sub(vd_fma(z, vd_set1(0x1.71547652b82fep+0), magic), magic);
-    vd r, low, hi, lo;
-    vd_reduce(z, n, &r, &low);
-    vd_exp_reduced(r, low, &hi, &lo);
-    return vd_exp2(vd_nlt(z, s.least), hi, vd_sub(n, s.exponent));
+    vd_exps(&x, 1, s);
+    return x;
+}
+
+/* e of eight vectors in place. */
+INLINE void vf_exp8(vf v[8], vf_normaliser s) {
+    UNROLL
+    for (int j = 0; j < 8; j += VF_TOGETHER) vf_exps(v + j, VF_TOGETHER, s);
+}
+INLINE void vd_exp8(vd v[8], vd_normaliser s) {
+    UNROLL
+    for (int j = 0; j < 8; j += VD_TOGETHER) vd_exps(v + j, VD_TOGETHER, s);
 }
 
 /* exp(shift)·2^exponent for one number, 0 below 2^−1000; for at most 2^1000. */

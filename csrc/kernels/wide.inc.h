@@ -15,6 +15,8 @@
  */
 
 #define ROUND (8 * W) /* numbers in eight vectors */
+/* How far in front of the block whose maximum is taken memory is fetched. */
+#define AHEAD PYCE_BLOCK
 
 /* A block of a result being written: out_c = factor·e_c − dense_factor·b_c, two classes apart. */
 typedef struct {
@@ -39,9 +41,7 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 #endif
 }
 
-INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
-    if (!w->b) return NAME(scaled)(w, e);
-    const V b = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
+INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V b) {
     const V dense_factor = F(set1)(w->dense_factor);
 #if W == 8
     V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
@@ -50,6 +50,11 @@ INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
 #else
     return F(fnma)(dense_factor, b, NAME(scaled)(w, e));
 #endif
+}
+
+INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
+    if (!w->b) return NAME(scaled)(w, e);
+    return NAME(dense_scaled)(w, e, n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0));
 }
 
 INLINE V NAME(with_apart)(const NAME(writer) * w, V v, int at) {
@@ -94,6 +99,14 @@ INLINE void NAME(write_vectors)(NAME(writer) * w, int count) {
     w->at = at;
 }
 
+/* Whole vectors from here to the end, or to the first that has a class apart. */
+INLINE int NAME(plain_vectors)(const NAME(writer) * w) {
+    int end = w->n;
+    if (w->own >= w->at && w->own < end) end = w->own;
+    if (w->label >= w->at && w->label < end) end = w->label;
+    return (end - w->at) / W;
+}
+
 INLINE void NAME(write_head)(NAME(writer) * w) {
     if (!w->streaming) return;
     /* Streams are of whole aligned vectors. */
@@ -102,47 +115,107 @@ INLINE void NAME(write_head)(NAME(writer) * w) {
     if (head) NAME(write_part)(w, head < w->n ? head : w->n);
 }
 
-INLINE void NAME(write_rest)(NAME(writer) * w) {
-    NAME(write_vectors)(w, PYCE_BLOCK / W);
-    if (w->at < w->n) NAME(write_part)(w, w->n - w->at);
+/* At least to `end`, or all of it. */
+INLINE void NAME(write_until)(NAME(writer) * w, int end) {
+    if (w->at >= end) return;
+    NAME(write_vectors)(w, (end - w->at + W - 1) / W);
+    if (w->at < end && w->at < w->n) NAME(write_part)(w, w->n - w->at);
 }
 
-/* e of up to eight vectors starting at x, stored to `e` if `keep`; those that are not
-   class `own` (counted from x) are added to `sum`. */
-INLINE void NAME(exp_round)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e,
-                            F(sum) * sum) {
-    V v[8];
-    if (n >= ROUND) {
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            v[j] = F(exp)(LOAD(x + j * W), norm);
-            if (keep) F(store)(e + j * W, v[j]);
-        }
-    } else {
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            const int left = n - j * W;
-            if (left <= 0) {
-                v[j] = F(set1)(0);
-                continue;
+INLINE void NAME(write_rest)(NAME(writer) * w) { NAME(write_until)(w, w->n); }
+
+/* -- exponentials --------------------------------------------------------------------------------- */
+
+/* `rounds` times eight vectors: as many of `w` written, if there is one, none of them with a class
+   apart; then e of x, stored to `e` (which may be where those of `w` stood) if `keep`, into a sum;
+   and the maximum of as many of the block that comes `next`. What comes after that is fetched on the
+   way. */
+INLINE F(sum) NAME(exp_rounds)(const T *x, int rounds, F(normaliser) norm, REAL *e, F(sum) sum,
+                               const NAME(writer) * w, const T *next, V *max, const int keep,
+                               const int dense, const int streaming) {
+    V m0 = *max, m1 = m0;
+    const REAL *from = w ? w->e + w->at : 0, *b = dense ? w->b + w->at : 0;
+    T *to = w ? w->out + w->at : 0;
+    for (; rounds > 0; rounds--) {
+        V v[8];
+        if (w) {
+            UNROLL
+            for (int j = 0; j < 8; j++) {
+                const V before = F(load)(from + j * W);
+                const V g = dense ? NAME(dense_scaled)(w, before, F(load)(b + j * W))
+                                  : NAME(scaled)(w, before);
+                if (streaming) {
+                    STREAM(to + j * W, g);
+                } else {
+                    STORE(to + j * W, g);
+                }
             }
-            v[j] =
-                F(exp)(left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE), norm);
-            if (keep) F(store)(e + j * W, v[j]); /* scratch has room for whole vectors */
+            from += ROUND;
+            to += ROUND;
+            if (dense) b += ROUND;
         }
+        UNROLL
+        for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
+            __builtin_prefetch((const char *)(next + AHEAD) + j, 0, 2);
+        }
+        UNROLL
+        for (int j = 0; j < 8; j++) v[j] = LOAD(x + j * W);
+        F(exp8)(v, norm);
+        if (keep) {
+            UNROLL
+            for (int j = 0; j < 8; j++) F(store)(e + j * W, v[j]);
+            e += ROUND;
+        }
+        F(sum_add8)(&sum, v);
+        x += ROUND;
+        UNROLL
+        for (int j = 0; j < 8; j += 2) {
+            m0 = F(max)(LOAD(next + j * W), m0);
+            m1 = F(max)(LOAD(next + j * W + W), m1);
+        }
+        next += ROUND;
     }
-    if (own >= 0 && own < ROUND) {
-        V kept[8];
-        UNROLL
-        for (int j = 0; j < 8; j++) kept[j] = v[j];
-        kept[own / W] = F(drop)(F(lane)(own % W), kept[own / W]);
-        UNROLL
-        for (int j = 0; j < 8; j++) v[j] = kept[j];
+    *max = F(max)(m0, m1);
+    return sum;
+}
+/* One function for each kind, so that the loop has the registers to itself. */
+#define EXP_ROUNDS(name, keep, writes, dense, streaming)                                           \
+    static __attribute__((noinline)) void NAME(name)(                                              \
+        const T *x, int rounds, const F(normaliser) * norm, REAL * e, F(sum) * sum,                \
+        const NAME(writer) * w, const T *next, V *max) {                                           \
+        *sum = NAME(exp_rounds)(x, rounds, *norm, e, *sum, writes ? w : 0, next, max, keep, dense, \
+                                streaming);                                                        \
+    }
+EXP_ROUNDS(exp_only, 0, 0, 0, 0)
+EXP_ROUNDS(exp_keep, 1, 0, 0, 0)
+EXP_ROUNDS(exp_store, 1, 1, 0, 0)
+EXP_ROUNDS(exp_stream, 1, 1, 0, 1)
+EXP_ROUNDS(exp_store_dense, 1, 1, 1, 0)
+EXP_ROUNDS(exp_stream_dense, 1, 1, 1, 1)
+#undef EXP_ROUNDS
+
+/* Up to eight vectors with a tail or the row's own class, which is left out of the sum. */
+static void NAME(exp_part)(const T *x, int n, const F(normaliser) * norm, int own, int keep,
+                           REAL *e, F(sum) * sum) {
+    V v[8];
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        const int left = n - j * W;
+        v[j] = F(set1)((REAL)-INFINITE); /* whose e is 0 */
+        if (left > 0) v[j] = left >= W ? LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE);
+    }
+    F(exp8)(v, *norm);
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        /* Scratch has room for whole vectors. */
+        if (keep && n > j * W) F(store)(e + j * W, v[j]);
+        if (own >= j * W && own < (j + 1) * W) v[j] = F(drop)(F(lane)(own - j * W), v[j]);
     }
     F(sum_add8)(sum, v);
 }
 
-INLINE REAL NAME(block_max)(const T *x, int n) {
+/* Lane by lane: the maximum of all lanes is that of n numbers. */
+INLINE V NAME(vector_max)(const T *x, int n) {
     const V low = F(set1)((REAL)-INFINITE);
     V m0 = low, m1 = low, m2 = low, m3 = low;
     int c = 0;
@@ -154,8 +227,9 @@ INLINE REAL NAME(block_max)(const T *x, int n) {
     }
     for (; c + W <= n; c += W) m0 = F(max)(LOAD(x + c), m0);
     if (c < n) m1 = F(max)(LOADN(x + c, n - c, (REAL)-INFINITE), m1);
-    return F(reduce_max)(F(max)(F(max)(m0, m1), F(max)(m2, m3)));
+    return F(max)(F(max)(m0, m1), F(max)(m2, m3));
 }
+INLINE REAL NAME(block_max)(const T *x, int n) { return F(reduce_max)(NAME(vector_max)(x, n)); }
 
 static int NAME(find)(const T *x, int n, REAL value) {
     for (int c = 0; c < n; c += W) {
@@ -198,36 +272,82 @@ INLINE F(normaliser) NAME(norm_of)(const pyce_block *block) {
     return F(normalise)(F(set1)((REAL)block->max));
 }
 
-/* Exponentials of a block whose normaliser is known, while `w` (if any) is written; their sum and
-   what rounding that lost. */
+/* The block after the one that is worked on, and its maximum. */
+typedef struct {
+    const T *x; /* NULL where there is none */
+    int n;
+    REAL max;
+} NAME(next_block);
+
+/* Exponentials of a block whose normaliser is known, while `w` (if any) is written and the maximum of
+   the next block is found; their sum and what rounding that lost. */
 INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e,
-                              NAME(writer) * w, double *low) {
+                              NAME(writer) * w, NAME(next_block) * next, double *low) {
     F(sum) sum = F(sum_zero)();
+    V max = F(set1)((REAL)-INFINITE);
+    int seen = 0; /* classes of the next block whose maximum is known */
     if (w) NAME(write_head)(w);
-    for (int c = 0; c < n; c += ROUND) {
-        /* The block after this one, which the next maximum is taken of. */
-        UNROLL
-        for (int j = 0; j < ROUND * (int)sizeof(T); j += 64) {
-            __builtin_prefetch((const char *)(x + c + PYCE_BLOCK) + j, 0, 2);
+    for (int c = 0; c < n;) {
+        int rounds = (n - c) / ROUND;
+        if (own >= c && (own - c) / ROUND < rounds) rounds = (own - c) / ROUND;
+        if (!rounds) {
+            if (w) NAME(write_until)(w, c + ROUND);
+            NAME(exp_part)(x + c, n - c, &norm, own - c, keep, e + c, &sum);
+            if (seen == c && c + ROUND <= next->n) {
+                max = F(max)(NAME(vector_max)(next->x + c, ROUND), max);
+                seen += ROUND;
+            }
+            c += ROUND;
+            continue;
         }
-        NAME(exp_round)(x + c, n - c, norm, own - c, keep, e + c, &sum);
-        if (w) NAME(write_vectors)(w, 8);
+        const int fit = w ? NAME(plain_vectors)(w) / 8 : 0;
+        if (fit) {
+            if (fit < rounds) rounds = fit;
+        } else if (w) {
+            rounds = 1;
+            NAME(write_until)(w, c + ROUND);
+        }
+        /* Where there is no next block, this one stands in for it. */
+        V none = max;
+        const T *ahead = x + c;
+        if (seen == c && c + ROUND <= next->n) {
+            if (c + rounds * ROUND > next->n) rounds = (next->n - c) / ROUND;
+            seen += rounds * ROUND;
+            ahead = next->x + c;
+        }
+        V *found = ahead == x + c ? &none : &max;
+        if (!fit) {
+            (keep ? NAME(exp_keep) : NAME(exp_only))(x + c, rounds, &norm, e + c, &sum, 0, ahead,
+                                                     found);
+        } else if (w->b) {
+            (w->streaming ? NAME(exp_stream_dense) : NAME(exp_store_dense))(
+                x + c, rounds, &norm, e + c, &sum, w, ahead, found);
+        } else {
+            (w->streaming ? NAME(exp_stream) : NAME(exp_store))(x + c, rounds, &norm, e + c, &sum,
+                                                                w, ahead, found);
+        }
+        if (fit) w->at += rounds * ROUND;
+        c += rounds * ROUND;
     }
     if (w) NAME(write_rest)(w);
+    if (next->x) {
+        max = F(max)(NAME(vector_max)(next->x + seen, next->n - seen), max);
+        next->max = F(reduce_max)(max);
+    }
     return F(sum_total)(sum, low);
 }
 
-/* One block's statistics. `label` is the label within the block, or −1. */
-INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, int label, const REAL *b,
-                                int keep, REAL *e, pyce_block *block, NAME(writer) * w) {
-    const REAL max = NAME(block_max)(x, n);
+/* One block's statistics, from its maximum on. `label` is the label within the block, or −1. */
+INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, REAL max, int label,
+                                const REAL *b, int keep, REAL *e, pyce_block *block,
+                                NAME(writer) * w, NAME(next_block) * next) {
     int own = -1;
     if (job->own == OWN_LABEL) own = label;
     if (job->own == OWN_MAX) own = NAME(find)(x, n, max);
     block->max = max;
     block->own = own;
     block->sum =
-        NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, &block->sum_low);
+        NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, next, &block->sum_low);
     block->dense = block->dense_loss = block->dense_loss_low = 0;
     if (job->dense == DENSE_ONE) {
         NAME(add_dense)(x, b, n, NAME(finite_or_0)(max), 1, block);
@@ -393,14 +513,22 @@ static void NAME(wide_measure)(const pyce_job *job, int64_t row, int64_t first, 
     const T *x = (const T *)a->data + NAME(offset_of)(a, row);
     const int64_t label = NAME(label_of)(job->p, row);
     if (!NAME(is_live)(job->p, row)) return;
+    NAME(next_block) next = {0, 0, 0};
     for (int64_t k = first; k < last; k++) {
         const int n = NAME(block_size)(job, k);
         const int64_t at = k * PYCE_BLOCK;
         const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
         const REAL *b =
             job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0]) : (const REAL *)0;
-        NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, 0, room->e[0], blocks + k,
-                            0);
+        const REAL max = next.x == block ? next.max : NAME(block_max)(block, n);
+        next.x = 0;
+        next.n = 0;
+        if (k + 1 < last && a->class_stride == 1) {
+            next.x = block + n;
+            next.n = NAME(block_size)(job, k + 1);
+        }
+        NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, 0, room->e[0],
+                            blocks + k, 0, &next);
     }
 }
 
@@ -442,7 +570,9 @@ static void NAME(wide_write)(const pyce_job *job, int64_t row, int64_t first, in
                 const REAL *b = job->dense ? NAME(dense_block)(job, row, 0, at, n, room->b[0])
                                            : (const REAL *)0;
                 double low;
-                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0, &low);
+                NAME(next_block) next = {0, 0, 0};
+                NAME(exp_block)(block, n, NAME(norm_of)(blocks + k), -1, 1, room->e[0], 0, &next,
+                                &low);
                 NAME(writer) w = NAME(writer_of)(job, s, 0, blocks + k, at, n, room->e[0], b, out);
                 NAME(write_head)(&w);
                 NAME(write_rest)(&w);
@@ -498,6 +628,7 @@ static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t firs
     s.own_grad[0] = 0;
     const pyce_block unit = {.scale = 1};
     NAME(writer) w, *before = 0;
+    NAME(next_block) next = {0, 0, 0};
     for (int64_t k = first; k < last; k++) {
         const int n = NAME(block_size)(job, k);
         const int64_t at = k * PYCE_BLOCK;
@@ -505,7 +636,7 @@ static void NAME(backward_blocks)(const pyce_job *job, int64_t row, int64_t firs
         REAL *e = room->e[k & 1];
         double low;
         blocks[k].sum =
-            NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), 1, e, before, &low);
+            NAME(exp_block)(block, n, norm, NAME(within)(label, at, n), 1, e, before, &next, &low);
         T *out = g->class_stride == 1 ? result + at : room->out;
         w = NAME(writer_of)(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;
@@ -589,8 +720,7 @@ static size_t NAME(wide_scratch)(const pyce_job *job) {
     const size_t unit = (size_t)NAME(unit_of)(job), blocks = (size_t)job->blocks;
     size_t bytes = sizeof(NAME(block_scratch)) + 2 * unit * blocks * sizeof(pyce_block);
     const int forward = job->p->operation == PYCE_FORWARD || job->p->operation == PYCE_LOGSUMEXP;
-    if (!job->recompute && !forward)
-        bytes += 2 * unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
+    if (!job->recompute && !forward) bytes += unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
     return bytes + 256;
 }
 
@@ -619,6 +749,7 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
         const T *x = 0;
         T *result = 0;
         int64_t label = -1;
+        NAME(next_block) next = {0, 0, 0};
         if (compute) {
             x = (const T *)a->data + NAME(offset_of)(a, now->row + i);
             label = NAME(label_of)(p, now->row + i);
@@ -645,13 +776,15 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
                                     : (const REAL *)0;
                 REAL *e = keep ? now->e + i * kept + at : room->e[0];
                 pyce_block *to = now->blocks + i * job->blocks + k;
-                if (writing) {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to,
-                                        writing);
-                } else {
-                    NAME(measure_block)(job, block, n, NAME(within)(label, at, n), b, keep, e, to,
-                                        0);
+                const REAL max = next.x == block ? next.max : NAME(block_max)(block, n);
+                next.x = 0;
+                next.n = 0;
+                if (k + 1 < job->blocks && a->class_stride == 1) {
+                    next.x = block + n;
+                    next.n = NAME(block_size)(job, k + 1);
                 }
+                NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, keep, e, to,
+                                    writing, &next);
             } else if (writing) {
                 NAME(write_head)(writing);
                 NAME(write_rest)(writing);
@@ -689,14 +822,15 @@ static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, voi
         p->operation == PYCE_LOG_SOFTMAX || (p->operation == PYCE_BACKWARD && W == 16);
     double losses[PYCE_TILE];
     NAME(unit) units[2];
+    REAL *e = 0;
+    if (keep && !job->recompute && !single) {
+        e = NAME(carve)(&at, (size_t)(unit * NAME(kept_classes)(job)) * sizeof(REAL));
+    }
     for (int i = 0; i < 2; i++) {
         units[i].n = 0;
         units[i].row = 0;
         units[i].blocks = NAME(carve)(&at, (size_t)(unit * job->blocks) * sizeof(pyce_block));
-        units[i].e = 0;
-        if (keep && !job->recompute && !single) {
-            units[i].e = NAME(carve)(&at, (size_t)(unit * NAME(kept_classes)(job)) * sizeof(REAL));
-        }
+        units[i].e = e; /* of both: each is written where the other was read just before */
     }
     int turn = 0;
     for (int64_t row = begin; row < end;) {
