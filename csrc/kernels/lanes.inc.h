@@ -307,7 +307,8 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
         own = rows->label;
         if (job->blocks > 1) {
             REAL place[W];
-            for (int i = 0; i < W; i++) place[i] = (REAL)NAME(within)(s->label[i], first, n);
+            for (int i = 0; i < W; i++)
+                place[i] = (REAL)NAME(within)((int64_t)s->label[i], first, n);
             own = F(load)(place);
         }
     }
@@ -328,7 +329,7 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     }
     if (job->dense) {
         for (int i = 0; i < W; i++) {
-            const int64_t label = NAME(within)(s->label[i], first, n);
+            const int64_t label = NAME(within)((int64_t)s->label[i], first, n);
             s->label_x[i] = label >= 0 ? x[label * W + i] : 0;
         }
     }
@@ -340,7 +341,7 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
 /* One block a row: the factors b of the classes apart, lane by lane. */
 INLINE void NAME(finish_lanes)(const REAL *b, int step, NAME(row_set) * s) {
     for (int i = 0; i < W; i++) {
-        const int64_t own = s->own[i], label = s->label[i];
+        const int64_t own = (int64_t)s->own[i], label = (int64_t)s->label[i];
         s->own_b[i] = own < 0 ? 0 : step ? b[own * W + i] : b[own];
         s->label_b[i] = label < 0 ? 0 : step ? b[label * W + i] : b[label];
     }
@@ -493,7 +494,7 @@ static void NAME(backward_tile)(const pyce_job *job, const NAME(lane_rows) * row
         const int64_t first = k * PYCE_BLOCK;
         REAL place[W];
         double sums[W];
-        for (int i = 0; i < W; i++) place[i] = (REAL)NAME(within)(s->label[i], first, n);
+        for (int i = 0; i < W; i++) place[i] = (REAL)NAME(within)((int64_t)s->label[i], first, n);
         NAME(load_tile)(p->logits.data, &p->logits, rows, first, n, room->x);
         NAME(exp_tile)(job, room->x, n, norm, F(load)(place), sums, s->rest_low);
         for (int i = 0; i < W; i++) blocks[i * job->blocks + k].sum = sums[i];
@@ -570,7 +571,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
             if (job->blocks == 1 && !job->dense) continue;
             REAL place[W];
             F(store)(place, own);
-            for (int i = 0; i < W; i++) s.own[i] = (int64_t)place[i];
+            for (int i = 0; i < W; i++) s.own[i] = place[i];
             for (int i = 0; i < W && job->blocks > 1; i++) {
                 blocks[i * job->blocks + k] =
                     (pyce_block){.max = s.max[i],
@@ -579,7 +580,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
                                  .dense = s.dense[i],
                                  .dense_loss = s.dense_loss[i],
                                  .dense_loss_low = W == 8 ? s.dense_loss_low[i] : 0,
-                                 .own = s.own[i]};
+                                 .own = (int64_t)s.own[i]};
             }
         }
         if (job->blocks == 1) {
@@ -617,8 +618,8 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
                 const pyce_block *block = blocks + i * job->blocks + k;
                 scales[i] = rows.live[i] ? block->scale : 1;
                 value[i] = rows.live[i] ? (REAL)block->max : 0;
-                at_own[i] = (REAL)NAME(within)(s.own[i], first, size);
-                at_label[i] = (REAL)NAME(within)(s.label[i], first, size);
+                at_own[i] = (REAL)NAME(within)((int64_t)s.own[i], first, size);
+                at_label[i] = (REAL)NAME(within)((int64_t)s.label[i], first, size);
             }
             const F(normaliser) norm = F(normalise)(F(load)(value));
             for (int c = 0; c < size; c++) {

@@ -27,7 +27,7 @@ typedef struct {
     double own_b[W], label_b[W];
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
     double dense_loss_low[W];
-    int64_t own[W], label[W]; /* classes, or −1; label −1 also where the row is ignored */
+    double own[W], label[W]; /* classes, or −1; label −1 also where the row is ignored */
     /* Out. */
     double loss[W];
     double factor[W];     /* grad_c = factor·e(x_c) − dense_factor·b_c */
@@ -63,64 +63,110 @@ static int NAME(has_nan)(const pyce_problem *p, int64_t row) {
     return 0;
 }
 
-/* What a row's losses and gradients are multiplied by. */
+/* What the losses and gradients of eight rows are multiplied by. */
 typedef struct {
-    double label[W]; /* label_part·w_y, 0 where the row is ignored or has no label */
-    double share[W]; /* sample weight, 0 where ignored */
-    double scale[W]; /* grad_loss·sample weight/denominator */
-    double low[W];   /* what rounding scale lost; double logits only */
-    double live[W];  /* 1, or 0 where ignored */
-    double bad[W];   /* NaN where a saved lse is not finite, else 0 */
-} NAME(row_factors);
+    vd label; /* label_part·w_y, 0 where the row is ignored or has no label */
+    vd share; /* sample weight, 0 where ignored */
+    vd scale; /* grad_loss·sample weight/denominator */
+    vd low;   /* what rounding scale lost; double logits only */
+    vd bad;   /* NaN where a saved lse is not finite, else 0 */
+    vdm dead; /* ignored */
+} NAME(factors);
 
 /* (*high + *low)·factor, in place. */
-INLINE void NAME(times)(double *high, double *low, double factor) {
-    const double product = *high * factor;
-    *low = __builtin_fma(*high, factor, -product) + *low * factor;
+INLINE void NAME(times)(vd *high, vd *low, vd factor) {
+    const vd product = vd_mul(*high, factor);
+    const vd lost = vd_fma(*high, factor, vd_sub(vd_set1(0), product));
+    *low = vd_add(lost, vd_mul(*low, factor));
     *high = product;
 }
 
-static void NAME(find_factors)(const pyce_job *job, int64_t row, int n, const NAME(row_set) * s,
-                               NAME(row_factors) * f) {
+/* Of rows i…i+7 of the set, of which `left` exist; the set's first is `row`. */
+INLINE NAME(factors)
+    NAME(find_factors)(const pyce_job *job, int64_t row, int i, int left, const NAME(row_set) * s) {
     const pyce_problem *p = job->p;
-    for (int i = 0; i < W; i++) {
-        f->live[i] = p->labels ? (s->label[i] >= 0 ? 1.0 : 0.0) : 1.0;
-        f->label[i] = p->labels ? job->label_part * f->live[i] : 0.0;
-        f->share[i] = f->live[i];
-        f->scale[i] = job->grad_scale;
-        f->low[i] = job->grad_scale_low;
-        f->bad[i] = 0;
+    const vd zero = vd_set1(0), label = vd_load(s->label + i);
+    NAME(factors)
+    f = {zero,
+         vd_set1(1.0),
+         vd_set1(job->grad_scale),
+         vd_set1(job->grad_scale_low),
+         zero,
+         vd_eq(zero, vd_set1(1.0))};
+    if (p->labels) {
+        f.dead = vd_eq(label, vd_set1(-1.0));
+        f.share = vd_drop(f.dead, f.share);
+        f.label = vd_drop(f.dead, vd_set1(job->label_part));
     }
+    if (job->plain) return f;
     if (p->weight && p->labels) {
-        for (int i = 0; i < n; i++) {
-            if (s->label[i] >= 0) f->label[i] *= p->weight[s->label[i]];
+        double weight[8] = {0};
+        for (int k = 0; k < left; k++) {
+            if (s->label[i + k] >= 0) weight[k] = p->weight[(int64_t)s->label[i + k]];
         }
+        f.label = vd_mul(f.label, vd_load(weight));
     }
-    for (int i = 0; i < n && p->sample_weight; i++) {
-        if (f->live[i] != 0) f->share[i] *= p->sample_weight[row + i];
-        NAME(times)(f->scale + i, f->low + i, p->sample_weight[row + i]);
+    if (p->sample_weight) {
+        const vd weight = vd_loadn(p->sample_weight + row + i, left, 0);
+        f.share = vd_drop(f.dead, weight);
+        NAME(times)(&f.scale, &f.low, weight);
     }
-    for (int i = 0; i < n && p->grad_losses; i++) {
-        NAME(times)(f->scale + i, f->low + i, p->grad_losses[row + i]);
+    if (p->grad_losses) {
+        NAME(times)(&f.scale, &f.low, vd_loadn(p->grad_losses + row + i, left, 0));
     }
-    for (int i = 0; i < n && p->operation == PYCE_BACKWARD; i++) {
-        f->bad[i] = p->lse[row + i] - p->lse[row + i];
+    if (p->operation == PYCE_BACKWARD) {
+        const vd lse = vd_loadn(p->lse + row + i, left, 0);
+        f.bad = vd_sub(lse, lse);
+    }
+    return f;
+}
+
+/* Lanes i…i+7 of a vector as doubles. */
+INLINE vd NAME(eight)(V v, int i) {
+#if W == 8
+    (void)i;
+    return v;
+#else
+    return i ? vf_widen_hi(v) : vf_widen_lo(v);
+#endif
+}
+
+/* lse of eight rows, where it is asked for: 0 for a row that is ignored. */
+INLINE void NAME(write_lse)(const pyce_problem *p, int64_t row, int i, int left, vdm dead, vd max,
+                            vd log) {
+    if (!p->lse || p->operation == PYCE_BACKWARD) return;
+    vd_storen(p->lse + row + i, left, vd_drop(dead, vd_add(max, log)));
+    const vd nan = vd_drop(dead, vd_drop(vd_eq(log, log), vd_set1(1.0)));
+    if (vd_first(vd_eq(nan, vd_set1(1.0))) < 0) return;
+    double tops[8], bad[8];
+    vd_store(tops, max);
+    vd_store(bad, nan);
+    for (int k = 0; k < left; k++) {
+        if (bad[k] == 0) continue;
+        /* An infinite maximum is the lse, unless there is NaN in the row as well. */
+        const int infinite = tops[k] - tops[k] != 0 && !NAME(has_nan)(p, row + i + k);
+        p->lse[row + i + k] = infinite ? tops[k] : NOT_A_NUMBER;
     }
 }
 
 /* Lanes i…i+7 of the row set: log1p(others/e_m), 1/S and (S − e_o)/S, and what follows. */
-INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * f,
-                          const double *exponent, const double *shift, const double *own_e,
-                          const double *max_e, const double *label_e, NAME(row_set) * s) {
+INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(normaliser) norm,
+                          V own_es, V max_es, V label_es, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
     const vd m = vd_load(s->max + i), rest = vd_load(s->rest + i);
-    const vd ke = vd_load(max_e + i), oe = vd_load(own_e + i);
+    const vd ke = NAME(eight)(max_es, i), oe = NAME(eight)(own_es, i);
+    const vd exponent = NAME(eight)(norm.exponent, i), shift = NAME(eight)(norm.shift, i);
     const vd zero = vd_set1(0), one = vd_set1(1.0);
-    const vd z = vd_sub(vd_keep(vd_eq(vd_sub(m, m), zero), m), vd_load(shift + i));
-    const vd k = vd_add(vd_load(exponent + i), vd_set1(BIAS));
+    const vd finite = vd_keep(vd_eq(vd_sub(m, m), zero), m);
+    const NAME(factors) f = NAME(find_factors)(job, row, i, left, s);
+#if W == 8
     vd r, low, e, e_low;
-    vd_reduce(z, k, &r, &low);
+    vd_reduce(vd_sub(finite, shift), vd_add(exponent, vd_set1(BIAS)), &r, &low);
     vd_exp_reduced(r, low, &e, &e_low);
     e = vd_mul(e, vd_set1(BIAS_FACTOR));
+#else
+    const vd e = vd_exp(finite, vd_normaliser_of(shift, exponent, vd_set1(-2000.0)));
+#endif
 
     const vdm at_max = vd_eq(m, vd_load(s->own_x + i));
     const vd less = vd_sub(rest, ke); /* where own is not the maximum, rest has its e(m) in it */
@@ -129,7 +175,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd own_term = vd_select(at_max, e, oe);
     const vd sum = vd_add(without_own, own_term);
     /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
-    const vd bad = vd_add(vd_add(vd_sub(others, others), vd_sub(m, m)), vd_load(f->bad + i));
+    const vd bad = vd_add(vd_add(vd_sub(others, others), vd_sub(m, m)), f.bad);
 
     const vd q = vd_div(others, e);
 #if W == 8
@@ -138,10 +184,10 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd others_low = vd_add(vd_load(s->rest_low + i),
                                  vd_drop(at_max, vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                                                         lost_in_sum(less, oe, vd_add(less, oe)))));
-    const vd left = vd_add(vd_fnma(q, e_low, vd_fnma(q, e, others)), others_low);
+    const vd beyond = vd_add(vd_fnma(q, e_low, vd_fnma(q, e, others)), others_low);
     vd log_low;
     vd log = vd_log1p(q, 1, &log_low);
-    log_low = vd_add(log_low, vd_div(vd_div(left, e), vd_add(one, q)));
+    log_low = vd_add(log_low, vd_div(vd_div(beyond, e), vd_add(one, q)));
     log_low = vd_keep(vd_eq(log_low, log_low), log_low);
     vd_store(s->log_low + i, log_low);
     const vd swapped = vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
@@ -152,7 +198,6 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     const vd inverse = vd_add(vd_div(one, sum), bad);
     const vd inverse_low = vd_div(vd_fnma(inverse, sum_low, vd_fnma(inverse, sum, one)), sum);
 #else
-    (void)e_low;
     vd none;
     vd log = vd_log1p(q, 0, &none);
     (void)none;
@@ -160,7 +205,8 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
 #endif
     log = vd_add(log, bad);
     vd_store(s->log + i, log);
-    if (job->p->operation == PYCE_SOFTMAX) {
+    NAME(write_lse)(p, row, i, left, f.dead, m, log);
+    if (p->operation == PYCE_SOFTMAX) {
         vd_store(s->factor + i, inverse);
 #if W == 8
         vd_store(s->factor_low + i, inverse_low);
@@ -168,9 +214,8 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
         return;
     }
 
-    const vd part = vd_load(f->label + i), scale = vd_load(f->scale + i);
-    const vd share = vd_load(f->share + i);
-    const vdm unlabelled = vd_eq(part, zero), dead = vd_eq(vd_load(f->live + i), zero);
+    const vd part = f.label, scale = f.scale, share = f.share;
+    const vdm unlabelled = vd_eq(part, zero);
     const vd from_label = vd_sub(m, vd_load(s->label_x + i));
     const vd at_label = vd_add(from_label, log);
     vd loss = vd_drop(unlabelled, vd_mul(part, at_label));
@@ -197,23 +242,22 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
         loss = sum_loss;
         whole = vd_fma(dense_part, dense, part);
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
-        double same[8];
-        for (int l = 0; l < 8; l++) same[l] = s->own[i + l] == s->label[i + l] ? 1.0 : 0.0;
+        const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), one);
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
         const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
-        const vd apart = vd_add(own_b, vd_mul(part, vd_load(same)));
+        const vd apart = vd_add(own_b, vd_mul(part, same));
         const vd own_grad =
             vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
                       vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
         vd_store(s->own_grad + i, vd_mul(scale, own_grad));
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
-        const vd p_label = vd_mul(vd_load(label_e + i), inverse);
+        const vd p_label = vd_mul(NAME(eight)(label_es, i), inverse);
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
         const vd dense_factor = vd_mul(scale, dense_part);
         vd_store(s->dense_factor + i, dense_factor);
 #if W == 8
         const vd factor_lost = vd_fma(scale, dense_part, vd_sub(zero, dense_factor));
-        vd_store(s->dense_factor_low + i, vd_fma(vd_load(f->low + i), dense_part, factor_lost));
+        vd_store(s->dense_factor_low + i, vd_fma(f.low, dense_part, factor_lost));
 #endif
     }
 #if W == 8
@@ -224,14 +268,14 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
     loss = vd_mul(loss, share);
 #endif
     loss = vd_add(loss, vd_sub(log, log));
-    vd_store(s->loss + i, vd_drop(dead, loss));
+    vd_store(s->loss + i, vd_drop(f.dead, loss));
     const vd wanted = vd_mul(scale, whole);
     const vd factor = vd_mul(wanted, inverse);
     vd_store(s->factor + i, factor);
 #if W == 8
     /* (scale + loss_low)·whole·(inverse + inverse_low) − factor, exactly but for terms of second order. */
     const vd minus = vd_sub(zero, wanted);
-    const vd wanted_low = vd_fma(vd_load(f->low + i), whole, vd_fma(scale, whole, minus));
+    const vd wanted_low = vd_fma(f.low, whole, vd_fma(scale, whole, minus));
     const vd product_low = vd_fma(wanted, inverse, vd_sub(zero, factor));
     const vd factor_low =
         vd_add(product_low, vd_fma(wanted, inverse_low, vd_mul(wanted_low, inverse)));
@@ -246,30 +290,13 @@ INLINE void NAME(settle8)(const pyce_job *job, int i, const NAME(row_factors) * 
 
 /* Rows row…row+n−1 (n ≤ W), which have the statistics in `s`. */
 static void NAME(settle_rows)(const pyce_job *job, int64_t row, int n, NAME(row_set) * s) {
-    const pyce_problem *p = job->p;
-    NAME(row_factors) f;
-    double exponent[W], shift[W], own_e[W], max_e[W], label_e[W] = {0};
-    const F(normaliser) norm = F(normalise)(F(from_doubles)(s->max));
-    F(to_doubles)(norm.exponent, exponent);
-    F(to_doubles)(norm.shift, shift);
-    F(to_doubles)(F(exp)(F(from_doubles)(s->max), norm), max_e);
-    F(to_doubles)(F(exp)(F(from_doubles)(s->own_x), norm), own_e);
-    if (job->dense) F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), label_e);
-    NAME(find_factors)(job, row, n, s, &f);
+    const V max = F(from_doubles)(s->max);
+    const F(normaliser) norm = F(normalise)(max);
+    const V max_e = F(exp)(max, norm), own_e = F(exp)(F(from_doubles)(s->own_x), norm);
+    V label_e = own_e;
+    if (job->dense) label_e = F(exp)(F(from_doubles)(s->label_x), norm);
     for (int i = 0; i < n; i += 8) {
-        NAME(settle8)(job, i, &f, exponent, shift, own_e, max_e, label_e, s);
-    }
-    if (p->lse && p->operation != PYCE_BACKWARD) {
-        for (int i = 0; i < n; i++) {
-            double lse = s->max[i] + s->log[i];
-            if (f.live[i] == 0) lse = 0;
-            if (s->log[i] != s->log[i] && f.live[i] != 0) {
-                /* An infinite maximum is the lse, unless there is NaN in the row as well. */
-                const int infinite = s->max[i] - s->max[i] != 0 && !NAME(has_nan)(p, row + i);
-                lse = infinite ? s->max[i] : NOT_A_NUMBER;
-            }
-            p->lse[row + i] = lse;
-        }
+        NAME(settle8)(job, row, i, n - i < 8 ? n - i : 8, norm, own_e, max_e, label_e, s);
     }
 }
 

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 /* Vectors whose exponentials are computed in step. */
-#define VF_TOGETHER 8
+#define VF_TOGETHER 4
 #define VD_TOGETHER 4
 
 typedef __m512 vf;

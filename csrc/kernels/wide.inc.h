@@ -421,8 +421,8 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     if (W == 16) rest += lost;
     s->rest[lane] = rest;
     s->rest_low[lane] = lost;
-    s->own[lane] = own;
-    s->label[lane] = label;
+    s->own[lane] = (double)own;
+    s->label[lane] = (double)label;
     s->own_x[lane] = own >= 0 ? (double)GET(x + own * stride) : -INFINITE;
     s->label_x[lane] = label >= 0 ? (double)GET(x + label * stride) : -INFINITE;
     s->dense[lane] = dense;
@@ -476,8 +476,8 @@ INLINE NAME(writer)
         .n = n,
         .at = 0,
         .streaming = job->streaming,
-        .own = apart ? NAME(within)(s->own[lane], first, n) : -1,
-        .label = apart && job->dense ? NAME(within)(s->label[lane], first, n) : -1,
+        .own = apart ? NAME(within)((int64_t)s->own[lane], first, n) : -1,
+        .label = apart && job->dense ? NAME(within)((int64_t)s->label[lane], first, n) : -1,
         .own_grad = (REAL)s->own_grad[lane],
         .label_grad = job->dense ? (REAL)s->label_grad[lane] : 0,
     };
