@@ -2,17 +2,19 @@
 
 /* -- labels ----------------------------------------------------------------------------------- */
 
-#define LABELS(name, type)                                                                          \
+#define LABELS(name, type, SCAN)                                                                    \
     static int64_t name(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,          \
                         double *weight) {                                                           \
         const type *labels = p->labels;                                                             \
         const int64_t classes = p->classes, ignore = p->ignore_index;                               \
-        int64_t kept = 0, wrong = 0;                                                                \
-        for (int64_t i = begin; i < end; i++) {                                                     \
+        int64_t kept = 0;                                                                           \
+        int wrong = 0;                                                                              \
+        const int64_t whole = (end - begin) / 8 * 8;                                                \
+        wrong = SCAN(labels + begin, whole, ignore, classes, &kept);                                \
+        for (int64_t i = begin + whole; i < end; i++) {                                             \
             const int64_t label = labels[i];                                                        \
-            const int64_t counts = label != ignore;                                                 \
-            kept += counts;                                                                         \
-            wrong += counts & ((label < 0) | (label >= classes));                                   \
+            kept += label != ignore;                                                                \
+            wrong |= label != ignore && (label < 0 || label >= classes);                            \
         }                                                                                           \
         *count = kept;                                                                              \
         *weight = (double)kept;                                                                     \
@@ -45,8 +47,8 @@
         }                                                                                           \
         return -1;                                                                                  \
     }
-LABELS(labels32, int32_t)
-LABELS(labels64, int64_t)
+LABELS(labels32, int32_t, scan_labels32)
+LABELS(labels64, int64_t, scan_labels64)
 #undef LABELS
 
 /* -- Bernoulli -------------------------------------------------------------------------------- */

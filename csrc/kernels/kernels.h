@@ -20,7 +20,7 @@
 /* Bounds of the rows whose losses are added up as one leaf of the reduction tree. */
 #define PYCE_TILE 1024
 /* Bytes that hold what the kernels know of a settled row. */
-#define PYCE_SETTLED 8192
+#define PYCE_SETTLED 12288
 
 /* Which class stays out of a row's sum and gets its gradient from the sum of the others. */
 enum { OWN_NONE, OWN_LABEL, OWN_MAX };

@@ -42,12 +42,18 @@ typedef struct {
     int n;
     int apart;            /* rows lie apart (inner == 1), else side by side */
     int64_t outer, inner; /* of the first */
-    int live[W], all_live;
+    int all_live;         /* no row is ignored; else those that aren't: */
+    int live[W];
     V label; /* as numbers; −1 where none */
 #if W == 16
     const NAME(lane_order) * order; /* NULL where rows are not tiny */
 #endif
 } NAME(lane_rows);
+
+/* Whether lane i stands for a row that counts. */
+INLINE int NAME(lives)(const NAME(lane_rows) * rows, int i) {
+    return i < rows->n && (rows->all_live || rows->live[i]);
+}
 
 INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_rows) * rows,
                             int64_t first, int n, REAL *tile) {
@@ -265,13 +271,13 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
         V v[8];
         UNROLL
         for (int j = 0; j < 8; j++) {
-            v[j] = F(set1)((REAL)-INFINITE); /* whose e is 0 */
+            v[j] = F(set1)(0);
             if (c + j < n) {
                 v[j] = F(load)(tile + (c + j) * W);
                 own_x = F(select)(F(eq)(own, F(set1)((REAL)(c + j))), v[j], own_x);
             }
         }
-        F(exp8)(v, norm);
+        F(exp_some)(v, n - c, norm);
         UNROLL
         for (int j = 0; j < 8; j++) {
             if (c + j < n) F(store)(tile + (c + j) * W, v[j]);
@@ -368,13 +374,15 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     REAL *tile = room->x;
     const REAL least = W == 8 ? (REAL)0x1p-1021 : (REAL)0x1p-125;
     const V zero = F(set1)(0), one = F(set1)(1);
+    V factor = F(from_doubles)(s->factor);
     double factors[W];
-    memcpy(factors, s->factor, sizeof factors);
-    for (int i = 0; scales && i < W; i++) factors[i] *= scales[i];
-    V factor = F(from_doubles)(factors);
+    if (scales) {
+        for (int i = 0; i < W; i++) factors[i] = s->factor[i] * scales[i];
+        factor = F(from_doubles)(factors);
+    }
     const V size = F(max)(factor, F(sub)(zero, factor));
-    const V short_of = F(max)(F(sub)(F(set1)(least), size), zero);
-    if (F(reduce_max)(short_of) > 0) {
+    if (F(first)(F(nlt)(F(set1)(least), size)) >= 0) {
+        for (int i = 0; i < W; i++) factors[i] = s->factor[i] * (scales ? scales[i] : 1);
         /* Factors too small for the compute type: part of them moves into e. */
         REAL lift[W];
         for (int i = 0; i < W; i++) {
@@ -442,37 +450,35 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
 /* Which rows count, and their labels. */
 INLINE void NAME(load_labels)(const pyce_problem *p, NAME(lane_rows) * rows, NAME(row_set) * s) {
     const int64_t ignore = p->ignore_index;
-    int64_t label[W];
-    int live = 0;
     rows->all_live = 1;
     rows->label = F(set1)(-1);
+    s->row = rows->row;
+    s->n = rows->n;
     if (!p->labels) {
-        for (int i = 0; i < W; i++) s->label[i] = -1;
-        for (int i = 0; i < W; i++) rows->live[i] = i < rows->n;
+        for (int i = 0; i < W; i += 8) vd_store(s->label + i, vd_set1(-1.0));
         return;
     }
-    if (p->target == PYCE_INDEX64) {
-        const int64_t *from = (const int64_t *)p->labels + rows->row;
-        if (rows->n == W) {
-            for (int i = 0; i < W; i++) label[i] = from[i];
-        } else {
-            for (int i = 0; i < W; i++) label[i] = i < rows->n ? from[i] : ignore;
-        }
-    } else {
-        const int32_t *from = (const int32_t *)p->labels + rows->row;
-        if (rows->n == W) {
-            for (int i = 0; i < W; i++) label[i] = from[i];
-        } else {
-            for (int i = 0; i < W; i++) label[i] = i < rows->n ? from[i] : ignore;
-        }
+    const int wide = p->target == PYCE_INDEX64;
+    const int64_t *from = (const int64_t *)p->labels + rows->row;
+    const int32_t *from32 = (const int32_t *)p->labels + rows->row;
+    int64_t few[W];
+    int32_t few32[W];
+    if (rows->n < W) {
+        for (int i = 0; i < W && wide; i++) few[i] = i < rows->n ? from[i] : 0;
+        for (int i = 0; i < W && !wide; i++) few32[i] = i < rows->n ? from32[i] : 0;
+        from = few;
+        from32 = few32;
     }
-    REAL number[W];
-    for (int i = 0; i < W; i++) s->label[i] = label[i] | -(int64_t)(label[i] == ignore);
+    vd label[W / 8];
+    UNROLL
+    for (int i = 0; i < W / 8; i++) {
+        label[i] = wide ? vd_labels64(from + 8 * i, ignore) : vd_labels32(from32 + 8 * i, ignore);
+        vd_store(s->label + 8 * i, label[i]);
+    }
+    rows->label = F(from_doubles)(s->label);
+    if (F(first)(F(eq)(rows->label, F(set1)(-1))) < 0) return;
+    rows->all_live = 0;
     for (int i = 0; i < W; i++) rows->live[i] = s->label[i] >= 0;
-    for (int i = 0; i < W; i++) number[i] = (REAL)s->label[i];
-    for (int i = 0; i < W; i++) live += rows->live[i];
-    rows->label = F(load)(number);
-    rows->all_live = live == rows->n;
 }
 
 #if W == 16
@@ -483,9 +489,10 @@ static void NAME(backward_tile)(const pyce_job *job, const NAME(lane_rows) * row
     REAL lse[W];
     for (int i = 0; i < W; i++) {
         const int64_t row = rows->row + i;
-        lse[i] = rows->live[i] ? (REAL)p->lse[row] : 0;
+        lse[i] = NAME(lives)(rows, i) ? (REAL)p->lse[row] : 0;
         s->own_grad[i] = s->factor[i] = 0;
-        if (rows->live[i]) s->factor[i] = NAME(row_scale)(job, row) * NAME(lse_scale)(p, row);
+        if (NAME(lives)(rows, i))
+            s->factor[i] = NAME(row_scale)(job, row) * NAME(lse_scale)(p, row);
     }
     const F(normaliser) norm = F(normalise)(F(load)(lse));
     const V none = F(set1)(-1);
@@ -501,15 +508,115 @@ static void NAME(backward_tile)(const pyce_job *job, const NAME(lane_rows) * row
         NAME(write_tile)(job, rows, first, n, room, s, 0, 0, 0, none, none);
     }
     for (int i = 0; i < rows->n; i++) {
-        if (rows->live[i]) NAME(backward_label)(job, rows->row + i, blocks + i * job->blocks);
+        if (NAME(lives)(rows, i))
+            NAME(backward_label)(job, rows->row + i, blocks + i * job->blocks);
     }
 }
 #endif
 
+/* The next rows of a tile, up to `end`. */
+INLINE NAME(lane_rows) NAME(rows_at)(const pyce_job *job, int64_t row, int64_t end) {
+    const int64_t inner = job->p->inner;
+    NAME(lane_rows) rows;
+    int64_t n = end - row;
+    rows.row = row;
+    rows.apart = inner == 1;
+#if W == 16
+    rows.order = 0;
+#endif
+    rows.outer = row;
+    rows.inner = 0;
+    if (!rows.apart) {
+        rows.outer = row / inner;
+        rows.inner = row % inner;
+        if (inner - rows.inner < n) n = inner - rows.inner;
+    }
+    rows.n = n < W ? (int)n : W;
+    return rows;
+}
+
+/* -- rows of one block ------------------------------------------------------------------------------ */
+
+/* Tiles that are worked on at a time, so that there are enough rows to settle: what fits in L1. */
+#define BATCH 4
+
+INLINE int NAME(in_batches)(const pyce_job *job) {
+    const int lse_will_do = W == 16 && job->p->operation == PYCE_BACKWARD && !job->dense;
+    return job->blocks == 1 && !(lse_will_do && job->p->classes > PYCE_NARROW);
+}
+
+INLINE int NAME(batch_of)(const pyce_job *job) {
+    const int64_t fit = 512 / job->p->classes;
+    if (!NAME(in_batches)(job)) return 1;
+    return fit < 1 ? 1 : fit > BATCH ? BATCH : (int)fit;
+}
+
+static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
+                             const NAME(lane_scratch) * memory, double *losses, double *sums) {
+    const pyce_problem *p = job->p;
+    const int classes = (int)p->classes, batch = NAME(batch_of)(job);
+    const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+#if W == 16
+    NAME(lane_order) order;
+    if (classes <= PYCE_TINY) NAME(find_order)(classes, &order);
+#endif
+    NAME(row_set) sets[BATCH];
+    NAME(lane_rows) rows[BATCH];
+    NAME(lane_scratch) room[BATCH];
+    V own[BATCH];
+    const REAL *b[BATCH] = {0};
+    int step[BATCH] = {0};
+    for (int t = 0; t < batch; t++) {
+        room[t] = *memory;
+        room[t].x += t * classes * W;
+        room[t].b += t * classes * W;
+    }
+    for (int64_t row = begin; row < end;) {
+        const int64_t tile = row / job->tile * job->tile;
+        const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
+        int count = 0;
+        for (; count < batch && row < tile_end; count++) {
+            NAME(row_set) *s = sets + count;
+            rows[count] = NAME(rows_at)(job, row, tile_end);
+#if W == 16
+            rows[count].order = classes <= PYCE_TINY ? &order : 0;
+#endif
+            NAME(load_labels)(p, rows + count, s);
+            NAME(measure_tile)(job, rows + count, 0, classes, room + count, b + count, step + count,
+                               own + count, s);
+            if (job->dense) {
+                F(to_doubles)(own[count], s->own);
+                NAME(finish_lanes)(b[count], step[count], s);
+            }
+            row += rows[count].n;
+        }
+        NAME(settle_rows)(job, sets, count);
+        for (int t = 0; t < count; t++) {
+            const NAME(row_set) *s = sets + t;
+            double *to = losses + (s->row - tile);
+            for (int i = 0; i < s->n; i += 8)
+                vd_storen(to + i, NAME(left)(s, i), vd_load(s->loss + i));
+            if (p->operation == PYCE_LOG_SOFTMAX) {
+                NAME(load_tile)(p->logits.data, &p->logits, rows + t, 0, classes, room[t].x);
+                NAME(log_tile)(s, classes, room[t].x);
+                NAME(store_tile)(job, rows + t, 0, classes, room[t].x);
+            } else if (keep) {
+                NAME(write_tile)(job, rows + t, 0, classes, room + t, s, 0, step[t], b[t], own[t],
+                                 rows[t].label);
+            }
+        }
+        if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
+    }
+    if (job->streaming) memory_fence();
+}
+
+/* -- any rows ---------------------------------------------------------------------------------------- */
+
 static size_t NAME(lane_scratch_size)(const pyce_job *job) {
     const size_t classes = (size_t)(job->blocks > 1 ? PYCE_BLOCK : job->p->classes);
     const size_t blocks = (size_t)job->blocks * W * sizeof(pyce_block);
-    return (classes * (2 * W + 1) + 64) * sizeof(REAL) + blocks + 256;
+    const size_t tiles = (size_t)NAME(batch_of)(job);
+    return (classes * (2 * tiles * W + 1) + 64) * sizeof(REAL) + blocks + 256;
 }
 
 static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
@@ -518,37 +625,28 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
     char *carve = scratch;
     const size_t classes = (size_t)(job->blocks > 1 ? PYCE_BLOCK : p->classes);
     NAME(lane_scratch) memory, *room = &memory;
-    memory.x = NAME(carve)(&carve, classes * W * sizeof(REAL));
-    memory.b = NAME(carve)(&carve, classes * W * sizeof(REAL));
+    const size_t tiles = (size_t)NAME(batch_of)(job);
+    memory.x = NAME(carve)(&carve, tiles * classes * W * sizeof(REAL));
+    memory.b = NAME(carve)(&carve, tiles * classes * W * sizeof(REAL));
     memory.coefficients = NAME(carve)(&carve, classes * sizeof(REAL));
     pyce_block *blocks = (void *)NAME(carve)(&carve, 0);
     const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
-#if W == 16
-    NAME(lane_order) order;
-    if (p->classes <= PYCE_TINY) NAME(find_order)((int)p->classes, &order);
-#endif
     double losses[PYCE_TILE];
+    if (NAME(in_batches)(job)) {
+        NAME(batch_rows)(job, begin, end, room, losses, sums);
+        return;
+    }
     NAME(row_set) s;
     for (int64_t row = begin; row < end;) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
-        NAME(lane_rows) rows = {.row = row, .apart = p->inner == 1};
-#if W == 16
-        rows.order = p->classes <= PYCE_TINY ? &order : (const NAME(lane_order) *)0;
-#endif
-        int64_t n = tile_end - row;
-        if (!rows.apart) {
-            rows.outer = row / p->inner;
-            rows.inner = row % p->inner;
-            if (p->inner - rows.inner < n) n = p->inner - rows.inner;
-        }
-        rows.n = n < W ? (int)n : W;
+        NAME(lane_rows) rows = NAME(rows_at)(job, row, tile_end);
         NAME(load_labels)(p, &rows, &s);
 #if W == 16
         if (p->operation == PYCE_BACKWARD && !job->dense && p->classes > PYCE_NARROW) {
             int fit = 1;
             for (int i = 0; i < rows.n; i++) {
-                if (rows.live[i] && !NAME(one_pass)(job, row + i)) fit = 0;
+                if (NAME(lives)(&rows, i) && !NAME(one_pass)(job, row + i)) fit = 0;
             }
             if (!fit && rows.n > 1) {
                 rows.n = 1; /* one by one, since they differ in kind */
@@ -568,11 +666,10 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
         for (int64_t k = 0; k < job->blocks; k++) {
             const int size = NAME(block_size)(job, k);
             NAME(measure_tile)(job, &rows, k * PYCE_BLOCK, size, room, &b, &step, &own, &s);
-            if (job->blocks == 1 && !job->dense) continue;
             REAL place[W];
             F(store)(place, own);
             for (int i = 0; i < W; i++) s.own[i] = place[i];
-            for (int i = 0; i < W && job->blocks > 1; i++) {
+            for (int i = 0; i < W; i++) {
                 blocks[i * job->blocks + k] =
                     (pyce_block){.max = s.max[i],
                                  .sum = s.rest[i],
@@ -583,41 +680,31 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
                                  .own = (int64_t)s.own[i]};
             }
         }
-        if (job->blocks == 1) {
-            if (job->dense) NAME(finish_lanes)(b, step, &s);
-        } else {
-            for (int i = 0; i < W; i++) {
-                if (!rows.live[i]) {
-                    NAME(clear_lane)(i, &s);
-                    continue;
-                }
-                NAME(combine)(job, row + i, blocks + i * job->blocks, i, &s);
+        for (int i = 0; i < W; i++) {
+            if (!NAME(lives)(&rows, i)) {
+                NAME(clear_lane)(i, &s);
+                continue;
             }
+            NAME(combine)(job, row + i, blocks + i * job->blocks, i, &s);
         }
-        NAME(settle_rows)(job, row, rows.n, &s);
+        NAME(settle_rows)(job, &s, 1);
         for (int i = 0; i < rows.n; i++) losses[row - tile + i] = s.loss[i];
         for (int64_t k = 0; keep && k < job->blocks; k++) {
             const int size = NAME(block_size)(job, k);
             const int64_t first = k * PYCE_BLOCK;
-            const int again = job->blocks > 1; /* too large to keep */
-            if (again || p->operation == PYCE_LOG_SOFTMAX) {
-                NAME(load_tile)(p->logits.data, &p->logits, &rows, first, size, room->x);
-            }
+            /* Too large to keep. */
+            NAME(load_tile)(p->logits.data, &p->logits, &rows, first, size, room->x);
             if (p->operation == PYCE_LOG_SOFTMAX) {
                 NAME(log_tile)(&s, size, room->x);
                 NAME(store_tile)(job, &rows, first, size, room->x);
-                continue;
-            }
-            if (!again) {
-                NAME(write_tile)(job, &rows, first, size, room, &s, 0, step, b, own, label);
                 continue;
             }
             double scales[W];
             REAL value[W], at_own[W], at_label[W];
             for (int i = 0; i < W; i++) {
                 const pyce_block *block = blocks + i * job->blocks + k;
-                scales[i] = rows.live[i] ? block->scale : 1;
-                value[i] = rows.live[i] ? (REAL)block->max : 0;
+                scales[i] = NAME(lives)(&rows, i) ? block->scale : 1;
+                value[i] = NAME(lives)(&rows, i) ? (REAL)block->max : 0;
                 at_own[i] = (REAL)NAME(within)((int64_t)s.own[i], first, size);
                 at_label[i] = (REAL)NAME(within)((int64_t)s.label[i], first, size);
             }

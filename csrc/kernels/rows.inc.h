@@ -19,6 +19,8 @@
  */
 
 typedef struct {
+    int64_t row; /* of the problem: the first lane's */
+    int n;       /* lanes that stand for a row */
     /* In, by the kernels: one row per lane. */
     double max[W];
     double rest[W];
@@ -28,6 +30,12 @@ typedef struct {
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
     double dense_loss_low[W];
     double own[W], label[W]; /* classes, or −1; label −1 also where the row is ignored */
+    /* Between the steps of settle_rows. */
+    double quotient[W], quotient_low[W];       /* others/e_m and what is missing of it, over e_m */
+    double without_own[W], without_own_low[W]; /* S − e_o */
+    double own_term[W], label_e[W];            /* e_o and e_y */
+    double inverse[W], inverse_low[W];         /* 1/S */
+    double bad[W];                             /* NaN where the row's result is, else 0 */
     /* Out. */
     double loss[W];
     double factor[W];     /* grad_c = factor·e(x_c) − dense_factor·b_c */
@@ -69,7 +77,6 @@ typedef struct {
     vd share; /* sample weight, 0 where ignored */
     vd scale; /* grad_loss·sample weight/denominator */
     vd low;   /* what rounding scale lost; double logits only */
-    vd bad;   /* NaN where a saved lse is not finite, else 0 */
     vdm dead; /* ignored */
 } NAME(factors);
 
@@ -81,18 +88,21 @@ INLINE void NAME(times)(vd *high, vd *low, vd factor) {
     *high = product;
 }
 
-/* Of rows i…i+7 of the set, of which `left` exist; the set's first is `row`. */
-INLINE NAME(factors)
-    NAME(find_factors)(const pyce_job *job, int64_t row, int i, int left, const NAME(row_set) * s) {
+/* How many of lanes i…i+7 stand for a row. */
+INLINE int NAME(left)(const NAME(row_set) * s, int i) { return s->n - i < 8 ? s->n - i : 8; }
+
+/* Of lanes i…i+7. */
+INLINE NAME(factors) NAME(find_factors)(const pyce_job *job, int i, const NAME(row_set) * s) {
     const pyce_problem *p = job->p;
+    const int64_t row = s->row;
+    const int left = NAME(left)(s, i);
     const vd zero = vd_set1(0), label = vd_load(s->label + i);
-    NAME(factors)
-    f = {zero,
-         vd_set1(1.0),
-         vd_set1(job->grad_scale),
-         vd_set1(job->grad_scale_low),
-         zero,
-         vd_eq(zero, vd_set1(1.0))};
+    NAME(factors) f;
+    f.label = zero;
+    f.share = vd_set1(1.0);
+    f.scale = vd_set1(job->grad_scale);
+    f.low = vd_set1(job->grad_scale_low);
+    f.dead = vd_eq(zero, f.share);
     if (p->labels) {
         f.dead = vd_eq(label, vd_set1(-1.0));
         f.share = vd_drop(f.dead, f.share);
@@ -114,10 +124,6 @@ INLINE NAME(factors)
     if (p->grad_losses) {
         NAME(times)(&f.scale, &f.low, vd_loadn(p->grad_losses + row + i, left, 0));
     }
-    if (p->operation == PYCE_BACKWARD) {
-        const vd lse = vd_loadn(p->lse + row + i, left, 0);
-        f.bad = vd_sub(lse, lse);
-    }
     return f;
 }
 
@@ -132,9 +138,11 @@ INLINE vd NAME(eight)(V v, int i) {
 }
 
 /* lse of eight rows, where it is asked for: 0 for a row that is ignored. */
-INLINE void NAME(write_lse)(const pyce_problem *p, int64_t row, int i, int left, vdm dead, vd max,
-                            vd log) {
+INLINE void NAME(write_lse)(const pyce_problem *p, int i, vdm dead, vd max, vd log,
+                            const NAME(row_set) * s) {
     if (!p->lse || p->operation == PYCE_BACKWARD) return;
+    const int64_t row = s->row;
+    const int left = NAME(left)(s, i);
     vd_storen(p->lse + row + i, left, vd_drop(dead, vd_add(max, log)));
     const vd nan = vd_drop(dead, vd_drop(vd_eq(log, log), vd_set1(1.0)));
     if (vd_first(vd_eq(nan, vd_set1(1.0))) < 0) return;
@@ -149,16 +157,17 @@ INLINE void NAME(write_lse)(const pyce_problem *p, int64_t row, int i, int left,
     }
 }
 
-/* Lanes i…i+7 of the row set: log1p(others/e_m), 1/S and (S − e_o)/S, and what follows. */
-INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(normaliser) norm,
-                          V own_es, V max_es, V label_es, NAME(row_set) * s) {
+/* Settling takes three steps, each for all rows before the next: their operations depend on each
+   other in long chains, and short loops let a processor work on many rows' chains at once. Each takes
+   lanes i…i+7. First the sums: others/e_m, S − e_o, 1/S. */
+INLINE void NAME(settle_sums)(const pyce_job *job, int i, F(normaliser) norm, V own_es, V max_es,
+                              NAME(row_set) * s) {
     const pyce_problem *p = job->p;
     const vd m = vd_load(s->max + i), rest = vd_load(s->rest + i);
     const vd ke = NAME(eight)(max_es, i), oe = NAME(eight)(own_es, i);
     const vd exponent = NAME(eight)(norm.exponent, i), shift = NAME(eight)(norm.shift, i);
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd finite = vd_keep(vd_eq(vd_sub(m, m), zero), m);
-    const NAME(factors) f = NAME(find_factors)(job, row, i, left, s);
 #if W == 8
     vd r, low, e, e_low;
     vd_reduce(vd_sub(finite, shift), vd_add(exponent, vd_set1(BIAS)), &r, &low);
@@ -175,7 +184,11 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
     const vd own_term = vd_select(at_max, e, oe);
     const vd sum = vd_add(without_own, own_term);
     /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
-    const vd bad = vd_add(vd_add(vd_sub(others, others), vd_sub(m, m)), f.bad);
+    vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
+    if (p->operation == PYCE_BACKWARD) {
+        const vd lse = vd_loadn(p->lse + s->row + i, NAME(left)(s, i), 0);
+        bad = vd_add(bad, vd_sub(lse, lse));
+    }
 
     const vd q = vd_div(others, e);
 #if W == 8
@@ -185,11 +198,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
                                  vd_drop(at_max, vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                                                         lost_in_sum(less, oe, vd_add(less, oe)))));
     const vd beyond = vd_add(vd_fnma(q, e_low, vd_fnma(q, e, others)), others_low);
-    vd log_low;
-    vd log = vd_log1p(q, 1, &log_low);
-    log_low = vd_add(log_low, vd_div(vd_div(beyond, e), vd_add(one, q)));
-    log_low = vd_keep(vd_eq(log_low, log_low), log_low);
-    vd_store(s->log_low + i, log_low);
+    vd_store(s->quotient_low + i, vd_div(beyond, e));
     const vd swapped = vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                               vd_add(lost_in_sum(less, e, vd_add(less, e)), e_low));
     const vd without_low = vd_add(vd_load(s->rest_low + i), vd_drop(at_max, swapped));
@@ -197,22 +206,50 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
                               lost_in_sum(without_own, own_term, sum));
     const vd inverse = vd_add(vd_div(one, sum), bad);
     const vd inverse_low = vd_div(vd_fnma(inverse, sum_low, vd_fnma(inverse, sum, one)), sum);
+    vd_store(s->inverse_low + i, inverse_low);
+    vd_store(s->without_own_low + i, without_low);
 #else
-    vd none;
-    vd log = vd_log1p(q, 0, &none);
-    (void)none;
     const vd inverse = vd_add(vd_div(one, sum), bad);
 #endif
-    log = vd_add(log, bad);
-    vd_store(s->log + i, log);
-    NAME(write_lse)(p, row, i, left, f.dead, m, log);
+    vd_store(s->quotient + i, q);
+    vd_store(s->without_own + i, without_own);
+    vd_store(s->own_term + i, own_term);
+    vd_store(s->inverse + i, inverse);
+    vd_store(s->bad + i, bad);
+}
+
+/* Second: lse − m = log(1 + others/e_m). */
+INLINE void NAME(settle_log)(int i, NAME(row_set) * s) {
+    const vd q = vd_load(s->quotient + i);
+    vd log_low;
+    const vd log = vd_log1p(q, W == 8, &log_low);
+#if W == 8
+    log_low = vd_add(log_low, vd_div(vd_load(s->quotient_low + i), vd_add(vd_set1(1.0), q)));
+    vd_store(s->log_low + i, vd_keep(vd_eq(log_low, log_low), log_low));
+#endif
+    vd_store(s->log + i, vd_add(log, vd_load(s->bad + i)));
+}
+
+/* Third: the loss, and what makes the gradient. */
+INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    const vd zero = vd_set1(0);
+    const vd m = vd_load(s->max + i), log = vd_load(s->log + i);
+    const vd inverse = vd_load(s->inverse + i), own_term = vd_load(s->own_term + i);
+    const vd without_own = vd_load(s->without_own + i);
+    const NAME(factors) f = NAME(find_factors)(job, i, s);
+    NAME(write_lse)(p, i, f.dead, m, log, s);
     if (p->operation == PYCE_SOFTMAX) {
         vd_store(s->factor + i, inverse);
 #if W == 8
-        vd_store(s->factor_low + i, inverse_low);
+        vd_store(s->factor_low + i, vd_load(s->inverse_low + i));
 #endif
         return;
     }
+#if W == 8
+    const vd log_low = vd_load(s->log_low + i), inverse_low = vd_load(s->inverse_low + i);
+    const vd without_low = vd_load(s->without_own_low + i);
+#endif
 
     const vd part = f.label, scale = f.scale, share = f.share;
     const vdm unlabelled = vd_eq(part, zero);
@@ -242,7 +279,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
         loss = sum_loss;
         whole = vd_fma(dense_part, dense, part);
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
-        const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), one);
+        const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), vd_set1(1.0));
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
         const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
         const vd apart = vd_add(own_b, vd_mul(part, same));
@@ -251,7 +288,7 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
                       vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
         vd_store(s->own_grad + i, vd_mul(scale, own_grad));
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
-        const vd p_label = vd_mul(NAME(eight)(label_es, i), inverse);
+        const vd p_label = vd_mul(vd_load(s->label_e + i), inverse);
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
         const vd dense_factor = vd_mul(scale, dense_part);
         vd_store(s->dense_factor + i, dense_factor);
@@ -288,15 +325,23 @@ INLINE void NAME(settle8)(const pyce_job *job, int64_t row, int i, int left, F(n
     if (!job->dense) vd_store(s->own_grad + i, vd_sub(zero, own_grad));
 }
 
-/* Rows row…row+n−1 (n ≤ W), which have the statistics in `s`. */
-static void NAME(settle_rows)(const pyce_job *job, int64_t row, int n, NAME(row_set) * s) {
-    const V max = F(from_doubles)(s->max);
-    const F(normaliser) norm = F(normalise)(max);
-    const V max_e = F(exp)(max, norm), own_e = F(exp)(F(from_doubles)(s->own_x), norm);
-    V label_e = own_e;
-    if (job->dense) label_e = F(exp)(F(from_doubles)(s->label_x), norm);
-    for (int i = 0; i < n; i += 8) {
-        NAME(settle8)(job, row, i, n - i < 8 ? n - i : 8, norm, own_e, max_e, label_e, s);
+/* What follows for the rows of some sets. */
+static void NAME(settle_rows)(const pyce_job *job, NAME(row_set) * sets, int count) {
+    for (NAME(row_set) *s = sets; s < sets + count; s++) {
+        const V max = F(from_doubles)(s->max);
+        const F(normaliser) norm = F(normalise)(max);
+        V e[2] = {max, F(from_doubles)(s->own_x)};
+        F(exps)(e, 2, norm);
+        if (job->dense) {
+            F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), s->label_e);
+        }
+        for (int i = 0; i < s->n; i += 8) NAME(settle_sums)(job, i, norm, e[1], e[0], s);
+    }
+    for (NAME(row_set) *s = sets; s < sets + count; s++) {
+        for (int i = 0; i < s->n; i += 8) NAME(settle_log)(i, s);
+    }
+    for (NAME(row_set) *s = sets; s < sets + count; s++) {
+        for (int i = 0; i < s->n; i += 8) NAME(settle_loss)(job, i, s);
     }
 }
 

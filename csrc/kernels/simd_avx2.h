@@ -344,6 +344,46 @@ INLINE __m256d exponent_half(__m256d a) {
 INLINE vd vd_mantissa(vd a) { return vd_of(mantissa_half(a.lo), mantissa_half(a.hi)); }
 INLINE vd vd_exponent(vd a) { return vd_of(exponent_half(a.lo), exponent_half(a.hi)); }
 
+INLINE __m256d labels_of(__m256i l, int64_t ignore) {
+    /* 1.5·2^52 has room for an integer below 2^51 in its lowest bits. */
+    const __m256d magic = _mm256_set1_pd(0x1.8p52);
+    const __m256i sum = _mm256_add_epi64(l, _mm256_castpd_si256(magic));
+    const __m256d number = _mm256_sub_pd(_mm256_castsi256_pd(sum), magic);
+    const __m256i dead = _mm256_cmpeq_epi64(l, _mm256_set1_epi64x(ignore));
+    return _mm256_blendv_pd(number, _mm256_set1_pd(-1.0), _mm256_castsi256_pd(dead));
+}
+INLINE __m256i load_labels64(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE __m256i load_labels32(const int32_t *p) {
+    return _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)p));
+}
+#define LABELS_OF(type, bits)                                                                      \
+    INLINE vd vd_labels##bits(const type *p, int64_t ignore) {                                     \
+        return vd_of(labels_of(load_labels##bits(p), ignore),                                      \
+                     labels_of(load_labels##bits(p + 4), ignore));                                 \
+    }                                                                                              \
+    INLINE int scan_labels##bits(const type *p, int64_t n, int64_t ignore, int64_t classes,        \
+                                 int64_t *kept) {                                                  \
+        const __m256i none = _mm256_set1_epi64x(ignore), top = _mm256_set1_epi64x(classes);        \
+        const __m256i zero = _mm256_setzero_si256();                                               \
+        __m256i wrong = zero, dropped = zero;                                                      \
+        for (int64_t i = 0; i < n; i += 4) {                                                       \
+            const __m256i l = load_labels##bits(p + i);                                            \
+            const __m256i dead = _mm256_cmpeq_epi64(l, none);                                      \
+            const __m256i right =                                                                  \
+                _mm256_andnot_si256(_mm256_cmpgt_epi64(zero, l), _mm256_cmpgt_epi64(top, l));      \
+            dropped = _mm256_sub_epi64(dropped, dead);                                             \
+            wrong = _mm256_or_si256(                                                               \
+                wrong, _mm256_xor_si256(_mm256_or_si256(dead, right), _mm256_set1_epi64x(-1)));    \
+        }                                                                                          \
+        int64_t count[4];                                                                          \
+        _mm256_storeu_si256((__m256i *)count, dropped);                                            \
+        *kept += n - (count[0] + count[1] + count[2] + count[3]);                                  \
+        return !_mm256_testz_si256(wrong, wrong);                                                  \
+    }
+LABELS_OF(int64_t, 64)
+LABELS_OF(int32_t, 32)
+#undef LABELS_OF
+
 INLINE void transpose4(__m256d r[4]) {
     const __m256d t0 = _mm256_unpacklo_pd(r[0], r[1]), t1 = _mm256_unpackhi_pd(r[0], r[1]);
     const __m256d t2 = _mm256_unpacklo_pd(r[2], r[3]), t3 = _mm256_unpackhi_pd(r[2], r[3]);

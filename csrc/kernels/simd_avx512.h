@@ -175,6 +175,34 @@ INLINE double vd_reduce_max(vd a) { return _mm512_reduce_max_pd(a); }
 INLINE vd vd_mantissa(vd a) { return _mm512_getmant_pd(a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }
 INLINE vd vd_exponent(vd a) { return _mm512_getexp_pd(a); }
 
+INLINE vd labels_of(__m512i l, int64_t ignore) {
+    const __mmask8 dead = _mm512_cmpeq_epi64_mask(l, _mm512_set1_epi64(ignore));
+    return _mm512_mask_mov_pd(_mm512_cvtepi64_pd(l), dead, _mm512_set1_pd(-1.0));
+}
+INLINE __m512i load_labels64(const int64_t *p) { return _mm512_loadu_si512(p); }
+INLINE __m512i load_labels32(const int32_t *p) {
+    return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)p));
+}
+#define LABELS_OF(type, bits)                                                                      \
+    INLINE vd vd_labels##bits(const type *p, int64_t ignore) {                                     \
+        return labels_of(load_labels##bits(p), ignore);                                            \
+    }                                                                                              \
+    INLINE int scan_labels##bits(const type *p, int64_t n, int64_t ignore, int64_t classes,        \
+                                 int64_t *kept) {                                                  \
+        const __m512i none = _mm512_set1_epi64(ignore), top = _mm512_set1_epi64(classes);          \
+        unsigned wrong = 0;                                                                        \
+        for (int64_t i = 0; i < n; i += 8) {                                                       \
+            const __m512i l = load_labels##bits(p + i);                                            \
+            const __mmask8 live = _mm512_cmpneq_epi64_mask(l, none);                               \
+            *kept += __builtin_popcount(live);                                                     \
+            wrong |= _mm512_mask_cmpge_epu64_mask(live, l, top);                                   \
+        }                                                                                          \
+        return wrong != 0;                                                                         \
+    }
+LABELS_OF(int64_t, 64)
+LABELS_OF(int32_t, 32)
+#undef LABELS_OF
+
 /* r[i] lane j <-> r[j] lane i */
 INLINE void vd_transpose(vd r[8]) {
     vd t[8], u[8];

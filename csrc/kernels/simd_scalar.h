@@ -268,4 +268,26 @@ HALF_MEMORY(f16)
 HALF_MEMORY(bf16)
 #undef HALF_MEMORY
 
+#define LABELS_OF(type, bits)                                                                         \
+    /* Eight labels as numbers; −1 where they are `ignore`. */                                        \
+    INLINE vd vd_labels##bits(const type *p, int64_t ignore) {                                        \
+        vd r;                                                                                         \
+        for (int i = 0; i < 8; i++) r.a[i] = p[i] == ignore ? -1.0 : (double)p[i];                    \
+        return r;                                                                                     \
+    }                                                                                                 \
+    /* Whether any of n labels, a multiple of 8, is neither `ignore` nor a class; *kept goes up by  \
+       those that are not `ignore`. */ \
+    INLINE int scan_labels##bits(const type *p, int64_t n, int64_t ignore, int64_t classes,           \
+                                 int64_t *kept) {                                                     \
+        int wrong = 0;                                                                                \
+        for (int64_t i = 0; i < n; i++) {                                                             \
+            *kept += p[i] != ignore;                                                                  \
+            wrong |= p[i] != ignore && (p[i] < 0 || p[i] >= classes);                                 \
+        }                                                                                             \
+        return wrong;                                                                                 \
+    }
+LABELS_OF(int64_t, 64)
+LABELS_OF(int32_t, 32)
+#undef LABELS_OF
+
 INLINE void memory_fence(void) {}

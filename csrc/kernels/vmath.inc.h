@@ -246,6 +246,34 @@ INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
     return result;
 }
 
+/* e of the first `count` of eight vectors in place; 0 for the others. */
+INLINE void vf_exp_some(vf v[8], int count, vf_normaliser s) {
+    if (count > 4) {
+        vf_exp8(v, s);
+    } else if (count > 2) {
+        UNROLL
+        for (int j = 0; j < 4; j += VF_TOGETHER) vf_exps(v + j, VF_TOGETHER, s);
+    } else {
+        vf_exps(v, 2, s);
+    }
+    UNROLL
+    for (int j = 1; j < 8; j++) {
+        if (j >= count) v[j] = vf_set1(0);
+    }
+}
+INLINE void vd_exp_some(vd v[8], int count, vd_normaliser s) {
+    if (count > 4) {
+        vd_exp8(v, s);
+    } else {
+        UNROLL
+        for (int j = 0; j < 4; j += VD_TOGETHER) vd_exps(v + j, VD_TOGETHER, s);
+    }
+    UNROLL
+    for (int j = 1; j < 8; j++) {
+        if (j >= count) v[j] = vd_set1(0);
+    }
+}
+
 /* -- sums --------------------------------------------------------------------------------------- */
 
 /* The eight lanes added up in a fixed tree. */

@@ -536,7 +536,9 @@ static void NAME(settle_row)(const pyce_job *job, int64_t row, pyce_block *block
                              NAME(row_set) * s) {
     for (int i = 0; i < W; i++) NAME(clear_lane)(i, s);
     if (NAME(is_live)(job->p, row)) NAME(combine)(job, row, blocks, 0, s);
-    NAME(settle_rows)(job, row, 1, s);
+    s->row = row;
+    s->n = 1;
+    NAME(settle_rows)(job, s, 1);
 }
 
 /* out = (x − max) − log for log-softmax. */
@@ -801,7 +803,9 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
             NAME(clear_lane)(i, &now->set);
         }
     }
-    if (now->n) NAME(settle_rows)(job, now->row, now->n, &now->set);
+    now->set.row = now->row;
+    now->set.n = now->n;
+    NAME(settle_rows)(job, &now->set, 1);
 }
 
 INLINE void *NAME(carve)(char **at, size_t bytes) {
