@@ -281,10 +281,13 @@ static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int thread
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
     const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
-    pyce_block *blocks = malloc((size_t)job->blocks * sizeof *blocks + PYCE_SETTLED);
-    if (!blocks) return PYCE_NO_MEMORY;
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, PYCE_SETTLED + (size_t)job->blocks * sizeof(pyce_block))) {
+        return PYCE_NO_MEMORY;
+    }
+    pyce_block *blocks = (void *)((char *)memory + PYCE_SETTLED);
     row_work context = {.kernels = kernels, .job = job, .blocks = blocks};
-    context.settled = blocks + job->blocks;
+    context.settled = memory;
     const int64_t grain = grain_of(job->blocks, threads);
     const size_t scratch = kernels->scratch[p->dtype](job);
     const pyce_work measure = {work_measure, &context, job->blocks, grain, scratch};
@@ -300,7 +303,7 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
         pyce_fpenv_leave(before);
         if (result && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
-    free(blocks);
+    free(memory);
     return status;
 }
 

@@ -19,9 +19,7 @@
  */
 
 typedef struct {
-    int64_t row; /* of the problem: the first lane's */
-    int n;       /* lanes that stand for a row */
-    /* In, by the kernels: one row per lane. */
+    /* In, by the kernels: one row per lane. The arrays stay whole vectors of 64 bytes. */
     double max[W];
     double rest[W];
     double rest_low[W]; /* what rounding rest lost; double logits only */
@@ -45,7 +43,9 @@ typedef struct {
     double own_grad[W], label_grad[W];
     double log[W];     /* lse − max */
     double log_low[W]; /* what rounding log lost; double logits only */
-} NAME(row_set);
+    int64_t row;       /* of the problem: the first lane's */
+    int n;             /* lanes that stand for a row */
+} ALIGNED NAME(row_set);
 
 INLINE int64_t NAME(label_of)(const pyce_problem *p, int64_t row) {
     if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];
