@@ -94,13 +94,17 @@ INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_r
     for (int c = 0; c < n; c += W) {
         const int width = n - c < W ? n - c : W;
         V v[W];
-        UNROLL
-        for (int i = 0; i < W; i++) {
-            const T *from = row[i] + c;
-            if (a->class_stride != 1) {
-                from = NAME(gather)(row[i] + c * a->class_stride, a->class_stride, width, packed);
+        if (a->class_stride != 1) {
+            for (int i = 0; i < W; i++) {
+                NAME(gather)(row[i] + c * a->class_stride, a->class_stride, width, packed);
+                v[i] = LOADN(packed, width, 0);
             }
-            v[i] = width == W ? LOAD(from) : LOADN(from, width, 0);
+        } else if (width == W) {
+            UNROLL
+            for (int i = 0; i < W; i++) v[i] = LOAD(row[i] + c);
+        } else {
+            UNROLL
+            for (int i = 0; i < W; i++) v[i] = LOADN(row[i] + c, width, 0);
         }
         F(transpose)(v);
         UNROLL
@@ -147,21 +151,22 @@ INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         UNROLL
         for (int j = 0; j < W; j++) v[j] = F(load)(tile + (c + (j < width ? j : 0)) * W);
         F(transpose)(v);
-        UNROLL
-        for (int i = 0; i < W; i++) {
-            if (i >= rows->n) break;
-            T *to = out + NAME(offset_of)(g, rows->row + i) + (first + c) * g->class_stride;
-            if (g->class_stride == 1) {
-                if (width == W) {
-                    STORE(to, v[i]);
-                } else {
-                    STOREN(to, width, v[i]);
-                }
+        if (rows->n == W && g->class_stride == 1 && !g->offsets) {
+            T *to = out + rows->row * g->outer_stride + first + c;
+            if (width == W) {
+                UNROLL
+                for (int i = 0; i < W; i++) STORE(to + i * g->outer_stride, v[i]);
             } else {
-                T packed[W];
-                STOREN(packed, width, v[i]);
-                for (int j = 0; j < width; j++) to[j * g->class_stride] = packed[j];
+                UNROLL
+                for (int i = 0; i < W; i++) STOREN(to + i * g->outer_stride, width, v[i]);
             }
+            continue;
+        }
+        for (int i = 0; i < rows->n; i++) {
+            T *to = out + NAME(offset_of)(g, rows->row + i) + (first + c) * g->class_stride;
+            T packed[W];
+            STOREN(packed, width, v[i]);
+            for (int j = 0; j < width; j++) to[j * g->class_stride] = packed[j];
         }
     }
 }
@@ -289,12 +294,9 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
     return own_x;
 }
 
-/* The statistics of one block of the tile, as measure_block finds them, into the lanes of `s`; own
-   classes are counted from the block's first. */
-INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
-                               int n, NAME(lane_scratch) * room, const REAL **b, int *step,
-                               V *own_class, NAME(row_set) * s) {
-    REAL *x = room->x;
+/* Loads one block of the tile; its maximum, lane by lane. */
+INLINE V NAME(load_max)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
+                        REAL *x) {
     NAME(load_tile)(job->p->logits.data, &job->p->logits, rows, first, n, x);
     if (!rows->all_live) {
         /* What an ignored row holds must not matter. */
@@ -303,8 +305,23 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
             for (int c = 0; c < n; c++) x[c * W + i] = 0;
         }
     }
-    V max = F(set1)((REAL)-INFINITE), own = F(set1)(-1);
-    for (int c = 0; c < n; c++) max = F(max)(F(load)(x + c * W), max);
+    V m0 = F(set1)((REAL)-INFINITE), m1 = m0;
+    int c = 0;
+    for (; c + 2 <= n; c += 2) {
+        m0 = F(max)(F(load)(x + c * W), m0);
+        m1 = F(max)(F(load)(x + c * W + W), m1);
+    }
+    if (c < n) m0 = F(max)(F(load)(x + c * W), m0);
+    return F(max)(m0, m1);
+}
+
+/* The statistics of one block of the loaded tile, as measure_block finds them, into the lanes of `s`;
+   own classes are counted from the block's first. */
+INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
+                               int n, V max, F(normaliser) norm, NAME(lane_scratch) * room,
+                               const REAL **b, int *step, V *own_class, NAME(row_set) * s) {
+    REAL *x = room->x;
+    V own = F(set1)(-1);
     if (job->own == OWN_MAX) {
         for (int c = n - 1; c >= 0; c--) {
             own = F(select)(F(eq)(F(load)(x + c * W), max), F(set1)((REAL)c), own);
@@ -339,9 +356,9 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
             s->label_x[i] = label >= 0 ? x[label * W + i] : 0;
         }
     }
-    F(to_doubles)(NAME(exp_tile)(job, x, n, F(normalise)(max), own, s->rest, s->rest_low),
-                  s->own_x);
-    if (job->own == OWN_LABEL) memcpy(s->label_x, s->own_x, sizeof s->label_x);
+    const V own_x = NAME(exp_tile)(job, x, n, norm, own, s->rest, s->rest_low);
+    F(to_doubles)(own_x, s->own_x);
+    if (job->own == OWN_LABEL) F(to_doubles)(own_x, s->label_x);
 }
 
 /* One block a row: the factors b of the classes apart, lane by lane. */
@@ -563,7 +580,8 @@ static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
     NAME(row_set) sets[BATCH];
     NAME(lane_rows) rows[BATCH];
     NAME(lane_scratch) room[BATCH];
-    V own[BATCH];
+    V own[BATCH], max[BATCH];
+    F(normaliser) norm[BATCH];
     const REAL *b[BATCH] = {0};
     int step[BATCH] = {0};
     for (int t = 0; t < batch; t++) {
@@ -582,13 +600,17 @@ static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
             rows[count].order = classes <= PYCE_TINY ? &order : 0;
 #endif
             NAME(load_labels)(p, rows + count, s);
-            NAME(measure_tile)(job, rows + count, 0, classes, room + count, b + count, step + count,
-                               own + count, s);
-            if (job->dense) {
-                F(to_doubles)(own[count], s->own);
-                NAME(finish_lanes)(b[count], step[count], s);
-            }
+            max[count] = NAME(load_max)(job, rows + count, 0, classes, room[count].x);
             row += rows[count].n;
+        }
+        for (int t = 0; t < count; t++) norm[t] = F(normalise)(max[t]);
+        for (int t = 0; t < count; t++) {
+            NAME(measure_tile)(job, rows + t, 0, classes, max[t], norm[t], room + t, b + t,
+                               step + t, own + t, sets + t);
+            if (job->dense) {
+                F(to_doubles)(own[t], sets[t].own);
+                NAME(finish_lanes)(b[t], step[t], sets + t);
+            }
         }
         NAME(settle_rows)(job, sets, count);
         for (int t = 0; t < count; t++) {
@@ -665,7 +687,9 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
         V own = F(set1)(-1), label = rows.label;
         for (int64_t k = 0; k < job->blocks; k++) {
             const int size = NAME(block_size)(job, k);
-            NAME(measure_tile)(job, &rows, k * PYCE_BLOCK, size, room, &b, &step, &own, &s);
+            const V max = NAME(load_max)(job, &rows, k * PYCE_BLOCK, size, room->x);
+            NAME(measure_tile)(job, &rows, k * PYCE_BLOCK, size, max, F(normalise)(max), room, &b,
+                               &step, &own, &s);
             REAL place[W];
             F(store)(place, own);
             for (int i = 0; i < W; i++) s.own[i] = place[i];
