@@ -401,6 +401,13 @@ static const T *NAME(gather)(const T *x, int64_t stride, int n, T *buffer) {
     return buffer;
 }
 
+INLINE void *NAME(carve)(char **at, size_t bytes) {
+    char *start = (char *)(((uintptr_t)*at + 63) & ~(uintptr_t)63);
+    *at = start + bytes;
+    return start;
+}
+
+ALIGNED static const REAL NAME(lanes)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const REAL NAME(ones)[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
 
 /* Factors b of classes first…first+n−1 at outer o, position i, as the compute type. */

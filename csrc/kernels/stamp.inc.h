@@ -36,6 +36,7 @@ INLINE float vf_get_bf16(const uint16_t *p) {
 #define STREAM vf_stream
 #include "rows.inc.h"
 #include "wide.inc.h"
+#include "short.inc.h"
 #include "lanes.inc.h"
 #include "unstamp.inc.h"
 
@@ -50,6 +51,7 @@ INLINE float vf_get_bf16(const uint16_t *p) {
 #define STREAM vf_stream_f16
 #include "rows.inc.h"
 #include "wide.inc.h"
+#include "short.inc.h"
 #include "lanes.inc.h"
 #include "unstamp.inc.h"
 
@@ -64,6 +66,7 @@ INLINE float vf_get_bf16(const uint16_t *p) {
 #define STREAM vf_stream_bf16
 #include "rows.inc.h"
 #include "wide.inc.h"
+#include "short.inc.h"
 #include "lanes.inc.h"
 #include "unstamp.inc.h"
 
@@ -89,6 +92,7 @@ INLINE float vf_get_bf16(const uint16_t *p) {
 #define STREAM vd_stream
 #include "rows.inc.h"
 #include "wide.inc.h"
+#include "short.inc.h"
 #include "lanes.inc.h"
 #include "unstamp.inc.h"
 #undef V
@@ -99,18 +103,26 @@ INLINE float vf_get_bf16(const uint16_t *p) {
 /* clang-format on */
 
 /* Rows go in lanes where there are few classes or the class axis is not the last. */
+enum { IN_LANES, SHORT, WIDE };
+INLINE int kind_of(const pyce_job *job) {
+    if (job->p->inner > 1 || job->p->classes <= PYCE_NARROW) return IN_LANES;
+    return job->blocks == 1 ? SHORT : WIDE;
+}
 #define ROWS(type)                                                                                 \
     static void rows_##type(const pyce_job *job, int64_t begin, int64_t end, void *scratch,        \
                             double *sums) {                                                        \
-        if (job->p->inner > 1 || job->p->classes <= PYCE_NARROW) {                                 \
-            lane_rows_run_##type(job, begin, end, scratch, sums);                                  \
-        } else {                                                                                   \
-            wide_rows_##type(job, begin, end, scratch, sums);                                      \
+        switch (kind_of(job)) {                                                                    \
+        case IN_LANES: lane_rows_run_##type(job, begin, end, scratch, sums); break;                \
+        case SHORT: short_rows_##type(job, begin, end, scratch, sums); break;                      \
+        default: wide_rows_##type(job, begin, end, scratch, sums);                                 \
         }                                                                                          \
     }                                                                                              \
     static size_t scratch_##type(const pyce_job *job) {                                            \
-        const int lanes = job->p->inner > 1 || job->p->classes <= PYCE_NARROW;                     \
-        return lanes ? lane_scratch_size_##type(job) : wide_scratch_##type(job);                   \
+        switch (kind_of(job)) {                                                                    \
+        case IN_LANES: return lane_scratch_size_##type(job);                                       \
+        case SHORT: return short_scratch_##type(job);                                              \
+        default: return wide_scratch_##type(job);                                                  \
+        }                                                                                          \
     }
 ROWS(f32)
 ROWS(f64)

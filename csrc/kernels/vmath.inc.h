@@ -362,6 +362,13 @@ INLINE vd vd_fold(const vd a[8], const vd b[8], vd *low) {
     return total;
 }
 
+/* tree8(a) + tree8(b) per lane must match whether classes run along lanes (vd_sum_total) or rows do:
+   lanes.inc.h adds eight sums with this. */
+INLINE vd vd_tree(const vd a[8]) {
+    return vd_add(vd_add(vd_add(a[0], a[4]), vd_add(a[2], a[6])),
+                  vd_add(vd_add(a[1], a[5]), vd_add(a[3], a[7])));
+}
+
 /* All lanes of one sum. */
 INLINE double vf_sum_total(vf_sum s, double *low) {
     double a[8];
@@ -382,6 +389,27 @@ INLINE double vd_sum_total(vd_sum s, double *low) {
     vd_store(lost, rest);
     *low = lost[0];
     return total[0];
+}
+/* sum_total of eight sums. */
+INLINE void vf_sum_totals(const vf_sum s[8], double *to, double *low) {
+    vd v[8];
+    (void)low;
+    UNROLL
+    for (int i = 0; i < 8; i++) v[i] = vd_add(s[i].lo, s[i].hi);
+    vd_transpose(v);
+    vd_store(to, vd_tree(v));
+}
+INLINE void vd_sum_totals(const vd_sum s[8], double *to, double *low) {
+    vd v[8], lost[8], rest;
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        v[i] = s[i].sum;
+        lost[i] = s[i].lost;
+    }
+    vd_transpose(v);
+    vd_transpose(lost);
+    vd_store(to, vd_fold(v, lost, &rest));
+    vd_store(low, rest);
 }
 /* Each lane of one sum, as doubles. */
 INLINE void vf_sum_lanes(vf_sum s, double *to, double *low) {
@@ -407,10 +435,3 @@ INLINE vf vf_from_doubles(const double *from) {
     return vf_narrow(vd_load(from), vd_load(from + 8));
 }
 INLINE vd vd_from_doubles(const double *from) { return vd_load(from); }
-
-/* tree8(a) + tree8(b) per lane must match whether classes run along lanes (vd_sum_total) or rows do:
-   lanes.inc.h adds eight sums with this. */
-INLINE vd vd_tree(const vd a[8]) {
-    return vd_add(vd_add(vd_add(a[0], a[4]), vd_add(a[2], a[6])),
-                  vd_add(vd_add(a[1], a[5]), vd_add(a[3], a[7])));
-}

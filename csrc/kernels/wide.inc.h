@@ -808,12 +808,6 @@ INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * 
     NAME(settle_rows)(job, &now->set, 1);
 }
 
-INLINE void *NAME(carve)(char **at, size_t bytes) {
-    char *start = (char *)(((uintptr_t)*at + 63) & ~(uintptr_t)63);
-    *at = start + bytes;
-    return start;
-}
-
 static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
                             double *sums) {
     const pyce_problem *p = job->p;

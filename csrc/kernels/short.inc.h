@@ -1,0 +1,273 @@
+/* Rows of one block of classes (up to PYCE_BLOCK), class axis last: vectors run along the class axis.
+ * Stamped per dtype.
+ *
+ * A unit is as many rows as fill a vector and as stay in the nearest cache. Its maxima, then its
+ * exponentials, then what follows for its rows are found; the unit before it is written in between,
+ * so that no step waits for the one just before it:
+ *
+ *     fused      reads each logit twice, the second time from the nearest cache; writes each gradient once
+ *     forward    the same reads
+ *     backward   reads each logit once, writes each gradient once
+ *
+ * The sums have the order of wide.inc.h, and so the same bytes.
+ */
+
+typedef struct {
+    REAL *e;    /* row by row, `kept_classes` apart */
+    REAL *b[2]; /* factors of one row, when it is measured and when it is written */
+    T *in;      /* rows whose classes lie apart, gathered */
+    T *out;     /* one such row before it is scattered */
+    int64_t kept;
+    NAME(row_set) set;
+} NAME(short_unit);
+
+INLINE int NAME(short_rows_fit)(const pyce_job *job) {
+    const int64_t fit = 4096 * (int64_t)sizeof(float) / (int64_t)sizeof(REAL) / job->p->classes;
+    return fit < 2 ? 2 : fit > W ? W : (int)fit;
+}
+
+static size_t NAME(short_scratch)(const pyce_job *job) {
+    const size_t kept = (size_t)NAME(kept_classes)(job), rows = (size_t)NAME(short_rows_fit)(job);
+    return 2 * rows * kept * (sizeof(REAL) + sizeof(T)) + 2 * kept * sizeof(REAL) +
+           kept * sizeof(T) + 2 * sizeof(NAME(short_unit)) + 12 * 64;
+}
+
+/* Row i of the unit, one class after the other. */
+INLINE const T *NAME(short_row)(const pyce_job *job, const NAME(short_unit) * unit, int i) {
+    const pyce_operand *a = &job->p->logits;
+    const T *x = (const T *)a->data + NAME(offset_of)(a, unit->set.row + i);
+    return a->class_stride == 1 ? x : unit->in + i * unit->kept;
+}
+
+INLINE const REAL *NAME(short_dense)(const pyce_job *job, int64_t row, REAL *buffer) {
+    return job->dense ? NAME(dense_block)(job, row, 0, 0, (int)job->p->classes, buffer)
+                      : (const REAL *)0;
+}
+
+/* Lane by lane: the sum of e over a row without class `own`, in the order of exp_block. */
+INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e) {
+    F(sum) sum = F(sum_zero)();
+    const V lanes = F(load)(NAME(lanes));
+    int c = 0;
+    for (; c + ROUND <= n; c += ROUND) {
+        V v[8];
+        UNROLL
+        for (int j = 0; j < 8; j++) v[j] = LOAD(x + c + j * W);
+        F(exp8)(v, norm);
+        if (keep) {
+            UNROLL
+            for (int j = 0; j < 8; j++) F(store)(e + c + j * W, v[j]);
+        }
+        if (own >= c && own < c + ROUND) {
+            const V at = F(set1)((REAL)(own - c));
+            UNROLL
+            for (int j = 0; j < 8; j++) {
+                v[j] = F(drop)(F(eq)(F(add)(lanes, F(set1)((REAL)(j * W))), at), v[j]);
+            }
+        }
+        F(sum_add8)(&sum, v);
+    }
+    if (c == n) return sum;
+    V v[8];
+    const int count = (n - c + W - 1) / W, last = n - c - (count - 1) * W;
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        v[j] = F(set1)(0);
+        if (j < count - 1) v[j] = LOAD(x + c + j * W);
+        if (j == count - 1) v[j] = LOADN(x + c + j * W, last, (REAL)-INFINITE);
+    }
+    F(exp_some)(v, count, norm);
+    if (keep) {
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            if (j < count) F(store)(e + c + j * W, v[j]); /* there is room for whole vectors */
+        }
+    }
+    if (own >= c) {
+        const V at = F(set1)((REAL)(own - c));
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            v[j] = F(drop)(F(eq)(F(add)(lanes, F(set1)((REAL)(j * W))), at), v[j]);
+        }
+    }
+    F(sum_add8)(&sum, v);
+    return sum;
+}
+
+/* Maxima, exponentials and sums of a unit. From a saved lse (`from_lse`), that takes the place of the
+   maximum. */
+INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit, int from_lse,
+                                int keep) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *a = &p->logits;
+    NAME(row_set) *s = &unit->set;
+    const int n = (int)p->classes, rows = s->n;
+    REAL max[W], shift[W], magic[W], least[W];
+    for (int i = 0; i < W; i++) max[i] = 0;
+    for (int i = 0; i < W; i += 8) {
+        const vd zero = vd_set1(0);
+        vd_store(s->rest + i, zero);
+        vd_store(s->own_x + i, zero);
+        vd_store(s->label_x + i, zero);
+        vd_store(s->label + i, vd_set1(-1.0));
+        vd_store(s->own + i, vd_set1(-1.0));
+        if (!job->dense) continue;
+        vd_store(s->own_b + i, zero);
+        vd_store(s->label_b + i, zero);
+        vd_store(s->dense + i, zero);
+        vd_store(s->dense_loss + i, zero);
+        vd_store(s->dense_loss_low + i, zero);
+    }
+    for (int i = 0; i < rows; i++) {
+        if (!NAME(is_live)(p, s->row + i)) continue;
+        if (a->class_stride != 1) {
+            NAME(gather)((const T *)a->data + NAME(offset_of)(a, s->row + i), a->class_stride, n,
+                         unit->in + i * unit->kept);
+        }
+        max[i] =
+            from_lse ? (REAL)p->lse[s->row + i] : NAME(block_max)(NAME(short_row)(job, unit, i), n);
+    }
+    const V top = F(load)(max);
+    const F(normaliser) all = F(normalise)(top);
+    F(store)(shift, all.shift);
+    F(store)(magic, all.magic);
+    F(store)(least, all.least);
+    F(to_doubles)(top, s->max);
+    F(sum) sums[W];
+    for (int i = 0; i < W; i++) sums[i] = F(sum_zero)();
+    const F(normaliser) norm_0 = all;
+    for (int i = 0; i < rows; i++) {
+        const int64_t row = s->row + i;
+        if (!NAME(is_live)(p, row)) continue;
+        const T *x = NAME(short_row)(job, unit, i);
+        const int64_t label = NAME(label_of)(p, row);
+        int own = -1;
+        if (job->own == OWN_LABEL) own = (int)label;
+        if (job->own == OWN_MAX) own = NAME(find)(x, n, max[i]);
+        F(normaliser) norm = norm_0;
+        norm.shift = F(set1)(shift[i]);
+        norm.magic = F(set1)(magic[i]);
+        norm.least = F(set1)(least[i]);
+        sums[i] = NAME(short_exp)(x, n, norm, own, keep, unit->e + i * unit->kept);
+        s->label[i] = (double)label;
+        s->own[i] = own;
+        s->own_x[i] = own >= 0 ? (double)GET(x + own) : -INFINITE;
+        s->label_x[i] = label >= 0 ? (double)GET(x + label) : -INFINITE;
+        if (!job->dense) continue;
+        pyce_block block;
+        const REAL *b = NAME(short_dense)(job, row, unit->b[0]);
+        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max[i]), job->dense == DENSE_ONE, &block);
+        s->dense[i] = block.dense;
+        s->dense_loss[i] = block.dense_loss;
+        s->dense_loss_low[i] = block.dense_loss_low;
+        if (own >= 0) s->own_b[i] = b[own];
+        if (label >= 0) s->label_b[i] = b[label];
+    }
+    for (int i = 0; i < W && i < (rows + 7) / 8 * 8; i += 8) {
+        F(sum_totals)(sums + i, s->rest + i, s->rest_low + i);
+    }
+}
+
+/* What follows for rows of one kind: those whose lse serves as their maximum. */
+INLINE void NAME(short_from_lse)(const pyce_job *job, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    for (int i = 0; i < W; i++) s->factor[i] = s->own_grad[i] = s->loss[i] = 0;
+    for (int i = 0; i < s->n; i++) {
+        if (!NAME(is_live)(p, s->row + i)) continue;
+        const double to_p = NAME(lse_scale)(p, s->row + i),
+                     scale = NAME(row_scale)(job, s->row + i);
+        s->factor[i] = scale * to_p;
+        s->own_grad[i] = 0.0 - scale * (s->rest[i] * to_p);
+    }
+}
+
+INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *g = &p->result;
+    const NAME(row_set) *s = &unit->set;
+    const int n = (int)p->classes;
+    if (p->operation == PYCE_FORWARD || p->operation == PYCE_LOGSUMEXP) return;
+    REAL factor[W];
+    const V factors = F(from_doubles)(s->factor);
+    F(store)(factor, factors);
+    const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
+    for (int i = 0; i < s->n; i++) {
+        const int64_t row = s->row + i;
+        T *result = (T *)g->data + NAME(offset_of)(g, row);
+        T *out = g->class_stride == 1 ? result : unit->out;
+        REAL *e = unit->e + i * unit->kept;
+        if (!NAME(is_live)(p, row)) {
+            for (int c = 0; c < n; c++) out[c] = 0;
+        } else if (p->operation == PYCE_LOG_SOFTMAX) {
+            NAME(write_log)(NAME(short_row)(job, unit, i), n, (REAL)s->max[i], s->log[i],
+                            W == 8 ? s->log_low[i] : 0, out);
+        } else if (job->streaming || job->dense || W == 8 ||
+                   !(__builtin_fabs(s->factor[i]) >= least)) {
+            const pyce_block one = {.scale = 1};
+            const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
+            NAME(writer) w = NAME(writer_of)(job, s, i, &one, 0, n, e, b, out);
+            NAME(write_head)(&w);
+            NAME(write_rest)(&w);
+        } else {
+            const V f = F(set1)(factor[i]);
+            int c = 0;
+            for (; c + W <= n; c += W) STORE(out + c, F(mul)(F(load)(e + c), f));
+            if (c < n) STOREN(out + c, n - c, F(mul)(F(load)(e + c), f));
+        }
+        if (p->labels && !job->dense && s->label[i] >= 0) {
+            STOREN(out + (int64_t)s->label[i], 1, F(set1)((REAL)s->own_grad[i]));
+        }
+        if (g->class_stride != 1) NAME(scatter)(out, n, result, g->class_stride);
+    }
+}
+
+static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
+                             double *sums) {
+    const pyce_problem *p = job->p;
+    char *at = scratch;
+    const int fit = NAME(short_rows_fit)(job);
+    const size_t kept = (size_t)NAME(kept_classes)(job);
+    const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP &&
+                     p->operation != PYCE_LOG_SOFTMAX;
+    NAME(short_unit) *units = NAME(carve)(&at, 2 * sizeof *units);
+    REAL *b0 = NAME(carve)(&at, kept * sizeof(REAL)), *b1 = NAME(carve)(&at, kept * sizeof(REAL));
+    T *out = NAME(carve)(&at, kept * sizeof(T));
+    for (int i = 0; i < 2; i++) {
+        units[i].e = NAME(carve)(&at, (size_t)fit * kept * sizeof(REAL));
+        units[i].in = NAME(carve)(&at, (size_t)fit * kept * sizeof(T));
+        units[i].b[0] = b0;
+        units[i].b[1] = b1;
+        units[i].out = out;
+        units[i].kept = (int64_t)kept;
+        units[i].set.n = 0;
+    }
+    double losses[PYCE_TILE];
+    int turn = 0;
+    for (int64_t row = begin; row < end;) {
+        const int64_t tile = row / job->tile * job->tile;
+        const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
+        NAME(short_unit) *now = units + turn, *before = units + 1 - turn;
+        int n = tile_end - row < fit ? (int)(tile_end - row) : fit;
+        const int from_lse = NAME(one_pass)(job, row);
+        if (p->operation == PYCE_BACKWARD) {
+            for (int i = 1; i < n; i++) {
+                if (NAME(one_pass)(job, row + i) != from_lse) n = i;
+            }
+        }
+        now->set.row = row;
+        now->set.n = n;
+        NAME(short_measure)(job, now, from_lse, keep);
+        if (from_lse) {
+            NAME(short_from_lse)(job, &now->set);
+        } else {
+            NAME(settle_rows)(job, &now->set, 1);
+        }
+        NAME(short_write)(job, before);
+        for (int i = 0; i < n; i++) losses[row - tile + i] = now->set.loss[i];
+        turn = 1 - turn;
+        row += n;
+        if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
+    }
+    NAME(short_write)(job, units + 1 - turn);
+    if (job->streaming) memory_fence();
+}
