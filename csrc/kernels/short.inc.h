@@ -13,7 +13,7 @@
  */
 
 typedef struct {
-    REAL *e;    /* row by row, `kept_classes` apart */
+    REAL *e;    /* row by row, `kept` apart */
     REAL *b[2]; /* factors of one row, when it is measured and when it is written */
     T *in;      /* rows whose classes lie apart, gathered */
     T *out;     /* one such row before it is scattered */
@@ -27,8 +27,9 @@ INLINE int NAME(short_rows_fit)(const pyce_job *job) {
 }
 
 static size_t NAME(short_scratch)(const pyce_job *job) {
-    const size_t kept = (size_t)NAME(kept_classes)(job), rows = (size_t)NAME(short_rows_fit)(job);
-    return 2 * rows * kept * (sizeof(REAL) + sizeof(T)) + 2 * kept * sizeof(REAL) +
+    const size_t kept = (size_t)(job->p->classes + W - 1) / W * W,
+                 rows = (size_t)NAME(short_rows_fit)(job);
+    return rows * kept * (sizeof(REAL) + 2 * sizeof(T)) + 2 * kept * sizeof(REAL) +
            kept * sizeof(T) + 2 * sizeof(NAME(short_unit)) + 12 * 64;
 }
 
@@ -59,10 +60,10 @@ INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, in
             for (int j = 0; j < 8; j++) F(store)(e + c + j * W, v[j]);
         }
         if (own >= c && own < c + ROUND) {
-            const V at = F(set1)((REAL)(own - c));
+            const V at = F(sub)(F(set1)((REAL)(own - c)), lanes);
             UNROLL
             for (int j = 0; j < 8; j++) {
-                v[j] = F(drop)(F(eq)(F(add)(lanes, F(set1)((REAL)(j * W))), at), v[j]);
+                v[j] = F(drop)(F(eq)(at, F(set1)((REAL)(j * W))), v[j]);
             }
         }
         F(sum_add8)(&sum, v);
@@ -84,20 +85,54 @@ INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, in
         }
     }
     if (own >= c) {
-        const V at = F(set1)((REAL)(own - c));
+        const V at = F(sub)(F(set1)((REAL)(own - c)), lanes);
         UNROLL
         for (int j = 0; j < 8; j++) {
-            v[j] = F(drop)(F(eq)(F(add)(lanes, F(set1)((REAL)(j * W))), at), v[j]);
+            v[j] = F(drop)(F(eq)(at, F(set1)((REAL)(j * W))), v[j]);
         }
     }
     F(sum_add8)(&sum, v);
     return sum;
 }
 
-/* Maxima, exponentials and sums of a unit. From a saved lse (`from_lse`), that takes the place of the
-   maximum. */
-INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit, int from_lse,
-                                int keep) {
+/* The result of row i of a settled unit, from what is kept of it. */
+INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int i) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *g = &p->result;
+    const NAME(row_set) *s = &unit->set;
+    const int n = (int)p->classes;
+    const int64_t row = s->row + i;
+    const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
+    T *result = (T *)g->data + NAME(offset_of)(g, row);
+    T *out = g->class_stride == 1 ? result : unit->out;
+    REAL *e = unit->e + i * unit->kept;
+    if (!NAME(is_live)(p, row)) {
+        for (int c = 0; c < n; c++) out[c] = 0;
+    } else if (p->operation == PYCE_LOG_SOFTMAX) {
+        NAME(write_log)(NAME(short_row)(job, unit, i), n, (REAL)s->max[i], s->log[i],
+                        W == 8 ? s->log_low[i] : 0, out);
+    } else if (job->streaming || job->dense || W == 8 || !(__builtin_fabs(s->factor[i]) >= least)) {
+        const pyce_block one = {.scale = 1};
+        const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
+        NAME(writer) w = NAME(writer_of)(job, s, i, &one, 0, n, e, b, out);
+        NAME(write_head)(&w);
+        NAME(write_rest)(&w);
+    } else {
+        const V f = F(set1)((REAL)s->factor[i]);
+        int c = 0;
+        for (; c + W <= n; c += W) STORE(out + c, F(mul)(F(load)(e + c), f));
+        if (c < n) STOREN(out + c, n - c, F(mul)(F(load)(e + c), f));
+    }
+    if (p->labels && !job->dense && s->label[i] >= 0) {
+        STOREN(out + (int64_t)s->label[i], 1, F(set1)((REAL)s->own_grad[i]));
+    }
+    if (g->class_stride != 1) NAME(scatter)(out, n, result, g->class_stride);
+}
+
+/* Maxima, exponentials and sums of a unit; row by row, the unit before it is written if `write`. From
+   a saved lse (`from_lse`), that takes the place of the maximum. */
+INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
+                                NAME(short_unit) * before, int from_lse, int keep, int write) {
     const pyce_problem *p = job->p;
     const pyce_operand *a = &p->logits;
     NAME(row_set) *s = &unit->set;
@@ -136,9 +171,11 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit, in
     F(sum) sums[W];
     for (int i = 0; i < W; i++) sums[i] = F(sum_zero)();
     const F(normaliser) norm_0 = all;
-    for (int i = 0; i < rows; i++) {
+    const int work = write && before->set.n > rows ? before->set.n : rows;
+    for (int i = 0; i < work; i++) {
         const int64_t row = s->row + i;
-        if (!NAME(is_live)(p, row)) continue;
+        if (write && i < before->set.n) NAME(short_write)(job, before, i);
+        if (i >= rows || !NAME(is_live)(p, row)) continue;
         const T *x = NAME(short_row)(job, unit, i);
         const int64_t label = NAME(label_of)(p, row);
         int own = -1;
@@ -181,59 +218,20 @@ INLINE void NAME(short_from_lse)(const pyce_job *job, NAME(row_set) * s) {
     }
 }
 
-INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit) {
-    const pyce_problem *p = job->p;
-    const pyce_operand *g = &p->result;
-    const NAME(row_set) *s = &unit->set;
-    const int n = (int)p->classes;
-    if (p->operation == PYCE_FORWARD || p->operation == PYCE_LOGSUMEXP) return;
-    REAL factor[W];
-    const V factors = F(from_doubles)(s->factor);
-    F(store)(factor, factors);
-    const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
-    for (int i = 0; i < s->n; i++) {
-        const int64_t row = s->row + i;
-        T *result = (T *)g->data + NAME(offset_of)(g, row);
-        T *out = g->class_stride == 1 ? result : unit->out;
-        REAL *e = unit->e + i * unit->kept;
-        if (!NAME(is_live)(p, row)) {
-            for (int c = 0; c < n; c++) out[c] = 0;
-        } else if (p->operation == PYCE_LOG_SOFTMAX) {
-            NAME(write_log)(NAME(short_row)(job, unit, i), n, (REAL)s->max[i], s->log[i],
-                            W == 8 ? s->log_low[i] : 0, out);
-        } else if (job->streaming || job->dense || W == 8 ||
-                   !(__builtin_fabs(s->factor[i]) >= least)) {
-            const pyce_block one = {.scale = 1};
-            const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
-            NAME(writer) w = NAME(writer_of)(job, s, i, &one, 0, n, e, b, out);
-            NAME(write_head)(&w);
-            NAME(write_rest)(&w);
-        } else {
-            const V f = F(set1)(factor[i]);
-            int c = 0;
-            for (; c + W <= n; c += W) STORE(out + c, F(mul)(F(load)(e + c), f));
-            if (c < n) STOREN(out + c, n - c, F(mul)(F(load)(e + c), f));
-        }
-        if (p->labels && !job->dense && s->label[i] >= 0) {
-            STOREN(out + (int64_t)s->label[i], 1, F(set1)((REAL)s->own_grad[i]));
-        }
-        if (g->class_stride != 1) NAME(scatter)(out, n, result, g->class_stride);
-    }
-}
-
 static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
                              double *sums) {
     const pyce_problem *p = job->p;
     char *at = scratch;
     const int fit = NAME(short_rows_fit)(job);
-    const size_t kept = (size_t)NAME(kept_classes)(job);
-    const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP &&
-                     p->operation != PYCE_LOG_SOFTMAX;
+    const size_t kept = (size_t)(job->p->classes + W - 1) / W * W;
+    const int write = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    const int keep = write && p->operation != PYCE_LOG_SOFTMAX;
     NAME(short_unit) *units = NAME(carve)(&at, 2 * sizeof *units);
     REAL *b0 = NAME(carve)(&at, kept * sizeof(REAL)), *b1 = NAME(carve)(&at, kept * sizeof(REAL));
     T *out = NAME(carve)(&at, kept * sizeof(T));
+    REAL *e = NAME(carve)(&at, (size_t)fit * kept * sizeof(REAL));
     for (int i = 0; i < 2; i++) {
-        units[i].e = NAME(carve)(&at, (size_t)fit * kept * sizeof(REAL));
+        units[i].e = e; /* of both: each row is written just before its place is taken */
         units[i].in = NAME(carve)(&at, (size_t)fit * kept * sizeof(T));
         units[i].b[0] = b0;
         units[i].b[1] = b1;
@@ -256,18 +254,18 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
         }
         now->set.row = row;
         now->set.n = n;
-        NAME(short_measure)(job, now, from_lse, keep);
+        NAME(short_measure)(job, now, before, from_lse, keep, write);
         if (from_lse) {
             NAME(short_from_lse)(job, &now->set);
         } else {
             NAME(settle_rows)(job, &now->set, 1);
         }
-        NAME(short_write)(job, before);
         for (int i = 0; i < n; i++) losses[row - tile + i] = now->set.loss[i];
         turn = 1 - turn;
         row += n;
         if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
     }
-    NAME(short_write)(job, units + 1 - turn);
+    NAME(short_unit) *before = units + 1 - turn;
+    for (int i = 0; write && i < before->set.n; i++) NAME(short_write)(job, before, i);
     if (job->streaming) memory_fence();
 }
