@@ -8,7 +8,15 @@
  * pieces from an atomic counter until there are none, and leave. The caller draws pieces as well;
  * when they are gone it takes the offer back, so a worker that woke too late does nothing, and waits
  * only for those that have a seat.
+ *
+ * Waking a thread that sleeps takes some 5 to 60 µs, so a worker looks out for more work for a while
+ * before it sleeps, and pyce_pool_ready says whether one would come at once. The kernel likes to put
+ * a woken thread where its waker runs, where it would only take turns with it: sleeping workers are
+ * barred from that processor.
  */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
 #include "pool.h"
 
 #include <pthread.h>
@@ -16,6 +24,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #if defined(__x86_64__)
 #define PAUSE() __builtin_ia32_pause()
@@ -23,13 +35,27 @@
 #define PAUSE() ((void)0)
 #endif
 
-/* Turns of the loops that wait before they sleep: some microseconds. */
-enum { SPINS = 2000 };
+/* Turns of the loops that wait before they sleep: of a worker for work, of a caller for workers. */
+enum { SPINS_FOR_WORK = 4000, SPINS_FOR_WORKERS = 400 };
+/* Calls that follow each other more closely than this find workers awake, or are about to. */
+#define CLOSE_TOGETHER 200000 /* ns */
 
 typedef struct {
     const pyce_work *work;
     _Atomic int64_t next;
 } job_state;
+
+/* A worker; all under the pool's lock. */
+typedef struct worker_state {
+    struct worker_state *next;
+    pthread_t thread;
+    int number;
+    int asleep;
+#if defined(__linux__)
+    int barred;                 /* processor it may not use, or −1: where its caller ran last */
+    cpu_set_t allowed, barring; /* what it may use but for that, and what it was told to use */
+#endif
+} worker_state;
 
 typedef struct {
     atomic_flag taken; /* by a caller */
@@ -40,6 +66,9 @@ typedef struct {
     _Atomic uint64_t offer; /* counts offers, so that a worker sits down once for each */
     _Atomic int seats;      /* still free */
     _Atomic int sitting;
+    _Atomic int looking;      /* workers that would take a seat at once */
+    _Atomic int64_t last_end; /* of a job, in ns */
+    worker_state *first;
     int workers; /* that exist */
     int wanted;  /* workers with a number from here on end */
 } pool_state;
@@ -116,27 +145,63 @@ static void draw_pieces(job_state *job, void *scratch) {
     }
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 typedef struct {
     pool_state *pool;
-    int number;
+    worker_state *me;
 } worker_start;
+
+static int has_work(const pool_state *p, uint64_t seen) {
+    return p->job && p->seats > 0 && p->offer != seen;
+}
+
+#if defined(__linux__)
+/* With the lock held: no sleeping worker wakes where its caller runs. */
+static void bar(pool_state *p) {
+    const int here = sched_getcpu();
+    for (worker_state *w = p->first; w; w = w->next) {
+        cpu_set_t now;
+        if (!w->asleep || w->barred == here) continue;
+        if (here < 0 || pthread_getaffinity_np(w->thread, sizeof now, &now)) continue;
+        /* Somebody else may have changed it. */
+        if (w->barred < 0 || !CPU_EQUAL(&now, &w->barring)) w->allowed = now;
+        w->barring = w->allowed;
+        CPU_CLR((size_t)here, &w->barring);
+        if (CPU_COUNT(&w->barring) == 0) continue;
+        if (!pthread_setaffinity_np(w->thread, sizeof w->barring, &w->barring)) w->barred = here;
+    }
+}
+#endif
 
 static void *worker(void *argument) {
     worker_start given = *(worker_start *)argument;
     free(argument);
     pool_state *p = given.pool;
+    worker_state *me = given.me;
     uint64_t seen = 0;
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!(p->job && p->seats > 0 && p->offer != seen) && given.number < p->wanted) {
+        while (!has_work(p, seen) && me->number < p->wanted) {
+            p->looking++;
             pthread_mutex_unlock(&p->lock);
-            for (int i = 0; i < SPINS && p->offer == seen; i++) PAUSE();
+            for (int i = 0; i < SPINS_FOR_WORK && p->offer == seen; i++) PAUSE();
             pthread_mutex_lock(&p->lock);
-            if ((p->job && p->seats > 0 && p->offer != seen) || given.number >= p->wanted) break;
-            seen = p->job ? seen : p->offer; /* what was offered and taken back is past */
+            p->looking--;
+            if (has_work(p, seen) || me->number >= p->wanted) break;
+            if (p->offer != seen) { /* what was offered and taken back is past */
+                seen = p->offer;
+                continue;
+            }
+            me->asleep = 1;
             pthread_cond_wait(&p->offered, &p->lock);
+            me->asleep = 0;
         }
-        if (given.number >= p->wanted) break;
+        if (me->number >= p->wanted) break;
         seen = p->offer;
         p->seats--;
         p->sitting++;
@@ -147,6 +212,12 @@ static void *worker(void *argument) {
         pthread_mutex_lock(&p->lock);
         if (--p->sitting == 0) pthread_cond_signal(&p->finished);
     }
+    for (worker_state **at = &p->first; *at; at = &(*at)->next) {
+        if (*at != me) continue;
+        *at = me->next;
+        break;
+    }
+    free(me);
     p->workers--;
     pthread_mutex_unlock(&p->lock);
     return NULL;
@@ -168,14 +239,22 @@ static void hire(pool_state *p, int wanted, int limit) {
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     while (p->workers < wanted) {
         worker_start *given = malloc(sizeof *given);
-        pthread_t thread;
-        if (!given) break;
-        given->pool = p;
-        given->number = p->workers;
-        if (pthread_create(&thread, &attributes, worker, given)) {
+        worker_state *made = calloc(1, sizeof *made);
+        if (given && made) {
+            given->pool = p;
+            given->me = made;
+            made->number = p->workers;
+#if defined(__linux__)
+            made->barred = -1;
+#endif
+        }
+        if (!given || !made || pthread_create(&made->thread, &attributes, worker, given)) {
             free(given);
+            free(made);
             break;
         }
+        made->next = p->first;
+        p->first = made;
         p->workers++;
     }
     pthread_attr_destroy(&attributes);
@@ -185,6 +264,9 @@ static void hire(pool_state *p, int wanted, int limit) {
 static void share(pool_state *p, job_state *job, int helpers, int limit, void *scratch) {
     pthread_mutex_lock(&p->lock);
     hire(p, helpers, limit);
+#if defined(__linux__)
+    bar(p);
+#endif
     p->job = job;
     p->seats = helpers;
     p->offer++;
@@ -196,7 +278,7 @@ static void share(pool_state *p, job_state *job, int helpers, int limit, void *s
     p->seats = 0;
     if (p->sitting) {
         pthread_mutex_unlock(&p->lock);
-        for (int i = 0; i < SPINS && p->sitting; i++) PAUSE();
+        for (int i = 0; i < SPINS_FOR_WORKERS && p->sitting; i++) PAUSE();
         pthread_mutex_lock(&p->lock);
         while (p->sitting) pthread_cond_wait(&p->finished, &p->lock);
     }
@@ -215,9 +297,20 @@ int pyce_pool_run(const pyce_work *work, int threads) {
     pool_state *p = helpers > 0 ? pool_of_process() : NULL;
     if (p && !atomic_flag_test_and_set(&p->taken)) {
         share(p, &job, (int)helpers, threads - 1, scratch);
+        p->last_end = now_ns();
         atomic_flag_clear(&p->taken);
     } else {
         draw_pieces(&job, scratch);
     }
     return 0;
+}
+
+int pyce_pool_ready(void) {
+    const pool_state *p = atomic_load(&pool);
+    return p && (p->looking > 0 || now_ns() - p->last_end < CLOSE_TOGETHER);
+}
+
+void pyce_pool_note(void) {
+    pool_state *p = pool_of_process();
+    if (p) p->last_end = now_ns();
 }

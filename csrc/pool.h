@@ -23,4 +23,9 @@ typedef struct {
  * process; the pool keeps no more than the last job was allowed. */
 int pyce_pool_run(const pyce_work *work, int threads);
 
+/* Whether a worker would come at once, so that sharing a short job pays; and what a caller says who
+ * did a short job alone, so that the next one just after it is shared. */
+int pyce_pool_ready(void);
+void pyce_pool_note(void);
+
 #endif

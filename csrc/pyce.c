@@ -18,8 +18,11 @@
 #include "fpenv.h"
 #include "pool.h"
 
-/* Elements that are worth a thread: below this, waking it costs more than it does. */
-#define ELEMENTS_PER_THREAD 65536
+/* What a row costs beside its elements, in elements; and what is worth a thread, in the same measure
+   (about 0.2 ns): where one looks out for work, and where it must be woken. */
+#define ELEMENTS_PER_ROW 32
+#define WORTH_SHARING 65536
+#define WORTH_WAKING 262144
 /* Labels looked at as one piece: fixes the order in which class weights are added up. */
 #define LABEL_PIECE 16384
 /* Rows that are always added up together, so that the sum does not depend on how they are dealt. */
@@ -307,6 +310,16 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
     return status;
 }
 
+/* Threads for a job of a size: fewer than allowed where more would cost more than they do. */
+static int threads_for(int64_t size, int allowed) {
+    int64_t worth = size / WORTH_SHARING;
+    if (allowed > 1 && worth > 1 && size < 2 * WORTH_WAKING && !pyce_pool_ready()) {
+        pyce_pool_note();
+        worth = 1;
+    }
+    return worth < 1 ? 1 : allowed < worth ? allowed : (int)worth;
+}
+
 int pyce_run(pyce_problem *p) {
     if (!p) return PYCE_BAD_ARGUMENT;
     p->bad_row = -1;
@@ -315,8 +328,7 @@ int pyce_run(pyce_problem *p) {
     if (!arguments_fit(p)) return PYCE_BAD_ARGUMENT;
     const pyce_kernels *kernels = pyce_dispatch();
     const int64_t rows = p->outer * p->inner;
-    const int64_t worth = rows * p->classes / ELEMENTS_PER_THREAD;
-    const int threads = worth < 1 ? 1 : p->threads < worth ? p->threads : (int)worth;
+    const int threads = threads_for(rows * p->classes + ELEMENTS_PER_ROW * rows, p->threads);
 
     int64_t count = rows;
     double denominator = (double)rows;

@@ -15,8 +15,9 @@ from pyce._pyce import ffi, lib
 NAME = "c"
 CHECKS_LABELS = True
 
-# Elements below which a call stays on the calling thread, whatever the budget; as in pyce.c.
-_SERIAL_BELOW = 2 * 65536
+# Elements below which a call stays on the calling thread, whatever the budget: at most what pyce.c
+# shares, whose measure counts rows as well.
+_SERIAL_BELOW = 2 * 65536 // 32
 
 _DTYPES = {
     "float32": lib.PYCE_FLOAT32,
