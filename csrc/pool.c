@@ -52,6 +52,7 @@ typedef struct worker_state {
     int number;
     int asleep;
 #if defined(__linux__)
+    int processor;              /* where it was last seen */
     int barred;                 /* processor it may not use, or −1: where its caller ran last */
     cpu_set_t allowed, barring; /* what it may use but for that, and what it was told to use */
 #endif
@@ -161,12 +162,12 @@ static int has_work(const pool_state *p, uint64_t seen) {
 }
 
 #if defined(__linux__)
-/* With the lock held: no sleeping worker wakes where its caller runs. */
+/* With the lock held: no worker wakes, or stays, where its caller runs. */
 static void bar(pool_state *p) {
     const int here = sched_getcpu();
     for (worker_state *w = p->first; w; w = w->next) {
         cpu_set_t now;
-        if (!w->asleep || w->barred == here) continue;
+        if (!(w->asleep || w->processor == here) || w->barred == here) continue;
         if (here < 0 || pthread_getaffinity_np(w->thread, sizeof now, &now)) continue;
         /* Somebody else may have changed it. */
         if (w->barred < 0 || !CPU_EQUAL(&now, &w->barring)) w->allowed = now;
@@ -188,6 +189,9 @@ static void *worker(void *argument) {
     for (;;) {
         while (!has_work(p, seen) && me->number < p->wanted) {
             p->looking++;
+#if defined(__linux__)
+            me->processor = sched_getcpu();
+#endif
             pthread_mutex_unlock(&p->lock);
             for (int i = 0; i < SPINS_FOR_WORK && p->offer == seen; i++) PAUSE();
             pthread_mutex_lock(&p->lock);
@@ -245,7 +249,7 @@ static void hire(pool_state *p, int wanted, int limit) {
             given->me = made;
             made->number = p->workers;
 #if defined(__linux__)
-            made->barred = -1;
+            made->barred = made->processor = -1;
 #endif
         }
         if (!given || !made || pthread_create(&made->thread, &attributes, worker, given)) {

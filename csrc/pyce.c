@@ -255,8 +255,7 @@ static void describe(const pyce_problem *p, pyce_job *job) {
             job->own = OWN_LABEL;
         }
     }
-    job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses &&
-                 p->operation != PYCE_BACKWARD;
+    job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
     /* Rows go past the caches only where result and logits together would not stay in them. */
     const size_t size = item_size[p->dtype];
     const double bytes = 2.0 * (double)rows * (double)p->classes * (double)size;

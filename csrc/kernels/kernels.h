@@ -32,7 +32,7 @@ typedef struct {
     const pyce_problem *p;
     int own;               /* OWN_… */
     int dense;             /* DENSE_… */
-    int plain;             /* no weights, and not a backward from lse */
+    int plain;             /* no weights of labels or rows */
     int streaming;         /* whether results go past the caches */
     int recompute;         /* whether exponentials are computed again rather than kept for a row */
     double label_part;     /* factor of the label's term: 1, or 1 − smoothing */

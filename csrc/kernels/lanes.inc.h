@@ -341,8 +341,12 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
         *step = NAME(load_dense)(job, rows, first, n, room, b);
         const V from = F(keep)(F(eq)(F(sub)(max, max), F(set1)(0)), max);
         if (job->dense == DENSE_ONE) {
-            for (int i = 0; i < W; i++) s->dense[i] = n;
+            for (int i = 0; i < W; i += 8) vd_store(s->dense + i, vd_set1(n));
             NAME(sum_tile)(job, SUM_DISTANCE, x, *b, 0, from, n, s->dense_loss, s->dense_loss_low);
+            for (int i = 0; i < W; i += 8) {
+                const vd sum = vd_load(s->dense_loss + i);
+                vd_store(s->dense_loss + i, F(distance)(sum, NAME(eight)(from, i), n));
+            }
         } else {
             double low[W] = {0};
             NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);

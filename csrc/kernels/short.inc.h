@@ -111,7 +111,7 @@ INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int 
     } else if (p->operation == PYCE_LOG_SOFTMAX) {
         NAME(write_log)(NAME(short_row)(job, unit, i), n, (REAL)s->max[i], s->log[i],
                         W == 8 ? s->log_low[i] : 0, out);
-    } else if (job->streaming || job->dense || W == 8 || !(__builtin_fabs(s->factor[i]) >= least)) {
+    } else if (job->streaming || W == 8 || !(__builtin_fabs(s->factor[i]) >= least)) {
         const pyce_block one = {.scale = 1};
         const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
         NAME(writer) w = NAME(writer_of)(job, s, i, &one, 0, n, e, b, out);
@@ -120,11 +120,26 @@ INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int 
     } else {
         const V f = F(set1)((REAL)s->factor[i]);
         int c = 0;
+        if (job->dense) {
+            const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
+            const V d = F(set1)((REAL)s->dense_factor[i]);
+            for (; c + W <= n; c += W) {
+                STORE(out + c, F(fnma)(d, F(load)(b + c), F(mul)(F(load)(e + c), f)));
+            }
+            if (c < n) {
+                const V last = F(loadn)(b + c, n - c, 0);
+                STOREN(out + c, n - c, F(fnma)(d, last, F(mul)(F(load)(e + c), f)));
+                c = n;
+            }
+        }
         for (; c + W <= n; c += W) STORE(out + c, F(mul)(F(load)(e + c), f));
         if (c < n) STOREN(out + c, n - c, F(mul)(F(load)(e + c), f));
-    }
-    if (p->labels && !job->dense && s->label[i] >= 0) {
-        STOREN(out + (int64_t)s->label[i], 1, F(set1)((REAL)s->own_grad[i]));
+        if (job->dense && s->label[i] >= 0) {
+            STOREN(out + (int64_t)s->label[i], 1, F(set1)((REAL)s->label_grad[i]));
+        }
+        if (p->operation <= PYCE_BACKWARD && s->own[i] >= 0) {
+            STOREN(out + (int64_t)s->own[i], 1, F(set1)((REAL)s->own_grad[i]));
+        }
     }
     if (g->class_stride != 1) NAME(scatter)(out, n, result, g->class_stride);
 }
@@ -208,13 +223,33 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
 /* What follows for rows of one kind: those whose lse serves as their maximum. */
 INLINE void NAME(short_from_lse)(const pyce_job *job, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
-    for (int i = 0; i < W; i++) s->factor[i] = s->own_grad[i] = s->loss[i] = 0;
-    for (int i = 0; i < s->n; i++) {
-        if (!NAME(is_live)(p, s->row + i)) continue;
-        const double to_p = NAME(lse_scale)(p, s->row + i),
-                     scale = NAME(row_scale)(job, s->row + i);
-        s->factor[i] = scale * to_p;
-        s->own_grad[i] = 0.0 - scale * (s->rest[i] * to_p);
+    const F(normaliser) norm = F(normalise)(F(from_doubles)(s->max));
+    const vd zero = vd_set1(0);
+    for (int i = 0; i < s->n; i += 8) {
+        const int left = NAME(left)(s, i);
+        const vdm dead = vd_eq(vd_load(s->label + i), vd_set1(-1.0));
+        /* As lse_scale and row_scale. */
+        const vd lse = vd_drop(dead, vd_loadn(p->lse + s->row + i, left, 0));
+        const vd to_p =
+            exp_of(vd_sub(NAME(eight)(norm.shift, i), lse), NAME(eight)(norm.exponent, i));
+        vd scale = vd_set1(job->grad_scale);
+        if (p->weight) {
+            double weight[8] = {0};
+            for (int k = 0; k < left; k++) {
+                if (s->label[i + k] >= 0) weight[k] = p->weight[(int64_t)s->label[i + k]];
+            }
+            scale = vd_mul(scale, vd_load(weight));
+        }
+        if (p->sample_weight) {
+            scale = vd_mul(scale, vd_loadn(p->sample_weight + s->row + i, left, 0));
+        }
+        if (p->grad_losses) {
+            scale = vd_mul(scale, vd_loadn(p->grad_losses + s->row + i, left, 0));
+        }
+        const vd others = vd_mul(vd_load(s->rest + i), to_p);
+        vd_store(s->factor + i, vd_mul(scale, to_p));
+        vd_store(s->own_grad + i, vd_sub(zero, vd_mul(scale, others)));
+        vd_store(s->loss + i, zero);
     }
 }
 
@@ -246,11 +281,13 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
         NAME(short_unit) *now = units + turn, *before = units + 1 - turn;
         int n = tile_end - row < fit ? (int)(tile_end - row) : fit;
-        const int from_lse = NAME(one_pass)(job, row);
-        if (p->operation == PYCE_BACKWARD) {
-            for (int i = 1; i < n; i++) {
-                if (NAME(one_pass)(job, row + i) != from_lse) n = i;
-            }
+        int from_lse = 0, known = 0;
+        for (int i = 0; i < n && p->operation == PYCE_BACKWARD; i++) {
+            if (!NAME(is_live)(p, row + i)) continue;
+            const int will_do = NAME(one_pass)(job, row + i);
+            if (known && will_do != from_lse) n = i; /* rows of one kind */
+            if (!known) from_lse = will_do;
+            known = 1;
         }
         now->set.row = row;
         now->set.n = n;

@@ -180,17 +180,20 @@ INLINE void vd_exp8(vd v[8], vd_normaliser s) {
     for (int j = 0; j < 8; j += VD_TOGETHER) vd_exps(v + j, VD_TOGETHER, s);
 }
 
-/* exp(shift)·2^exponent for one number, 0 below 2^−1000; for at most 2^1000. */
-INLINE double exp_of(double shift, double exponent) {
-    if (shift < -4000.0) return 0;
-    const vd z = vd_set1(shift);
-    const vd n = vd_round(vd_mul(z, vd_set1(0x1.71547652b82fep+0)));
+/* exp(shift)·2^exponent, 0 below 2^−1000; for at most 2^1000. */
+INLINE vd exp_of(vd shift, vd exponent) {
+    const vd n = vd_round(vd_mul(shift, vd_set1(0x1.71547652b82fep+0)));
     vd r, low, hi, lo;
-    vd_reduce(z, n, &r, &low);
+    vd_reduce(shift, n, &r, &low);
     vd_exp_reduced(r, low, &hi, &lo);
-    const vd k = vd_add(n, vd_set1(exponent));
+    const vd k = vd_add(n, exponent);
+    const vd result = vd_exp2(vd_nlt(k, vd_set1(-1000.0)), hi, k);
+    return vd_keep(vd_nlt(shift, vd_set1(-4000.0)), result);
+}
+/* The same for one number. */
+INLINE double exp_of_one(double shift, double exponent) {
     double result[8];
-    vd_store(result, vd_exp2(vd_nlt(k, vd_set1(-1000.0)), hi, k));
+    vd_store(result, exp_of(vd_set1(shift), vd_set1(exponent)));
     return result[0];
 }
 
@@ -325,15 +328,36 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
 /* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with
    what is lost. With `one`, b is 1 everywhere. */
 INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf max, vf x) {
-    const vd zero = vd_set1(0);
-    vd lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x)), hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
-    if (!one) {
-        const vd b_lo = vf_widen_lo(b), b_hi = vf_widen_hi(b);
-        lo = vd_drop(vd_eq(b_lo, zero), vd_mul(b_lo, lo));
-        hi = vd_drop(vd_eq(b_hi, zero), vd_mul(b_hi, hi));
+    const vd zero = vd_set1(0), x_lo = vf_widen_lo(x), x_hi = vf_widen_hi(x);
+    if (one) {
+        s->lo = vd_add(s->lo, x_lo);
+        s->hi = vd_add(s->hi, x_hi);
+        return;
     }
-    s->lo = vd_add(s->lo, lo);
-    s->hi = vd_add(s->hi, hi);
+    const vd b_lo = vf_widen_lo(b), b_hi = vf_widen_hi(b);
+    const vd lo = vd_mul(b_lo, vd_sub(vf_widen_lo(max), x_lo));
+    const vd hi = vd_mul(b_hi, vd_sub(vf_widen_hi(max), x_hi));
+    s->lo = vd_add(s->lo, vd_drop(vd_eq(b_lo, zero), lo));
+    s->hi = vd_add(s->hi, vd_drop(vd_eq(b_hi, zero), hi));
+}
+/* Σ(max − x) of n numbers from what add_loss summed for b = 1: floats as n·max − Σx. Where those
+   are so far apart in size that a sum of doubles rounds, so far apart are max and x; where they are
+   not, it is exact. */
+INLINE vd vf_distance(vd sum, vd max, double n) {
+    return vd_fma(vd_set1(n), max, vd_sub(vd_set1(0), sum));
+}
+INLINE vd vd_distance(vd sum, vd max, double n) {
+    (void)max;
+    (void)n;
+    return sum;
+}
+INLINE double vf_distance_one(double sum, double max, double n) {
+    return __builtin_fma(n, max, 0.0 - sum);
+}
+INLINE double vd_distance_one(double sum, double max, double n) {
+    (void)max;
+    (void)n;
+    return sum;
 }
 INLINE void vd_sum_add_loss(vd_sum *s, int one, vd b, vd max, vd x) {
     const vd zero = vd_set1(0);

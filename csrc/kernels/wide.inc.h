@@ -254,7 +254,7 @@ INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
             const int at = c + j * W, left = n - at;
             t[j] = F(set1)(0);
             if (left <= 0) continue;
-            const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, max);
+            const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, W == 16 && one ? 0 : max);
             if (!one) t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
             F(sum_add_loss)(&loss, one, t[j], m, v);
         }
@@ -264,6 +264,7 @@ INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
     block->dense = one ? n : F(sum_total)(total, &low);
     block->dense += low;
     block->dense_loss = F(sum_total)(loss, &block->dense_loss_low);
+    if (one) block->dense_loss = F(distance_one)(block->dense_loss, max, n);
 }
 
 INLINE REAL NAME(finite_or_0)(REAL x) { return x - x == 0 ? x : 0; }
@@ -399,9 +400,9 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
                 sum += block_e[0];
             }
             /* A block of nothing but -inf adds nothing, whatever its normaliser (0 stands in). */
-            block->scale = block->max == -INFINITE
-                               ? 0
-                               : exp_of(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
+            block->scale = block->max == -INFINITE ? 0
+                                                   : exp_of_one(block_shift[0] - shift[0],
+                                                                block_exponent[0] - exponent[0]);
             const double term = sum * block->scale;
             const double total = rest + term, back = total - rest;
             lost += (rest - (total - back)) + (term - back);
@@ -603,7 +604,7 @@ INLINE double NAME(lse_scale)(const pyce_problem *p, int64_t row) {
     const F(normaliser) norm = F(normalise)(F(set1)((REAL)p->lse[row]));
     F(to_doubles)(norm.shift, shift);
     F(to_doubles)(norm.exponent, exponent);
-    return exp_of(shift[0] - p->lse[row], exponent[0]);
+    return exp_of_one(shift[0] - p->lse[row], exponent[0]);
 }
 
 INLINE double NAME(row_scale)(const pyce_job *job, int64_t row) {
