@@ -294,6 +294,32 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
     return own_x;
 }
 
+/* Tiles that are worked on at a time, so that there are enough rows to settle: what fits in L1. */
+#define BATCH 4
+
+INLINE int NAME(in_batches)(const pyce_job *job) {
+    const int lse_will_do = W == 16 && job->p->operation == PYCE_BACKWARD && !job->dense;
+    return job->blocks == 1 && !(lse_will_do && job->p->classes > PYCE_NARROW);
+}
+
+INLINE int NAME(batch_of)(const pyce_job *job) {
+    const int64_t fit = 512 / job->p->classes;
+    if (!NAME(in_batches)(job)) return 1;
+    return fit < 1 ? 1 : fit > BATCH ? BATCH : (int)fit;
+}
+
+/* Rows that lie side by side are as many streams as classes, more than a processor follows by itself:
+   the lines of the next batch, and those the result of this one goes to, are fetched here. */
+INLINE void NAME(fetch)(const pyce_job *job, const NAME(lane_rows) * rows, int n, int keep) {
+    const pyce_operand *a = &job->p->logits, *g = &job->p->result;
+    const T *x = (const T *)a->data + NAME(offset_of)(a, rows->outer) + rows->inner;
+    const int64_t ahead = NAME(batch_of)(job) * W;
+    for (int c = 0; c < n; c++) __builtin_prefetch(x + c * a->class_stride + ahead, 0, 3);
+    if (!keep || job->streaming) return;
+    const T *out = (const T *)g->data + NAME(offset_of)(g, rows->outer) + rows->inner;
+    for (int c = 0; c < n; c++) __builtin_prefetch(out + c * g->class_stride, 1, 3);
+}
+
 /* Loads one block of the tile; its maximum, lane by lane. */
 INLINE V NAME(load_max)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first, int n,
                         REAL *x) {
@@ -558,20 +584,6 @@ INLINE NAME(lane_rows) NAME(rows_at)(const pyce_job *job, int64_t row, int64_t e
 
 /* -- rows of one block ------------------------------------------------------------------------------ */
 
-/* Tiles that are worked on at a time, so that there are enough rows to settle: what fits in L1. */
-#define BATCH 4
-
-INLINE int NAME(in_batches)(const pyce_job *job) {
-    const int lse_will_do = W == 16 && job->p->operation == PYCE_BACKWARD && !job->dense;
-    return job->blocks == 1 && !(lse_will_do && job->p->classes > PYCE_NARROW);
-}
-
-INLINE int NAME(batch_of)(const pyce_job *job) {
-    const int64_t fit = 512 / job->p->classes;
-    if (!NAME(in_batches)(job)) return 1;
-    return fit < 1 ? 1 : fit > BATCH ? BATCH : (int)fit;
-}
-
 static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
                              const NAME(lane_scratch) * memory, double *losses, double *sums) {
     const pyce_problem *p = job->p;
@@ -604,6 +616,7 @@ static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
             rows[count].order = classes <= PYCE_TINY ? &order : 0;
 #endif
             NAME(load_labels)(p, rows + count, s);
+            if (!rows[count].apart) NAME(fetch)(job, rows + count, classes, keep);
             max[count] = NAME(load_max)(job, rows + count, 0, classes, room[count].x);
             row += rows[count].n;
         }

@@ -360,9 +360,18 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
         for (int64_t i = 0; i < n; i++) to[begin + i] = losses[i];
     } else if (sums) {
         for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
-#if W == 8
+        int64_t half = job->tile / 2;
+        vd all_lost = vd_set1(0);
+        for (; half >= 8; half /= 2) {
+            for (int64_t i = 0; i < half; i += 8) {
+                const vd a = vd_load(losses + i), b = vd_load(losses + i + half);
+                const vd total = vd_add(a, b);
+                if (W == 8) all_lost = vd_add(all_lost, lost_in_sum(a, b, total));
+                vd_store(losses + i, total);
+            }
+        }
         double lost = 0;
-        for (int64_t half = job->tile / 2; half > 0; half /= 2) {
+        for (; half > 0; half /= 2) {
             for (int64_t i = 0; i < half; i++) {
                 const double total = losses[i] + losses[i + half], back = total - losses[i];
                 const double less = (losses[i] - (total - back)) + (losses[i + half] - back);
@@ -370,12 +379,11 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
                 losses[i] = total;
             }
         }
-        losses[0] += lost;
-#else
-        for (int64_t half = job->tile / 2; half > 0; half /= 2) {
-            for (int64_t i = 0; i < half; i++) losses[i] += losses[i + half];
+        if (W == 8) {
+            double parts[8];
+            vd_store(parts, all_lost);
+            losses[0] += lost + tree8(parts);
         }
-#endif
         sums[begin / job->tile] = losses[0];
     }
 }
