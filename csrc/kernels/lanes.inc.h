@@ -272,23 +272,24 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
     }
     /* The same sum as sum_tile's, in the loop of the exponentials. */
     F(sum) sum = F(sum_zero)();
+    V from_here = own; /* the own class, counted from c */
     for (int c = 0; c < n; c += 8) {
         V v[8];
         UNROLL
         for (int j = 0; j < 8; j++) {
-            v[j] = F(set1)(0);
-            if (c + j < n) {
-                v[j] = F(load)(tile + (c + j) * W);
-                own_x = F(select)(F(eq)(own, F(set1)((REAL)(c + j))), v[j], own_x);
-            }
+            v[j] = c + j < n ? F(load)(tile + (c + j) * W) : F(set1)(0);
         }
         F(exp_some)(v, n - c, norm);
         UNROLL
         for (int j = 0; j < 8; j++) {
-            if (c + j < n) F(store)(tile + (c + j) * W, v[j]);
-            v[j] = F(drop)(F(eq)(own, F(set1)((REAL)(c + j))), v[j]);
+            if (c + j >= n) continue;
+            const VM mine = F(eq)(from_here, F(set1)((REAL)j));
+            own_x = F(select)(mine, F(load)(tile + (c + j) * W), own_x);
+            F(store)(tile + (c + j) * W, v[j]);
+            v[j] = F(drop)(mine, v[j]);
         }
         F(sum_add8)(&sum, v);
+        from_here = F(sub)(from_here, F(set1)(8));
     }
     F(sum_lanes)(sum, sums, low);
     return own_x;
@@ -388,7 +389,6 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     }
     const V own_x = NAME(exp_tile)(job, x, n, norm, own, s->rest, s->rest_low);
     F(to_doubles)(own_x, s->own_x);
-    if (job->own == OWN_LABEL) F(to_doubles)(own_x, s->label_x);
 }
 
 /* One block a row: the factors b of the classes apart, lane by lane. */

@@ -160,24 +160,58 @@ INLINE void NAME(write_lse)(const pyce_problem *p, int i, vdm dead, vd max, vd l
 /* Settling takes three steps, each for all rows before the next: their operations depend on each
    other in long chains, and short loops let a processor work on many rows' chains at once. Each takes
    lanes i…i+7. First the sums: others/e_m, S − e_o, 1/S. */
-INLINE void NAME(settle_sums)(const pyce_job *job, int i, F(normaliser) norm, V own_es, V max_es,
-                              NAME(row_set) * s) {
+#if W == 16
+INLINE void NAME(settle_sums)(const pyce_job *job, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
-    const vd m = vd_load(s->max + i), rest = vd_load(s->rest + i);
-    const vd ke = NAME(eight)(max_es, i), oe = NAME(eight)(own_es, i);
-    const vd exponent = NAME(eight)(norm.exponent, i), shift = NAME(eight)(norm.shift, i);
+    const V max = F(from_doubles)(s->max), own_x = F(from_doubles)(s->own_x);
+    const F(normaliser) norm = F(normalise)(max);
+    V rest;
+    const V high = F(exp_parts)(max, norm, &rest);
+    const VM at_max = F(eq)(max, own_x);
+    /* Where own is not the maximum, the kernels' sum has its e(m) in it, to be taken out. */
+    const V max_e = F(drop)(at_max, F(fma)(high, rest, high));
+    const V own_e = F(drop)(at_max, F(exp)(own_x, norm)), other_high = F(drop)(at_max, high);
+    if (job->dense) F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), s->label_e);
+    for (int i = 0; i < s->n; i += 8) {
+        const vd m = vd_load(s->max + i), part = NAME(eight)(rest, i);
+        const vd high_8 = NAME(eight)(high, i), other_8 = NAME(eight)(other_high, i);
+        const vd e = vd_fma(high_8, part, high_8), other = vd_fma(other_8, part, other_8);
+        const vd own = NAME(eight)(own_e, i);
+        const vd less = vd_sub(vd_load(s->rest + i), NAME(eight)(max_e, i));
+        const vd others = vd_add(less, own), sum = vd_add(others, e);
+        /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
+        vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
+        if (p->operation == PYCE_BACKWARD) {
+            const vd lse = vd_loadn(p->lse + s->row + i, NAME(left)(s, i), 0);
+            bad = vd_add(bad, vd_sub(lse, lse));
+        }
+        /* One division for both quotients: nothing here is beyond 2^200. */
+        const vd both = vd_div(vd_set1(1.0), vd_mul(e, sum));
+        vd_store(s->quotient + i, vd_mul(vd_mul(others, sum), both));
+        vd_store(s->inverse + i, vd_add(vd_mul(e, both), bad));
+        vd_store(s->without_own + i, vd_add(less, other));
+        if (job->dense) vd_store(s->own_term + i, vd_add(vd_sub(e, other), own));
+        vd_store(s->bad + i, bad);
+    }
+}
+
+#else
+INLINE void NAME(settle_sums)(const pyce_job *job, NAME(row_set) * s) {
+    const pyce_problem *p = job->p;
+    const vd max = vd_load(s->max), own_x = vd_load(s->own_x);
+    const vd_normaliser norm = vd_normalise(max);
+    const vd ke = vd_exp(max, norm), oe = vd_exp(own_x, norm);
+    if (job->dense) vd_store(s->label_e, vd_exp(vd_load(s->label_x), norm));
+    const vd m = vd_load(s->max), rest = vd_load(s->rest);
+    const vd exponent = norm.exponent, shift = norm.shift;
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd finite = vd_keep(vd_eq(vd_sub(m, m), zero), m);
-#if W == 8
     vd r, low, e, e_low;
     vd_reduce(vd_sub(finite, shift), vd_add(exponent, vd_set1(BIAS)), &r, &low);
     vd_exp_reduced(r, low, &e, &e_low);
     e = vd_mul(e, vd_set1(BIAS_FACTOR));
-#else
-    const vd e = vd_exp(finite, vd_normaliser_of(shift, exponent, vd_set1(-2000.0)));
-#endif
 
-    const vdm at_max = vd_eq(m, vd_load(s->own_x + i));
+    const vdm at_max = vd_eq(m, vd_load(s->own_x));
     const vd less = vd_sub(rest, ke); /* where own is not the maximum, rest has its e(m) in it */
     const vd others = vd_select(at_max, rest, vd_add(less, oe));
     const vd without_own = vd_select(at_max, rest, vd_add(less, e));
@@ -186,42 +220,40 @@ INLINE void NAME(settle_sums)(const pyce_job *job, int i, F(normaliser) norm, V 
     /* NaN where the maximum or the sum is not finite, 0 elsewhere. */
     vd bad = vd_add(vd_sub(others, others), vd_sub(m, m));
     if (p->operation == PYCE_BACKWARD) {
-        const vd lse = vd_loadn(p->lse + s->row + i, NAME(left)(s, i), 0);
+        const vd lse = vd_loadn(p->lse + s->row, NAME(left)(s, 0), 0);
         bad = vd_add(bad, vd_sub(lse, lse));
     }
 
     const vd q = vd_div(others, e);
-#if W == 8
     /* double logits: what rounding lost still counts, of e_m, of the quotients and of S. */
     e_low = vd_mul(e_low, vd_set1(BIAS_FACTOR));
-    const vd others_low = vd_add(vd_load(s->rest_low + i),
+    const vd others_low = vd_add(vd_load(s->rest_low),
                                  vd_drop(at_max, vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                                                         lost_in_sum(less, oe, vd_add(less, oe)))));
     const vd beyond = vd_add(vd_fnma(q, e_low, vd_fnma(q, e, others)), others_low);
-    vd_store(s->quotient_low + i, vd_div(beyond, e));
+    vd_store(s->quotient_low, vd_div(beyond, e));
     const vd swapped = vd_add(lost_in_sum(rest, vd_sub(zero, ke), less),
                               vd_add(lost_in_sum(less, e, vd_add(less, e)), e_low));
-    const vd without_low = vd_add(vd_load(s->rest_low + i), vd_drop(at_max, swapped));
+    const vd without_low = vd_add(vd_load(s->rest_low), vd_drop(at_max, swapped));
     const vd sum_low = vd_add(vd_add(without_low, vd_keep(at_max, e_low)),
                               lost_in_sum(without_own, own_term, sum));
     const vd inverse = vd_add(vd_div(one, sum), bad);
     const vd inverse_low = vd_div(vd_fnma(inverse, sum_low, vd_fnma(inverse, sum, one)), sum);
-    vd_store(s->inverse_low + i, inverse_low);
-    vd_store(s->without_own_low + i, without_low);
-#else
-    const vd inverse = vd_add(vd_div(one, sum), bad);
-#endif
-    vd_store(s->quotient + i, q);
-    vd_store(s->without_own + i, without_own);
-    vd_store(s->own_term + i, own_term);
-    vd_store(s->inverse + i, inverse);
-    vd_store(s->bad + i, bad);
+    vd_store(s->inverse_low, inverse_low);
+    vd_store(s->without_own_low, without_low);
+    vd_store(s->quotient, q);
+    vd_store(s->without_own, without_own);
+    vd_store(s->own_term, own_term);
+    vd_store(s->inverse, inverse);
+    vd_store(s->bad, bad);
 }
+
+#endif
 
 /* Second: lse − m = log(1 + others/e_m). */
 INLINE void NAME(settle_log)(int i, NAME(row_set) * s) {
     const vd q = vd_load(s->quotient + i);
-    vd log_low;
+    vd log_low = q;
     const vd log = vd_log1p(q, W == 8, &log_low);
 #if W == 8
     log_low = vd_add(log_low, vd_div(vd_load(s->quotient_low + i), vd_add(vd_set1(1.0), q)));
@@ -235,7 +267,7 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
     const vd zero = vd_set1(0);
     const vd m = vd_load(s->max + i), log = vd_load(s->log + i);
-    const vd inverse = vd_load(s->inverse + i), own_term = vd_load(s->own_term + i);
+    const vd inverse = vd_load(s->inverse + i);
     const vd without_own = vd_load(s->without_own + i);
     const NAME(factors) f = NAME(find_factors)(job, i, s);
     NAME(write_lse)(p, i, f.dead, m, log, s);
@@ -252,12 +284,13 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
 #endif
 
     const vd part = f.label, scale = f.scale, share = f.share;
+    const vd label_x = vd_load((job->own == OWN_LABEL ? s->own_x : s->label_x) + i);
     const vdm unlabelled = vd_eq(part, zero);
-    const vd from_label = vd_sub(m, vd_load(s->label_x + i));
+    const vd from_label = vd_sub(m, label_x);
     const vd at_label = vd_add(from_label, log);
     vd loss = vd_drop(unlabelled, vd_mul(part, at_label));
 #if W == 8
-    vd loss_low = vd_add(lost_in_sum(m, vd_sub(zero, vd_load(s->label_x + i)), from_label),
+    vd loss_low = vd_add(lost_in_sum(m, vd_sub(zero, label_x), from_label),
                          vd_add(lost_in_sum(from_label, log, at_label), log_low));
     loss_low = vd_fma(part, loss_low, vd_fma(part, at_label, vd_sub(zero, vd_mul(part, at_label))));
     loss_low = vd_drop(unlabelled, vd_keep(vd_eq(loss_low, loss_low), loss_low));
@@ -281,7 +314,8 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), vd_set1(1.0));
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
-        const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
+        const vd ratio = vd_mul(without_own, inverse),
+                 p_own = vd_mul(vd_load(s->own_term + i), inverse);
         const vd apart = vd_add(own_b, vd_mul(part, same));
         const vd own_grad =
             vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
@@ -328,14 +362,7 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
 /* What follows for the rows of some sets. */
 static void NAME(settle_rows)(const pyce_job *job, NAME(row_set) * sets, int count) {
     for (NAME(row_set) *s = sets; s < sets + count; s++) {
-        const V max = F(from_doubles)(s->max);
-        const F(normaliser) norm = F(normalise)(max);
-        V e[2] = {max, F(from_doubles)(s->own_x)};
-        F(exps)(e, 2, norm);
-        if (job->dense) {
-            F(to_doubles)(F(exp)(F(from_doubles)(s->label_x), norm), s->label_e);
-        }
-        for (int i = 0; i < s->n; i += 8) NAME(settle_sums)(job, i, norm, e[1], e[0], s);
+        NAME(settle_sums)(job, s);
     }
     for (NAME(row_set) *s = sets; s < sets + count; s++) {
         for (int i = 0; i < s->n; i += 8) NAME(settle_log)(i, s);

@@ -112,6 +112,17 @@ INLINE void vf_exps(vf v[], const int count, vf_normaliser s) {
     TOGETHER v[j] = vf_raise(vf_lookup(t[j], vf_high), t[j]);
     TOGETHER v[j] = vf_fma_keep(vf_nlt(t[j], s.least), v[j], q[j], v[j]);
 }
+/* e(x) = high·(1 + *rest), before that is rounded: known to 2^−29. */
+INLINE vf vf_exp_parts(vf x, vf_normaliser s, vf *rest) {
+    const vf z = vf_sub(x, s.shift);
+    const vf t = vf_fma(z, vf_set1(0x1.715476p+4f), s.magic);
+    const vf n = vf_sub(t, s.magic);
+    const vf r = vf_fnma(n, vf_set1(-0x1.05c61p-29f / 16), vf_fnma(n, vf_set1(0x1.62e43p-5f), z));
+    vf q = vf_fma(vf_set1(0x1.55574ap-3f), r, vf_set1(0x1.00022p-1f));
+    q = vf_fma(q, r, vf_set1(1.0f));
+    *rest = vf_fma(q, r, vf_lookup(t, vf_low));
+    return vf_raise(vf_lookup(t, vf_high), t);
+}
 INLINE vf vf_exp(vf x, vf_normaliser s) {
     vf_exps(&x, 1, s);
     return x;
@@ -204,10 +215,10 @@ INLINE vd lost_in_sum(vd a, vd b, vd sum) {
     return vd_keep(vd_eq(lost, lost), lost);
 }
 
-/* log(1 + q) for q ≥ 0: below 1 unit in the last place if `exact`, else what rounding 1 + q lost is
- * left out (an error of 2^−53 beside a result above 0.34, or none below). With u = 1 + q = 2^k·(1 + f) and
- * s = f/(2 + f): log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
- * Microsystems, 1993), whose coefficients these are. Where q < √2 − 1, f = q without rounding. */
+/* log(1 + q) for q ≥ 0. With u = 1 + q = 2^k·(1 + f) and s = f/(2 + f), log(1 + f) = 2·artanh s; where
+ * q < √2 − 1, f = q without rounding. If `exact`, below 1 unit in the last place, with what rounding
+ * lost in *lost_low: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
+ * Microsystems, 1993), whose coefficients these are. Else to 2^−43. */
 INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
     const vd one = vd_set1(1.0);
     const vd u = vd_add(one, q);
@@ -227,6 +238,16 @@ INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
 
     const vd s = vd_div(f, vd_add(vd_set1(2.0), f));
     const vd z = vd_mul(s, s);
+    if (!exact) {
+        /* 2·artanh s to 2^−43. */
+        vd r = vd_set1(0.19362685422902242);
+        r = vd_fma(r, z, vd_set1(0.22191399198523978));
+        r = vd_fma(r, z, vd_set1(0.2857175456161631));
+        r = vd_fma(r, z, vd_set1(0.399999987972117));
+        r = vd_fma(r, z, vd_set1(0.6666666666737519));
+        r = vd_fma(r, z, vd_set1(2.0));
+        return vd_fma(k, vd_set1(0.6931471805599453), vd_mul(s, r));
+    }
     vd r = vd_set1(1.479819860511658591e-01);
     r = vd_fma(r, z, vd_set1(1.531383769920937332e-01));
     r = vd_fma(r, z, vd_set1(1.818357216161805012e-01));
@@ -241,11 +262,9 @@ INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
     const vd inner = vd_sub(half, vd_fma(s, vd_add(half, r), low));
     const vd high = vd_mul(k, vd_set1(6.93147180369123816490e-01)), minus = vd_sub(inner, f);
     const vd result = vd_sub(high, minus);
-    if (exact) {
-        const vd zero = vd_set1(0);
-        *lost_low = vd_sub(lost_in_sum(high, vd_sub(zero, minus), result),
-                           lost_in_sum(inner, vd_sub(zero, f), minus));
-    }
+    const vd zero = vd_set1(0);
+    *lost_low = vd_sub(lost_in_sum(high, vd_sub(zero, minus), result),
+                       lost_in_sum(inner, vd_sub(zero, f), minus));
     return result;
 }
 
