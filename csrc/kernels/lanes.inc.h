@@ -296,7 +296,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
 }
 
 /* Tiles that are worked on at a time, so that there are enough rows to settle: what fits in L1. */
-#define BATCH 4
+#define BATCH 8
 
 INLINE int NAME(in_batches)(const pyce_job *job) {
     const int lse_will_do = W == 16 && job->p->operation == PYCE_BACKWARD && !job->dense;

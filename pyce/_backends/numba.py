@@ -42,6 +42,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
@@ -73,6 +74,10 @@ Real = Any  # float64 or the dtype of the logits
 
 
 def _jit(function: Callable[..., Any]) -> Any:
+    return numba.njit(_nrt=False, **_JIT)(function)
+
+
+def _jit_nrt(function: Callable[..., Any]) -> Any:
     return numba.njit(**_JIT)(function)
 
 
@@ -87,7 +92,7 @@ def _by_dtype(float32: Any, float64: Any) -> Any:
         function: Callable[..., Any] = chosen.py_func
         return function
 
-    overload(generic, strict=False, jit_options=_JIT)(choose)
+    overload(generic, strict=False, jit_options={"_nrt": False, **_JIT})(choose)
     return generic
 
 
@@ -156,6 +161,48 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.fma(*arguments)
 
     return a(a, a, a), generate
+
+
+@_intrinsic
+def _transpose(
+    context: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any
+) -> Any:
+    """target[j + c·column + v] = source[i + v·row + c] for v and c below 16, row by row of target.
+
+    The compiler would move single numbers.
+    """
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, i, row, target, j, column = arguments
+        element = cg.get_value_type(signature.args[0].dtype)
+        vector = ir.VectorType(element, 16).as_pointer()
+
+        def pointers(kind: Any, value: Any, first: Any, step: Any) -> Any:
+            data = cg.make_array(kind)(cg, builder, value).data
+            for n in range(16):
+                at = builder.add(first, builder.mul(step, step.type(n)))
+                yield builder.bitcast(builder.gep(data, [at]), vector)
+
+        align = signature.args[0].dtype.bitwidth // 8
+        rows = [
+            builder.load(p, align=align)
+            for p in pointers(signature.args[0], source, i, row)
+        ]
+        # Four perfect shuffles of the 256 numbers exchange the bits of v and c in their places.
+        low, high = (
+            ir.VectorType(ir.IntType(32), 16)([n // 2 + n % 2 * 16 + first for n in range(16)])
+            for first in (0, 8)
+        )
+        for _ in range(4):
+            rows = [
+                builder.shuffle_vector(rows[n // 2], rows[n // 2 + 8], high if n % 2 else low)
+                for n in range(16)
+            ]
+        for p, value in zip(pointers(signature.args[3], target, j, column), rows, strict=True):
+            builder.store(value, p, align=align)
+        return cg.get_dummy_value()
+
+    return types.none(source, i, row, target, j, column), generate
 
 
 @_jit
@@ -639,7 +686,7 @@ def _constants(job: Any) -> Any:
     return k[0], k[1], k[2], k[3]
 
 
-@_jit
+@_jit_nrt
 def _scratch(like: Array, spike: Real) -> Any:
     s = np.zeros(_S_SIZE, like.dtype)
     a = np.zeros(_A_SIZE)
@@ -870,7 +917,7 @@ def _row_log_softmax(x: Array, out: Array, begin: Index, end: Index, r: Array, i
         out[c] = _log_probability(np.float64(x[c]), m, log, log_lo)
 
 
-@_jit
+@_jit_nrt
 def _rows(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job with inner = 1."""
     x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
@@ -927,6 +974,10 @@ def _rows(piece: Index, pieces: Index, job: Any) -> None:
 @_jit
 def _place(row: Index, n: Index, classes: Index, inner: Index, at: Array) -> None:
     """Where the first class of each of the rows row:row+n is."""
+    if inner == _1:
+        for v in range(n):
+            at[v] = (row + v) * classes
+        return
     i = row % inner
     first = row // inner * classes * inner
     for v in range(n):
@@ -938,8 +989,38 @@ def _place(row: Index, n: Index, classes: Index, inner: Index, at: Array) -> Non
 
 
 @_jit
+def _turn(
+    source: Array,
+    i: Index,
+    rows: Index,
+    row: Index,
+    target: Array,
+    j: Index,
+    columns: Index,
+    column: Index,
+) -> None:
+    """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns.
+
+    In squares of 16, the last ones reaching back over others, or of fewer rows or columns beyond
+    the end: then the reach is for the caller to provide.
+    """
+    for v in range(_0, rows, _16):
+        v = min(v, max(rows, _16) - _16)
+        for c in range(_0, columns, _16):
+            c = min(c, max(columns, _16) - _16)
+            _transpose(source, i + v * row + c, row, target, j + c * column + v, column)
+
+
+@_jit
 def _load(
-    x: Array, at: Array, inner: Index, classes: Index, n: Index, tile: Array, lanes: Index
+    x: Array,
+    at: Array,
+    inner: Index,
+    classes: Index,
+    n: Index,
+    tile: Array,
+    lanes: Index,
+    flat: Array,
 ) -> None:
     """tile[c·lanes + v] = x[at[v] + c·inner] for lanes v < n; 0 in those up to `lanes`."""
     if inner >= _16:
@@ -947,11 +1028,17 @@ def _load(
             i = at[0] + c * inner
             for v in range(n):
                 tile[c * lanes + v] = x[i + v]
-    else:
+    elif inner > _1 or n < _16:
         for v in range(n):
             i = at[v]
             for c in range(classes):
                 tile[c * lanes + v] = x[i + c * inner]
+    elif classes >= _16:
+        _turn(x, at[0], n, classes, tile, _0, classes, lanes)
+    else:
+        for c in range(n * classes):
+            flat[c] = x[at[0] + c]
+        _turn(flat, _0, n, classes, tile, _0, classes, lanes)
     if n < lanes:
         for c in range(classes):
             for v in range(n, lanes):
@@ -960,7 +1047,14 @@ def _load(
 
 @_jit
 def _save(
-    tile: Array, lanes: Index, at: Array, inner: Index, classes: Index, n: Index, x: Array
+    tile: Array,
+    lanes: Index,
+    at: Array,
+    inner: Index,
+    classes: Index,
+    n: Index,
+    x: Array,
+    flat: Array,
 ) -> None:
     """The way back."""
     if inner >= _16:
@@ -968,11 +1062,17 @@ def _save(
             i = at[0] + c * inner
             for v in range(n):
                 x[i + v] = tile[c * lanes + v]
-    else:
+    elif inner > _1 or n < _16:
         for v in range(n):
             i = at[v]
             for c in range(classes):
                 x[i + c * inner] = tile[c * lanes + v]
+    elif classes >= _16:
+        _turn(tile, _0, classes, lanes, x, at[0], n, classes)
+    else:
+        _turn(tile, _0, classes, lanes, flat, _0, n, classes)
+        for c in range(n * classes):
+            x[at[0] + c] = flat[c]
 
 
 @_jit
@@ -1000,7 +1100,7 @@ def _log_softmax_step(tile: Array, j: Index, a: Array, n: Index) -> None:
         tile[j + v] = _log_probability(x, a[_TOP + v], a[_LOG + v], a[_LOG_LO + v])
 
 
-@_jit
+@_jit_nrt
 def _tiles(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job. Tiles are (classes, width)."""
     x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
@@ -1010,7 +1110,8 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
     labelled = job.labels.size > 0
     size, stride, lanes = _U(classes), _U(inner), _U(width)
     s, a, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
-    tile = np.empty(width * classes, x.dtype)
+    tile = np.empty(width * max(classes, 16), x.dtype)
+    flat = np.empty(width * 16, x.dtype)  # room for the rows of a tile as they follow each other
     at = np.empty(width, np.uintp)
     # With slices of `inner` long enough to be copied as such, a tile is of one slice.
     span = inner if inner >= 16 else outer * inner
@@ -1021,7 +1122,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
         row = _U(number // per_span * span + position)
         n = _U(min(width, span - position))
         _place(row, n, size, stride, at)
-        _load(x, at, stride, size, n, tile, lanes)
+        _load(x, at, stride, size, n, tile, lanes, flat)
         skips = _inputs(a, label, skip, row, n, job)
         if labelled:
             for v in range(n):
@@ -1046,7 +1147,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
         if grad.size == 0:
             continue
         if job.log:
-            _load(x, at, stride, size, n, tile, lanes)
+            _load(x, at, stride, size, n, tile, lanes, flat)
         for c in range(size):
             if job.log:
                 _log_softmax_step(tile, c * lanes, a, n)
@@ -1063,7 +1164,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
                 if skip[v]:
                     for c in range(size):
                         tile[c * lanes + v] = 0.0
-        _save(tile, lanes, at, stride, size, n, grad)
+        _save(tile, lanes, at, stride, size, n, grad, flat)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1102,7 +1203,7 @@ def _narrow(value: Any, brain: bool) -> Any:
     return np.uint16(half | (bits >> 16 & 0x8000))
 
 
-@_jit
+@_jit_nrt
 def _halves(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job with inner = 1 whose x and grad are half types."""
     classes, outer = job.classes, job.outer
@@ -1167,7 +1268,7 @@ def _scale_pairs(hi: Array, lo: Array, values: Array, begin: Index, n: Index) ->
             lo[i] = _fma(lo[i], w, lost)
 
 
-@_jit
+@_jit_nrt
 def _bernoulli(
     piece: Index,
     pieces: Index,
