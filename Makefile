@@ -11,7 +11,7 @@ LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 
-.PHONY: help build test lint format bench bench-full bench-peers report clean
+.PHONY: help build test lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -39,8 +39,11 @@ bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes:
 bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 	$(BIN)/python -m bench --full
 
-bench-peers: .venv/.peers $(EXTENSION) ## side by side with the other libraries that are installed
+bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
 	$(BIN)/python -m bench.compare
+
+bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
+	$(BIN)/python -m bench.scaling
 
 report: .venv/.bench ## put the last bench-peers table into the README
 	$(BIN)/python -m bench.report --readme README.md

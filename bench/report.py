@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import goals
 from bench.measure import FLOOR_OF, OPERATIONS, RESULTS, readable
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -109,7 +110,11 @@ def show(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> N
 
 def peers_markdown(measured: dict[str, Any]) -> str:
     """The comparison with the peers as Markdown: a table for each operation, and how to read it."""
-    records = measured["results"]
+    records = [
+        r
+        for r in measured["results"]
+        if r.get("target", "index") == "index" and "," not in r["candidate"]
+    ]
     names = list(dict.fromkeys(r["candidate"] for r in records if r["candidate"] != "floor"))
     machine = measured["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
@@ -135,7 +140,16 @@ def peers_markdown(measured: dict[str, Any]) -> str:
                 row = times.setdefault(f"{r['workload']}, {r['stands_for']}", {})
                 row[r["candidate"]] = r["seconds"]
         parts.append(f"**{title}**\n\n" + _markdown_table(times, names))
+    parts.append("**Goals**, those that are missed in bold\n\n" + _goals_table(measured))
     return "\n\n".join(parts) + "\n"
+
+
+def _goals_table(measured: dict[str, Any]) -> str:
+    rows = ["| goal | workload | limit | measured |", "| --- | --- | ---: | ---: |"]
+    for line in goals.lines(measured):
+        figure = ratio(line.figure) if line.met else f"**{ratio(line.figure)}**"
+        rows.append(f"| {line.about} | {line.workload} | {line.limit} | {figure} |")
+    return "\n".join(rows)
 
 
 def _markdown_table(times: dict[str, dict[str, float]], names: list[str]) -> str:

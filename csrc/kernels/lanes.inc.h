@@ -14,6 +14,7 @@
 typedef struct {
     REAL *x, *b; /* tiles: class by class, one row per lane; x becomes e */
     REAL *coefficients;
+    T *stage; /* results of a batch on their way past the caches */
 } NAME(lane_scratch);
 
 #if W == 16
@@ -44,7 +45,8 @@ typedef struct {
     int64_t outer, inner; /* of the first */
     int all_live;         /* no row is ignored; else those that aren't: */
     int live[W];
-    V label; /* as numbers; −1 where none */
+    const pyce_operand *to; /* where results go: the problem's, or one of the same layout */
+    V label;                /* as numbers; −1 where none */
 #if W == 16
     const NAME(lane_order) * order; /* NULL where rows are not tiny */
 #endif
@@ -114,7 +116,7 @@ INLINE void NAME(load_tile)(const T *x, const pyce_operand *a, const NAME(lane_r
 
 INLINE void NAME(store_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
                              int n, const REAL *tile) {
-    const pyce_operand *g = &job->p->result;
+    const pyce_operand *g = rows->to;
     T *out = g->data;
     if (!rows->apart) {
         out += NAME(offset_of)(g, rows->outer) + first * g->class_stride + rows->inner;
@@ -310,10 +312,19 @@ INLINE int NAME(batch_of)(const pyce_job *job) {
 }
 
 /* Rows that lie side by side are as many streams as classes, more than a processor follows by itself:
-   the lines of the next batch, and those the result of this one goes to, are fetched here. */
+   the lines of the next batch, and those the result of this one goes to, are fetched here. Rows one
+   after the other are fetched some way ahead, farther than a processor does while it computes. */
+#define FETCH_AHEAD 8192
 INLINE void NAME(fetch)(const pyce_job *job, const NAME(lane_rows) * rows, int n, int keep) {
     const pyce_operand *a = &job->p->logits, *g = &job->p->result;
     const T *x = (const T *)a->data + NAME(offset_of)(a, rows->outer) + rows->inner;
+    if (rows->apart) {
+        if (a->class_stride != 1) return;
+        const char *next = (const char *)x + FETCH_AHEAD;
+        const int64_t bytes = rows->n * a->outer_stride * (int64_t)sizeof(T);
+        for (int64_t i = 0; i < bytes && i < 4096; i += 64) __builtin_prefetch(next + i, 0, 3);
+        return;
+    }
     const int64_t ahead = NAME(batch_of)(job) * W;
     for (int c = 0; c < n; c++) __builtin_prefetch(x + c * a->class_stride + ahead, 0, 3);
     if (!keep || job->streaming) return;
@@ -579,6 +590,15 @@ INLINE NAME(lane_rows) NAME(rows_at)(const pyce_job *job, int64_t row, int64_t e
         if (inner - rows.inner < n) n = inner - rows.inner;
     }
     rows.n = n < W ? (int)n : W;
+    rows.to = &job->p->result;
+    const size_t size = W * sizeof(T);
+    if (!rows.apart && job->streaming && rows.to->data &&
+        (size_t)rows.to->class_stride * sizeof(T) % size == 0) {
+        /* Up to where whole vectors of the result are aligned, if ever. */
+        const T *out = (const T *)rows.to->data + NAME(offset_of)(rows.to, rows.outer) + rows.inner;
+        const int past = (int)((uintptr_t)out % size / sizeof(T));
+        if (past && rows.n > W - past) rows.n = W - past;
+    }
     return rows;
 }
 
@@ -605,18 +625,31 @@ static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
         room[t].x += t * classes * W;
         room[t].b += t * classes * W;
     }
+    /* Rows one after the other are streamed as one piece, since they begin and end within lines. */
+    const pyce_operand *g = &p->result;
+    const int staged = keep && job->streaming && p->inner == 1 && g->class_stride == 1 &&
+                       !g->offsets && g->outer_stride == classes;
+    pyce_operand stage = *g;
     for (int64_t row = begin; row < end;) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
+        T *out = 0, *from = 0;
+        const int64_t first = row;
+        if (staged) {
+            out = (T *)g->data + row * classes;
+            from = memory->stage + (uintptr_t)out % 64 / sizeof(T);
+            stage.data = (void *)((uintptr_t)from - (uintptr_t)(row * classes) * sizeof(T));
+        }
         int count = 0;
         for (; count < batch && row < tile_end; count++) {
             NAME(row_set) *s = sets + count;
             rows[count] = NAME(rows_at)(job, row, tile_end);
+            if (staged) rows[count].to = &stage;
 #if W == 16
             rows[count].order = classes <= PYCE_TINY ? &order : 0;
 #endif
             NAME(load_labels)(p, rows + count, s);
-            if (!rows[count].apart) NAME(fetch)(job, rows + count, classes, keep);
+            NAME(fetch)(job, rows + count, classes, keep);
             max[count] = NAME(load_max)(job, rows + count, 0, classes, room[count].x);
             row += rows[count].n;
         }
@@ -644,6 +677,7 @@ static void NAME(batch_rows)(const pyce_job *job, int64_t begin, int64_t end,
                                  rows[t].label);
             }
         }
+        if (staged) NAME(stream_out)(out, from, (row - first) * classes);
         if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
     }
     if (job->streaming) memory_fence();
@@ -655,7 +689,8 @@ static size_t NAME(lane_scratch_size)(const pyce_job *job) {
     const size_t classes = (size_t)(job->blocks > 1 ? PYCE_BLOCK : job->p->classes);
     const size_t blocks = (size_t)job->blocks * W * sizeof(pyce_block);
     const size_t tiles = (size_t)NAME(batch_of)(job);
-    return (classes * (2 * tiles * W + 1) + 64) * sizeof(REAL) + blocks + 256;
+    return (classes * (2 * tiles * W + 1) + 64) * sizeof(REAL) + blocks +
+           (tiles * W * classes * sizeof(T) + 64) + 320;
 }
 
 static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
@@ -668,6 +703,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
     memory.x = NAME(carve)(&carve, tiles * classes * W * sizeof(REAL));
     memory.b = NAME(carve)(&carve, tiles * classes * W * sizeof(REAL));
     memory.coefficients = NAME(carve)(&carve, classes * sizeof(REAL));
+    memory.stage = NAME(carve)(&carve, tiles * W * classes * sizeof(T) + 64);
     pyce_block *blocks = (void *)NAME(carve)(&carve, 0);
     const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
     double losses[PYCE_TILE];

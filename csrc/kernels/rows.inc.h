@@ -442,6 +442,17 @@ INLINE void *NAME(carve)(char **at, size_t bytes) {
     return start;
 }
 
+/* n numbers past the caches. Both ends of `to` may be anywhere; `from` lies at the same distance from a
+   multiple of 64 bytes. */
+static void NAME(stream_out)(T *to, const T *from, int64_t n) {
+    const int past = (int)((uintptr_t)to % (W * sizeof(T)) / sizeof(T));
+    int64_t i = past ? W - past : 0;
+    if (i > n) i = n;
+    if (i) STOREN(to, (int)i, LOADN(from, (int)i, 0));
+    for (; i + W <= n; i += W) STREAM(to + i, LOAD(from + i));
+    if (i < n) STOREN(to + i, (int)(n - i), LOADN(from + i, (int)(n - i), 0));
+}
+
 ALIGNED static const REAL NAME(lanes)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const REAL NAME(ones)[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
 

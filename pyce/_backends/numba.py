@@ -51,7 +51,7 @@ from pyce import _threads
 from pyce._arguments import Array, Problem, compute_dtype, row_blocks
 
 NAME = "numba"
-CHECKS_LABELS = False
+CHECKS_LABELS = True
 
 _config: Any = numba.config
 if _config.DISABLE_JIT:
@@ -110,7 +110,7 @@ class Job(NamedTuple):
     probs: Array  # float32 or float64
     weight: Array  # float64, as all that follow
     share: Array  # sample weights
-    scale: Array  # factors of the rows' gradients
+    scale: Array  # factors of the rows' gradients; or one for all
     saved: Array  # lse from the forward: where it is not finite, the gradient is NaN
     losses: Array
     lse: Array
@@ -308,24 +308,28 @@ def _normaliser_float64(m: Real) -> Any:
 
 
 @_jit
-def _unit_float32(like: Any, m: Real) -> Real:
-    """exp(m − shift)·2^(exponent − 127 − 60): what a maximum m counts as, next to the others."""
+def _unit_float32(m: Real) -> Real:
+    """2⁻⁶⁰ over what the maximum m counts as, next to the other exponentials. Error ≤ 2⁻³⁶."""
     shift, _, exponent = _normaliser_float32(np.float32(m))
     n = np.float64(exponent) - (127.0 + _BIAS)
-    r = _fma(n, _LN2_LO_64, _fma(n, _LN2_64, _finite(m - np.float64(shift))))
-    return _exp_float64(r, 0.0, -745.2, 1023.0)
-
-
-@_jit
-def _unit_float64(like: Real, m: Real) -> Real:
-    return 1.0
+    r = _fma(n, -_LN2_LO_64, _fma(n, -_LN2_64, _finite(np.float64(shift) - m)))
+    q = _fma(_fma(_fma(_fma(_P9_64, r, _P8_64), r, _P7_64), r, _P6_64), r, _P5_64)
+    q = _fma(_fma(_fma(q, r, _P4_64), r, _P3_64), r, 0.5)
+    return _UNBIAS * (1.0 + _fma(r * r, q, r))
 
 
 _exp = _by_dtype(_exp_float32, _exp_float64)
 _normaliser = _by_dtype(_normaliser_float32, _normaliser_float64)
-_unit = _by_dtype(_unit_float32, _unit_float64)
 
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+
+
+@_jit
+def _log_tail(z: Real) -> Real:
+    """(log((1 + s)/(1 − s))/s − 2)/s² for z = s² ≤ 0.03."""
+    q = _fma(_fma(0.1479819860511658591, z, 0.1531383769920937332), z, 0.1818357216161805012)
+    q = _fma(_fma(q, z, 0.2222219843214978396), z, 0.2857142874366239149)
+    return _fma(_fma(q, z, 0.3999999999940941908), z, 0.6666666666666735130)
 
 
 @_jit
@@ -343,9 +347,7 @@ def _log1p(v: Real) -> Any:
     lost = 0.0 if k == 0 else lost * inverse
     s = f / (2.0 + f)
     z = s * s
-    q = _fma(_fma(0.1479819860511658591, z, 0.1531383769920937332), z, 0.1818357216161805012)
-    q = _fma(_fma(q, z, 0.2222219843214978396), z, 0.2857142874366239149)
-    q = _fma(_fma(q, z, 0.3999999999940941908), z, 0.6666666666666735130)
+    q = _log_tail(z)
     half = 0.5 * f * f
     tail = (_fma(s, _fma(z, q, half), _fma(n, _LN2_LO_64, lost))) - half
     head, rest = _two_sum(n * _LN2_64, f)
@@ -496,17 +498,42 @@ _dense_step = _by_dtype(_dense_step_float32, _dense_step_float64)
 
 
 @_jit
-def _finish(s: Array, a: Array, n: Index, k: Any) -> None:
+def _finish_float32(s: Array, a: Array, n: Index, k: Any) -> None:
     """From the sums of lanes that are rows: their loss, lse and what the gradient needs.
 
-    `s` is here for its dtype.
+    `s` is here for its dtype. As `_finish_float64`, without what the rounding of float64 loses.
     """
     for v in range(n):
         m = a[_TOP + v]
         spoilt = m - m  # NaN where the maximum is not finite
-        unit = _UNBIAS / _unit(s[_0], m)
-        rest, rest_lo = _two_sum(a[_REST + v] * unit, a[_TIES + v] - 1.0)
-        rest, rest_lo = _two_sum(rest, _fma(a[_REST_LO + v], unit, rest_lo))
+        unit = _unit_float32(m)
+        rest = _fma(a[_REST + v] + a[_REST_LO + v], unit, a[_TIES + v] - 1.0)
+        u = 1.0 + rest
+        shift = (_bits(u) - _SQRT_HALF_BITS) >> 52
+        f = rest if shift == 0 else _from_bits(_bits(u) - (shift << 52)) - 1.0
+        t = f / (2.0 + f)
+        log = _fma(np.float64(shift), _LN2_64, t * _fma(t * t, _log_tail(t * t), 2.0))
+        a[_LOG + v] = log + spoilt
+        a[_LSE + v] = m + log
+        spike = a[_LABEL_WEIGHT + v] * k[0]
+        total = a[_TOTAL + v] + spike
+        a[_SPIKE + v] = spike
+        a[_A + v] = total
+        cost = spike * a[_GAP + v]
+        loss = _fma(total, log, 0.0 if spike == 0.0 else cost) + a[_COST + v]
+        a[_LOSS + v] = loss * a[_SHARE + v] + spoilt
+        factor = total * a[_SCALE + v] / u + (spoilt + a[_SPOILT + v])
+        a[_CERTAIN + v] = factor * rest
+        a[_FACTOR + v] = factor * unit
+
+
+@_jit
+def _finish_float64(s: Array, a: Array, n: Index, k: Any) -> None:
+    for v in range(n):
+        m = a[_TOP + v]
+        spoilt = m - m
+        rest, rest_lo = _two_sum(a[_REST + v] * _UNBIAS, a[_TIES + v] - 1.0)
+        rest, rest_lo = _two_sum(rest, _fma(a[_REST_LO + v], _UNBIAS, rest_lo))
         log, log_lo, inverse = _log1p(rest)
         log_lo += rest_lo * inverse
         a[_LOG + v] = log + spoilt
@@ -546,8 +573,11 @@ def _finish(s: Array, a: Array, n: Index, k: Any) -> None:
         factor = scaled * inverse + (spoilt + a[_SPOILT + v])
         factor_lo = (_fma(-factor, sum_, scaled) + scaled_lo - factor * sum_lo) * inverse
         a[_CERTAIN + v] = _fma(factor, rest, _fma(factor, rest_lo, factor_lo * rest))
-        a[_FACTOR + v] = factor * unit
-        a[_FACTOR_LO + v] = factor_lo * unit
+        a[_FACTOR + v] = factor * _UNBIAS
+        a[_FACTOR_LO + v] = factor_lo * _UNBIAS
+
+
+_finish = _by_dtype(_finish_float32, _finish_float64)
 
 
 @_jit
@@ -627,7 +657,7 @@ def _inputs(a: Array, label: Array, skip: Array, row: Index, n: Index, job: Any)
     if job.share.size:
         for v in range(n):
             a[_SHARE + v] = job.share[row + v]
-    if job.scale.size:
+    if job.scale.size > 1:
         for v in range(n):
             a[_SCALE + v] = job.scale[row + v]
     if job.saved.size:
@@ -687,14 +717,16 @@ def _constants(job: Any) -> Any:
 
 
 @_jit_nrt
-def _scratch(like: Array, spike: Real) -> Any:
-    s = np.zeros(_S_SIZE, like.dtype)
+def _scratch(job: Any) -> Any:
+    spike = 0.0 if job.probs.size else 1.0
+    scale = job.scale[0] if job.scale.size else 1.0
+    s = np.zeros(_S_SIZE, job.x.dtype)
     a = np.zeros(_A_SIZE)
     for v in range(_LANES):
         a[_WEIGHT + v] = 1.0
         a[_LABEL_WEIGHT + v] = spike
         a[_SHARE + v] = 1.0
-        a[_SCALE + v] = 1.0
+        a[_SCALE + v] = scale
     return s, a, np.zeros(_LANES, np.uintp), np.zeros(_LANES, np.bool_)
 
 
@@ -926,7 +958,7 @@ def _rows(piece: Index, pieces: Index, job: Any) -> None:
     dense = probs.size > 0 or k[2] != 0.0
     labelled = job.labels.size > 0
     size = _U(classes)
-    s, r, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
+    s, r, label, skip = _scratch(job)
     block, terms = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
     # Targets, weights, coefficients, costs, what the last two lost, and room to add them up.
     room = np.zeros((8, _BLOCK))
@@ -1020,7 +1052,6 @@ def _load(
     n: Index,
     tile: Array,
     lanes: Index,
-    flat: Array,
 ) -> None:
     """tile[c·lanes + v] = x[at[v] + c·inner] for lanes v < n; 0 in those up to `lanes`."""
     if inner >= _16:
@@ -1028,17 +1059,13 @@ def _load(
             i = at[0] + c * inner
             for v in range(n):
                 tile[c * lanes + v] = x[i + v]
-    elif inner > _1 or n < _16:
+    elif inner == _1 and n >= _16 and at[n - _1] + max(classes, _16) <= _U(x.size):
+        _turn(x, at[0], n, classes, tile, _0, classes, lanes)
+    else:
         for v in range(n):
             i = at[v]
             for c in range(classes):
                 tile[c * lanes + v] = x[i + c * inner]
-    elif classes >= _16:
-        _turn(x, at[0], n, classes, tile, _0, classes, lanes)
-    else:
-        for c in range(n * classes):
-            flat[c] = x[at[0] + c]
-        _turn(flat, _0, n, classes, tile, _0, classes, lanes)
     if n < lanes:
         for c in range(classes):
             for v in range(n, lanes):
@@ -1054,7 +1081,6 @@ def _save(
     classes: Index,
     n: Index,
     x: Array,
-    flat: Array,
 ) -> None:
     """The way back."""
     if inner >= _16:
@@ -1062,17 +1088,18 @@ def _save(
             i = at[0] + c * inner
             for v in range(n):
                 x[i + v] = tile[c * lanes + v]
-    elif inner > _1 or n < _16:
-        for v in range(n):
+    elif inner == _1 and n >= _16 and classes >= _16:
+        _turn(tile, _0, classes, lanes, x, at[0], n, classes)
+    else:
+        first = _0
+        if inner == _1 and n >= _U(32):
+            # Short rows: each is written over what the one before left behind its end.
+            first = n - _16
+            _turn(tile, _0, classes, lanes, x, at[0], first, classes)
+        for v in range(first, n):
             i = at[v]
             for c in range(classes):
                 x[i + c * inner] = tile[c * lanes + v]
-    elif classes >= _16:
-        _turn(tile, _0, classes, lanes, x, at[0], n, classes)
-    else:
-        _turn(tile, _0, classes, lanes, flat, _0, n, classes)
-        for c in range(n * classes):
-            x[at[0] + c] = flat[c]
 
 
 @_jit
@@ -1109,9 +1136,8 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
     dense = probs.size > 0 or k[2] != 0.0
     labelled = job.labels.size > 0
     size, stride, lanes = _U(classes), _U(inner), _U(width)
-    s, a, label, skip = _scratch(x, 0.0 if probs.size else 1.0)
+    s, a, label, skip = _scratch(job)
     tile = np.empty(width * max(classes, 16), x.dtype)
-    flat = np.empty(width * 16, x.dtype)  # room for the rows of a tile as they follow each other
     at = np.empty(width, np.uintp)
     # With slices of `inner` long enough to be copied as such, a tile is of one slice.
     span = inner if inner >= 16 else outer * inner
@@ -1122,7 +1148,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
         row = _U(number // per_span * span + position)
         n = _U(min(width, span - position))
         _place(row, n, size, stride, at)
-        _load(x, at, stride, size, n, tile, lanes, flat)
+        _load(x, at, stride, size, n, tile, lanes)
         skips = _inputs(a, label, skip, row, n, job)
         if labelled:
             for v in range(n):
@@ -1147,7 +1173,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
         if grad.size == 0:
             continue
         if job.log:
-            _load(x, at, stride, size, n, tile, lanes, flat)
+            _load(x, at, stride, size, n, tile, lanes)
         for c in range(size):
             if job.log:
                 _log_softmax_step(tile, c * lanes, a, n)
@@ -1164,7 +1190,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
                 if skip[v]:
                     for c in range(size):
                         tile[c * lanes + v] = 0.0
-        _save(tile, lanes, at, stride, size, n, grad, flat)
+        _save(tile, lanes, at, stride, size, n, grad)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1223,7 +1249,7 @@ def _halves(piece: Index, pieces: Index, job: Any) -> None:
             job.probs[first * classes : stop * classes],
             job.weight,
             job.share[first:stop],
-            job.scale[first:stop],
+            job.scale[first:stop] if job.scale.size > 1 else job.scale,
             job.saved[first:stop],
             job.losses[first:stop],
             job.lse[first:stop],
@@ -1355,6 +1381,29 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+def _misfit(labels: Array, ignore: int, classes: int) -> bool:
+    """Whether some label is neither a class nor `ignore`."""
+    count = 0
+    for row in range(_U(labels.size)):
+        y = labels[row]
+        count += 1 if (y < 0 or y >= classes) and y != ignore else 0
+    return count > 0
+
+
+def _sum(values: Array, total: Array) -> None:
+    """total[0] = Σ values, but for a rounding or two."""
+    u, t, t_lo = np.empty(_BLOCK), np.empty(_BLOCK // 4), np.empty(_BLOCK // 4)
+    total_, lost = 0.0, 0.0
+    for begin in range(_0, _U(values.size), _U(_BLOCK)):
+        n = min(_U(_BLOCK), _U(values.size) - begin)
+        for i in range(n):
+            u[i] = values[begin + i]
+        part, part_lo = _total_float64(u, n, t, t_lo)
+        total_, new = _two_sum(total_, part)
+        lost += _finite(new) + part_lo
+    total[0] = total_ + lost
+
+
 # Every kernel twice: as a whole, and shared among threads. Arguments come one by one, since Numba
 # looks at each of them at every call, and is slow to look into tuples.
 
@@ -1401,7 +1450,7 @@ _SHARED = {
     _halves_alone: _halves_shared,
     _bernoulli_alone: _bernoulli_shared,
 }
-_compiled: dict[tuple[Callable[..., Any], str], Callable[..., None]] = {}
+_compiled: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
 
 
 def _call(function: Callable[..., Any], work: int, *arguments: Any) -> None:
@@ -1436,7 +1485,7 @@ def _writable(a: Array) -> Array:
     return np.asarray(SimpleNamespace(__array_interface__=interface, owner=a))
 
 
-def _kernel(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., None]:
+def _kernel(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
     dtypes = "".join([a.dtype.char for a in arguments if isinstance(a, np.ndarray)])
     kernel = _compiled.get((function, dtypes))
     if kernel is None:
@@ -1444,7 +1493,7 @@ def _kernel(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callabl
     return kernel
 
 
-def _entry(function: Callable[..., Any], dtypes: str) -> Callable[..., None]:
+def _entry(function: Callable[..., Any], dtypes: str) -> Callable[..., Any]:
     """`function` compiled at its first call, for these dtypes, by way of Numba's cache of files.
 
     Every entry has a file of its own: in one that holds several, two processes that compile at a
@@ -1454,18 +1503,18 @@ def _entry(function: Callable[..., Any], dtypes: str) -> Callable[..., None]:
     copy = FunctionType(function.__code__, function.__globals__, function.__name__)
     copy.__qualname__ = f"{function.__name__}_{dtypes}"
     options = {**_JIT, "parallel": function in _SHARED.values()}
-    compiled: Callable[..., None] = numba.njit(**options)(copy)
+    compiled: Callable[..., Any] = numba.njit(**options)(copy)
     try:
-        cached: Callable[..., None] = numba.njit(cache=True, **options)(copy)
+        cached: Callable[..., Any] = numba.njit(cache=True, **options)(copy)
     except RuntimeError:  # no directory for files
         return compiled
 
-    def entry(*arguments: Any) -> None:
+    def entry(*arguments: Any) -> Any:
         try:
-            cached(*arguments)
+            return cached(*arguments)
         except (OSError, EOFError, pickle.PickleError):
             # Raised before the kernel ran: its file is damaged or can't be written.
-            compiled(*arguments)
+            return compiled(*arguments)
 
     return entry
 
@@ -1481,6 +1530,10 @@ _COPIED = 2**15
 def forward(p: Problem) -> float:
     losses = np.empty(p.rows)
     _loss(p, losses)
+    if p.losses is None:
+        sums = np.empty(1)
+        _kernel(_sum, (losses, sums))(losses, sums)
+        losses = sums
     return p.reduce(losses)
 
 
@@ -1497,6 +1550,10 @@ def backward(p: Problem) -> None:
 
 
 def _loss(p: Problem, losses: Array | None) -> None:
+    if p.labels is not None:
+        labels = _writable(p.labels)
+        if _kernel(_misfit, (labels,))(labels, p.ignore_index, p.classes):
+            p.check_labels()
     # Of a single class, all that smoothing takes from the label comes back to it.
     smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
     even = smoothing / p.classes
@@ -1512,7 +1569,7 @@ def _loss(p: Problem, losses: Array | None) -> None:
         weight=p.weight,
         per_row=(
             p.sample_weight,
-            None if p.grad is None else p.row_scale(),
+            None if p.grad is None else _row_scale(p),
             p.lse if losses is None else None,
             losses,
             None if losses is None else p.lse,
@@ -1520,6 +1577,13 @@ def _loss(p: Problem, losses: Array | None) -> None:
         constants=np.array([certain, certain_lo, even, even_lo]),
         ignore=p.ignore_index,
     )
+
+
+def _row_scale(p: Problem) -> Array:
+    if p.sample_weight is not None or isinstance(p.grad_loss, np.ndarray):
+        return p.row_scale()
+    with np.errstate(all="ignore"):
+        return np.full(1, p.grad_loss) / p.denominator()
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
@@ -1577,7 +1641,7 @@ def _run(
             None if labels is None else labels[start:stop],
             t,
             weight,
-            tuple(None if a is None else a[start:stop] for a in per_row),
+            tuple(a if a is None or a.size == 1 else a[start:stop] for a in per_row),
             constants,
             ignore,
             classes,

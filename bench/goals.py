@@ -1,0 +1,132 @@
+"""The goals, each a line with its figure: from what `python -m bench.compare` measured.
+
+A goal is a ratio of two medians of the same process and the same buffers, and a limit. To add one,
+add a line to `GOALS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Times = dict[str, dict[str, Any]]  # {candidate: record}, of one workload and operation
+Figure = Callable[[dict[tuple[str, str], Times], str], float]
+
+LLM = ("2048x32000", "1024x50257", "512x128256", "256x262144")
+OURS = "pyce c"
+PEERS = ("torch", "torch.compile", "JAX + optax", "scikit-learn")
+
+
+class Goal(NamedTuple):
+    about: str
+    workloads: tuple[str, ...]
+    figure: Figure
+    limit: float
+    at_least: bool = False  # else at most
+
+
+class Line(NamedTuple):
+    about: str
+    workload: str
+    figure: float
+    limit: str
+    met: bool
+
+
+def lines(measured: dict[str, Any]) -> list[Line]:
+    """Every goal on every workload of it that was measured."""
+    times: dict[tuple[str, str], Times] = {}
+    for record in measured["results"]:
+        times.setdefault((record["workload"], record["operation"]), {})[record["candidate"]] = (
+            record
+        )
+    found = []
+    for goal in GOALS:
+        for workload in goal.workloads:
+            try:
+                figure = goal.figure(times, workload)
+            except (KeyError, ValueError):
+                continue  # not measured here
+            met = figure >= goal.limit if goal.at_least else figure <= goal.limit
+            limit = f"{'≥' if goal.at_least else '≤'} {goal.limit:g}"
+            found.append(Line(goal.about, workload, figure, limit, met))
+    return found
+
+
+def _ratio(
+    candidate: str, reference: str, operation: str = "fused", of: str | None = None
+) -> Figure:
+    """One candidate's time over another's, of the same workload or of `of`."""
+
+    def figure(times: dict[tuple[str, str], Times], workload: str) -> float:
+        other = times[of or workload, operation][reference]
+        return float(times[workload, operation][candidate]["seconds"] / other["seconds"])
+
+    return figure
+
+
+def _over_peers(times: dict[tuple[str, str], Times], workload: str) -> float:
+    """How many times as long as ours the best peer takes."""
+    here = times[workload, "fused"]
+    best = min(here[name]["seconds"] for name in PEERS if name in here)
+    return float(best / here[OURS]["seconds"])
+
+
+def _over_plain(times: dict[tuple[str, str], Times], workload: str) -> float:
+    """Time over the plain call's, plus the target's bytes at the speed of the floor."""
+    here = times[workload, "fused"]
+    floor = here["floor"]
+    extra = floor["seconds"] * here[OURS]["target_bytes"] / floor["bytes"]
+    return float(here[OURS]["seconds"] / (here["pyce c, plain"]["seconds"] + extra))
+
+
+def _over_own(times: dict[tuple[str, str], Times], workload: str) -> float:
+    """Time of the backend that "auto" takes over that of the fastest."""
+    here = times[workload, "fused"]
+    own = [r["seconds"] for name, r in here.items() if name.startswith("pyce ") and "," not in name]
+    return float(here[OURS]["seconds"] / min(own))
+
+
+LARGE = (
+    "1024x1000",
+    "8192x100",
+    "65536x10",
+    "1000000x3",
+    *LLM,
+    "1x16777216",
+    "8x21x512x512-axis1",
+)
+OTHER_TARGETS = tuple(
+    f"{shape}-{target}"
+    for shape in ("1024x1000", "2048x32000")
+    for target in ("probabilities", "smoothing", "weight")
+)
+HALVES = ("2048x32000-bfloat16", "2048x32000-float16")
+
+GOALS = (
+    Goal("fused, time over the copy floor", LLM, _ratio(OURS, "floor"), 1.25),
+    Goal("fused, times faster than the best peer", LLM, _over_peers, 7, True),
+    Goal("in place over out of place", LLM, _ratio("pyce c, in place", OURS), 1.05),
+    Goal("forward, time over reading once", LLM, _ratio(OURS, "floor", "forward"), 1.5),
+    Goal("fused, time over the copy floor", ("1024x1000",), _ratio(OURS, "floor"), 2),
+    Goal("fused, times faster than the best peer", ("1024x1000",), _over_peers, 3, True),
+    Goal("fused, time over the copy floor", ("8192x100",), _ratio(OURS, "floor"), 2.6),
+    Goal("fused, times faster than the best peer", ("8192x100",), _over_peers, 2.5, True),
+    Goal("fused, times faster than the best peer", ("65536x10",), _over_peers, 7, True),
+    Goal("fused, times faster than the best peer", ("1000000x3",), _over_peers, 8, True),
+    Goal("fused, times faster than the best peer", ("64x10",), _over_peers, 1.5, True),
+    Goal("fused, times faster than the best peer", ("1x16777216",), _over_peers, 5, True),
+    Goal("fused, time over the copy floor", ("8x21x512x512-axis1",), _ratio(OURS, "floor"), 2),
+    Goal("half types over float32", HALVES, _ratio(OURS, OURS, of="2048x32000"), 0.65),
+    Goal(
+        "float64 over float32",
+        ("2048x32000-float64",),
+        _ratio(OURS, OURS, of="2048x32000"),
+        2.5,
+    ),
+    Goal("other targets over plain ones and their bytes", OTHER_TARGETS, _over_plain, 1.3),
+    Goal("Numba over C", LARGE, _ratio("pyce numba", OURS), 2),
+    Goal("the backend chosen over the fastest", ("64x10", "128x1000", *LARGE), _over_own, 1.1),
+    Goal("two threads over one", LARGE, _ratio(OURS, "pyce c, 1 thread"), 1.05),
+    Goal("AVX2 over AVX-512", LARGE, _ratio("pyce c, avx2", OURS), 1.7),
+)
