@@ -12,11 +12,18 @@
  * The sums have the order of wide.inc.h, and so the same bytes.
  */
 
+/* How far in front of a row memory is fetched, in bytes, where logits and result don't fit the cache;
+   and up to how many classes rows are put together before they go past it: their ends within a line
+   cost more than that. */
+#define SHORT_AHEAD 16384
+#define SHORT_STAGED 512
+
 typedef struct {
     REAL *e;    /* row by row, `kept` apart */
     REAL *b[2]; /* factors of one row, when it is measured and when it is written */
     T *in;      /* rows whose classes lie apart, gathered */
     T *out;     /* one such row before it is scattered */
+    T *stage;   /* the unit's results on their way past the caches, or NULL */
     int64_t kept;
     NAME(row_set) set;
 } NAME(short_unit);
@@ -29,7 +36,7 @@ INLINE int NAME(short_rows_fit)(const pyce_job *job) {
 static size_t NAME(short_scratch)(const pyce_job *job) {
     const size_t kept = (size_t)(job->p->classes + W - 1) / W * W,
                  rows = (size_t)NAME(short_rows_fit)(job);
-    return rows * kept * (sizeof(REAL) + 2 * sizeof(T)) + 2 * kept * sizeof(REAL) +
+    return rows * kept * (sizeof(REAL) + 3 * sizeof(T)) + 128 + 2 * kept * sizeof(REAL) +
            kept * sizeof(T) + 2 * sizeof(NAME(short_unit)) + 12 * 64;
 }
 
@@ -95,6 +102,18 @@ INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, in
     return sum;
 }
 
+/* Where the unit's results are put together: as far from a multiple of 64 bytes as where they go. */
+INLINE T *NAME(staged)(const pyce_job *job, const NAME(short_unit) * unit) {
+    const T *to = (const T *)job->p->result.data + unit->set.row * job->p->classes;
+    return unit->stage + (uintptr_t)to % 64 / sizeof(T);
+}
+
+INLINE void NAME(short_flush)(const pyce_job *job, const NAME(short_unit) * unit) {
+    if (!unit->stage || !unit->set.n) return;
+    T *to = (T *)job->p->result.data + unit->set.row * job->p->classes;
+    NAME(stream_out)(to, NAME(staged)(job, unit), unit->set.n * job->p->classes);
+}
+
 /* The result of row i of a settled unit, from what is kept of it. */
 INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int i) {
     const pyce_problem *p = job->p;
@@ -105,16 +124,19 @@ INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int 
     const double least = W == 8 ? 0x1p-1021 : 0x1p-125;
     T *result = (T *)g->data + NAME(offset_of)(g, row);
     T *out = g->class_stride == 1 ? result : unit->out;
+    const int past = job->streaming && !unit->stage; /* rows on their own */
+    if (unit->stage) out = NAME(staged)(job, unit) + (int64_t)i * n;
     REAL *e = unit->e + i * unit->kept;
     if (!NAME(is_live)(p, row)) {
         for (int c = 0; c < n; c++) out[c] = 0;
     } else if (p->operation == PYCE_LOG_SOFTMAX) {
         NAME(write_log)(NAME(short_row)(job, unit, i), n, (REAL)s->max[i], s->log[i],
                         W == 8 ? s->log_low[i] : 0, out);
-    } else if (job->streaming || W == 8 || !(__builtin_fabs(s->factor[i]) >= least)) {
+    } else if (past || W == 8 || !(__builtin_fabs(s->factor[i]) >= least)) {
         const pyce_block one = {.scale = 1};
         const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
         NAME(writer) w = NAME(writer_of)(job, s, i, &one, 0, n, e, b, out);
+        w.streaming = past;
         NAME(write_head)(&w);
         NAME(write_rest)(&w);
     } else {
@@ -192,6 +214,11 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
         if (write && i < before->set.n) NAME(short_write)(job, before, i);
         if (i >= rows || !NAME(is_live)(p, row)) continue;
         const T *x = NAME(short_row)(job, unit, i);
+        if (job->streaming && a->class_stride == 1) {
+            const char *ahead = (const char *)x + SHORT_AHEAD;
+            for (int at = 0; at < n * (int)sizeof(T); at += 64)
+                __builtin_prefetch(ahead + at, 0, 2);
+        }
         const int64_t label = NAME(label_of)(p, row);
         int own = -1;
         if (job->own == OWN_LABEL) own = (int)label;
@@ -215,6 +242,7 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
         if (own >= 0) s->own_b[i] = b[own];
         if (label >= 0) s->label_b[i] = b[label];
     }
+    if (write) NAME(short_flush)(job, before);
     for (int i = 0; i < W && i < (rows + 7) / 8 * 8; i += 8) {
         F(sum_totals)(sums + i, s->rest + i, s->rest_low + i);
     }
@@ -264,6 +292,10 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
     NAME(short_unit) *units = NAME(carve)(&at, 2 * sizeof *units);
     REAL *b0 = NAME(carve)(&at, kept * sizeof(REAL)), *b1 = NAME(carve)(&at, kept * sizeof(REAL));
     T *out = NAME(carve)(&at, kept * sizeof(T));
+    T *stage = NAME(carve)(&at, (size_t)fit * kept * sizeof(T) + 64);
+    const pyce_operand *g = &p->result;
+    const int staged = write && job->streaming && g->class_stride == 1 && !g->offsets &&
+                       g->outer_stride == p->classes && p->classes <= SHORT_STAGED;
     REAL *e = NAME(carve)(&at, (size_t)fit * kept * sizeof(REAL));
     for (int i = 0; i < 2; i++) {
         units[i].e = e; /* of both: each row is written just before its place is taken */
@@ -271,6 +303,7 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
         units[i].b[0] = b0;
         units[i].b[1] = b1;
         units[i].out = out;
+        units[i].stage = staged ? stage : 0;
         units[i].kept = (int64_t)kept;
         units[i].set.n = 0;
     }
@@ -304,5 +337,6 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
     }
     NAME(short_unit) *before = units + 1 - turn;
     for (int i = 0; write && i < before->set.n; i++) NAME(short_write)(job, before, i);
+    if (write) NAME(short_flush)(job, before);
     if (job->streaming) memory_fence();
 }

@@ -65,7 +65,7 @@ _JIT: Any = {"nogil": True, "error_model": "numpy"}
 # Indices are unsigned throughout: a signed index might be negative and count from the end, which
 # keeps the compiler from making vectors.
 _U = np.uintp
-_0, _1, _2, _3, _16 = _U(0), _U(1), _U(2), _U(3), _U(16)
+_0, _1, _2, _3, _4, _16 = _U(0), _U(1), _U(2), _U(3), _U(4), _U(16)
 
 
 # What the types of compiled code are is for Numba to find out.
@@ -163,46 +163,57 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, a, a), generate
 
 
-@_intrinsic
-def _transpose(
-    context: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any
-) -> Any:
-    """target[j + c·column + v] = source[i + v·row + c] for v and c below 16, row by row of target.
+def _transposition(rows: int, columns: int) -> Any:
+    """For compiled code, which would move single numbers; rows and columns are 4 or 16, one is 16.
 
-    The compiler would move single numbers.
+    target[j + c·column + v] = source[i + v·row + c] for v < rows and c < columns, in the order of c.
     """
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source, i, row, target, j, column = arguments
-        element = cg.get_value_type(signature.args[0].dtype)
-        vector = ir.VectorType(element, 16).as_pointer()
+        dtype = signature.args[0].dtype
 
-        def pointers(kind: Any, value: Any, first: Any, step: Any) -> Any:
-            data = cg.make_array(kind)(cg, builder, value).data
-            for n in range(16):
+        def pointers(kind: Any, array: Any, first: Any, step: Any, count: int, size: int) -> Any:
+            data = cg.make_array(kind)(cg, builder, array).data
+            vector = ir.VectorType(cg.get_value_type(dtype), size).as_pointer()
+            for n in range(count):
                 at = builder.add(first, builder.mul(step, step.type(n)))
                 yield builder.bitcast(builder.gep(data, [at]), vector)
 
-        align = signature.args[0].dtype.bitwidth // 8
-        rows = [
-            builder.load(p, align=align)
-            for p in pointers(signature.args[0], source, i, row)
-        ]
-        # Four perfect shuffles of the 256 numbers exchange the bits of v and c in their places.
-        low, high = (
-            ir.VectorType(ir.IntType(32), 16)([n // 2 + n % 2 * 16 + first for n in range(16)])
-            for first in (0, 8)
-        )
-        for _ in range(4):
-            rows = [
-                builder.shuffle_vector(rows[n // 2], rows[n // 2 + 8], high if n % 2 else low)
-                for n in range(16)
-            ]
-        for p, value in zip(pointers(signature.args[3], target, j, column), rows, strict=True):
-            builder.store(value, p, align=align)
+        def pick(a: Any, b: Any, lanes: list[int]) -> Any:
+            return builder.shuffle_vector(a, b, ir.VectorType(ir.IntType(32), len(lanes))(lanes))
+
+        align = dtype.bitwidth // 8
+        given = pointers(signature.args[0], source, i, row, rows, columns)
+        v = [builder.load(pointer, align=align) for pointer in given]
+        while v[0].type.count < 16:
+            joined = list(range(2 * v[0].type.count))
+            v = [pick(a, b, joined) for a, b in zip(v[::2], v[1::2], strict=True)]
+        # Each perfect shuffle of all numbers moves one bit of v behind those of c in their places.
+        half = len(v) // 2
+        low, high = ([n // 2 + n % 2 * 16 + first for n in range(16)] for first in (0, 8))
+        for _ in range(rows.bit_length() - 1):
+            v = [pick(v[n // 2], v[n // 2 + half], high if n % 2 else low) for n in range(len(v))]
+        parts = [list(range(first, first + rows)) for first in range(0, 16, rows)]
+        v = [pick(a, a, part) for a in v for part in parts]
+        taken = pointers(signature.args[3], target, j, column, columns, rows)
+        for pointer, value in zip(taken, v, strict=True):
+            builder.store(value, pointer, align=align)
         return cg.get_dummy_value()
 
-    return types.none(source, i, row, target, j, column), generate
+    def typing(
+        context: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any
+    ) -> Any:
+        return types.none(source, i, row, target, j, column), generate
+
+    return intrinsic(typing)
+
+
+_transpose, _transpose_4, _transpose_16_4 = (
+    _transposition(16, 16),
+    _transposition(4, 16),
+    _transposition(16, 4),
+)
 
 
 @_jit
@@ -759,18 +770,21 @@ _maximum = _by_dtype(_maximum_float32, _maximum_float64)
 
 @_jit
 def _total_float32(u: Array, n: Index, t: Array, t_lo: Array) -> Any:
-    """Σ u[:n], n ≤ _BLOCK, in float64 by quarters and then halves. Writes to t and past u[n]."""
+    """Σ u[:n], n ≤ _BLOCK, in float64. Writes to t and past u[n]."""
     for c in range(n, _U(_BLOCK)):
         u[c] = 0.0
-    width = _U(_BLOCK // 4)
-    for c in range(width):
-        first = np.float64(u[c]) + np.float64(u[width + c])
-        t[c] = first + (np.float64(u[_2 * width + c]) + np.float64(u[_3 * width + c]))
-    while width > _1:
-        width = width >> _1
-        for c in range(width):
-            t[c] += t[width + c]
-    return t[_0], 0.0
+    for c in range(_U(32)):
+        total = np.float64(u[c])
+        for i in range(_1, _16):
+            total += np.float64(u[_U(32) * i + c])
+        t[c] = total
+    for c in range(_16):
+        t[c] += t[_16 + c]
+    for c in range(_U(8)):
+        t[c] += t[_U(8) + c]
+    for c in range(_U(4)):
+        t[c] += t[_U(4) + c]
+    return (t[_0] + t[_1]) + (t[_2] + t[_3]), 0.0
 
 
 @_jit
@@ -874,22 +888,24 @@ def _row_sums(
         n = min(_U(_BLOCK), classes - j)
         for c in range(n):
             block[c] = x[begin + j + c]
+        padded = (n + _U(63)) // _U(64) * _U(64)
+        for c in range(n, padded):
+            block[c] = -np.inf
         if dense:
             _fill(b[0], probs, begin + j, n)
             _fill(b[1], weight, j, n)
             total, cost = _costs(block, n, r[_TOP + i], k, b)
             _add(r, _TOTAL, i, total)
             _add(r, _COST, i, cost)
-        ties = 0
-        for c in range(n):
-            ties += 1 if block[c] == m else 0
-        r[_TIES + i] += ties
-        for c in range(n):
+        ties = np.int32(0)
+        for c in range(padded):
             z = block[c]
             e = _exp(z, shift, low, exponent)
             block[c] = e
             terms[c] = zero if z == m else e
-        _add(r, _REST, i, _total(terms, n, b[6], b[7]))
+            ties = np.int32(ties + (1 if z == m else 0))
+        r[_TIES + i] += ties
+        _add(r, _REST, i, _total(terms, padded, b[6], b[7]))
         if store:
             for c in range(n):
                 grad[begin + j + c] = block[c]
@@ -899,8 +915,15 @@ def _row_sums(
 def _row_gradient_float32(
     g: Array, begin: Index, end: Index, factor: Real, factor_lo: Real
 ) -> None:
+    if not 1e-25 < abs(factor) < 1e25:
+        for c in range(begin, end):
+            g[c] = np.float64(g[c]) * factor
+        return
+    # Where neither underflows, two float32 do as well.
+    high = np.float32(factor)
+    low = np.float32(factor - high)
     for c in range(begin, end):
-        g[c] = np.float64(g[c]) * factor
+        g[c] = _fma(g[c], high, g[c] * low)
 
 
 @_jit
@@ -1031,16 +1054,31 @@ def _turn(
     columns: Index,
     column: Index,
 ) -> None:
-    """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns.
+    """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns; one is ≥ 16.
 
-    In squares of 16, the last ones reaching back over others, or of fewer rows or columns beyond
-    the end: then the reach is for the caller to provide.
+    In squares of 16, the last ones reaching back over others. Where the other is less, up to
+    `_reach` of it are touched, in an order that leaves right what lies within the target.
     """
-    for v in range(_0, rows, _16):
-        v = min(v, max(rows, _16) - _16)
+    if columns <= _4:
+        for v in range(_0, rows, _16):
+            v = min(v, rows - _16)
+            _transpose_16_4(source, i + v * row, row, target, j + v, column)
+    elif rows <= _4:
         for c in range(_0, columns, _16):
-            c = min(c, max(columns, _16) - _16)
-            _transpose(source, i + v * row + c, row, target, j + c * column + v, column)
+            c = min(c, columns - _16)
+            _transpose_4(source, i + c, row, target, j + c * column, column)
+    else:
+        for v in range(_0, rows, _16):
+            v = min(v, max(rows, _16) - _16)
+            for c in range(_0, columns, _16):
+                c = min(c, max(columns, _16) - _16)
+                _transpose(source, i + v * row + c, row, target, j + c * column + v, column)
+
+
+@_jit
+def _reach(classes: Index) -> Index:
+    """How many classes `_turn` takes of a row, at least."""
+    return _4 if classes <= _4 else max(classes, _16)
 
 
 @_jit
@@ -1059,7 +1097,7 @@ def _load(
             i = at[0] + c * inner
             for v in range(n):
                 tile[c * lanes + v] = x[i + v]
-    elif inner == _1 and n >= _16 and at[n - _1] + max(classes, _16) <= _U(x.size):
+    elif inner == _1 and n >= _16 and at[n - _1] + _reach(classes) <= _U(x.size):
         _turn(x, at[0], n, classes, tile, _0, classes, lanes)
     else:
         for v in range(n):
@@ -1088,13 +1126,12 @@ def _save(
             i = at[0] + c * inner
             for v in range(n):
                 x[i + v] = tile[c * lanes + v]
-    elif inner == _1 and n >= _16 and classes >= _16:
-        _turn(tile, _0, classes, lanes, x, at[0], n, classes)
     else:
+        # Short rows are each written over what the one before left behind its end.
+        tail = (_reach(classes) - _1) // classes
         first = _0
-        if inner == _1 and n >= _U(32):
-            # Short rows: each is written over what the one before left behind its end.
-            first = n - _16
+        if inner == _1 and n >= _16 + tail:
+            first = n - tail
             _turn(tile, _0, classes, lanes, x, at[0], first, classes)
         for v in range(first, n):
             i = at[v]
