@@ -1,8 +1,8 @@
 """Cost per element from 10⁶ to 10⁹ elements: `python -m bench.scaling [--most ELEMENTS]`.
 
-The number of classes is fixed and the number of rows grows. Loss and gradient are computed in place,
-the loss alone also from a file mapped into memory. Prints nanoseconds per element, and by how much
-a call raised the process's peak memory.
+The number of classes is fixed and the number of rows grows. Loss and gradient are computed in
+place, the loss alone also from a file mapped into memory. Prints nanoseconds per element, and by
+how much the calls raised the process's peak memory.
 """
 
 from __future__ import annotations
@@ -37,24 +37,32 @@ def main() -> None:
 def measure(rows: int, classes: int) -> None:
     size = rows * classes
     labels = np.random.default_rng(0).integers(0, classes, rows)
-    logits = np.empty((rows, classes), np.float32)
-    fill(logits)
-    pyce.cross_entropy(logits[:64], labels[:64])
-    before = peak()
-    forward = per_element(lambda: pyce.cross_entropy(logits, labels), size)
-    fused = per_element(lambda: pyce.cross_entropy_with_grad(logits, labels, out=logits), size)
-    raised = peak() - before
-    del logits
-    with tempfile.TemporaryFile() as file:
-        file.truncate(4 * size)
-        on_disk: Array = np.memmap(file, np.float32, "r+", shape=(rows, classes))
-        fill(on_disk)
-        mapped = per_element(lambda: pyce.cross_entropy(on_disk, labels), size)
-        del on_disk
+    fused, forward, raised = in_memory(rows, classes, labels)
+    mapped = from_file(rows, classes, labels)
     print(
         f"{classes:7}  {size:8.0e}  {fused:8.3f}  {forward:10.3f}  {mapped:9.3f}  {raised:17.1f}",
         flush=True,
     )
+
+
+def in_memory(rows: int, classes: int, labels: Array) -> tuple[float, float, float]:
+    logits = np.empty((rows, classes), np.float32)
+    fill(logits)
+    pyce.cross_entropy(logits[:64], labels[:64])
+    before = peak()
+    forward = per_element(lambda: pyce.cross_entropy(logits, labels), logits.size)
+    fused = per_element(
+        lambda: pyce.cross_entropy_with_grad(logits, labels, out=logits), logits.size
+    )
+    return fused, forward, peak() - before
+
+
+def from_file(rows: int, classes: int, labels: Array) -> float:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(4 * rows * classes)
+        logits: Array = np.memmap(file, np.float32, "r+", shape=(rows, classes))
+        fill(logits)
+        return per_element(lambda: pyce.cross_entropy(logits, labels), logits.size)
 
 
 def fill(array: Array) -> None:

@@ -60,11 +60,18 @@ static int64_t find_last_cache(void) {
     return largest > 0 ? largest : (int64_t)32 << 20;
 }
 
+static _Atomic int64_t known_cache;
+
 static int64_t last_cache(void) {
-    static _Atomic int64_t known;
-    int64_t size = known;
-    if (!size) known = size = find_last_cache();
+    int64_t size = known_cache;
+    if (!size) known_cache = size = find_last_cache();
     return size;
+}
+
+int64_t pyce_set_cache(int64_t bytes) {
+    const int64_t before = last_cache();
+    known_cache = bytes > 0 ? bytes : 0;
+    return before;
 }
 
 /* -- one job ------------------------------------------------------------------------------------------ */

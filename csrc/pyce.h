@@ -94,6 +94,10 @@ const char *pyce_isa(int i);
 const char *pyce_isa_in_use(void);
 int pyce_set_isa(const char *name);
 
+/* Take the last-level cache to have `bytes` (0: what the system says), which decides whether results
+ * go past it; returns what it was taken for. For tests and measurements: no result depends on it. */
+int64_t pyce_set_cache(int64_t bytes);
+
 const char *pyce_status_text(int status);
 const char *pyce_compiler(void);
 

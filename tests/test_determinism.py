@@ -191,13 +191,69 @@ def test_again_and_again(c_backend, dtype):
         assert len(seen) == 1
 
 
-def test_storing_past_the_cache_changes_nothing(c_backend, many_processors):
-    """A gradient too large for the caches may be stored another way; the bytes are the same."""
-    x, y = make(1000, 37, np.float32)
-    many = np.tile(x, (400, 1))
-    _, grad = pyce.cross_entropy_with_grad(many, np.tile(y, 400), reduction="sum")
-    _, small = pyce.cross_entropy_with_grad(x, y, reduction="sum")
-    assert (grad.reshape(400, *x.shape) == small).all()
+@pytest.fixture
+def past_the_cache(c_backend):
+    """A function under which every result is stored as one too large for the caches."""
+    from pyce._backends import c
+
+    def call(function, *args, **options):
+        before = c.set_cache(1)
+        try:
+            return function(*args, **options)
+        finally:
+            c.set_cache(before)
+
+    return call
+
+
+@pytest.mark.parametrize("option", ["plain", "smoothing", "ignored"])
+@by_dtype
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((70, 2), -1),
+        ((300, 3), -1),
+        ((300, 10), -1),
+        ((131, 33), -1),
+        ((50, 65), -1),
+        ((77, 100), -1),
+        ((20, 513), -1),
+        ((9, 2047), -1),
+        ((5, 4100), -1),
+        ((2, 21, 8, 37), 1),
+        ((2, 21, 64, 16), 1),
+        ((1, 2100, 33), 1),
+    ],
+)
+def test_storing_past_the_cache_changes_nothing(past_the_cache, shape, axis, dtype, option):
+    """A gradient too large for the caches is stored another way, wherever it begins and whatever
+    stands beside it; the bytes are the same."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) * 4).astype(dtype)
+    positions = list(shape)
+    classes = positions.pop(axis)
+    y = rng.integers(0, classes, positions)
+    options = {"axis": axis, "label_smoothing": 0.1 if option == "smoothing" else 0.0}
+    if option == "ignored":
+        y.reshape(-1)[::3] = -100
+    _, lse = pyce.cross_entropy(x, y, return_lse=True, **options)
+    expected = pyce.cross_entropy_with_grad(x, y, **options)
+    backward = pyce.cross_entropy_backward(1.0, x, y, lse, **options)
+    softmax = pyce.softmax(x, axis)
+    for start in (0, 1, 7, 16):
+        memory = np.full(x.size + 64, 7, dtype)
+        out = memory[start : start + x.size].reshape(shape)
+        loss, _ = past_the_cache(pyce.cross_entropy_with_grad, x, y, out=out, **options)
+        assert loss == expected[0]
+        assert out.tobytes() == expected[1].tobytes()
+        past_the_cache(pyce.cross_entropy_backward, 1.0, x, y, lse, out=out, **options)
+        assert out.tobytes() == backward.tobytes()
+        past_the_cache(pyce.softmax, x, axis, out=out)
+        assert out.tobytes() == softmax.tobytes()
+        assert (memory[:start] == 7).all() and (memory[start + x.size :] == 7).all()
+    in_place = x.copy()
+    past_the_cache(pyce.cross_entropy_with_grad, in_place, y, out=in_place, **options)
+    assert in_place.tobytes() == expected[1].tobytes()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

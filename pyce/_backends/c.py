@@ -60,6 +60,13 @@ def set_isa(name: str) -> None:
         raise ValueError(f"PYCE_ISA must be one of {', '.join(isas())}; got {name!r}")
 
 
+def set_cache(size: int) -> int:
+    """Take the last-level cache to have `size` bytes (0: what the system says) and return the size
+    it was taken for. It decides whether results go past the cache; no result depends on it.
+    """
+    return int(lib.pyce_set_cache(size))
+
+
 def compiler() -> str:
     """The compiler that built the extension."""
     return str(ffi.string(lib.pyce_compiler()).decode())

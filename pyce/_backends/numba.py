@@ -886,26 +886,23 @@ def _row_sums(
         r[f + i] = 0.0
     for j in range(_0, classes, _U(_BLOCK)):
         n = min(_U(_BLOCK), classes - j)
-        for c in range(n):
-            block[c] = x[begin + j + c]
-        padded = (n + _U(63)) // _U(64) * _U(64)
-        for c in range(n, padded):
-            block[c] = -np.inf
         if dense:
+            for c in range(n):
+                block[c] = x[begin + j + c]
             _fill(b[0], probs, begin + j, n)
             _fill(b[1], weight, j, n)
             total, cost = _costs(block, n, r[_TOP + i], k, b)
             _add(r, _TOTAL, i, total)
             _add(r, _COST, i, cost)
         ties = np.int32(0)
-        for c in range(padded):
-            z = block[c]
+        for c in range(n):
+            z = x[begin + j + c]
             e = _exp(z, shift, low, exponent)
             block[c] = e
             terms[c] = zero if z == m else e
             ties = np.int32(ties + (1 if z == m else 0))
         r[_TIES + i] += ties
-        _add(r, _REST, i, _total(terms, padded, b[6], b[7]))
+        _add(r, _REST, i, _total(terms, n, b[6], b[7]))
         if store:
             for c in range(n):
                 grad[begin + j + c] = block[c]
