@@ -48,6 +48,7 @@ INLINE const T *NAME(short_row)(const pyce_job *job, const NAME(short_unit) * un
 }
 
 INLINE const REAL *NAME(short_dense)(const pyce_job *job, int64_t row, REAL *buffer) {
+    if (job->dense == DENSE_WEIGHT) return buffer; /* the same for every row, put there once */
     return job->dense ? NAME(dense_block)(job, row, 0, 0, (int)job->p->classes, buffer)
                       : (const REAL *)0;
 }
@@ -297,6 +298,10 @@ static void NAME(short_rows)(const pyce_job *job, int64_t begin, int64_t end, vo
     const int staged = write && job->streaming && g->class_stride == 1 && !g->offsets &&
                        g->outer_stride == p->classes && p->classes <= SHORT_STAGED;
     REAL *e = NAME(carve)(&at, (size_t)fit * kept * sizeof(REAL));
+    if (job->dense == DENSE_WEIGHT) {
+        NAME(dense_block)(job, 0, 0, 0, (int)p->classes, b0);
+        b1 = b0;
+    }
     for (int i = 0; i < 2; i++) {
         units[i].e = e; /* of both: each row is written just before its place is taken */
         units[i].in = NAME(carve)(&at, (size_t)fit * kept * sizeof(T));

@@ -347,17 +347,16 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
 /* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with
    what is lost. With `one`, b is 1 everywhere. */
 INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf max, vf x) {
-    const vd zero = vd_set1(0), x_lo = vf_widen_lo(x), x_hi = vf_widen_hi(x);
     if (one) {
-        s->lo = vd_add(s->lo, x_lo);
-        s->hi = vd_add(s->hi, x_hi);
+        s->lo = vd_add(s->lo, vf_widen_lo(x));
+        s->hi = vd_add(s->hi, vf_widen_hi(x));
         return;
     }
-    const vd b_lo = vf_widen_lo(b), b_hi = vf_widen_hi(b);
-    const vd lo = vd_mul(b_lo, vd_sub(vf_widen_lo(max), x_lo));
-    const vd hi = vd_mul(b_hi, vd_sub(vf_widen_hi(max), x_hi));
-    s->lo = vd_add(s->lo, vd_drop(vd_eq(b_lo, zero), lo));
-    s->hi = vd_add(s->hi, vd_drop(vd_eq(b_hi, zero), hi));
+    x = vf_select(vf_eq(b, vf_set1(0)), max, x); /* whatever x is there */
+    const vd lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x));
+    const vd hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
+    s->lo = vd_fma(vf_widen_lo(b), lo, s->lo);
+    s->hi = vd_fma(vf_widen_hi(b), hi, s->hi);
 }
 /* Σ(max − x) of n numbers from what add_loss summed for b = 1: floats as n·max − Σx. Where those
    are so far apart in size that a sum of doubles rounds, so far apart are max and x; where they are
