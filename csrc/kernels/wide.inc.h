@@ -249,6 +249,12 @@ INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
     const V m = F(set1)(max);
     for (int c = 0; c < n; c += ROUND) {
         V t[8];
+        if (!one) {
+            UNROLL
+            for (int j = 0; j < ROUND * (int)sizeof(REAL); j += 64) {
+                __builtin_prefetch((const char *)(b + c + PYCE_BLOCK) + j, 0, 2);
+            }
+        }
         UNROLL
         for (int j = 0; j < 8; j++) {
             const int at = c + j * W, left = n - at;
