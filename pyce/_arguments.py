@@ -336,7 +336,7 @@ def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Arra
             raise ValueError("out must be C-contiguous")
         if not flags.writeable:
             raise ValueError("out must be writable")
-    for other in (logits, given):
+    for other in (logits,) if given is logits else (logits, given):
         if _overlap(out, other) and not _same_memory(out, other):
             raise ValueError("out overlaps the logits: it must be exactly them or share no memory")
     for other in others:
