@@ -15,9 +15,10 @@ from pyce._pyce import ffi, lib
 NAME = "c"
 CHECKS_LABELS = True
 
-# Elements below which a call stays on the calling thread, whatever the budget: at most what pyce.c
-# shares, whose measure counts rows as well.
-_SERIAL_BELOW = 2 * 65536 // 32
+# Below this a call stays on the calling thread, whatever the budget: elements, and what a row costs
+# beside them, in elements; as in pyce.c.
+_SERIAL_BELOW = 2 * 65536
+_PER_ROW = 32
 
 _DTYPES = {
     "float32": lib.PYCE_FLOAT32,
@@ -98,7 +99,7 @@ def _common(operation: int, p: Problem, labels: Array) -> float | None:
         operation,
         _DTYPES[p.dtype_name],
         _REDUCTIONS[p.reduction],
-        1 if logits.size < _SERIAL_BELOW else _threads.budget(),
+        1 if logits.size + _PER_ROW * p.rows < _SERIAL_BELOW else _threads.budget(),
         p.outer,
         p.classes,
         p.inner,
@@ -175,7 +176,7 @@ def _general(operation: int, p: Problem) -> float:
             target,
             probs_dtype,
             _REDUCTIONS[reduction],
-            1 if logits.size < _SERIAL_BELOW else _threads.budget(),
+            1 if logits.size + _PER_ROW * p.rows < _SERIAL_BELOW else _threads.budget(),
             outer,
             classes,
             inner,
@@ -223,7 +224,7 @@ def _matrix(operation: int, x: Array, axis: int, out: Array | None, lse: Array |
             "operation": operation,
             "dtype": _DTYPES[dtype_name(x.dtype) or ""],
             "reduction": lib.PYCE_SUM,
-            "threads": 1 if x.size < _SERIAL_BELOW else _threads.budget(),
+            "threads": 1 if x.size < _SERIAL_BELOW // _PER_ROW else _threads.budget(),
             "outer": outer,
             "classes": x.shape[axis],
             "inner": inner,
