@@ -61,6 +61,9 @@ if _config.DISABLE_JIT:
 # multiply-add is meant, the code says so: the bits are the same on machines with other vectors.
 # error_model: division by zero gives infinity instead of raising.
 _JIT: Any = {"nogil": True, "error_model": "numpy"}
+# Functions that make no arrays do without counting the references to those they are given: these
+# counts, atomic and shared by the threads, took a third of the time of short rows.
+_PLAIN: Any = {**_JIT, "_nrt": False}
 
 # Indices are unsigned throughout: a signed index might be negative and count from the end, which
 # keeps the compiler from making vectors.
@@ -74,10 +77,10 @@ Real = Any  # float64 or the dtype of the logits
 
 
 def _jit(function: Callable[..., Any]) -> Any:
-    return numba.njit(_nrt=False, **_JIT)(function)
+    return numba.njit(**_PLAIN)(function)
 
 
-def _jit_nrt(function: Callable[..., Any]) -> Any:
+def _jit_allocating(function: Callable[..., Any]) -> Any:
     return numba.njit(**_JIT)(function)
 
 
@@ -92,7 +95,7 @@ def _by_dtype(float32: Any, float64: Any) -> Any:
         function: Callable[..., Any] = chosen.py_func
         return function
 
-    overload(generic, strict=False, jit_options={"_nrt": False, **_JIT})(choose)
+    overload(generic, strict=False, jit_options=_PLAIN)(choose)
     return generic
 
 
@@ -164,9 +167,9 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def _transposition(rows: int, columns: int) -> Any:
-    """For compiled code, which would move single numbers; rows and columns are 4 or 16, one is 16.
+    """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns; c by c.
 
-    target[j + c·column + v] = source[i + v·row + c] for v < rows and c < columns, in the order of c.
+    Rows and columns are 4 or 16, one of them 16. Left to itself, the compiler moves single numbers.
     """
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -201,19 +204,14 @@ def _transposition(rows: int, columns: int) -> Any:
             builder.store(value, pointer, align=align)
         return cg.get_dummy_value()
 
-    def typing(
-        context: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any
-    ) -> Any:
+    def typing(cg: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any) -> Any:
         return types.none(source, i, row, target, j, column), generate
 
     return intrinsic(typing)
 
 
-_transpose, _transpose_4, _transpose_16_4 = (
-    _transposition(16, 16),
-    _transposition(4, 16),
-    _transposition(16, 4),
-)
+_transpose_16_16, _transpose_4_16 = _transposition(16, 16), _transposition(4, 16)
+_transpose_16_4 = _transposition(16, 4)
 
 
 @_jit
@@ -512,7 +510,8 @@ _dense_step = _by_dtype(_dense_step_float32, _dense_step_float64)
 def _finish_float32(s: Array, a: Array, n: Index, k: Any) -> None:
     """From the sums of lanes that are rows: their loss, lse and what the gradient needs.
 
-    `s` is here for its dtype. As `_finish_float64`, without what the rounding of float64 loses.
+    `s` is here for its dtype. What the rounding of float64 loses does not count here: of the fields
+    that hold it, those written by `_finish_float64` stay 0.
     """
     for v in range(n):
         m = a[_TOP + v]
@@ -524,6 +523,7 @@ def _finish_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         f = rest if shift == 0 else _from_bits(_bits(u) - (shift << 52)) - 1.0
         t = f / (2.0 + f)
         log = _fma(np.float64(shift), _LN2_64, t * _fma(t * t, _log_tail(t * t), 2.0))
+        log += rest - rest  # NaN where a logit is: its bits did not show
         a[_LOG + v] = log + spoilt
         a[_LSE + v] = m + log
         spike = a[_LABEL_WEIGHT + v] * k[0]
@@ -727,12 +727,20 @@ def _constants(job: Any) -> Any:
     return k[0], k[1], k[2], k[3]
 
 
-@_jit_nrt
+@_jit_allocating
+def _zeros(like: Array, size: Index) -> Array:
+    """Zeros of the same dtype that begin with a line of the cache: no vector lies in two."""
+    room = np.zeros(size + 16, like.dtype)
+    first = (-room.ctypes.data & 63) // room.itemsize
+    return room[first : first + size]
+
+
+@_jit_allocating
 def _scratch(job: Any) -> Any:
     spike = 0.0 if job.probs.size else 1.0
     scale = job.scale[0] if job.scale.size else 1.0
-    s = np.zeros(_S_SIZE, job.x.dtype)
-    a = np.zeros(_A_SIZE)
+    s = _zeros(job.x, _S_SIZE)
+    a = _zeros(job.constants, _A_SIZE)
     for v in range(_LANES):
         a[_WEIGHT + v] = 1.0
         a[_LABEL_WEIGHT + v] = spike
@@ -873,17 +881,14 @@ def _row_sums(
     block: Array,
     terms: Array,
     b: Any,
+    s: Array,
     r: Array,
     i: Index,
 ) -> None:
     """The sums over the row x[begin:begin+classes] into lane i of r, its exponentials into grad."""
-    m = _maximum(x, begin, begin + classes)
-    shift, low, exponent = _normaliser(m)
+    m, shift, low, exponent = s[_MAX + i], s[_SHIFT + i], s[_LOW + i], s[_EXPONENT + i]
     zero = x.dtype.type(0.0)
-    r[_TOP + i] = m
-    r[_PEAK + i] = _exp(m, shift, low, exponent)
-    for f in (_REST, _REST_LO, _TIES, _TOTAL, _TOTAL_LO, _COST, _COST_LO):
-        r[f + i] = 0.0
+    r[_REST + i], r[_REST_LO + i], r[_TIES + i] = 0.0, 0.0, 0.0
     for j in range(_0, classes, _U(_BLOCK)):
         n = min(_U(_BLOCK), classes - j)
         if dense:
@@ -969,7 +974,7 @@ def _row_log_softmax(x: Array, out: Array, begin: Index, end: Index, r: Array, i
         out[c] = _log_probability(np.float64(x[c]), m, log, log_lo)
 
 
-@_jit_nrt
+@_jit_allocating
 def _rows(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job with inner = 1."""
     x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
@@ -979,7 +984,7 @@ def _rows(piece: Index, pieces: Index, job: Any) -> None:
     labelled = job.labels.size > 0
     size = _U(classes)
     s, r, label, skip = _scratch(job)
-    block, terms = np.empty(_BLOCK, x.dtype), np.empty(_BLOCK, x.dtype)
+    block, terms = _zeros(x, _BLOCK), _zeros(x, _BLOCK)
     # Targets, weights, coefficients, costs, what the last two lost, and room to add them up.
     room = np.zeros((8, _BLOCK))
     room[1] = 1.0
@@ -991,13 +996,19 @@ def _rows(piece: Index, pieces: Index, job: Any) -> None:
         n = min(group, last - row)
         skips = _inputs(r, label, skip, row, n, job)
         for v in range(n):
+            if not (skips and skip[v]):
+                s[_MAX + v] = _maximum(x, (row + v) * size, (row + v + _1) * size)
+        _begin(s, r, n, dense)
+        for v in range(n):
             begin = (row + v) * size
             if skips and skip[v]:
                 continue
             if labelled:
                 r[_LABEL_LOGIT + v] = x[begin + label[v]]
             store = grad.size > 0 and not job.log
-            _row_sums(x, grad, probs, weight, begin, size, dense, store, k, block, terms, b, r, v)
+            _row_sums(
+                x, grad, probs, weight, begin, size, dense, store, k, block, terms, b, s, r, v
+            )
             if labelled and store:
                 r[_LABEL_EXP + v] = grad[begin + label[v]]
         _settle(s, r, skip, skips, row, n, k, job)
@@ -1053,8 +1064,9 @@ def _turn(
 ) -> None:
     """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns; one is ≥ 16.
 
-    In squares of 16, the last ones reaching back over others. Where the other is less, up to
-    `_reach` of it are touched, in an order that leaves right what lies within the target.
+    In pieces of 16, the last ones reaching back over others. The other, where it is less than 16,
+    is taken to be 4 or 16: what is read and written too much is the caller's, and a row of the
+    target is written after what spills from the one before.
     """
     if columns <= _4:
         for v in range(_0, rows, _16):
@@ -1063,18 +1075,18 @@ def _turn(
     elif rows <= _4:
         for c in range(_0, columns, _16):
             c = min(c, columns - _16)
-            _transpose_4(source, i + c, row, target, j + c * column, column)
+            _transpose_4_16(source, i + c, row, target, j + c * column, column)
     else:
         for v in range(_0, rows, _16):
             v = min(v, max(rows, _16) - _16)
             for c in range(_0, columns, _16):
                 c = min(c, max(columns, _16) - _16)
-                _transpose(source, i + v * row + c, row, target, j + c * column + v, column)
+                _transpose_16_16(source, i + v * row + c, row, target, j + c * column + v, column)
 
 
 @_jit
 def _reach(classes: Index) -> Index:
-    """How many classes `_turn` takes of a row, at least."""
+    """How many classes `_turn` takes a row to have."""
     return _4 if classes <= _4 else max(classes, _16)
 
 
@@ -1124,7 +1136,7 @@ def _save(
             for v in range(n):
                 x[i + v] = tile[c * lanes + v]
     else:
-        # Short rows are each written over what the one before left behind its end.
+        # The last rows, which the ones before would spill beyond.
         tail = (_reach(classes) - _1) // classes
         first = _0
         if inner == _1 and n >= _16 + tail:
@@ -1161,7 +1173,7 @@ def _log_softmax_step(tile: Array, j: Index, a: Array, n: Index) -> None:
         tile[j + v] = _log_probability(x, a[_TOP + v], a[_LOG + v], a[_LOG_LO + v])
 
 
-@_jit_nrt
+@_jit_allocating
 def _tiles(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job. Tiles are (classes, width)."""
     x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
@@ -1171,7 +1183,7 @@ def _tiles(piece: Index, pieces: Index, job: Any) -> None:
     labelled = job.labels.size > 0
     size, stride, lanes = _U(classes), _U(inner), _U(width)
     s, a, label, skip = _scratch(job)
-    tile = np.empty(width * max(classes, 16), x.dtype)
+    tile = _zeros(x, width * max(classes, 16))
     at = np.empty(width, np.uintp)
     # With slices of `inner` long enough to be copied as such, a tile is of one slice.
     span = inner if inner >= 16 else outer * inner
@@ -1263,7 +1275,7 @@ def _narrow(value: Any, brain: bool) -> Any:
     return np.uint16(half | (bits >> 16 & 0x8000))
 
 
-@_jit_nrt
+@_jit_allocating
 def _halves(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job with inner = 1 whose x and grad are half types."""
     classes, outer = job.classes, job.outer
@@ -1328,7 +1340,7 @@ def _scale_pairs(hi: Array, lo: Array, values: Array, begin: Index, n: Index) ->
             lo[i] = _fma(lo[i], w, lost)
 
 
-@_jit_nrt
+@_jit_allocating
 def _bernoulli(
     piece: Index,
     pieces: Index,
@@ -1426,16 +1438,14 @@ def _misfit(labels: Array, ignore: int, classes: int) -> bool:
 
 def _sum(values: Array, total: Array) -> None:
     """total[0] = Σ values, but for a rounding or two."""
-    u, t, t_lo = np.empty(_BLOCK), np.empty(_BLOCK // 4), np.empty(_BLOCK // 4)
-    total_, lost = 0.0, 0.0
+    u, u_lo = np.zeros(_BLOCK), np.zeros(_BLOCK)
+    t, t_lo = np.empty(_BLOCK // 4), np.empty(_BLOCK // 4)
     for begin in range(_0, _U(values.size), _U(_BLOCK)):
-        n = min(_U(_BLOCK), _U(values.size) - begin)
-        for i in range(n):
-            u[i] = values[begin + i]
-        part, part_lo = _total_float64(u, n, t, t_lo)
-        total_, new = _two_sum(total_, part)
-        lost += _finite(new) + part_lo
-    total[0] = total_ + lost
+        for i in range(min(_U(_BLOCK), _U(values.size) - begin)):
+            u[i], lost = _two_sum(u[i], values[begin + i])
+            u_lo[i] += _finite(lost)
+    sum_, sum_lo = _total_float64(u, _U(_BLOCK), t, t_lo)
+    total[0] = sum_ + (sum_lo + _total_float32(u_lo, _U(_BLOCK), t, t_lo)[0])
 
 
 # Every kernel twice: as a whole, and shared among threads. Arguments come one by one, since Numba
