@@ -258,9 +258,9 @@ static void describe(const pyce_problem *p, pyce_job *job) {
             job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
             job->label_part = 1.0 - p->smoothing;
             job->dense_part = p->smoothing / (double)p->classes;
-        } else {
-            job->own = OWN_LABEL;
         }
+        /* Only the label's gradient has p − 1 in it, unless class weights can do that to another. */
+        if (!smooth || !p->weight) job->own = OWN_LABEL;
     }
     job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
     /* Rows go past the caches only where result and logits together would not stay in them. */
