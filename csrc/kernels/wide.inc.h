@@ -384,7 +384,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     double rest = 0, lost = 0, dense = 0, dense_loss = 0, dense_low = 0;
     if (job->blocks == 1) {
         rest = blocks[0].sum;
-        lost = blocks[0].sum_low;
+        lost = W == 8 ? blocks[0].sum_low : 0;
         dense = blocks[0].dense;
         dense_loss = blocks[0].dense_loss;
         dense_low = blocks[0].dense_loss_low;
@@ -715,104 +715,80 @@ static void NAME(share_write)(const pyce_job *job, int64_t row, int64_t first, i
 
 /* -- rows of one thread -------------------------------------------------------------------------- */
 
-/* Rows whose exponentials are kept at once: enough to fill the lanes of settle8, within L1. */
-INLINE int NAME(unit_of)(const pyce_job *job) {
-    const int64_t fit = 4096 / job->p->classes;
-    return fit < 1 ? 1 : fit > 8 ? 8 : (int)fit;
-}
-
 INLINE int64_t NAME(kept_classes)(const pyce_job *job) {
     return (job->p->classes + 2 * ROUND - 1) / ROUND * ROUND;
 }
 
 static size_t NAME(wide_scratch)(const pyce_job *job) {
-    const size_t unit = (size_t)NAME(unit_of)(job), blocks = (size_t)job->blocks;
-    size_t bytes = sizeof(NAME(block_scratch)) + 2 * unit * blocks * sizeof(pyce_block);
+    size_t bytes = sizeof(NAME(block_scratch)) + 2 * (size_t)job->blocks * sizeof(pyce_block);
     const int forward = job->p->operation == PYCE_FORWARD || job->p->operation == PYCE_LOGSUMEXP;
-    if (!job->recompute && !forward) bytes += unit * (size_t)NAME(kept_classes)(job) * sizeof(REAL);
+    if (!job->recompute && !forward) bytes += (size_t)NAME(kept_classes)(job) * sizeof(REAL);
     return bytes + 256;
 }
 
-/* The rows of a unit: what is computed now, or was before and is to be written. */
+/* A row that is computed now, or was before and is to be written. */
 typedef struct {
-    int64_t row;
-    int n;
+    int64_t row; /* −1 for none */
     REAL *e;
     pyce_block *blocks;
     NAME(row_set) set;
-} NAME(unit);
+} NAME(wide_row);
 
-INLINE void NAME(unit_rows)(const pyce_job *job, NAME(unit) * now, NAME(unit) * before, int keep,
-                            NAME(block_scratch) * room) {
+/* Computes `now` while `before` is written, block by block. */
+INLINE void NAME(next_row)(const pyce_job *job, NAME(wide_row) * now, NAME(wide_row) * before,
+                           int keep, NAME(block_scratch) * room) {
     const pyce_problem *p = job->p;
     const pyce_operand *a = &p->logits, *g = &p->result;
-    const int64_t kept = NAME(kept_classes)(job);
-    const int rows = now->n > before->n ? now->n : before->n;
-    for (int i = 0; i < rows; i++) {
-        const int compute = i < now->n && NAME(is_live)(p, now->row + i);
-        int write = keep && i < before->n;
-        if (write && !NAME(is_live)(p, before->row + i)) {
-            NAME(zero_row)(job, before->row + i);
-            write = 0;
+    const int compute = now->row >= 0 && NAME(is_live)(p, now->row);
+    int write = keep && before->row >= 0;
+    if (write && !NAME(is_live)(p, before->row)) {
+        NAME(zero_row)(job, before->row);
+        write = 0;
+    }
+    const T *x = 0;
+    T *result = 0;
+    int64_t label = -1;
+    NAME(next_block) next = {0, 0, 0};
+    if (compute) {
+        x = (const T *)a->data + NAME(offset_of)(a, now->row);
+        label = NAME(label_of)(p, now->row);
+    }
+    if (write) result = (T *)g->data + NAME(offset_of)(g, before->row);
+    for (int64_t k = 0; k < job->blocks; k++) {
+        const int n = NAME(block_size)(job, k);
+        const int64_t at = k * PYCE_BLOCK;
+        NAME(writer) w, *writing = 0;
+        if (write) {
+            const REAL *b = job->dense ? NAME(dense_block)(job, before->row, 0, at, n, room->b[1])
+                                       : (const REAL *)0;
+            T *out = g->class_stride == 1 ? result + at : room->out;
+            w = NAME(writer_of)(job, &before->set, 0, before->blocks + k, at, n, before->e + at, b,
+                                out);
+            writing = &w;
         }
-        const T *x = 0;
-        T *result = 0;
-        int64_t label = -1;
-        NAME(next_block) next = {0, 0, 0};
         if (compute) {
-            x = (const T *)a->data + NAME(offset_of)(a, now->row + i);
-            label = NAME(label_of)(p, now->row + i);
+            const T *block = NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
+            const REAL *b = job->dense ? NAME(dense_block)(job, now->row, 0, at, n, room->b[0])
+                                       : (const REAL *)0;
+            REAL *e = keep ? now->e + at : room->e[0];
+            const REAL max = next.x == block ? next.max : NAME(block_max)(block, n);
+            next.x = 0;
+            next.n = 0;
+            if (k + 1 < job->blocks && a->class_stride == 1) {
+                next.x = block + n;
+                next.n = NAME(block_size)(job, k + 1);
+            }
+            NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, keep, e,
+                                now->blocks + k, writing, &next);
+        } else if (writing) {
+            NAME(write_head)(writing);
+            NAME(write_rest)(writing);
         }
-        if (write) result = (T *)g->data + NAME(offset_of)(g, before->row + i);
-        for (int64_t k = 0; k < job->blocks; k++) {
-            const int n = NAME(block_size)(job, k);
-            const int64_t at = k * PYCE_BLOCK;
-            NAME(writer) w, *writing = 0;
-            if (write) {
-                const REAL *b = job->dense
-                                    ? NAME(dense_block)(job, before->row + i, 0, at, n, room->b[1])
-                                    : (const REAL *)0;
-                T *out = g->class_stride == 1 ? result + at : room->out;
-                w = NAME(writer_of)(job, &before->set, i, before->blocks + i * job->blocks + k, at,
-                                    n, before->e + i * kept + at, b, out);
-                writing = &w;
-            }
-            if (compute) {
-                const T *block =
-                    NAME(gather)(x + at * a->class_stride, a->class_stride, n, room->in);
-                const REAL *b = job->dense
-                                    ? NAME(dense_block)(job, now->row + i, 0, at, n, room->b[0])
-                                    : (const REAL *)0;
-                REAL *e = keep ? now->e + i * kept + at : room->e[0];
-                pyce_block *to = now->blocks + i * job->blocks + k;
-                const REAL max = next.x == block ? next.max : NAME(block_max)(block, n);
-                next.x = 0;
-                next.n = 0;
-                if (k + 1 < job->blocks && a->class_stride == 1) {
-                    next.x = block + n;
-                    next.n = NAME(block_size)(job, k + 1);
-                }
-                NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, keep, e, to,
-                                    writing, &next);
-            } else if (writing) {
-                NAME(write_head)(writing);
-                NAME(write_rest)(writing);
-            }
-            if (write && g->class_stride != 1) {
-                NAME(scatter)(room->out, n, result + at * g->class_stride, g->class_stride);
-            }
+        if (write && g->class_stride != 1) {
+            NAME(scatter)(room->out, n, result + at * g->class_stride, g->class_stride);
         }
     }
-    for (int i = 0; i < W; i++) {
-        if (i < now->n && NAME(is_live)(p, now->row + i)) {
-            NAME(combine)(job, now->row + i, now->blocks + i * job->blocks, i, &now->set);
-        } else {
-            NAME(clear_lane)(i, &now->set);
-        }
-    }
-    now->set.row = now->row;
-    now->set.n = now->n;
-    NAME(settle_rows)(job, &now->set, 1);
+    if (now->row >= 0) NAME(settle_row)(job, now->row, now->blocks, &now->set);
 }
 
 static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
@@ -820,56 +796,49 @@ static void NAME(wide_rows)(const pyce_job *job, int64_t begin, int64_t end, voi
     const pyce_problem *p = job->p;
     char *at = scratch;
     NAME(block_scratch) *room = NAME(carve)(&at, sizeof *room);
-    const int unit = NAME(unit_of)(job);
     const int keep = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
-    /* Rows that are not worked on in units: x itself is needed again, or rows differ in kind. */
+    /* Rows that are worked on alone: x itself is needed again, or rows differ in kind. */
     const int single =
         p->operation == PYCE_LOG_SOFTMAX || (p->operation == PYCE_BACKWARD && W == 16);
     double losses[PYCE_TILE];
-    NAME(unit) units[2];
+    NAME(wide_row) rows[2];
     REAL *e = 0;
     if (keep && !job->recompute && !single) {
-        e = NAME(carve)(&at, (size_t)(unit * NAME(kept_classes)(job)) * sizeof(REAL));
+        e = NAME(carve)(&at, (size_t)NAME(kept_classes)(job) * sizeof(REAL));
     }
     for (int i = 0; i < 2; i++) {
-        units[i].n = 0;
-        units[i].row = 0;
-        units[i].blocks = NAME(carve)(&at, (size_t)(unit * job->blocks) * sizeof(pyce_block));
-        units[i].e = e; /* of both: each is written where the other was read just before */
+        rows[i].row = -1;
+        rows[i].blocks = NAME(carve)(&at, (size_t)job->blocks * sizeof(pyce_block));
+        rows[i].e = e; /* of both: each is written where the other was read just before */
     }
     int turn = 0;
-    for (int64_t row = begin; row < end;) {
+    for (int64_t row = begin; row < end; row++) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
-        int n = tile_end - row < unit ? (int)(tile_end - row) : unit;
-        NAME(unit) *now = units + turn, *before = units + 1 - turn;
+        NAME(wide_row) *now = rows + turn, *before = rows + 1 - turn;
+        losses[row - tile] = 0;
         if (NAME(one_pass)(job, row)) {
             NAME(backward_blocks)(job, row, 0, job->blocks, now->blocks, room);
             NAME(backward_label)(job, row, now->blocks);
-            losses[row - tile] = 0;
-            n = 1;
         } else if (job->recompute || single) {
             NAME(wide_measure)(job, row, 0, job->blocks, now->blocks, room);
             NAME(settle_row)(job, row, now->blocks, &now->set);
             if (keep) NAME(wide_write)(job, row, 0, job->blocks, now->blocks, &now->set, room);
             losses[row - tile] = now->set.loss[0];
-            n = 1;
         } else {
             now->row = row;
-            now->n = n;
             if (keep) {
-                NAME(unit_rows)(job, now, before, 1, room);
+                NAME(next_row)(job, now, before, 1, room);
             } else {
-                NAME(unit_rows)(job, now, before, 0, room);
+                NAME(next_row)(job, now, before, 0, room);
             }
-            for (int i = 0; i < n; i++) losses[row - tile + i] = now->set.loss[i];
+            losses[row - tile] = now->set.loss[0];
             turn = 1 - turn;
         }
-        row += n;
-        if (row == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
+        if (row + 1 == tile_end) NAME(reduce_tile)(job, tile, tile_end, losses, sums);
     }
-    NAME(unit) *now = units + turn, *before = units + 1 - turn;
-    now->n = 0;
-    if (keep && before->n) NAME(unit_rows)(job, now, before, 1, room);
+    NAME(wide_row) *now = rows + turn, *before = rows + 1 - turn;
+    now->row = -1;
+    if (keep && before->row >= 0) NAME(next_row)(job, now, before, 1, room);
     if (job->streaming) memory_fence();
 }

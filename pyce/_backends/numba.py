@@ -1398,8 +1398,12 @@ def _bernoulli(
 # ---------------------------------------------------------------------------------------------
 # Entry points, and threads
 
-# Elements below which starting threads costs more than it saves.
-_SMALL = 2**16
+# Work, in elements, below which every call stays on its thread. Numba's threads sleep between calls
+# that are not close together, and are then often woken where their caller runs and waits for them:
+# that costs a time slice of the scheduler, 4 ms, and this takes about 2.
+_SMALL = 2**22
+# What a row costs beside its elements, in elements.
+_PER_ROW = 32
 
 # Held while threads work. Numba's "workqueue" layer aborts the process when two threads of Python
 # start parallel work at a time, and the other layers would run more threads than asked for: so a
@@ -1723,7 +1727,7 @@ def _kernels(
         x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
     _call(
         kernel,
-        x.size,
+        x.size + _PER_ROW * outer * inner,
         x.reshape(-1),
         np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
         _NO_LABELS if labels is None else labels,
@@ -1753,5 +1757,5 @@ def binary_cross_entropy(
     nothing = np.empty(0, x.dtype)
     given = (nothing if a is None else a for a in (weight, pos_weight, loss, grad))
     sums = np.empty(-(-x.size // _BLOCK))
-    _call(_bernoulli_alone, x.size, x, t, *given, sums, scale)
+    _call(_bernoulli_alone, 8 * x.size, x, t, *given, sums, scale)
     return float(np.sum(sums))
