@@ -21,8 +21,7 @@
 /* What a row costs beside its elements, in elements; and what is worth a thread, in the same measure
    (about 0.2 ns): where one looks out for work, and where it must be woken. */
 #define ELEMENTS_PER_ROW 32
-#define WORTH_SHARING 65536
-#define WORTH_WAKING 262144
+static _Atomic int64_t worth_sharing = 65536, worth_waking = 262144;
 /* Labels looked at as one piece: fixes the order in which class weights are added up. */
 #define LABEL_PIECE 16384
 /* Rows that are always added up together, so that the sum does not depend on how they are dealt. */
@@ -66,6 +65,11 @@ static int64_t last_cache(void) {
     int64_t size = known_cache;
     if (!size) known_cache = size = find_last_cache();
     return size;
+}
+
+void pyce_set_worth(int64_t sharing, int64_t waking) {
+    worth_sharing = sharing > 0 ? sharing : 1;
+    worth_waking = waking;
 }
 
 int64_t pyce_set_cache(int64_t bytes) {
@@ -318,8 +322,8 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
 
 /* Threads for a job of a size: fewer than allowed where more would cost more than they do. */
 static int threads_for(int64_t size, int allowed) {
-    int64_t worth = size / WORTH_SHARING;
-    if (allowed > 1 && worth > 1 && size < 2 * WORTH_WAKING && !pyce_pool_ready()) {
+    int64_t worth = size / worth_sharing;
+    if (allowed > 1 && worth > 1 && size < 2 * worth_waking && !pyce_pool_ready()) {
         pyce_pool_note();
         worth = 1;
     }

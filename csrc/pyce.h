@@ -98,6 +98,10 @@ int pyce_set_isa(const char *name);
  * go past it; returns what it was taken for. For tests and measurements: no result depends on it. */
 int64_t pyce_set_cache(int64_t bytes);
 
+/* How large a job must be for a thread: with workers that are awake, and to wake them. Elements, and 32
+ * for each row. For tests and measurements. */
+void pyce_set_worth(int64_t sharing, int64_t waking);
+
 const char *pyce_status_text(int status);
 const char *pyce_compiler(void);
 

@@ -43,10 +43,26 @@ class Backend:
         chosen = {"PYCE_BACKEND": self.name}
         return {**chosen, "PYCE_ISA": self.isa} if self.isa else chosen
 
+    @property
+    def share_small_work(self) -> str:
+        """What a program in another process begins with, to share small work among threads, too."""
+        if self.name == "numba":
+            return "from pyce._backends import numba; numba._SMALL = 2**12\n"
+        if self.name == "c":
+            return "from pyce._backends import c; c.set_worth(2**10, 2**10)\n"
+        return ""
+
     @contextmanager
     def selected(self):
-        """Run on this backend in this thread (and, for C, on this instruction set everywhere)."""
+        """Run on this backend in this thread (and, for C, on this instruction set everywhere).
+
+        Even small work is shared among threads: it would be large work alone.
+        """
         with pyce.use_backend(self.name):
+            if self.name == "numba":
+                from pyce._backends import numba
+
+                numba._SMALL = 2**12
             if self.isa is None:
                 yield self
                 return
@@ -54,10 +70,12 @@ class Backend:
 
             before = c.isa()
             c.set_isa(self.isa)
+            c.set_worth(2**10, 2**10)
             try:
                 yield self
             finally:
                 c.set_isa(before)
+                c.set_worth(2**16, 2**18)
 
 
 def _found() -> list[Backend]:

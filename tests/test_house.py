@@ -193,11 +193,7 @@ def calls(x, target, out):
     pyce.log_softmax(x, axis=axis, out=out)
     pyce.logsumexp(x, axis=axis)
 
-# Compiled, threads started, and as many arrays of a row's and a column's length as will be. The
-# Numba backend starts them for large work alone.
-if pyce.get_backend() == 'numba':
-    from pyce._backends import numba as backend
-    backend._SMALL = 0
+# Compiled, threads started, and as many arrays of a row's and a column's length as will be.
 calls(*problem(40, classes))
 calls(*problem(rows, 40))
 big = problem(rows, classes)
@@ -232,7 +228,7 @@ def test_memory_beside_inputs_and_outputs(backend, run_python, axis, kind, soft)
         return  # all instruction sets share the entry points that could allocate
     rows, classes = 512, 8192
     code = MEASURE.format(rows=rows, classes=classes, axis=axis, kind=kind, soft=soft)
-    done = run_python("-c", code, **backend.environment)
+    done = run_python("-c", backend.share_small_work + code, **backend.environment)
     traced, resident = map(int, done.stdout.split())
     threads, outputs = 2, 3 * 8 * rows
     allowed = MIB + 2 * threads * classes * 8 + 32 * rows + outputs

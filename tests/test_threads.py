@@ -154,7 +154,9 @@ print('fine')
 
 
 def test_fork_in_the_middle_of_it(backend, run_python):
-    done = run_python("-W", "ignore", "-c", FORK, timeout=120, **backend.environment)
+    done = run_python(
+        "-W", "ignore", "-c", backend.share_small_work + FORK, timeout=120, **backend.environment
+    )
     assert done.stdout.split() == ["fine"]
 
 
@@ -203,7 +205,7 @@ def test_never_more_threads_than_asked_for(backend, run_python, threads, callers
         return  # one pool for all instruction sets
     code = COUNT.format(threads=threads, callers=callers, turns=4)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
-    done = run_python("-c", code, **backend.environment, **variables)
+    done = run_python("-c", backend.share_small_work + code, **backend.environment, **variables)
     assert int(done.stdout) <= callers + threads - 1
 
 

@@ -68,6 +68,16 @@ def set_cache(size: int) -> int:
     return int(lib.pyce_set_cache(size))
 
 
+def set_worth(sharing: int, waking: int) -> None:
+    """How large a job must be for a thread: with workers that are awake, and to wake them.
+
+    In elements and 32 for each row; 65536 and 262144 to begin with. No result depends on it.
+    """
+    global _SERIAL_BELOW
+    lib.pyce_set_worth(sharing, waking)
+    _SERIAL_BELOW = 2 * sharing
+
+
 def compiler() -> str:
     """The compiler that built the extension."""
     return str(ffi.string(lib.pyce_compiler()).decode())
