@@ -272,8 +272,9 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     const double bytes = 2.0 * (double)rows * (double)p->classes * (double)size;
     job->streaming = bytes > (double)last_cache();
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
-    /* Two rows of exponentials a thread; beyond this they would live in no cache. */
-    job->recompute = p->classes > (int64_t)1 << 19;
+    /* A row of exponentials a thread; beyond this, those of many threads would live in no cache. */
+    const double kept = (double)p->classes * (p->dtype == PYCE_FLOAT64 ? 8 : 4);
+    job->recompute = kept * 16 > (double)last_cache() && job->blocks > 1;
     job->tile = LEAST_TILE;
     while (job->tile < PYCE_TILE && job->tile * 2 * p->classes <= 32768) job->tile *= 2;
     /* Long rows are dealt one by one; rows side by side fill a vector. */

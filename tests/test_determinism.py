@@ -191,13 +191,15 @@ def test_again_and_again(c_backend, dtype):
         assert len(seen) == 1
 
 
-@pytest.fixture
-def past_the_cache(c_backend):
-    """A function under which every result is stored as one too large for the caches."""
+@pytest.fixture(params=[1, 300_000])
+def past_the_cache(c_backend, request):
+    """A function under which results are stored as ones too large for the caches: every result, and
+    no row's exponentials are kept; or those of 300 kB, of which a row is not too large to keep.
+    """
     from pyce._backends import c
 
     def call(function, *args, **options):
-        before = c.set_cache(1)
+        before = c.set_cache(request.param)
         try:
             return function(*args, **options)
         finally:
@@ -219,7 +221,7 @@ def past_the_cache(c_backend):
         ((77, 100), -1),
         ((20, 513), -1),
         ((9, 2047), -1),
-        ((5, 4100), -1),
+        ((40, 4100), -1),
         ((2, 21, 8, 37), 1),
         ((2, 21, 64, 16), 1),
         ((1, 2100, 33), 1),

@@ -13,7 +13,8 @@
 
 /* Classes that share one normaliser; rows are cut here when threads share them. */
 #define PYCE_BLOCK 2048
-/* Up to this many classes, rows go in lanes (lanes.inc.h); above, lanes along a row (wide.inc.h). */
+/* Up to this many classes, rows go in lanes (lanes.inc.h); above, lanes along a row (short.inc.h up to
+   PYCE_BLOCK classes, then wide.inc.h). */
 #define PYCE_NARROW 64
 /* Up to this many classes, rows that lie one after the other are loaded whole and sorted by class. */
 #define PYCE_TINY 8

@@ -10,8 +10,9 @@
  *     backward   reads each logit once, writes each gradient once, keeps a block
  *
  * Sums: eight vectors of floats are added as a tree, the trees into running sums of doubles per
- * lane (vectors of doubles one by one, carrying what rounding loses), the lanes as a tree at the end of the block, the blocks in
- * order. This order is the same in every dialect and in lanes.inc.h.
+ * lane (vectors of doubles one by one, carrying what rounding loses), the lanes as a tree at the end
+ * of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and in
+ * lanes.inc.h.
  */
 
 #define ROUND (8 * W) /* numbers in eight vectors */
