@@ -16,8 +16,8 @@
  * what is added to the bits of HIGH. exp(r) − 1 ≤ 0.045 is all that is rounded more than once.
  *
  *            error of e, in units in the last place     STEPS   LIMIT   RANGE   BIAS
- *   float    below 0.54                                    16     256     126     60
- *   double   below 0.7                                      8    2048     748     60
+ *   float    below 0.57                                    16     256     126     60
+ *   double   below 0.75                                     8    2048     748     60
  */
 
 #define NOT_A_NUMBER __builtin_nan("")
