@@ -270,7 +270,8 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     /* Rows go past the caches only where result and logits together would not stay in them. */
     const size_t size = item_size[p->dtype];
     const double bytes = 2.0 * (double)rows * (double)p->classes * (double)size;
-    job->streaming = bytes > (double)last_cache();
+    /* A result between two elements' addresses can't be brought to whole lines. */
+    job->streaming = bytes > (double)last_cache() && (uintptr_t)p->result.data % size == 0;
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     /* A row of exponentials a thread; beyond this, those of many threads would live in no cache. */
     const double kept = (double)p->classes * (p->dtype == PYCE_FLOAT64 ? 8 : 4);

@@ -53,10 +53,16 @@ INLINE const REAL *NAME(short_dense)(const pyce_job *job, int64_t row, REAL *buf
                       : (const REAL *)0;
 }
 
+/* 0 in place of number `own` of eight vectors. */
+INLINE void NAME(drop_own)(V v[8], int own) {
+    const V at = F(sub)(F(set1)((REAL)own), F(load)(NAME(lanes)));
+    UNROLL
+    for (int j = 0; j < 8; j++) v[j] = F(drop)(F(eq)(at, F(set1)((REAL)(j * W))), v[j]);
+}
+
 /* Lane by lane: the sum of e over a row without class `own`, in the order of exp_block. */
 INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, int keep, REAL *e) {
     F(sum) sum = F(sum_zero)();
-    const V lanes = F(load)(NAME(lanes));
     int c = 0;
     for (; c + ROUND <= n; c += ROUND) {
         V v[8];
@@ -68,11 +74,7 @@ INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, in
             for (int j = 0; j < 8; j++) F(store)(e + c + j * W, v[j]);
         }
         if (own >= c && own < c + ROUND) {
-            const V at = F(sub)(F(set1)((REAL)(own - c)), lanes);
-            UNROLL
-            for (int j = 0; j < 8; j++) {
-                v[j] = F(drop)(F(eq)(at, F(set1)((REAL)(j * W))), v[j]);
-            }
+            NAME(drop_own)(v, own - c);
         }
         F(sum_add8)(&sum, v);
     }
@@ -92,13 +94,7 @@ INLINE F(sum) NAME(short_exp)(const T *x, int n, F(normaliser) norm, int own, in
             if (j < count) F(store)(e + c + j * W, v[j]); /* there is room for whole vectors */
         }
     }
-    if (own >= c) {
-        const V at = F(sub)(F(set1)((REAL)(own - c)), lanes);
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            v[j] = F(drop)(F(eq)(at, F(set1)((REAL)(j * W))), v[j]);
-        }
-    }
+    if (own >= c) NAME(drop_own)(v, own - c);
     F(sum_add8)(&sum, v);
     return sum;
 }
@@ -208,7 +204,6 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
     F(to_doubles)(top, s->max);
     F(sum) sums[W];
     for (int i = 0; i < W; i++) sums[i] = F(sum_zero)();
-    const F(normaliser) norm_0 = all;
     const int work = write && before->set.n > rows ? before->set.n : rows;
     for (int i = 0; i < work; i++) {
         const int64_t row = s->row + i;
@@ -224,7 +219,7 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
         int own = -1;
         if (job->own == OWN_LABEL) own = (int)label;
         if (job->own == OWN_MAX) own = NAME(find)(x, n, max[i]);
-        F(normaliser) norm = norm_0;
+        F(normaliser) norm = all;
         norm.shift = F(set1)(shift[i]);
         norm.magic = F(set1)(magic[i]);
         norm.least = F(set1)(least[i]);
