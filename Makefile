@@ -1,7 +1,10 @@
 # Every target works on a fresh clone: it makes .venv and builds the extension first if need be.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/kernels/*.c csrc/kernels/*.h)
 EXTENSION := pyce/_pyce.abi3.so
@@ -11,7 +14,17 @@ LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 
-.PHONY: help build test lint format bench bench-full bench-peers bench-scaling report clean
+AARCH64 := aarch64-linux-gnu-
+C_TESTS := $(MAKE) --no-print-directory -C tests/c
+RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
+SANITIZED := build/sanitized
+# Inlined as for speed, the kernels would take the sanitizers minutes to compile.
+SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
+	"-DINLINE=static __attribute__((noinline,unused))"
+# $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
+need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
+
+.PHONY: help build test test-aarch64 valgrind sanitize lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -20,6 +33,28 @@ build: $(EXTENSION) ## build the C extension in place
 
 test: .venv/.test $(EXTENSION) ## run the tests
 	$(BIN)/python -m pytest
+
+test-aarch64: .venv/.test $(EXTENSION) ## the C tests' calls on an emulated Arm processor: the same bytes
+	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+	$(call need,qemu-aarch64,qemu-user)
+	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
+	$(RECORD) | qemu-aarch64 build/aarch64/replay
+
+valgrind: .venv/.test $(EXTENSION) ## the C tests' calls under valgrind, which runs AVX2 and plain C
+	$(call need,valgrind,valgrind)
+	$(C_TESTS) replay
+	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
+
+# The suite and the recorded calls under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy
+# of the tree. Numba's and NumPy's own kernels have no C of ours to look at.
+sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS="$(SANITIZE)" replay
+	$(RECORD) | $(SANITIZED)/c/replay
+	cp -r csrc pyce tests bench docs setup.py pyproject.toml README.md Makefile $(SANITIZED)
+	cd $(SANITIZED) && rm -f pyce/*.so && CFLAGS="$(SANITIZE)" PYCE_REQUIRE_C=1 \
+		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
+	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
 
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .

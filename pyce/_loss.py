@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce._arguments import Array, Problem
 from pyce._backends import current
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def cross_entropy(
@@ -241,7 +244,11 @@ def _run(p: Problem, direction: str) -> Any:
     if not backend.CHECKS_LABELS:
         p.check_labels()
     loss = backend.forward(p) if direction == "forward" else backend.forward_backward(p)
-    return dtype(loss) if p.losses is None else p.losses.reshape(p.positions)
+    if p.losses is not None:
+        return p.losses.reshape(p.positions)
+    if abs(loss) > _LARGEST and dtype is np.float32:
+        return dtype(math.copysign(math.inf, loss))  # which the cast would do, with a warning
+    return dtype(loss)
 
 
 def _delivered(result: Array, out: Array | None) -> Array:

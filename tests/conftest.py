@@ -142,6 +142,32 @@ def c_backends():
 
 
 @pytest.fixture
+def many_processors(monkeypatch):
+    """Threads as asked for, also on machines of few processors."""
+    from pyce import _threads
+
+    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
+
+
+@pytest.fixture(params=[1, 300_000])
+def past_the_cache(c_backend, request):
+    """A function under which results are stored as ones too large for the caches: every result, and
+    no row's exponentials are kept; or those of 300 kB, of which a row is not too large to keep.
+    """
+    from pyce._backends import c
+
+    def call(function, *args, **options):
+        before = c.set_cache(request.param)
+        try:
+            return function(*args, **options)
+        finally:
+            c.set_cache(before)
+
+    return call
+
+
+@pytest.fixture
 def run_python():
     """Run a program in a fresh interpreter; returns the finished process, output as text.
 

@@ -1,11 +1,9 @@
-"""The C backend's promise of the same bytes: any threads, instruction set, batch, run and fork.
+"""The C backend's promise of the same bytes: any threads, instruction set, batch and place.
 
 The shapes stand on both sides of every border between kernels.
 """
 
 import hashlib
-import multiprocessing
-import os
 
 import ml_dtypes
 import numpy as np
@@ -89,15 +87,6 @@ SHARED = [(3, 60_000), (10, 20_000), (17, 9000), (65, 3001), (100, 2500), (1000,
 SHARED += [(70_001, 3), (400_000, 1)]
 
 
-@pytest.fixture
-def many_processors(monkeypatch):
-    """Threads as asked for, also on machines of few processors."""
-    from pyce import _threads
-
-    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
-    monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
-
-
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize(("classes", "rows"), SHARED)
 def test_any_number_of_threads(c_backend, many_processors, classes, rows, dtype):
@@ -168,46 +157,6 @@ def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
     assert digest(results(x.swapaxes(1, 2), y, axis=1)) == last
 
 
-@by_dtype
-@pytest.mark.parametrize("classes", [3, 10, 17, 65, 100, 1000])
-def test_alignment_does_not_matter(c_backend, dtype, classes):
-    x, y = make(classes, 37, dtype)
-    expected = digest(pyce.cross_entropy_with_grad(x, y))
-    for shift in (1, 3, 7, 13):
-        memory = np.zeros(x.size + shift, dtype)
-        moved = memory[shift:].reshape(x.shape)
-        moved[...] = x
-        out = np.zeros(x.size + shift + 1, dtype)[shift + 1 :].reshape(x.shape)
-        assert digest(pyce.cross_entropy_with_grad(moved, y, out=out)) == expected
-        assert digest(pyce.cross_entropy_with_grad(moved, y, out=moved)) == expected
-
-
-@by_dtype
-def test_again_and_again(c_backend, dtype):
-    for classes, rows in ((10, 5000), (1000, 200)):
-        x, y = make(classes, rows, dtype)
-        out = np.empty_like(x)
-        seen = {digest(pyce.cross_entropy_with_grad(x, y, out=out)) for _ in range(20)}
-        assert len(seen) == 1
-
-
-@pytest.fixture(params=[1, 300_000])
-def past_the_cache(c_backend, request):
-    """A function under which results are stored as ones too large for the caches: every result, and
-    no row's exponentials are kept; or those of 300 kB, of which a row is not too large to keep.
-    """
-    from pyce._backends import c
-
-    def call(function, *args, **options):
-        before = c.set_cache(request.param)
-        try:
-            return function(*args, **options)
-        finally:
-            c.set_cache(before)
-
-    return call
-
-
 @pytest.mark.parametrize("option", ["plain", "smoothing", "ignored"])
 @by_dtype
 @pytest.mark.parametrize(
@@ -256,20 +205,3 @@ def test_storing_past_the_cache_changes_nothing(past_the_cache, shape, axis, dty
     in_place = x.copy()
     past_the_cache(pyce.cross_entropy_with_grad, in_place, y, out=in_place, **options)
     assert in_place.tobytes() == expected[1].tobytes()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_after_a_fork(c_backend, many_processors):
-    x, y = make(100, 4000, np.float32)
-    pyce.set_num_threads(3)
-    expected = digest(results(x, y))
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=lambda: queue.put(digest(results(x, y))))
-    child.start()
-    child.join(60)
-    alive = child.is_alive()
-    child.kill() if alive else None
-    assert not alive, "the child hangs"
-    assert queue.get() == expected
-    assert digest(results(x, y)) == expected

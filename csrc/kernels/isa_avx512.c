@@ -7,7 +7,9 @@
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
+#ifndef INLINE /* sanitizers take minutes over what is inlined */
 #define INLINE static inline __attribute__((always_inline))
+#endif
 #include "kernels.h"
 #include "simd_avx512.h"
 

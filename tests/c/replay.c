@@ -1,0 +1,293 @@
+/* Makes the calls of the C interface that tests/golden.py recorded, with every instruction set of the
+ * machine, and compares what they give, byte for byte (a NaN is a NaN, whatever its bits).
+ *
+ *     python tests/golden.py --record - | replay [INSTRUCTION SET]…
+ *
+ * For machines without Python (an emulated one), for sanitizers and for valgrind: every array is an
+ * allocation of exactly its size, results filled with a pattern before. tests/recording.py says how
+ * the calls are written.
+ */
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pyce.h"
+
+enum { RUN, CROSS_ENTROPY, BERNOULLI };
+enum { PATTERN = 0xA5 };
+
+static const int64_t item_size[] = {4, 8, 2, 2};
+static uint64_t calls, wrong;
+
+/* -- reading ------------------------------------------------------------------------------------------ */
+
+static void get(void *to, size_t size) {
+    if (fread(to, 1, size, stdin) != size) {
+        fprintf(stderr, "the recording ends in the middle of call %" PRIu64 "\n", calls);
+        exit(2);
+    }
+}
+
+static int64_t integer(void) {
+    int64_t value;
+    get(&value, sizeof value);
+    return value;
+}
+
+static double real(void) {
+    double value;
+    get(&value, sizeof value);
+    return value;
+}
+
+static void *allocated(int64_t size) {
+    void *memory = size < 0 ? NULL : malloc((size_t)size + !size);
+    if (size >= 0 && !memory) {
+        fprintf(stderr, "no memory for %" PRId64 " bytes\n", size);
+        exit(2);
+    }
+    return memory;
+}
+
+typedef struct {
+    int64_t size; /* in bytes; −1: NULL */
+    unsigned char *data;
+} array;
+
+static array read_array(void) {
+    array a = {.size = integer()};
+    a.data = allocated(a.size);
+    if (a.size > 0) get(a.data, (size_t)a.size);
+    return a;
+}
+
+static array copy_of(array a) {
+    array copy = {a.size, allocated(a.size)};
+    if (a.size > 0) memcpy(copy.data, a.data, (size_t)a.size);
+    return copy;
+}
+
+static array patterned(int64_t size) {
+    array a = {size, allocated(size)};
+    if (size > 0) memset(a.data, PATTERN, (size_t)size);
+    return a;
+}
+
+typedef struct {
+    int64_t base; /* element at which `data` of the operand points */
+    int64_t outer_stride, class_stride;
+    array offsets, elements;
+} operand;
+
+static operand read_operand(int to_be_written) {
+    operand o = {0};
+    o.base = integer();
+    o.offsets.size = o.elements.size = -1;
+    if (o.base < 0) return o;
+    o.outer_stride = integer();
+    o.class_stride = integer();
+    o.offsets = read_array();
+    if (to_be_written) {
+        o.elements = patterned(integer());
+    } else {
+        o.elements = read_array();
+    }
+    return o;
+}
+
+static pyce_operand seen(const operand *o, array elements, int64_t size) {
+    if (o->base < 0) return (pyce_operand){0};
+    return (pyce_operand){elements.data + o->base * size, (const int64_t *)o->offsets.data,
+                          o->outer_stride, o->class_stride};
+}
+
+/* -- comparing ---------------------------------------------------------------------------------------- */
+
+static int is_nan(const unsigned char *at, int dtype) {
+    static const uint64_t infinity[] = {0x7f800000, 0x7ff0000000000000, 0x7c00, 0x7f80};
+    uint64_t bits = 0;
+    memcpy(&bits, at, (size_t)item_size[dtype]); /* little-endian */
+    const uint64_t sign = (uint64_t)1 << (8 * item_size[dtype] - 1);
+    return (bits & ~sign) > infinity[dtype];
+}
+
+static void compare(const char *what, const char *isa, array got, array expected, int dtype) {
+    const int64_t size = item_size[dtype];
+    for (int64_t at = 0; at < expected.size; at += size) {
+        if (!memcmp(got.data + at, expected.data + at, (size_t)size)) continue;
+        if (is_nan(got.data + at, dtype) && is_nan(expected.data + at, dtype)) continue;
+        if (wrong++ < 20) {
+            fprintf(stderr, "call %" PRIu64 ", %s: %s differs at element %" PRId64 "\n", calls, isa,
+                    what, at / size);
+        }
+        return;
+    }
+}
+
+static void compare_numbers(const char *isa, int status, int64_t expected_status, double got,
+                            double expected) {
+    const array a = {8, (unsigned char *)&got}, b = {8, (unsigned char *)&expected};
+    compare("the loss", isa, a, b, PYCE_FLOAT64);
+    if (status == expected_status) return;
+    if (wrong++ < 20) {
+        fprintf(stderr, "call %" PRIu64 ", %s: status %d, not %" PRId64 "\n", calls, isa, status,
+                expected_status);
+    }
+}
+
+/* -- the calls ---------------------------------------------------------------------------------------- */
+
+static void replay_run(const char *const *isas) {
+    pyce_problem p = {0};
+    p.operation = (int32_t)integer();
+    p.dtype = (int32_t)integer();
+    p.target = (int32_t)integer();
+    p.probs_dtype = (int32_t)integer();
+    p.reduction = (int32_t)integer();
+    p.threads = (int32_t)integer();
+    p.outer = integer();
+    p.classes = integer();
+    p.inner = integer();
+    p.ignore_index = integer();
+    p.grad_loss = real();
+    p.normalizer = real();
+    p.smoothing = real();
+    const int64_t size = item_size[p.dtype];
+    operand logits = read_operand(0);
+    const int in_place = (int)integer();
+    operand result = read_operand(1);
+    operand probs = read_operand(0);
+    array given[] = {read_array(), read_array(), read_array(), read_array()};
+    array lse = read_array(), losses = read_array();
+    const int64_t status = integer(), bad_row = integer(), bad_value = integer();
+    const double loss = real();
+    array expected[3] = {{-1, NULL}, {-1, NULL}, {-1, NULL}};
+    if (result.base >= 0) expected[0] = read_array();
+    expected[1] = read_array();
+    expected[2] = read_array();
+
+    p.labels = given[0].data;
+    p.weight = (const double *)given[1].data;
+    p.sample_weight = (const double *)given[2].data;
+    p.grad_losses = (const double *)given[3].data;
+    p.probs = seen(&probs, probs.elements, item_size[p.probs_dtype]);
+    for (; *isas; isas++) {
+        pyce_set_isa(*isas);
+        array x = copy_of(logits.elements), written = {-1, NULL};
+        if (!in_place && result.base >= 0) written = patterned(result.elements.size);
+        array l = copy_of(lse), rows = copy_of(losses);
+        p.logits = seen(&logits, x, size);
+        p.result = in_place ? p.logits : seen(&result, written, size);
+        p.lse = (double *)l.data;
+        p.losses = rows.data;
+        const int got = pyce_run(&p);
+        compare_numbers(*isas, got, status, p.loss, loss);
+        if (p.bad_row != bad_row || p.bad_value != bad_value) wrong++;
+        compare("the result", *isas, in_place ? x : written, expected[0], p.dtype);
+        compare("lse", *isas, l, expected[1], PYCE_FLOAT64);
+        compare("the losses", *isas, rows, expected[2],
+                p.dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32);
+        free(x.data);
+        free(written.data);
+        free(l.data);
+        free(rows.data);
+    }
+    operand *operands[] = {&logits, &result, &probs};
+    for (int i = 0; i < 3; i++) {
+        free(operands[i]->offsets.data);
+        free(operands[i]->elements.data);
+        free(expected[i].data);
+    }
+    for (int i = 0; i < 4; i++) free(given[i].data);
+    free(lse.data);
+    free(losses.data);
+}
+
+static void replay_cross_entropy(const char *const *isas) {
+    const int operation = (int)integer(), dtype = (int)integer(), reduction = (int)integer();
+    const int threads = (int)integer();
+    const int64_t outer = integer(), classes = integer(), inner = integer(), ignore = integer();
+    const double smoothing = real();
+    array x = read_array(), y = read_array();
+    const int has_grad = (int)integer();
+    const int64_t status = integer();
+    const double loss = real();
+    array expected = read_array();
+    for (; *isas; isas++) {
+        pyce_set_isa(*isas);
+        array grad = patterned(has_grad ? x.size : -1);
+        double got_loss = 0;
+        const int got =
+            pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes, inner, x.data,
+                               (const int64_t *)y.data, grad.data, smoothing, ignore, &got_loss);
+        compare_numbers(*isas, got, status, got_loss, loss);
+        if (has_grad) compare("the gradient", *isas, grad, expected, dtype);
+        free(grad.data);
+    }
+    free(x.data);
+    free(y.data);
+    free(expected.data);
+}
+
+static void replay_bernoulli(const char *const *isas) {
+    const int dtype = (int)integer();
+    const int64_t n = integer();
+    const int threads = (int)integer();
+    const double scale = real();
+    array given[6];
+    for (int i = 0; i < 6; i++) given[i] = read_array();
+    const int64_t status = integer();
+    const double total = real();
+    array expected[] = {read_array(), read_array()};
+    for (; *isas; isas++) {
+        pyce_set_isa(*isas);
+        array losses = patterned(given[4].size), grad = patterned(given[5].size);
+        double got_total = 0;
+        const int got = pyce_binary_cross_entropy(dtype, n, given[0].data, given[1].data,
+                                                  given[2].data, given[3].data, losses.data,
+                                                  grad.data, scale, threads, &got_total);
+        compare_numbers(*isas, got, status, got_total, total);
+        compare("the losses", *isas, losses, expected[0], dtype);
+        compare("the gradient", *isas, grad, expected[1], dtype);
+        free(losses.data);
+        free(grad.data);
+    }
+    for (int i = 0; i < 6; i++) free(given[i].data);
+    for (int i = 0; i < 2; i++) free(expected[i].data);
+}
+
+int main(int argc, char **argv) {
+    enum { MOST = 8 };
+    const char *isas[MOST + 1] = {NULL};
+    for (int i = 0; i < MOST; i++) {
+        isas[i] = argc > 1 ? argv[i + 1] : pyce_isa(i);
+        if (!isas[i]) break;
+        if (pyce_set_isa(isas[i]) != PYCE_OK) {
+            fprintf(stderr, "this machine has no instruction set %s\n", isas[i]);
+            return 2;
+        }
+    }
+    pyce_set_worth(1 << 10, 1 << 10); /* small work is shared among threads, too */
+    char magic[8];
+    get(magic, sizeof magic);
+    if (memcmp(magic, "PYCECALL", 8)) {
+        fputs("this is no recording\n", stderr);
+        return 2;
+    }
+    int64_t kind;
+    while (fread(&kind, sizeof kind, 1, stdin) == 1) {
+        switch (kind) {
+        case RUN: replay_run(isas); break;
+        case CROSS_ENTROPY: replay_cross_entropy(isas); break;
+        case BERNOULLI: replay_bernoulli(isas); break;
+        default: fprintf(stderr, "call %" PRIu64 " is of no known kind\n", calls); return 2;
+        }
+        calls++;
+    }
+    printf("%" PRIu64 " calls, %" PRIu64 " differences:", calls, wrong);
+    for (int i = 0; isas[i]; i++) printf(" %s", isas[i]);
+    puts("");
+    return wrong || !calls;
+}

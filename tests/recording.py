@@ -1,0 +1,156 @@
+"""Writes the calls that the C backend makes of the C interface to a file for tests/c/replay.c.
+
+A call is its numbers, its arrays before it and what it gave: everything little-endian, numbers in 8
+bytes. An array is its length in bytes (−1 for NULL) and its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import contextmanager
+
+from pyce._pyce import ffi, lib
+
+from pyce._backends import c
+
+MAGIC = b"PYCECALL"
+RUN, CROSS_ENTROPY, BERNOULLI = range(3)
+ITEM_SIZE = (4, 8, 2, 2)  # by the dtypes of pyce.h
+
+
+class _Writer:
+    def __init__(self, file):
+        self.file = file
+
+    def integers(self, *values):
+        self.file.write(struct.pack(f"<{len(values)}q", *values))
+
+    def reals(self, *values):
+        self.file.write(struct.pack(f"<{len(values)}d", *values))
+
+    def array(self, pointer, size):
+        """`size` bytes from `pointer`; returns them, None where it is NULL."""
+        if pointer == ffi.NULL:
+            self.integers(-1)
+            return None
+        data = bytes(ffi.buffer(ffi.cast("char *", pointer), size))
+        self.integers(size)
+        self.file.write(data)
+        return data
+
+    def operand(self, operand, outer, classes, inner, size, written=False):
+        """A strided array: where it begins in what is stored, its strides, and its bytes, or only
+        their number where it is about to be written.
+
+        Returns where its bytes are, as (pointer, size), or None where it is NULL.
+        """
+        if operand.data == ffi.NULL:
+            self.integers(-1)
+            return None
+        starts = [0]
+        if operand.offsets != ffi.NULL:
+            starts = ffi.unpack(operand.offsets, outer) if outer else [0]
+        elif outer:
+            starts = [0, (outer - 1) * operand.outer_stride]
+        along = (classes - 1) * operand.class_stride
+        low = min(starts) + min(0, along)
+        high = max(starts) + max(0, along) + max(inner, 1)
+        at = ffi.cast("char *", operand.data) + low * size
+        self.integers(-low, operand.outer_stride, operand.class_stride)
+        self.array(operand.offsets, 8 * outer)
+        self.integers((high - low) * size)
+        if not written:
+            self.file.write(bytes(ffi.buffer(at, (high - low) * size)))
+        return at, (high - low) * size
+
+    def after(self, where):
+        if where is not None:
+            self.array(*where)
+
+
+class _Recorder:
+    """Stands for `lib`: what it is asked is written down, done, and its results written down."""
+
+    def __init__(self, writer):
+        self._writer = writer
+
+    def __getattr__(self, name):
+        return getattr(lib, name)
+
+    def pyce_run(self, p):
+        w = self._writer
+        rows = p.outer * p.inner
+        size = ITEM_SIZE[p.dtype]
+        w.integers(RUN, p.operation, p.dtype, p.target, p.probs_dtype, p.reduction, p.threads)
+        w.integers(p.outer, p.classes, p.inner, p.ignore_index)
+        w.reals(p.grad_loss, p.normalizer, p.smoothing)
+        shape = p.outer, p.classes, p.inner
+        w.operand(p.logits, *shape, size)
+        in_place = p.result.data == p.logits.data
+        w.integers(int(in_place))
+        result = w.operand(p.result, *shape, size, written=True)
+        w.operand(p.probs, *shape, ITEM_SIZE[p.probs_dtype])
+        w.array(p.labels, rows * (4 if p.target == lib.PYCE_INDEX32 else 8))
+        w.array(p.weight, 8 * p.classes)
+        w.array(p.sample_weight, 8 * rows)
+        w.array(p.grad_losses, 8 * rows)
+        lse = (p.lse, 8 * rows)
+        w.array(*lse)
+        losses = (p.losses, rows * (8 if p.dtype == lib.PYCE_FLOAT64 else 4))
+        w.array(*losses)
+        status = lib.pyce_run(p)
+        w.integers(status, p.bad_row, p.bad_value)
+        w.reals(p.loss)
+        w.after(result)
+        w.after(lse)
+        w.after(losses)
+        return status
+
+    def pyce_cross_entropy(
+        self, operation, dtype, reduction, threads, outer, classes, inner, logits, labels, grad,
+        smoothing, ignore_index, loss,
+    ):  # fmt: skip
+        w = self._writer
+        size = outer * classes * inner * ITEM_SIZE[dtype]
+        w.integers(CROSS_ENTROPY, operation, dtype, reduction, threads)
+        w.integers(outer, classes, inner, ignore_index)
+        w.reals(smoothing)
+        w.array(logits, size)
+        w.array(labels, 8 * outer * inner)
+        w.integers(int(grad != ffi.NULL))
+        status = lib.pyce_cross_entropy(
+            operation, dtype, reduction, threads, outer, classes, inner, logits, labels, grad,
+            smoothing, ignore_index, loss,
+        )  # fmt: skip
+        w.integers(status)
+        w.reals(loss[0])
+        w.array(grad, size)
+        return status
+
+    def pyce_binary_cross_entropy(self, dtype, n, *rest):
+        w = self._writer
+        *arrays, scale, threads, total = rest
+        size = n * ITEM_SIZE[dtype]
+        w.integers(BERNOULLI, dtype, n, threads)
+        w.reals(scale)
+        for array in arrays:
+            w.array(array, size)
+        status = lib.pyce_binary_cross_entropy(dtype, n, *rest)
+        w.integers(status)
+        w.reals(total[0])
+        w.array(arrays[4], size)
+        w.array(arrays[5], size)
+        return status
+
+
+@contextmanager
+def to(file):
+    """While it lasts, the calls of the C backend are written to a file open for writing bytes."""
+    file.write(MAGIC)
+    recorder = _Recorder(_Writer(file))
+    before = {name: getattr(c, name) for name in ("lib", "_run", "_cross_entropy")}
+    c.lib, c._run, c._cross_entropy = recorder, recorder.pyce_run, recorder.pyce_cross_entropy
+    try:
+        yield
+    finally:
+        vars(c).update(before)

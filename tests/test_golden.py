@@ -1,0 +1,120 @@
+"""The C backend's bytes: those of golden.json, whoever computes them, where and among whom."""
+
+import concurrent.futures
+import multiprocessing
+
+import golden
+import numpy as np
+import pytest
+
+import pyce
+
+EXPECTED = golden.read()
+# One case for each kernel and dtype, for what is tried in many ways.
+SHAPES = {(golden.ROWS, c, 1) for c in (3, 10, 17, 100)}
+SHAPES |= {(golden.FEW_ROWS, 513, 1), (golden.FEW_ROWS, 2049, 1), (2, 21, 19)}
+FEW = [case for case in golden.CASES if (case.outer, case.classes, case.inner) in SHAPES]
+
+few = pytest.mark.parametrize("case", FEW, ids=str)
+
+
+def test_every_case_is_written_down():
+    assert list(EXPECTED) == [str(case) for case in golden.CASES]
+    assert len(FEW) == len(SHAPES) * len(golden.DTYPES)
+
+
+@pytest.mark.parametrize("case", golden.CASES, ids=str)
+def test_bytes(c_backend, case):
+    assert golden.digests(case) == EXPECTED[str(case)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7, 64])
+def test_bytes_with_any_number_of_threads(c_backend, many_processors, threads):
+    """Even small work is shared in these tests, as `c_backend` asks for."""
+    pyce.set_num_threads(threads)
+    for case in golden.CASES[::3]:
+        assert golden.digests(case) == EXPECTED[str(case)], case
+
+
+def at(shift, array):
+    """A copy of `array` that begins `shift` bytes after a multiple of 64."""
+    memory = np.zeros(array.nbytes + 192, np.uint8)
+    start = -memory.__array_interface__["data"][0] % 64 + shift
+    moved = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    moved[...] = array
+    return moved
+
+
+@few
+def test_bytes_at_any_alignment(c_backend, case):
+    inputs = case.inputs()
+    questions = list(golden.QUESTIONS)
+    for shift in range(64):
+        moved = [at((shift + 8 * i) % 64, array) for i, array in enumerate(inputs)]
+        question = questions[shift % len(questions)]
+
+        def out(like=inputs[0], shift=shift):
+            return at((5 * shift + 3) % 64, like)
+
+        got = golden.digest(golden.of_rows(*moved, question, out))
+        assert got == EXPECTED[str(case)][question], (shift, question)
+        if shift % 4 == 0:
+            assert golden.digest(golden.of_softmax(moved[0], out)) == EXPECTED[str(case)]["softmax"]
+
+
+@few
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_bytes_of_slices_of_the_batch(c_backend, case, size):
+    """A row alone, or among any neighbours, has the bytes that it has in the whole batch."""
+    x, y, w, s, t = case.inputs()
+    parts = [slice(i, i + size) for i in range(0, case.outer, size)]
+    for question in golden.QUESTIONS:
+        got = [golden.of_rows(x[p], y[p], w, s[p], t[p], question) for p in parts]
+        whole = [np.concatenate(values) for values in zip(*got, strict=True)]
+        assert golden.digest(whole) == EXPECTED[str(case)][question], question
+    got = [golden.of_softmax(x[p]) for p in parts]
+    whole = [np.concatenate(values) for values in zip(*got, strict=True)]
+    assert golden.digest(whole) == EXPECTED[str(case)]["softmax"]
+
+
+@few
+def test_bytes_past_the_caches_and_in_place(c_backend, past_the_cache, case):
+    """Results that are taken to be too large for the caches, and ones written over the logits."""
+    assert past_the_cache(golden.digests, case) == EXPECTED[str(case)]
+    x, y, *_ = case.inputs()
+    expected = pyce.cross_entropy_with_grad(x, y, axis=1, reduction="none")[1]
+    for call in (lambda function, *args, **kwargs: function(*args, **kwargs), past_the_cache):
+        out = x.copy()
+        call(pyce.cross_entropy_with_grad, out, y, axis=1, reduction="none", out=out)
+        assert golden.digest([out]) == golden.digest([expected])
+
+
+@few
+def test_bytes_again_and_again(c_backend, case):
+    for _ in range(5):
+        assert golden.digests(case) == EXPECTED[str(case)]
+
+
+def test_bytes_among_many_callers(c_backend):
+    """Callers in eight threads, each with cases of its own, meet in the pool."""
+    with concurrent.futures.ThreadPoolExecutor(8) as executor:
+        for case, found in zip(FEW, executor.map(_digests_on_c, FEW), strict=True):
+            assert found == EXPECTED[str(case)], case
+
+
+def _digests_on_c(case):
+    with pyce.use_backend("c"):
+        return golden.digests(case)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_bytes_in_another_process(c_backend, method, monkeypatch):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {method}")
+    for name, value in c_backend.environment.items():
+        monkeypatch.setenv(name, value)
+    golden.digests(FEW[0])  # there are threads to be lost
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
+        found = pool.map_async(_digests_on_c, FEW).get(timeout=120)
+    assert found == [EXPECTED[str(case)] for case in FEW]
