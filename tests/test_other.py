@@ -93,6 +93,26 @@ def test_log_loss_clips_on_request(backend, eps):
     np.testing.assert_allclose(got, expected, rtol=1e-15)
 
 
+def test_probabilities_are_taken_as_they_are(backend):
+    """Not rescaled, and NaN where a negative one counts."""
+    p = np.array([[2.0, 2.0], [0.25, 0.25], [-0.5, 1.0], [1.0, -0.5]])
+    got = pyce.log_loss(p, [0, 0, 0, 0], reduction="none")
+    np.testing.assert_array_equal(got, [-np.log(2), np.log(4), np.nan, 0.0])
+    t = [[1.0, 0.0]] * 4
+    np.testing.assert_array_equal(pyce.log_loss(p, t, reduction="none"), got)
+
+
+def test_nll_loss_of_minus_infinity(backend):
+    """A class that does not count may have any log-probability."""
+    for other in (-np.inf, np.inf, np.nan):
+        log_p = np.array([[-0.5, other]])
+        assert pyce.nll_loss(log_p, [0]) == 0.5
+        assert pyce.nll_loss(log_p, [[1.0, 0.0]]) == 0.5
+        assert pyce.nll_loss(log_p, [1], weight=[1.0, 0.0], reduction="none") == 0
+    assert pyce.nll_loss([[-0.5, -np.inf]], [1]) == np.inf
+    assert pyce.nll_loss([[-0.5, -np.inf]], [[0.5, 0.5]]) == np.inf
+
+
 def test_log_loss_against_scikit_learn_by_hand(backend):
     """Of three rows: -(log 0.9 + log 0.8 + log 0.35) / 3."""
     p = [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.25, 0.4, 0.35]]
@@ -175,6 +195,21 @@ def test_bernoulli_far_out(backend, dtype):
     np.testing.assert_array_equal(grad[:6].astype(float), [0, 0, 1, -1, 1, -1])
     assert np.isnan(loss[6])
     assert np.isnan(float(grad[6]))
+
+
+@by_dtype
+def test_bernoulli_weight_of_zero(backend, dtype):
+    """It makes 0 of an infinite loss; NaN stays."""
+    x = np.array([np.inf, -np.inf, 1.0, np.nan], dtype)
+    for kwargs in ({"weight": 0}, {"weight": [0, 0, 0, 0]}):
+        loss, grad = pyce.binary_cross_entropy_with_grad(
+            x, [0, 1, 1, 1], reduction="none", **kwargs
+        )
+        np.testing.assert_array_equal(loss, [0, 0, 0, np.nan])
+        np.testing.assert_array_equal(grad.astype(float), [0, 0, 0, np.nan])
+    loss = pyce.binary_cross_entropy(x[:2], [0, 1], pos_weight=0, reduction="none")
+    np.testing.assert_array_equal(loss, [np.inf, 0])
+    assert np.isnan(pyce.binary_cross_entropy(x[2:3], [np.nan], weight=0))
 
 
 @by_dtype
