@@ -10,8 +10,10 @@ TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtyp
 LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
+PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
+	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
-.PHONY: help build test lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-peers lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -20,6 +22,9 @@ build: $(EXTENSION) ## build the C extension in place
 
 test: .venv/.test $(EXTENSION) ## run the tests
 	$(BIN)/python -m pytest
+
+test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
+	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py
 
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .
@@ -69,6 +74,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.test-peers: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(PEER_TEST_NEEDS)
 	@touch $@
 
 .venv/.build: .venv/bin/python constraints.txt Makefile

@@ -382,6 +382,35 @@ def test_set_backend():
     assert pyce.get_backend() == pyce.backends()[0]
 
 
+@pytest.mark.parametrize("name", ["c", "numba"])
+def test_a_backend_that_is_not_available(monkeypatch, name):
+    """Asked for, it raises with the reason and what there is; nothing takes its place."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {name: "left out"})
+    before = _backends._default
+    for ask in (pyce.set_backend, lambda n: pyce.use_backend(n).__enter__()):
+        with pytest.raises(ValueError, match=rf"{name}.*left out.*available: .*numpy"):
+            ask(name)
+        assert _backends._default == before
+    monkeypatch.setenv("PYCE_BACKEND", name)
+    pyce.set_backend("auto")
+    with pytest.raises(ValueError, match="left out"):
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert name not in pyce.backends()
+
+
+def test_auto_warns_without_c(monkeypatch):
+    """The fastest that there is runs; that it is not C is said once."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {"c": "left out", "numba": "left out"})
+    monkeypatch.delenv("PYCE_BACKEND", raising=False)
+    pyce.set_backend("auto")
+    with pytest.warns(RuntimeWarning, match="left out") as caught:
+        assert pyce.get_backend() == "numpy"
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert len(caught) == 1
+
+
 def test_the_chosen_backend_is_the_one_that_runs(backend, monkeypatch):
     calls = []
     module = _backends.load(backend.name)
@@ -447,6 +476,21 @@ def test_set_num_threads():
     assert 1 <= pyce.get_num_threads() <= 2**20
     pyce.set_num_threads(np.int32(1))
     assert pyce.get_num_threads() == 1
+
+
+def test_threads_are_limited_by_the_process(monkeypatch):
+    """By its affinity and its quota, of which a part counts as a processor."""
+    from pyce import _threads
+
+    pyce.set_num_threads(5)
+    for processors, quota, expected in ((8, math.inf, 5), (3, math.inf, 3), (8, 1.5, 2), (1, 9, 1)):
+        monkeypatch.setattr(_threads.os, "sched_getaffinity", lambda _, n=processors: range(n))
+        monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
+        assert pyce.get_num_threads() == expected
+    monkeypatch.delattr(_threads.os, "sched_getaffinity")
+    monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
+    assert pyce.get_num_threads() == 4
 
 
 def test_info(backend):
