@@ -575,6 +575,9 @@ def test_number_of_threads_from_the_environment(run_python):
     assert run_python("-c", code, PYCE_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1,4").stdout.split() == ["1"]
+    # What the program asks for goes before the environment.
+    asked = "import pyce; pyce.set_num_threads(1); print(pyce.get_num_threads())"
+    assert run_python("-c", asked, PYCE_NUM_THREADS="1000").stdout.split() == ["1"]
     both = run_python("-c", code, OMP_NUM_THREADS="1", PYCE_NUM_THREADS="1000")
     assert both.stdout == run_python("-c", code, PYCE_NUM_THREADS="1000").stdout
 
