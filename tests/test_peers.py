@@ -338,6 +338,11 @@ def test_torch_smooths_to_infinity_as_well():
     got = torch_rows(x, y, label_smoothing=0.1)
     assert (got[0] == INF).all()
     alike(got, ours(x, y, label_smoothing=0.1))
+    # A weight of 0 does not help.
+    w = f32(1, 0, 1)
+    loss, _ = torch_rows(x, y, weight=load_torch().tensor(w), label_smoothing=0.1)
+    assert np.isnan(loss).all()
+    assert np.isfinite(ours(x, y, weight=w, label_smoothing=0.1)[0]).all()
 
 
 @every_peer
