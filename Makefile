@@ -13,6 +13,8 @@ TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtyp
 LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
+PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
+	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -C tests/c
@@ -24,7 +26,7 @@ SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-o
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-aarch64 valgrind sanitize lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,6 +57,9 @@ sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and U
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
+
+test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
+	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py
 
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .
@@ -104,6 +109,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.test-peers: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(PEER_TEST_NEEDS)
 	@touch $@
 
 .venv/.build: .venv/bin/python constraints.txt Makefile

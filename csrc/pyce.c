@@ -211,7 +211,7 @@ static int arguments_fit(const pyce_problem *p) {
     if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
     if (p->target < PYCE_NO_TARGET || p->target > PYCE_PROBABILITIES) return 0;
     if (p->probs_dtype < PYCE_FLOAT32 || p->probs_dtype > PYCE_BFLOAT16) return 0;
-    if (p->reduction < PYCE_MEAN || p->reduction > PYCE_NONE) return 0;
+    if (p->reduction < PYCE_MEAN || p->reduction > PYCE_QUOTIENT) return 0;
     if (p->threads < 1 || p->classes < 1 || p->outer < 0 || p->inner < 0) return 0;
     if (__builtin_mul_overflow(p->outer, p->inner, &rows)) return 0;
     if (__builtin_mul_overflow(rows, p->classes, &size)) return 0;
@@ -353,7 +353,7 @@ int pyce_run(pyce_problem *p) {
         denominator = sum_of(p->sample_weight, rows);
     }
     if (p->reduction != PYCE_MEAN) denominator = 1;
-    if (p->reduction == PYCE_MEAN && !isnan(p->normalizer)) denominator = p->normalizer;
+    if (p->reduction == PYCE_QUOTIENT) denominator = p->normalizer;
 
     pyce_job job;
     describe(p, &job);
@@ -391,7 +391,7 @@ int pyce_run(pyce_problem *p) {
             }
         }
         const double total = fold(sums, n);
-        const int empty = count == 0 && !isnan(p->normalizer) && p->reduction == PYCE_MEAN;
+        const int empty = count == 0 && p->reduction == PYCE_QUOTIENT;
         p->loss = empty ? 0.0 : total / denominator;
     }
     if (sums != few) free(sums);
@@ -420,7 +420,6 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .result = {grad, NULL, stride, inner},
         .labels = labels,
         .grad_loss = 1.0,
-        .normalizer = NAN,
         .smoothing = smoothing,
         .ignore_index = ignore_index,
     };

@@ -21,7 +21,8 @@ enum {
 
 enum { PYCE_NO_TARGET, PYCE_INDEX32, PYCE_INDEX64, PYCE_PROBABILITIES };
 
-enum { PYCE_MEAN, PYCE_SUM, PYCE_NONE };
+/* PYCE_QUOTIENT: the sum over `normalizer`. */
+enum { PYCE_MEAN, PYCE_SUM, PYCE_NONE, PYCE_QUOTIENT };
 
 enum {
     PYCE_OK,
@@ -59,7 +60,7 @@ typedef struct {
     const double *sample_weight; /* (rows) or NULL */
     const double *grad_losses;   /* (rows) or NULL: factors of the gradient beside grad_loss */
     double grad_loss;
-    double normalizer; /* the mean's denominator; NaN: the contract's own */
+    double normalizer; /* the denominator of PYCE_QUOTIENT */
     double smoothing;
     int64_t ignore_index;
     double *lse;  /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */

@@ -154,7 +154,7 @@ def binary_cross_entropy(
     """Cross-entropy of independent yes/no questions, from logits.
 
     With softplus(x) = log(1 + eˣ), an element's loss is
-    weight · (pos_weight · t · softplus(−x) + (1 − t) · softplus(x)).
+    weight · (pos_weight · t · softplus(−x) + (1 − t) · softplus(x)), where 0 · ∞ counts as 0.
 
     Parameters
     ----------

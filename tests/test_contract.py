@@ -160,6 +160,12 @@ def test_weights_are_used_as_given(backend, dtype):
     near(pyce.cross_entropy(x, y, weight=w, reduction="none"), rows * w[y], dtype)
     s = np.array([1.0, 0, -1, 2, 0, 0, 3])
     near(pyce.cross_entropy(x, y, sample_weight=s, reduction="none"), rows * s, dtype)
+    # Their sum may be 0, and divides as any other.
+    assert np.isnan(pyce.cross_entropy(x, y, weight=np.zeros(5)))
+    # Nor are probabilities looked at.
+    t = np.random.default_rng(5).normal(size=x.shape)
+    expected = -(t * log_probs(x.astype(np.float64))).sum(1)
+    near(pyce.cross_entropy(x, t, reduction="none"), expected, dtype, 10.0)
 
 
 @by_float
@@ -190,6 +196,33 @@ def test_normalizer_replaces_the_denominator(backend, dtype):
     t = np.full(x.shape, 0.2, dtype)
     rows = pyce.cross_entropy(x.astype(np.float64), t.astype(np.float64), reduction="sum")
     near(pyce.cross_entropy(x, t, normalizer=3), rows / 3, dtype)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -2.0])
+@by_float
+def test_a_normalizer_is_used_as_given(backend, dtype, value):
+    """NaN too is a number that was given."""
+    x, y = sample()
+    x = x.astype(dtype)
+    total, of_sum = pyce.cross_entropy_with_grad(x, y, reduction="sum")
+    loss, grad, back = every_way(x, y, normalizer=value)
+    near(loss, float(total) / value, dtype)
+    for got in (grad, back):
+        near(got, of_sum.astype(np.float64) / value, dtype)
+    # Without a row that counts there is nothing to divide.
+    loss, grad, back = every_way(x, np.full(7, -100), normalizer=value)
+    assert loss == 0
+    assert (grad == 0).all() and (back == 0).all()
+
+
+def test_other_reductions_do_not_normalize(backend):
+    x, y = sample()
+    for reduction in ("sum", "none"):
+        expected = every_way(x, y, reduction=reduction)
+        for got, plain in zip(
+            every_way(x, y, reduction=reduction, normalizer=3.0), expected, strict=True
+        ):
+            np.testing.assert_array_equal(got, plain)
 
 
 def test_gradient_accumulation(backend):
@@ -273,6 +306,31 @@ def test_ignore_index_and_sample_weight_of_nan(backend):
     got = pyce.cross_entropy_with_grad(x, y, sample_weight=s)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_ignore_index_is_for_labels(backend):
+    """Probabilities have no rows to ignore, whatever they hold."""
+    x, _ = sample()
+    t = np.full(x.shape, -100.0)
+    expected = pyce.cross_entropy(x, t, ignore_index=7, reduction="none")
+    got = pyce.cross_entropy(x, t, reduction="none")
+    np.testing.assert_array_equal(got, expected)
+    assert (got != 0).all()
+
+
+@by_float
+def test_backward_reads_nothing_of_an_ignored_row(backend, dtype):
+    """Neither its lse nor its factor."""
+    x, y = sample()
+    x = x.astype(dtype)
+    y[3] = -100
+    _, lse = pyce.cross_entropy(x, y, return_lse=True)
+    g = np.linspace(1, 2, 7)
+    expected = pyce.cross_entropy_backward(g, x, y, lse, reduction="none")
+    lse[3] = g[3] = np.nan
+    got = pyce.cross_entropy_backward(g, x, y, lse, reduction="none")
+    np.testing.assert_array_equal(got, expected)
+    assert (got[3] == 0).all()
 
 
 @by_dtype
@@ -365,6 +423,39 @@ def test_a_bad_row_stays_alone(backend, dtype, classes, soft, axis, poison):
 
 @by_classes
 @by_dtype
+def test_an_lse_that_is_not_finite(backend, dtype, classes):
+    """Its row's gradient is NaN, even for finite logits; no other row's."""
+    x, y = sample(classes, rows=20)
+    x = x.astype(dtype)
+    for target in (y, np.eye(classes, dtype=np.float32)[y]):
+        _, lse = pyce.cross_entropy(x, target, return_lse=True)
+        expected = pyce.cross_entropy_backward(1.0, x, target, lse)
+        bad = np.isin(np.arange(20), [0, 7, 18])
+        lse[bad] = np.nan, np.inf, -np.inf
+        got = pyce.cross_entropy_backward(1.0, x, target, lse)
+        assert np.isnan(got[bad].astype(np.float64)).all()
+        np.testing.assert_array_equal(got[~bad], expected[~bad])
+
+
+@by_float
+def test_a_sample_weight_of_zero_ignores_nothing(backend, dtype):
+    """It multiplies the loss as it is: NaN and infinity become NaN."""
+    x, y = sample(rows=4)
+    x = x.astype(dtype)
+    x[0, 0] = np.nan
+    x[1, y[1]] = -np.inf
+    s = np.array([0.0, 0.0, 0.0, 1.0])
+    loss, grad, back = every_way(x, y, sample_weight=s, reduction="none")
+    assert np.isnan(loss[:2]).all()
+    assert loss[2] == 0 and loss[3] > 0
+    for g in (grad, back):
+        assert np.isnan(g[0]).all()
+        assert (g[1:3] == 0).all()
+    assert np.isnan(pyce.cross_entropy(x, y, sample_weight=s))
+
+
+@by_classes
+@by_dtype
 def test_minus_infinity_off_the_target(backend, dtype, classes):
     x, y = sample(classes, rows=35)
     x = x.astype(dtype)
@@ -424,6 +515,32 @@ def test_probability_zero_meets_minus_infinity(backend, dtype, classes):
         assert g[5, off[5]] == -0.25
     # Smoothing spreads probability over the masked class too.
     assert (pyce.cross_entropy(x, y, label_smoothing=0.1, reduction="none") == np.inf).all()
+
+
+@by_classes
+@by_float
+def test_class_weight_zero_meets_minus_infinity(backend, dtype, classes):
+    """The coefficient is 0 by the weight: at the label, in probabilities and under smoothing."""
+    x, y = sample(classes, rows=20)
+    x = x.astype(dtype)
+    y[:] = 0
+    x[:, 0] = -np.inf
+    w = np.ones(classes)
+    w[0] = 0.0
+    for result in every_way(x, y, weight=w, reduction="none"):
+        assert (result == 0).all()
+    t = np.full(x.shape, 1 / classes, dtype)
+    log_p = log_probs(x[:, 1:].astype(np.float64))
+    spread = -log_p.sum(1) / classes
+    for target, options, expected in (
+        (t, {}, spread),
+        (y + 1, {"label_smoothing": 0.1}, 0.1 * spread - 0.9 * log_p[:, 0]),
+    ):
+        loss, grad, back = every_way(x, target, weight=w, reduction="none", **options)
+        near(loss, expected, dtype, 1.0)
+        for g in (grad, back):
+            assert np.isfinite(g).all()
+            assert (g[:, 0] == 0).all()
 
 
 # ---------------------------------------------------------------------------------------------

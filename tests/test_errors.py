@@ -207,7 +207,9 @@ def test_list_of_floating_indices(backend):
 
 
 @pytest.mark.parametrize(
-    "target", [T.astype(complex), T.astype(object), T.astype(str)], ids=lambda t: str(t.dtype)
+    "target",
+    [T.astype(complex), T.astype(object), T.astype(str), T > 0, Y > 0],
+    ids=lambda t: f"{t.dtype}{t.ndim}",
 )
 def test_targets_of_other_dtypes(backend, target):
     check(TypeError, ["target"], X, target)

@@ -2,8 +2,10 @@
 
 import ast
 import re
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyce
@@ -235,3 +237,32 @@ def test_memory_beside_inputs_and_outputs(backend, run_python, axis, kind, soft)
     assert traced <= allowed
     # Pages, malloc's own arenas and tracing come on top.
     assert resident <= allowed + 2 * MIB
+
+
+LAYOUTS = {
+    "padded rows": lambda: (np.ones((500, 4500), np.float32)[:, :2000], 1),
+    "stepped classes": lambda: (np.ones((500, 4000), np.float32)[:, ::2], 1),
+    "reversed": lambda: (np.ones((500, 2000), np.float32)[::-1, ::-1], 1),
+    "Fortran": lambda: (np.ones((2000, 500), np.float32).T, 1),
+    "broadcast": lambda: (np.broadcast_to(np.float32(1), (500, 2000)), 1),
+    "class axis first": lambda: (np.ones((2000, 500), np.float32), 0),
+    "dimensions swapped": lambda: (np.ones((20, 50, 1000), np.float32).transpose(1, 2, 0), 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_are_not_copied(backend, layout):
+    """Whatever the strides: 4 MB of logits, not a third of that beside them."""
+    x, axis = LAYOUTS[layout]()
+    y = np.zeros(np.delete(x.shape, axis), int)
+    out = np.empty(x.shape, x.dtype)
+    pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)
+    pyce.cross_entropy(x, y, axis=axis)  # both compiled
+    tracemalloc.start()
+    try:
+        pyce.cross_entropy(x, y, axis=axis)
+        pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 3

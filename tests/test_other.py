@@ -93,6 +93,26 @@ def test_log_loss_clips_on_request(backend, eps):
     np.testing.assert_allclose(got, expected, rtol=1e-15)
 
 
+def test_probabilities_are_taken_as_they_are(backend):
+    """Not rescaled, and NaN where a negative one counts."""
+    p = np.array([[2.0, 2.0], [0.25, 0.25], [-0.5, 1.0], [1.0, -0.5]])
+    got = pyce.log_loss(p, [0, 0, 0, 0], reduction="none")
+    np.testing.assert_array_equal(got, [-np.log(2), np.log(4), np.nan, 0.0])
+    t = [[1.0, 0.0]] * 4
+    np.testing.assert_array_equal(pyce.log_loss(p, t, reduction="none"), got)
+
+
+def test_nll_loss_of_minus_infinity(backend):
+    """A class that does not count may have any log-probability."""
+    for other in (-np.inf, np.inf, np.nan):
+        log_p = np.array([[-0.5, other]])
+        assert pyce.nll_loss(log_p, [0]) == 0.5
+        assert pyce.nll_loss(log_p, [[1.0, 0.0]]) == 0.5
+        assert pyce.nll_loss(log_p, [1], weight=[1.0, 0.0], reduction="none") == 0
+    assert pyce.nll_loss([[-0.5, -np.inf]], [1]) == np.inf
+    assert pyce.nll_loss([[-0.5, -np.inf]], [[0.5, 0.5]]) == np.inf
+
+
 def test_log_loss_against_scikit_learn_by_hand(backend):
     """Of three rows: -(log 0.9 + log 0.8 + log 0.35) / 3."""
     p = [[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.25, 0.4, 0.35]]
@@ -175,6 +195,21 @@ def test_bernoulli_far_out(backend, dtype):
     np.testing.assert_array_equal(grad[:6].astype(float), [0, 0, 1, -1, 1, -1])
     assert np.isnan(loss[6])
     assert np.isnan(float(grad[6]))
+
+
+@by_dtype
+def test_bernoulli_weight_of_zero(backend, dtype):
+    """It makes 0 of an infinite loss; NaN stays."""
+    x = np.array([np.inf, -np.inf, 1.0, np.nan], dtype)
+    for kwargs in ({"weight": 0}, {"weight": [0, 0, 0, 0]}):
+        loss, grad = pyce.binary_cross_entropy_with_grad(
+            x, [0, 1, 1, 1], reduction="none", **kwargs
+        )
+        np.testing.assert_array_equal(loss, [0, 0, 0, np.nan])
+        np.testing.assert_array_equal(grad.astype(float), [0, 0, 0, np.nan])
+    loss = pyce.binary_cross_entropy(x[:2], [0, 1], pos_weight=0, reduction="none")
+    np.testing.assert_array_equal(loss, [np.inf, 0])
+    assert np.isnan(pyce.binary_cross_entropy(x[2:3], [np.nan], weight=0))
 
 
 @by_dtype
@@ -347,6 +382,35 @@ def test_set_backend():
     assert pyce.get_backend() == pyce.backends()[0]
 
 
+@pytest.mark.parametrize("name", ["c", "numba"])
+def test_a_backend_that_is_not_available(monkeypatch, name):
+    """Asked for, it raises with the reason and what there is; nothing takes its place."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {name: "left out"})
+    before = _backends._default
+    for ask in (pyce.set_backend, lambda n: pyce.use_backend(n).__enter__()):
+        with pytest.raises(ValueError, match=rf"{name}.*left out.*available: .*numpy"):
+            ask(name)
+        assert _backends._default == before
+    monkeypatch.setenv("PYCE_BACKEND", name)
+    pyce.set_backend("auto")
+    with pytest.raises(ValueError, match="left out"):
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert name not in pyce.backends()
+
+
+def test_auto_warns_without_c(monkeypatch):
+    """The fastest that there is runs; that it is not C is said once."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {"c": "left out", "numba": "left out"})
+    monkeypatch.delenv("PYCE_BACKEND", raising=False)
+    pyce.set_backend("auto")
+    with pytest.warns(RuntimeWarning, match="left out") as caught:
+        assert pyce.get_backend() == "numpy"
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert len(caught) == 1
+
+
 def test_the_chosen_backend_is_the_one_that_runs(backend, monkeypatch):
     calls = []
     module = _backends.load(backend.name)
@@ -412,6 +476,21 @@ def test_set_num_threads():
     assert 1 <= pyce.get_num_threads() <= 2**20
     pyce.set_num_threads(np.int32(1))
     assert pyce.get_num_threads() == 1
+
+
+def test_threads_are_limited_by_the_process(monkeypatch):
+    """By its affinity and its quota, of which a part counts as a processor."""
+    from pyce import _threads
+
+    pyce.set_num_threads(5)
+    for processors, quota, expected in ((8, math.inf, 5), (3, math.inf, 3), (8, 1.5, 2), (1, 9, 1)):
+        monkeypatch.setattr(_threads.os, "sched_getaffinity", lambda _, n=processors: range(n))
+        monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
+        assert pyce.get_num_threads() == expected
+    monkeypatch.delattr(_threads.os, "sched_getaffinity")
+    monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
+    assert pyce.get_num_threads() == 4
 
 
 def test_info(backend):
@@ -496,6 +575,9 @@ def test_number_of_threads_from_the_environment(run_python):
     assert run_python("-c", code, PYCE_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1,4").stdout.split() == ["1"]
+    # What the program asks for goes before the environment.
+    asked = "import pyce; pyce.set_num_threads(1); print(pyce.get_num_threads())"
+    assert run_python("-c", asked, PYCE_NUM_THREADS="1000").stdout.split() == ["1"]
     both = run_python("-c", code, OMP_NUM_THREADS="1", PYCE_NUM_THREADS="1000")
     assert both.stdout == run_python("-c", code, PYCE_NUM_THREADS="1000").stdout
 

@@ -77,7 +77,8 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     const vd sigma = vd_select(up, large, small), other = vd_select(up, small, large);
     const vd keep_nan = vd_drop(vd_eq(x, x), x);
     *grad = vd_add(vd_mul(w, vd_sub(vd_mul(no, sigma), vd_mul(yes, other))), keep_nan);
-    return vd_add(vd_mul(w, loss), keep_nan);
+    const vd all = vd_add(loss, keep_nan);
+    return vd_add(product_or_0(w, all), vd_drop(vd_eq(all, all), all));
 }
 
 /* The losses of eight elements enter the sum together; the sum is carried with what it lost. */

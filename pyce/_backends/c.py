@@ -26,10 +26,14 @@ _DTYPES = {
     "float16": lib.PYCE_FLOAT16,
     "bfloat16": lib.PYCE_BFLOAT16,
 }
-_REDUCTIONS = {"mean": lib.PYCE_MEAN, "sum": lib.PYCE_SUM, "none": lib.PYCE_NONE}
+_REDUCTIONS = {
+    "mean": lib.PYCE_MEAN,
+    "sum": lib.PYCE_SUM,
+    "none": lib.PYCE_NONE,
+    "quotient": lib.PYCE_QUOTIENT,
+}
 _NULL = ffi.NULL
 _NO_OPERAND = (_NULL, _NULL, 0, 0)
-_NAN = math.nan
 _PROBLEM = ffi.typeof("pyce_problem *")
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
@@ -178,6 +182,8 @@ def _general(operation: int, p: Problem) -> float:
     reduction = p.reduction
     if operation == _BACKWARD and reduction == "none":
         reduction = "sum"  # the factors of the rows are in grad_losses
+    elif reduction == "mean" and p.normalizer is not None:
+        reduction = "quotient"
     c = _new(
         _PROBLEM,
         (
@@ -198,7 +204,7 @@ def _general(operation: int, p: Problem) -> float:
             _NULL if sample_weight is None else _from_buffer("double[]", sample_weight),
             grad_losses,
             grad_loss,
-            _NAN if p.normalizer is None else p.normalizer,
+            0.0 if p.normalizer is None else p.normalizer,
             p.smoothing,
             p.ignore_index,
             _NULL if lse is None else _from_buffer("double[]", lse),
@@ -240,7 +246,6 @@ def _matrix(operation: int, x: Array, axis: int, out: Array | None, lse: Array |
             "inner": inner,
             "logits": first,
             "result": second,
-            "normalizer": math.nan,
             "lse": _doubles(lse),
         },
     )

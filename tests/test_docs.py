@@ -1,0 +1,131 @@
+"""The semantics table: every line is held by tests that exist, and no public name is left out."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import pyce
+
+TESTS = Path(__file__).parent
+TABLE = TESTS.parent / "docs" / "semantics.md"
+SECTIONS = ("Inputs", "Semantics", "Errors", "Promises")
+NAME = re.compile(r"`([^`\s]*::[^`\s]*)`")
+
+
+@cache
+def functions_of(file):
+    """The test functions that a file defines."""
+    path = TESTS / file
+    if path.parent != TESTS or not path.is_file():
+        return frozenset()
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return frozenset(n.name for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def missing(names):
+    """Those of the names `file::test` that are no test, and names that are only begun."""
+    for name in names:
+        file, _, function = name.partition("::")
+        is_test = function.startswith("test_") and file.startswith("test_")
+        if not (is_test and function in functions_of(file)):
+            yield name
+
+
+def lines(text):
+    """(section, line number, cells) of every line of every table, without the heads."""
+    section, head = None, True
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("## "):
+            section = line[3:]
+        if not line.startswith("|"):
+            head = True
+        elif head:
+            head = False
+        elif not re.fullmatch(r"[|\s:-]+", line):
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))
+            yield section, number, [cell.strip() for cell in cells]
+
+
+def faults(text):
+    """What is wrong with the table, as text; nothing if nothing is."""
+    found = list(lines(text))
+    for section in SECTIONS:
+        if not any(name == section for name, _, _ in found):
+            yield f"no table in the section {section}"
+    for _, number, cells in found:
+        if len(cells) != 3:
+            yield f"line {number} has {len(cells)} cells"
+            continue
+        what, held_by, elsewhere = cells
+        if not what:
+            yield f"line {number} says nothing"
+        if not NAME.search(held_by):
+            yield f"line {number} names no test"
+        if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", held_by):
+            yield f"line {number} holds something other than tests in its second cell"
+        seen = [n for n in NAME.findall(elsewhere) if n.startswith("test_peers.py::")]
+        if elsewhere != "–" and not seen and "from documentation" not in elsewhere:
+            yield f"line {number} says of others what no test shows"
+    # Half a name is a name that does not exist.
+    named = NAME.findall(text) + re.findall(r"`(test_\w+(?:\.py)?)`", text)
+    for name in missing(n for n in named if n not in ("file::test", "test_peers.py")):
+        yield f"{name} does not exist"
+
+
+def text_of_the_table():
+    return TABLE.read_text(encoding="utf-8")
+
+
+def test_every_line_names_tests_that_exist():
+    assert list(faults(text_of_the_table())) == []
+
+
+def test_every_comparison_is_stated():
+    """No test of another library's behaviour without a line."""
+    named = set(NAME.findall(text_of_the_table()))
+    tests = {f"test_peers.py::{n}" for n in functions_of("test_peers.py") if n.startswith("test_")}
+    assert tests - named == set()
+
+
+def test_every_public_name_is_mentioned():
+    text = text_of_the_table()
+    for name in pyce.__all__:
+        assert name == "__version__" or f"`{name}`" in text, name
+
+
+def test_the_readme_links_to_the_table():
+    readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    assert "(docs/semantics.md)" in readme
+
+
+HEAD = "## {0}\n\n| what happens | held by | elsewhere |\n| --- | --- | --- |\n"
+GOOD = "| Logits. | `test_docs.py::test_faults_are_found` | – |\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (GOOD, None),
+        ("| Logits. | `test_docs.py::test_of_nothing` | – |\n", "does not exist"),
+        ("| Logits. | `test_nowhere.py::test_faults_are_found` | – |\n", "does not exist"),
+        ("| Logits. | `test_docs.py::missing` | – |\n", "does not exist"),
+        ("| Logits. | test_docs.py::test_faults_are_found | – |\n", "names no test"),
+        ("| Logits. | | – |\n", "names no test"),
+        ("| Logits. | `test_faults_are_found` | – |\n", "names no test"),
+        (GOOD.replace("::", "::`, `"), "does not exist"),
+        (GOOD.replace("` |", "` and more |"), "other than tests"),
+        (GOOD.replace(" | – |", " |"), "has 2 cells"),
+        (GOOD.replace("–", "PyTorch raises."), "no test shows"),
+        (GOOD.replace("–", "PyTorch raises: `test_docs.py::test_faults_are_found`"), "no test"),
+        (GOOD.replace("–", "PyTorch raises (from documentation)."), None),
+        (GOOD.replace("–", "`test_peers.py::test_of_nothing`"), "does not exist"),
+        ("", "no table in the section Errors"),
+    ],
+)
+def test_faults_are_found(line, fault):
+    text = "".join(HEAD.format(s) + (line if s == "Errors" else GOOD) + "\n" for s in SECTIONS)
+    found = list(faults(text))
+    assert any(fault in message for message in found) if fault else not found
