@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/kernels/*.c csrc/kernels/*.h)
+C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes
@@ -17,16 +17,19 @@ PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
 AARCH64 := aarch64-linux-gnu-
-C_TESTS := $(MAKE) --no-print-directory -C tests/c
+C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
 RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
 SANITIZED := build/sanitized
 # Inlined as for speed, the kernels would take the sanitizers minutes to compile.
-SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
-	"-DINLINE=static __attribute__((noinline,unused))"
+OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
+SANITIZE := -O1 -g -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
+# Temporaries that clang makes of wide vectors outlive their scope in its own view.
+FUZZ := $(SANITIZE) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
+FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -49,14 +52,29 @@ valgrind: .venv/.test $(EXTENSION) ## the C tests' calls under valgrind, which r
 
 # The suite and the recorded calls under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy
 # of the tree. Numba's and NumPy's own kernels have no C of ours to look at.
+sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS="$(SANITIZE)" replay
+	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
 	cp -r csrc pyce tests bench docs setup.py pyproject.toml README.md Makefile $(SANITIZED)
-	cd $(SANITIZED) && rm -f pyce/*.so && CFLAGS="$(SANITIZE)" PYCE_REQUIRE_C=1 \
+	rm -f $(SANITIZED)/pyce/*.so
+	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
+
+# Of plain C only: what vector instructions do to undefined lanes is not followed.
+sanitize-memory: .venv/.test $(EXTENSION) ## the C tests' calls under MemorySanitizer
+	$(call need,clang,clang libclang-rt-dev)
+	$(C_TESTS) OUT=../../build/memory CC=clang CFLAGS='$(SANITIZE) -fsanitize=memory' replay
+	$(RECORD) | build/memory/replay scalar
+
+fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by coverage
+	$(call need,clang,clang libclang-rt-dev)
+	$(C_TESTS) OUT=../../build/fuzz CC=clang CFLAGS='$(FUZZ)' LDFLAGS=-fsanitize=fuzzer fuzz
+	mkdir -p build/fuzz/inputs
+	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 \
+		-artifact_prefix=build/fuzz/ build/fuzz/inputs
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
 	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py

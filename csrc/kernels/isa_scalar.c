@@ -3,7 +3,9 @@
 
 /* Calls, not copies: inlined, the loops of this dialect would take compilers minutes, for kernels
    that are there to be right everywhere. */
+#ifndef INLINE
 #define INLINE static __attribute__((noinline, unused))
+#endif
 #include "kernels.h"
 #include "simd_scalar.h"
 

@@ -319,7 +319,7 @@ INLINE void NAME(fetch)(const pyce_job *job, const NAME(lane_rows) * rows, int n
     const pyce_operand *a = &job->p->logits, *g = &job->p->result;
     const T *x = (const T *)a->data + NAME(offset_of)(a, rows->outer) + rows->inner;
     if (rows->apart) {
-        if (a->class_stride != 1) return;
+        if (a->class_stride != 1 || a->offsets) return;
         const char *next = (const char *)x + FETCH_AHEAD;
         const int64_t bytes = rows->n * a->outer_stride * (int64_t)sizeof(T);
         for (int64_t i = 0; i < bytes && i < 4096; i += 64) __builtin_prefetch(next + i, 0, 3);
@@ -512,6 +512,8 @@ INLINE void NAME(load_labels)(const pyce_problem *p, NAME(lane_rows) * rows, NAM
     rows->label = F(set1)(-1);
     s->row = rows->row;
     s->n = rows->n;
+    /* Lanes without a row are not settled, but their factors are looked at. */
+    if (W == 16 && rows->n <= 8) vd_store(s->factor + 8, vd_set1(1.0));
     if (!p->labels) {
         for (int i = 0; i < W; i += 8) vd_store(s->label + i, vd_set1(-1.0));
         return;

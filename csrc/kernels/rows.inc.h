@@ -271,7 +271,7 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
     const vd without_own = vd_load(s->without_own + i);
     const NAME(factors) f = NAME(find_factors)(job, i, s);
     NAME(write_lse)(p, i, f.dead, m, log, s);
-    if (p->operation == PYCE_SOFTMAX) {
+    if (p->target == PYCE_NO_TARGET) {
         vd_store(s->factor + i, inverse);
 #if W == 8
         vd_store(s->factor_low + i, vd_load(s->inverse_low + i));
