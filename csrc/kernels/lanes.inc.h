@@ -201,7 +201,8 @@ INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, 
     return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
-/* Classes c, c + stride, … (eight at most) into a running sum, in the order of wide.inc.h. */
+/* Classes c, c + stride, … (eight at most) into a running sum: few classes one by one, many in the
+   order of wide.inc.h. */
 INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
                             V own_or_max, int c, int stride, int n) {
     if (kind == SUM_LOSS || kind == SUM_DISTANCE) {
@@ -218,7 +219,11 @@ INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL
         const int at = c + j * stride;
         v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
     }
-    F(sum_add8)(sum, v);
+    if (stride == 1) {
+        F(sum_add_each)(sum, v, n - c);
+    } else {
+        F(sum_add8)(sum, v);
+    }
 }
 
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
@@ -290,7 +295,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
             F(store)(tile + (c + j) * W, v[j]);
             v[j] = F(drop)(mine, v[j]);
         }
-        F(sum_add8)(&sum, v);
+        F(sum_add_each)(&sum, v, n - c);
         from_here = F(sub)(from_here, F(set1)(8));
     }
     F(sum_lanes)(sum, sums, low);

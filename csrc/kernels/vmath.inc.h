@@ -356,6 +356,19 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
     }
 }
 
+/* Adds `count` of eight vectors one by one: where classes are few, one term is often nearly all of the
+   sum, and the tree's three roundings would be the loss's. */
+INLINE void vf_sum_add_each(vf_sum *s, const vf v[8], int count) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        if (i < count) vf_sum_add(s, v[i]);
+    }
+}
+INLINE void vd_sum_add_each(vd_sum *s, const vd v[8], int count) {
+    (void)count;
+    vd_sum_add8(s, v);
+}
+
 /* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with
    what is lost. With `one`, b is 1 everywhere. */
 INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf max, vf x) {
