@@ -421,6 +421,20 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
     }
 }
 
+/* Where p − t may cancel, errors of both count: factor·e − dense_factor·b with what rounding the two
+   factors lost, rounded twice. */
+INLINE V NAME(difference)(V e, V factor, V factor_low, V b, V dense_factor, V dense_factor_low) {
+    V low = F(fnma)(dense_factor_low, b, F(mul)(e, factor_low));
+    return F(fma)(e, factor, F(fnma)(dense_factor, b, low));
+}
+
+/* x as a number of the compute type, and what that lost where it is finite. */
+INLINE REAL NAME(in_parts)(double x, double x_low, REAL *low) {
+    const REAL high = (REAL)x;
+    *low = high - high == 0 ? (REAL)(x - (double)high + x_low) : 0;
+    return high;
+}
+
 /* (x − max) − log, the logarithm of the softmax. */
 INLINE V NAME(log_softmax)(V x, V max, V log, V log_low) {
     const V from = F(sub)(x, max), result = F(sub)(from, log);

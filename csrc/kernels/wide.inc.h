@@ -23,10 +23,7 @@
 typedef struct {
     const REAL *e, *b;
     T *out;
-    REAL factor, dense_factor;
-#if W == 8
-    REAL factor_low, dense_factor_low;
-#endif
+    REAL factor, factor_low, dense_factor, dense_factor_low;
     int n, at;
     int streaming;
     int own, label; /* within the block, or −1 */
@@ -43,14 +40,8 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 }
 
 INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V b) {
-    const V dense_factor = F(set1)(w->dense_factor);
-#if W == 8
-    V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
-    low = F(fnma)(F(set1)(w->dense_factor_low), b, low);
-    return F(fma)(e, F(set1)(w->factor), low);
-#else
-    return F(fnma)(dense_factor, b, NAME(scaled)(w, e));
-#endif
+    return NAME(difference)(e, F(set1)(w->factor), F(set1)(w->factor_low), b,
+                            F(set1)(w->dense_factor), F(set1)(w->dense_factor_low));
 }
 
 INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
@@ -483,18 +474,12 @@ INLINE NAME(writer)
         low *= BIAS_FACTOR;
         for (int c = 0; c < n; c++) e[c] *= (REAL)(1 / BIAS_FACTOR);
     }
-    (void)low;
     const int apart = job->p->operation != PYCE_SOFTMAX;
-    const NAME(writer) w = {
+    NAME(writer)
+    w = {
         .e = e,
         .b = b,
         .out = out,
-        .factor = (REAL)factor,
-#if W == 8
-        .factor_low = low,
-        .dense_factor_low = job->dense ? s->dense_factor_low[lane] : 0,
-#endif
-        .dense_factor = job->dense ? (REAL)s->dense_factor[lane] : 0,
         .n = n,
         .at = 0,
         .streaming = job->streaming,
@@ -503,6 +488,11 @@ INLINE NAME(writer)
         .own_grad = (REAL)s->own_grad[lane],
         .label_grad = job->dense ? (REAL)s->label_grad[lane] : 0,
     };
+    w.factor = NAME(in_parts)(factor, low, &w.factor_low);
+    if (job->dense) {
+        const double dense_low = W == 8 ? s->dense_factor_low[lane] : 0;
+        w.dense_factor = NAME(in_parts)(s->dense_factor[lane], dense_low, &w.dense_factor_low);
+    }
     return w;
 }
 
