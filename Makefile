@@ -12,7 +12,7 @@ LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 
-.PHONY: help build test test-exhaustive lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-exhaustive lint format bench bench-full bench-peers bench-scaling accuracy accuracy-peers report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -49,8 +49,15 @@ bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and 
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	$(BIN)/python -m bench.scaling
 
-report: .venv/.bench ## put the last bench-peers table into the README
+accuracy: .venv/.bench .venv/.test $(EXTENSION) ## errors of every backend in units in the last place: tables and pictures
+	$(BIN)/python -m bench.accuracy
+
+accuracy-peers: .venv/.peers .venv/.test $(EXTENSION) ## the same with PyTorch beside
+	$(BIN)/python -m bench.accuracy
+
+report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
 	$(BIN)/python -m bench.report --readme README.md
+	$(BIN)/python -m bench.accuracy --readme README.md
 
 clean: ## remove what was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info
