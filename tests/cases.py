@@ -209,6 +209,8 @@ def _table():
     for regime in ("confident30", "runner-up", "spread25", "wrong60", "offset-1e4", "constant0.3"):
         for classes in (4, 10, 33):
             yield Case(regime, classes, 2000)
+    for classes, rows in ((65, 1000), (100, 1000), (1000, 300), (2500, 100)):
+        yield Case("runner-up", classes, rows)
     for classes in HUGE_CLASSES:
         for regime in ("random", "confident60", "constant0.3"):
             yield Case(regime, classes, 2)

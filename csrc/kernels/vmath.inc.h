@@ -341,10 +341,11 @@ INLINE void vd_sum_add(vd_sum *s, vd a) {
     s->lost = vd_add(s->lost, lost_in_sum(s->sum, a, total));
     s->sum = total;
 }
-/* Adds eight vectors of finite numbers: floats as a tree, doubles one by one. */
+/* Adds eight vectors of finite numbers one by one: one term is often nearly all of the sum, and
+   roundings on the way to double precision would be the loss's. */
 INLINE void vf_sum_add8(vf_sum *s, const vf v[8]) {
-    vf_sum_add(s, vf_add(vf_add(vf_add(v[0], v[1]), vf_add(v[2], v[3])),
-                         vf_add(vf_add(v[4], v[5]), vf_add(v[6], v[7]))));
+    UNROLL
+    for (int i = 0; i < 8; i++) vf_sum_add(s, v[i]);
 }
 INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
     UNROLL
@@ -356,8 +357,7 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
     }
 }
 
-/* Adds `count` of eight vectors one by one: where classes are few, one term is often nearly all of the
-   sum, and the tree's three roundings would be the loss's. */
+/* Adds the first `count`, where the others are 0. */
 INLINE void vf_sum_add_each(vf_sum *s, const vf v[8], int count) {
     UNROLL
     for (int i = 0; i < 8; i++) {

@@ -9,9 +9,8 @@
  *     forward    reads each logit once
  *     backward   reads each logit once, writes each gradient once, keeps a block
  *
- * Sums: eight vectors of floats are added as a tree, the trees into running sums of doubles per
- * lane (vectors of doubles one by one, carrying what rounding loses), the lanes as a tree at the end
- * of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and, above
+ * Sums: vectors of floats are added one by one to running sums of doubles per lane (vectors of doubles
+ * as well, carrying what rounding loses), the lanes as a tree at the end of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and, above
  * PYCE_NARROW classes, in lanes.inc.h.
  */
 
