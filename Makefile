@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch])
+C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes
@@ -29,7 +29,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -79,6 +79,9 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
 	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py
 
+test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
+	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/test_vmath.py
+
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -103,8 +106,15 @@ bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and 
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	$(BIN)/python -m bench.scaling
 
-report: .venv/.bench ## put the last bench-peers table into the README
+accuracy: .venv/.bench .venv/.test $(EXTENSION) ## errors of every backend in units in the last place: tables and pictures
+	$(BIN)/python -m bench.accuracy
+
+accuracy-peers: .venv/.peers .venv/.test $(EXTENSION) ## the same with PyTorch beside
+	$(BIN)/python -m bench.accuracy
+
+report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
 	$(BIN)/python -m bench.report --readme README.md
+	$(BIN)/python -m bench.accuracy --readme README.md
 
 clean: ## remove what was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import goals
 from bench.measure import FLOOR_OF, OPERATIONS, RESULTS, readable
-
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 # Okabe and Ito's colours, told apart by the colour-blind too; the shapes say the same.
 LOOKS = {"c": ("#0072B2", "o"), "numba": ("#E69F00", "s"), "numpy": ("#009E73", "^")}
@@ -30,11 +28,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, help="the file with the markers")
     options = parser.parse_args(arguments)
     if options.readme:
-        update(options.readme, json.loads((RESULTS / "peers.json").read_text()))
+        measured = json.loads((RESULTS / "peers.json").read_text())
+        replace(options.readme, "bench", peers_markdown(measured))
         return
     results = load(RESULTS / "latest.json")
     print_table(results)
-    draw(results)
+    draw_with_matplotlib(lambda: draw(results))
 
 
 def load(path: Path) -> Results:
@@ -98,13 +97,13 @@ def show(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> N
             print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
         return
     table = Table(title=title)
-    figures = ("time", "GB/s", "x floor", "x numpy")
+    figures = ("time", "GB/s", "x floor", "x numpy", "median", "99.9 %", "max")
     for header in headers:
         table.add_column(header, justify="right" if header in figures else "left", no_wrap=True)
     for row in cells:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, 112)
     console.print(table)
 
 
@@ -173,28 +172,33 @@ def _markdown_table(times: dict[str, dict[str, float]], names: list[str]) -> str
     return "\n".join(lines)
 
 
-def update(readme: Path, measured: dict[str, Any]) -> None:
-    """Replace what stands between the markers in `readme`."""
+def replace(readme: Path, name: str, content: str) -> None:
+    """Replace what stands between the markers of that name in `readme`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{readme.name} must have the lines {BEGIN} and {END}, once each")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    text = f"{before}{BEGIN}\n\n{peers_markdown(measured)}\n{END}{after}"
-    readme.write_text(text, encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SystemExit(f"{readme.name} must have the lines {begin} and {end}, once each")
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    readme.write_text(f"{before}{begin}\n\n{content}\n{end}{after}", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------
 # Pictures
 
 
-def draw(results: Results) -> None:
+def draw_with_matplotlib(drawing: Callable[[], object]) -> None:
+    """Draw to files, if matplotlib is installed."""
     try:
         import matplotlib
     except ImportError:
         print("matplotlib is not installed: no pictures")
         return
     matplotlib.use("Agg")
+    drawing()
+
+
+def draw(results: Results) -> None:
     losses = {name: items for name, items in results.items() if name != "digits"}
     if losses:
         draw_throughput(losses)

@@ -49,6 +49,15 @@ def _ahead(margin):
     return make
 
 
+def _runner_up(rng, y, n, c, dtype):
+    """The target far ahead, and one other class far ahead of the rest: nearly all of 1 - p."""
+    x = rng.normal(size=(n, c))
+    second = (y + rng.integers(1, max(c, 2), n)) % c
+    x[np.arange(n), second] = x.max(1) + np.log(c) + rng.uniform(3, 12, n)
+    x[np.arange(n), y] = x.max(1) + rng.uniform(10, 50, n)
+    return x
+
+
 def _masked(value, share=0.4):
     """A share of the classes, never the target, at `value`; 'min' is the smallest finite number."""
 
@@ -83,16 +92,22 @@ REGIMES: dict[str, Callable[..., Any]] = {
     "confident17": _ahead(17),
     "confident30": _ahead(30),
     "confident60": _ahead(60),
+    "confident80": _ahead(80),
     "confident100": _ahead(100),
+    "runner-up": _runner_up,
     "wrong20": _ahead(-20),
     "wrong60": _ahead(-60),
     "offset100": _normal(3, 100),
     "offset-250": _normal(5, -250),
     "offset256": _normal(5, 256),
+    "offset512": _normal(5, 512),
+    "offset-2048": _normal(5, -2048),
     "offset1e4": _normal(5, 1e4),
     "offset-1e4": _normal(5, -1e4),
     "offset1e8": _normal(40, 1e8),
     "offset-1e8": _normal(40, -1e8),
+    "offset1e16": _normal(40, 1e16),
+    "offset-1e16": _normal(40, -1e16),
     "offset1e30": _normal(0.3, 1e30),
     "offset-1e30": _normal(0.3, -1e30),
     "masked-1e9": _masked(-1e9),
@@ -145,7 +160,8 @@ class Case:
     options: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        return "-".join([self.regime, str(self.classes), self.target, *sorted(self.options)])
+        parts = [self.regime, f"{self.rows}x{self.classes}", self.target, *sorted(self.options)]
+        return "-".join(parts)
 
     def make(self, dtype):
         """Logits (rows, classes) of `dtype`, the target, and keyword arguments for the loss."""
@@ -187,11 +203,19 @@ def _table():
             yield _case(regime, classes)
     for regime in REGIMES:
         if regime not in ("random", "spread25", "confident30"):
-            for classes in (3, 10, 100, 1030):
+            for classes in (3, 10, 100, 1030, 2500):
                 yield _case(regime, classes)
+    # Rows enough for rare roundings to meet, where a row is few numbers.
+    for regime in ("confident30", "runner-up", "spread25", "wrong60", "offset-1e4", "constant0.3"):
+        for classes in (4, 10, 33):
+            yield Case(regime, classes, 2000)
+    for classes, rows in ((65, 1000), (100, 1000), (1000, 300), (2500, 100)):
+        yield Case("runner-up", classes, rows)
     for classes in HUGE_CLASSES:
         for regime in ("random", "confident60", "constant0.3"):
             yield Case(regime, classes, 2)
+    for regime in ("spread25", "runner-up", "wrong60", "offset-1e4", "masked-inf"):
+        yield Case(regime, HUGE_CLASSES[1], 1)
     # Kinds of targets and options.
     for classes in (1, 3, 17, 100, 600):
         for target in TARGETS:
@@ -217,6 +241,14 @@ def _table():
     for regime in ("masked-inf", "masked-min", "alone-inf"):
         for classes in (10, 129):
             yield _case(regime, classes, "one-hot")
+    for regime in ("constant0.3", "spread25", "confident30", "offset-1e4"):
+        for target, options in (
+            ("one-hot", ()),
+            ("probabilities", ()),
+            ("labels", ("smoothing",)),
+            ("labels", ("all-smoothing", "weight")),
+        ):
+            yield Case(regime, 20_000, 1, target, frozenset(options))
 
 
 CASES = tuple(_table())
@@ -227,3 +259,16 @@ def reference(case, dtype, reduction="none"):
     """The oracle's answer to a case, computed once for all backends."""
     x, target, kwargs = case.make(dtype)
     return oracle.reference(x, target, reduction=reduction, **kwargs)
+
+
+@cache
+def sixty_digits(regime, classes, rows, dtype):
+    """A small case (logits, labels) with its losses and gradients by mpmath alone."""
+    x, y, _ = Case(regime, classes, rows).make(dtype)
+    losses, grads = [], []
+    for row, label in zip(x, y, strict=True):
+        digits = oracle.digits_for(row)
+        loss, _, grad, _ = oracle.textbook(row, np.arange(classes) == label, digits=digits)
+        losses.append(loss)
+        grads += grad
+    return x, y, oracle.split(losses), oracle.split(grads).reshape(x.shape)

@@ -13,28 +13,44 @@ GRAD_ULP = 4
 HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-def check_loss(actual, exact):
+def check_loss(actual, exact, bound=LOSS_ULP):
     error = oracle.ulp_error(actual, exact)
     highest = float(error.max(initial=0.0))
-    assert highest <= LOSS_ULP, worst(error, actual, exact)
+    assert highest <= bound, worst(error, actual, exact)
 
 
 def check_array(actual, exact, terms=None):
-    """Normal numbers within 4 ULP; below the normal numbers, anything from there to zero."""
+    """Normal numbers within 4 ULP; below the normal numbers, anything from there to zero.
+
+    With `terms`, the error is relative to these, wherever they are normal numbers.
+    """
     tiny = oracle.smallest_normal(actual.dtype)
-    size = np.abs(exact.hi)
+    size = np.abs(exact.hi) if terms is None else np.maximum(np.abs(exact.hi), terms)
     normal = ~(size < tiny)  # NaN and infinities too
     error = np.where(normal, oracle.ulp_error(actual, exact, terms), 0.0)
     highest = float(error.max(initial=0.0))
     assert highest <= GRAD_ULP, worst(error, actual, exact)
+    got = actual.astype(np.float64)
+    low = ~normal
+    assert (np.abs(got[low]) <= GRAD_ULP * tiny).all()
     if terms is None:
-        got = actual.astype(np.float64)
-        low = ~normal
         assert (np.abs(got[low]) <= tiny).all()
         assert (got[low] * exact.hi[low] >= 0.0).all()
         # Below half of the smallest number the oracle has lost the last bit too.
         smallest = float(ml_dtypes.finfo(actual.dtype).smallest_subnormal)
         assert (np.abs(got[exact.hi == 0.0]) <= smallest).all()
+
+
+def terms_of(target, kwargs, exact):
+    """What gradients are measured by: themselves, but where p - t cancels, as it can where the
+    target is spread over classes.
+    """
+    spread = "label_smoothing" in kwargs or not is_one_hot(target)
+    return exact.terms if spread else None
+
+
+def is_one_hot(target):
+    return target.dtype.kind in "iu" or bool(np.isin(target, (0.0, 1.0)).all())
 
 
 def worst(error, actual, exact):
@@ -50,7 +66,7 @@ def worst(error, actual, exact):
 def test_loss_and_gradient(backend, case, dtype):
     x, target, kwargs = case.make(dtype)
     exact = cases.reference(case, dtype)
-    terms = exact.terms if target.dtype.kind == "f" or "label_smoothing" in kwargs else None
+    terms = terms_of(target, kwargs, exact)
 
     forward, lse = pyce.cross_entropy(x, target, reduction="none", return_lse=True, **kwargs)
     check_loss(forward, exact.loss)
@@ -64,6 +80,26 @@ def test_loss_and_gradient(backend, case, dtype):
     check_array(again, exact.grad, terms)
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("regime", cases.REGIMES)
+def test_against_mpmath_alone(backend, regime, dtype):
+    """Sixty digits and formulas as in books: no oracle of ours in between."""
+    sizes = [(3, 3), (9, 2)]
+    if not regime.endswith("-min"):  # exp(-1e308) takes mpmath its time
+        sizes.append((70, 1))
+    if regime in ("random", "spread25", "confident100", "runner-up", "wrong60", "offset-1e4"):
+        sizes.append((2100, 1))
+    for classes, rows in sizes:
+        x, y, loss, grad = cases.sixty_digits(regime, classes, rows, dtype)
+        forward, lse = pyce.cross_entropy(x, y, reduction="none", return_lse=True)
+        check_loss(forward, loss)
+        fused, got = pyce.cross_entropy_with_grad(x, y, reduction="none")
+        check_loss(fused, loss)
+        check_array(got, grad)
+        again = pyce.cross_entropy_backward(np.ones(rows), x, y, lse, reduction="none")
+        check_array(again, grad)
+
+
 REDUCED = [
     cases.Case("random", 10, 300),
     cases.Case("spread25", 100, 200),
@@ -71,6 +107,12 @@ REDUCED = [
     cases.Case("random", 3, 20_000),
     cases.Case("random", 65, 50, "labels", frozenset({"weight", "ignore", "sample_weight"})),
     cases.Case("random", 65, 50, "probabilities", frozenset({"weight", "sample_weight"})),
+    cases.Case("random", 65, 50, "labels", frozenset({"smoothing"})),
+    cases.Case("confident80", 10, 500),
+    cases.Case("wrong60", 129, 100),
+    cases.Case("offset-1e4", 33, 200),
+    cases.Case("masked-1e9", 10, 200, "labels", frozenset({"weight"})),
+    cases.Case("masked-inf", 2500, 5),
 ]
 
 
@@ -81,7 +123,7 @@ def test_reductions(backend, case, dtype, reduction):
     x, target, kwargs = case.make(dtype)
     kwargs["reduction"] = reduction
     exact = oracle.reference(x, target, **kwargs)
-    terms = exact.terms if target.dtype.kind == "f" else None
+    terms = terms_of(target, kwargs, exact)
     check_loss(pyce.cross_entropy(x, target, **kwargs), exact.loss)
     loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **kwargs)
     check_loss(loss, exact.loss)
@@ -134,6 +176,31 @@ def softmax_reference(case, dtype):
     if key not in _softmax_cache:
         _softmax_cache[key] = oracle.softmax_rows(case.make(dtype)[0])
     return _softmax_cache[key]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_losses_from_probabilities_and_their_logarithms(backend, dtype, classes, soft):
+    x, y, _ = cases.Case("spread25", classes, 20).make(dtype)
+    p = oracle.softmax_rows(x).p.hi.astype(dtype)
+    logs = np.log(p)
+    rng = np.random.default_rng(classes)
+    w, share = rng.uniform(0.2, 2, classes), rng.uniform(0.2, 2, 20)
+    target = rng.random(x.shape).astype(dtype) if soft else y
+    t = target if soft else np.arange(classes) == y[:, None]
+    for call, given, cost in (
+        (pyce.log_loss, p, -oracle.log(oracle.DD(p))),
+        (pyce.nll_loss, logs, oracle.DD(-logs)),
+    ):
+        losses = (cost * oracle.DD(t)).sum()
+        check_loss(call(given, target, reduction="none"), losses)
+        check_loss(call(given, target, reduction="sum"), losses.sum())
+        # Each of the weights is one more product that is rounded.
+        losses = (cost * (oracle.DD(t) * w)).sum() * share
+        kwargs = {"weight": w, "sample_weight": share}
+        check_loss(call(given, target, reduction="none", **kwargs), losses, 4)
+        check_loss(call(given, target, reduction="sum", **kwargs), losses.sum(), 4)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -1,5 +1,6 @@
 """The fast oracle against the textbook in mpmath, and the ruler against known distances."""
 
+import cases
 import ml_dtypes
 import mpmath
 import numpy as np
@@ -55,6 +56,28 @@ def test_reference_is_the_textbook_for_probabilities(name):
         with mpmath.workdps(oracle.DIGITS):
             allowed = 1e-27 * float(got.terms[0, c] / abs(grad[c])) if grad[c] else 0.0
         assert close(got.grad[0, c], grad[c], allowed)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("regime", cases.REGIMES)
+def test_reference_is_the_textbook_in_every_regime(regime, dtype):
+    """On rows that the backends are held to."""
+    for classes, rows in ((3, 3), (9, 2)):
+        x, y, loss, grad = cases.sixty_digits(regime, classes, rows, dtype)
+        got = oracle.reference(x, y, reduction="none")
+        for right, answer in ((loss, got.loss), (grad, got.grad)):
+            assert ((answer.hi == right.hi) | ~(np.abs(right.hi) < 1e-290)).all()
+            error = np.abs((answer.hi - right.hi) + (answer.lo - right.lo))
+            assert (error <= 1e-26 * np.abs(right.hi) + 1e-316).all()
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-38, 0.3, 1 - 2.0**-24, 1.0, 7.5])
+def test_logarithm(value):
+    with mpmath.workdps(60):
+        exact = mpmath.log(mpmath.mpf(value))
+        got = oracle.log(oracle.DD(value))
+        error = mpmath.mpf(float(got.hi)) + mpmath.mpf(float(got.lo)) - exact
+        assert abs(error) <= 1e-27 * max(1, abs(exact))
 
 
 @pytest.mark.parametrize(

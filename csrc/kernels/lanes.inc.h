@@ -201,7 +201,8 @@ INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, 
     return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
-/* Classes c, c + stride, … (eight at most) into a running sum, in the order of wide.inc.h. */
+/* Classes c, c + stride, … (eight at most) into a running sum: few classes one by one, many in the
+   order of wide.inc.h. */
 INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
                             V own_or_max, int c, int stride, int n) {
     if (kind == SUM_LOSS || kind == SUM_DISTANCE) {
@@ -218,7 +219,11 @@ INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL
         const int at = c + j * stride;
         v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
     }
-    F(sum_add8)(sum, v);
+    if (stride == 1) {
+        F(sum_add_each)(sum, v, n - c);
+    } else {
+        F(sum_add8)(sum, v);
+    }
 }
 
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
@@ -290,7 +295,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
             F(store)(tile + (c + j) * W, v[j]);
             v[j] = F(drop)(mine, v[j]);
         }
-        F(sum_add8)(&sum, v);
+        F(sum_add_each)(&sum, v, n - c);
         from_here = F(sub)(from_here, F(set1)(8));
     }
     F(sum_lanes)(sum, sums, low);
@@ -424,6 +429,14 @@ INLINE void NAME(log_tile)(const NAME(row_set) * s, int n, REAL *x) {
     }
 }
 
+/* What rounding to the compute type lost of W doubles, where that is finite. */
+INLINE V NAME(lost_of)(const double *exact, V rounded) {
+    double lost[W];
+    F(to_doubles)(rounded, lost);
+    for (int i = 0; i < W; i++) lost[i] = lost[i] - lost[i] == 0 ? exact[i] - lost[i] : 0;
+    return F(from_doubles)(lost);
+}
+
 /* The result of a block from its e. `scales` take e from the block's normaliser to the row's: NULL
    where they are 1. own and label count from the block's first class. */
 INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, int64_t first,
@@ -433,10 +446,12 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
     const REAL least = W == 8 ? (REAL)0x1p-1021 : (REAL)0x1p-125;
     const V zero = F(set1)(0), one = F(set1)(1);
     V factor = F(from_doubles)(s->factor);
+    const double *exact = s->factor;
     double factors[W];
     if (scales) {
         for (int i = 0; i < W; i++) factors[i] = s->factor[i] * scales[i];
         factor = F(from_doubles)(factors);
+        exact = factors;
     }
     const V size = F(max)(factor, F(sub)(zero, factor));
     if (F(first)(F(nlt)(F(set1)(least), size)) >= 0) {
@@ -451,6 +466,7 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
             }
         }
         factor = F(from_doubles)(factors);
+        exact = factors;
         const V up = F(load)(lift);
         for (int c = 0; c < n; c++) F(store)(tile + c * W, F(mul)(F(load)(tile + c * W), up));
     }
@@ -461,26 +477,27 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         if (__builtin_fabs(s->factor[i] * (scales ? scales[i] : 1)) < least) lows[i] *= BIAS_FACTOR;
     }
     const V low = F(load)(lows);
+    (void)exact;
 #define SCALED(e) F(fma)(e, factor, F(mul)(e, low))
-#define DENSE_SCALED(e, b)                                                                         \
-    F(fma)(e, factor, F(fnma)(dense_low, b, F(fnma)(dense_factor, b, F(mul)(e, low))))
 #else
 #define SCALED(e) F(mul)(e, factor)
-#define DENSE_SCALED(e, b) F(fnma)(dense_factor, b, F(mul)(e, factor))
 #endif
     const V own_grad = F(from_doubles)(s->own_grad);
     if (job->p->operation == PYCE_SOFTMAX) {
         for (int c = 0; c < n; c++) F(store)(tile + c * W, SCALED(F(load)(tile + c * W)));
     } else if (job->dense) {
-        const V dense_factor = F(from_doubles)(s->dense_factor);
         const V label_grad = F(from_doubles)(s->label_grad);
+        const V dense_factor = F(from_doubles)(s->dense_factor);
 #if W == 8
         const V dense_low = F(load)(s->dense_factor_low);
+#else
+        const V low = NAME(lost_of)(exact, factor);
+        const V dense_low = NAME(lost_of)(s->dense_factor, dense_factor);
 #endif
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
             const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
-            V v = DENSE_SCALED(F(load)(tile + c * W), bv);
+            V v = NAME(difference)(F(load)(tile + c * W), factor, low, bv, dense_factor, dense_low);
             v = F(select)(F(eq)(label, at), label_grad, v);
             F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
         }
@@ -501,7 +518,6 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         }
     }
 #undef SCALED
-#undef DENSE_SCALED
     NAME(store_tile)(job, rows, first, n, tile);
 }
 

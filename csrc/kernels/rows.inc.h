@@ -314,15 +314,21 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), vd_set1(1.0));
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
-        const vd ratio = vd_mul(without_own, inverse),
-                 p_own = vd_mul(vd_load(s->own_term + i), inverse);
+        const vd own_e = vd_load(s->own_term + i), label_e = vd_load(s->label_e + i);
+        vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_e, inverse);
+        vd p_label = vd_mul(label_e, inverse);
+#if W == 8
+        /* With very many classes, what rounding lost of the sums is many units in the last place. */
+        ratio = vd_add(ratio, vd_fma(without_own, inverse_low, vd_mul(without_low, inverse)));
+        p_own = vd_fma(own_e, inverse_low, p_own);
+        p_label = vd_fma(label_e, inverse_low, p_label);
+#endif
         const vd apart = vd_add(own_b, vd_mul(part, same));
         const vd own_grad =
             vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
                       vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
         vd_store(s->own_grad + i, vd_mul(scale, own_grad));
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
-        const vd p_label = vd_mul(vd_load(s->label_e + i), inverse);
         vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
         const vd dense_factor = vd_mul(scale, dense_part);
         vd_store(s->dense_factor + i, dense_factor);
@@ -413,6 +419,20 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
         }
         sums[begin / job->tile] = losses[0];
     }
+}
+
+/* Where p − t may cancel, errors of both count: factor·e − dense_factor·b with what rounding the two
+   factors lost, rounded twice. */
+INLINE V NAME(difference)(V e, V factor, V factor_low, V b, V dense_factor, V dense_factor_low) {
+    V low = F(fnma)(dense_factor_low, b, F(mul)(e, factor_low));
+    return F(fma)(e, factor, F(fnma)(dense_factor, b, low));
+}
+
+/* x as a number of the compute type, and what that lost where it is finite. */
+INLINE REAL NAME(in_parts)(double x, double x_low, REAL *low) {
+    const REAL high = (REAL)x;
+    *low = high - high == 0 ? (REAL)(x - (double)high + x_low) : 0;
+    return high;
 }
 
 /* (x − max) − log, the logarithm of the softmax. */

@@ -137,17 +137,20 @@ INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int 
         NAME(write_head)(&w);
         NAME(write_rest)(&w);
     } else {
-        const V f = F(set1)((REAL)s->factor[i]);
+        REAL factor_low, dense_low;
+        const V f = F(set1)(NAME(in_parts)(s->factor[i], 0, &factor_low));
         int c = 0;
         if (job->dense) {
             const REAL *b = NAME(short_dense)(job, row, unit->b[1]);
-            const V d = F(set1)((REAL)s->dense_factor[i]);
+            const V d = F(set1)(NAME(in_parts)(s->dense_factor[i], 0, &dense_low));
+            const V f_low = F(set1)(factor_low), d_low = F(set1)(dense_low);
             for (; c + W <= n; c += W) {
-                STORE(out + c, F(fnma)(d, F(load)(b + c), F(mul)(F(load)(e + c), f)));
+                const V v = F(load)(e + c), t = F(load)(b + c);
+                STORE(out + c, NAME(difference)(v, f, f_low, t, d, d_low));
             }
             if (c < n) {
-                const V last = F(loadn)(b + c, n - c, 0);
-                STOREN(out + c, n - c, F(fnma)(d, last, F(mul)(F(load)(e + c), f)));
+                const V v = F(load)(e + c), t = F(loadn)(b + c, n - c, 0);
+                STOREN(out + c, n - c, NAME(difference)(v, f, f_low, t, d, d_low));
                 c = n;
             }
         }

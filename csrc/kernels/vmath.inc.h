@@ -15,10 +15,21 @@
  * has the normaliser's exponent in it: the sum's lowest bits choose from the table and, moved up, are
  * what is added to the bits of HIGH. exp(r) − 1 ≤ 0.045 is all that is rounded more than once.
  *
- *            error of e, in units in the last place     STEPS   LIMIT   RANGE   BIAS
- *   float    below 0.57                                    16     256     126     60
- *   double   below 0.75                                     8    2048     748     60
+ *            error of e                STEPS   LIMIT   RANGE   BIAS
+ *   float    below VF_EXP_ULP             16     256     126     60
+ *   double   below VD_EXP_ULP              8    2048     748     60
+ *
+ * What is stated of errors here, tests/c/vmath/check_vmath.c holds; of floats, each one.
  */
+
+/* Errors in units in the last place (ULP) or relative to the result. */
+#define VF_EXP_ULP 0.57        /* vf_exps */
+#define VF_EXP_PARTS 0x1p-27   /* vf_exp_parts */
+#define VD_EXP_ULP 0.75        /* vd_exps */
+#define VD_EXP_REDUCED 0x1p-55 /* vd_reduce and vd_exp_reduced */
+#define EXP_OF_ULP 0.7         /* exp_of */
+#define VD_LOG1P_ULP 1.0       /* vd_log1p, exact */
+#define VD_LOG1P_SHORT 0x1p-43 /* vd_log1p, not exact */
 
 #define NOT_A_NUMBER __builtin_nan("")
 #define INFINITE __builtin_inf()
@@ -112,7 +123,7 @@ INLINE void vf_exps(vf v[], const int count, vf_normaliser s) {
     TOGETHER v[j] = vf_raise(vf_lookup(t[j], vf_high), t[j]);
     TOGETHER v[j] = vf_fma_keep(vf_nlt(t[j], s.least), v[j], q[j], v[j]);
 }
-/* e(x) = high·(1 + *rest), before that is rounded: known to 2^−29. */
+/* e(x) = high·(1 + *rest), before that is rounded: known to VF_EXP_PARTS. */
 INLINE vf vf_exp_parts(vf x, vf_normaliser s, vf *rest) {
     const vf z = vf_sub(x, s.shift);
     const vf t = vf_fma(z, vf_set1(0x1.715476p+4f), s.magic);
@@ -128,7 +139,8 @@ INLINE vf vf_exp(vf x, vf_normaliser s) {
     return x;
 }
 
-/* exp(r) = *hi + *lo for |r| ≤ 0.35 given as r + low: a relative error of 2^−61 before rounding. */
+/* exp(r) = *hi + *lo for |r| ≤ 0.35 given as r + low, to VD_EXP_REDUCED. The polynomial is within
+   2^−61 of it. */
 INLINE void vd_exp_reduced(vd r, vd low, vd *hi, vd *lo) {
     vd q = vd_set1(0x1.1f732018166a0p-29);
     q = vd_fma(q, r, vd_set1(0x1.af4e196027428p-26));
@@ -191,7 +203,7 @@ INLINE void vd_exp8(vd v[8], vd_normaliser s) {
     for (int j = 0; j < 8; j += VD_TOGETHER) vd_exps(v + j, VD_TOGETHER, s);
 }
 
-/* exp(shift)·2^exponent, 0 below 2^−1000; for at most 2^1000. */
+/* exp(shift)·2^exponent, 0 below 2^−1000; for at most 2^1000. Within EXP_OF_ULP. */
 INLINE vd exp_of(vd shift, vd exponent) {
     const vd n = vd_round(vd_mul(shift, vd_set1(0x1.71547652b82fep+0)));
     vd r, low, hi, lo;
@@ -216,9 +228,9 @@ INLINE vd lost_in_sum(vd a, vd b, vd sum) {
 }
 
 /* log(1 + q) for q ≥ 0. With u = 1 + q = 2^k·(1 + f) and s = f/(2 + f), log(1 + f) = 2·artanh s; where
- * q < √2 − 1, f = q without rounding. If `exact`, below 1 unit in the last place, with what rounding
- * lost in *lost_low: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
- * Microsystems, 1993), whose coefficients these are. Else to 2^−43. */
+ * q < √2 − 1, f = q without rounding. If `exact`, within VD_LOG1P_ULP, with what rounding lost in
+ * *lost_low: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
+ * Microsystems, 1993), whose coefficients these are. Else to VD_LOG1P_SHORT. */
 INLINE vd vd_log1p(vd q, int exact, vd *lost_low) {
     const vd one = vd_set1(1.0);
     const vd u = vd_add(one, q);
@@ -329,10 +341,11 @@ INLINE void vd_sum_add(vd_sum *s, vd a) {
     s->lost = vd_add(s->lost, lost_in_sum(s->sum, a, total));
     s->sum = total;
 }
-/* Adds eight vectors of finite numbers: floats as a tree, doubles one by one. */
+/* Adds eight vectors of finite numbers one by one: one term is often nearly all of the sum, and
+   roundings on the way to double precision would be the loss's. */
 INLINE void vf_sum_add8(vf_sum *s, const vf v[8]) {
-    vf_sum_add(s, vf_add(vf_add(vf_add(v[0], v[1]), vf_add(v[2], v[3])),
-                         vf_add(vf_add(v[4], v[5]), vf_add(v[6], v[7]))));
+    UNROLL
+    for (int i = 0; i < 8; i++) vf_sum_add(s, v[i]);
 }
 INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
     UNROLL
@@ -342,6 +355,18 @@ INLINE void vd_sum_add8(vd_sum *s, const vd v[8]) {
         s->lost = vd_add(s->lost, lost);
         s->sum = total;
     }
+}
+
+/* Adds the first `count`, where the others are 0. */
+INLINE void vf_sum_add_each(vf_sum *s, const vf v[8], int count) {
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        if (i < count) vf_sum_add(s, v[i]);
+    }
+}
+INLINE void vd_sum_add_each(vd_sum *s, const vd v[8], int count) {
+    (void)count;
+    vd_sum_add8(s, v);
 }
 
 /* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with

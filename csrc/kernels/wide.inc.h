@@ -9,10 +9,9 @@
  *     forward    reads each logit once
  *     backward   reads each logit once, writes each gradient once, keeps a block
  *
- * Sums: eight vectors of floats are added as a tree, the trees into running sums of doubles per
- * lane (vectors of doubles one by one, carrying what rounding loses), the lanes as a tree at the end
- * of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and in
- * lanes.inc.h.
+ * Sums: vectors of floats are added one by one to running sums of doubles per lane (vectors of doubles
+ * as well, carrying what rounding loses), the lanes as a tree at the end of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and, above
+ * PYCE_NARROW classes, in lanes.inc.h.
  */
 
 #define ROUND (8 * W) /* numbers in eight vectors */
@@ -23,10 +22,7 @@
 typedef struct {
     const REAL *e, *b;
     T *out;
-    REAL factor, dense_factor;
-#if W == 8
-    REAL factor_low, dense_factor_low;
-#endif
+    REAL factor, factor_low, dense_factor, dense_factor_low;
     int n, at;
     int streaming;
     int own, label; /* within the block, or −1 */
@@ -43,14 +39,8 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 }
 
 INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V b) {
-    const V dense_factor = F(set1)(w->dense_factor);
-#if W == 8
-    V low = F(fnma)(dense_factor, b, F(mul)(e, F(set1)(w->factor_low)));
-    low = F(fnma)(F(set1)(w->dense_factor_low), b, low);
-    return F(fma)(e, F(set1)(w->factor), low);
-#else
-    return F(fnma)(dense_factor, b, NAME(scaled)(w, e));
-#endif
+    return NAME(difference)(e, F(set1)(w->factor), F(set1)(w->factor_low), b,
+                            F(set1)(w->dense_factor), F(set1)(w->dense_factor_low));
 }
 
 INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
@@ -366,6 +356,14 @@ INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, REAL max
 
 /* -- a row from its blocks ---------------------------------------------------------------------- */
 
+/* *sum += term; what rounding lost of finite numbers goes to *low. */
+INLINE void NAME(add_up)(double *sum, double term, double *low) {
+    const double total = *sum + term, back = total - *sum;
+    const double lost = (*sum - (total - back)) + (term - back);
+    if (lost == lost) *low += lost;
+    *sum = total;
+}
+
 /* The statistics of lane `lane` of `s` from the row's blocks; block->exponent becomes what the
    block's e must be multiplied by to have the row's normaliser. */
 static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
@@ -382,7 +380,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             top = k;
         }
     }
-    double rest = 0, lost = 0, dense = 0, dense_loss = 0, dense_low = 0;
+    double rest = 0, lost = 0, dense = 0, b_low = 0, dense_loss = 0, dense_low = 0;
     if (job->blocks == 1) {
         rest = blocks[0].sum;
         lost = W == 8 ? blocks[0].sum_low : 0;
@@ -415,10 +413,16 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             lost += (rest - (total - back)) + (term - back);
             if (W == 8) lost += block->sum_low * block->scale;
             rest = total;
-            dense += block->dense;
             const double from = block->max - block->max == 0 ? block->max : 0;
-            dense_loss += block->dense_loss + block->dense_loss_low;
-            if (block->dense != 0) dense_loss += (max - from) * block->dense;
+            NAME(add_up)(&dense, block->dense, &b_low);
+            NAME(add_up)(&dense_loss, block->dense_loss, &dense_low);
+            dense_low += block->dense_loss_low;
+            if (block->dense != 0) {
+                const double further = (max - from) * block->dense;
+                NAME(add_up)(&dense_loss, further, &dense_low);
+                if (further - further == 0)
+                    dense_low += __builtin_fma(max - from, block->dense, -further);
+            }
         }
     }
     const int64_t label = NAME(label_of)(p, row);
@@ -433,9 +437,9 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     s->label[lane] = (double)label;
     s->own_x[lane] = own >= 0 ? (double)GET(x + own * stride) : -INFINITE;
     s->label_x[lane] = label >= 0 ? (double)GET(x + label * stride) : -INFINITE;
-    s->dense[lane] = dense;
+    s->dense[lane] = W == 8 ? dense + b_low : dense;
     s->dense_loss[lane] = dense_loss;
-    s->dense_loss_low[lane] = dense_low;
+    s->dense_loss_low[lane] = W == 8 ? dense_low : 0;
     s->own_b[lane] = s->label_b[lane] = 0;
     if (job->dense) {
         REAL one;
@@ -469,18 +473,12 @@ INLINE NAME(writer)
         low *= BIAS_FACTOR;
         for (int c = 0; c < n; c++) e[c] *= (REAL)(1 / BIAS_FACTOR);
     }
-    (void)low;
     const int apart = job->p->operation != PYCE_SOFTMAX;
-    const NAME(writer) w = {
+    NAME(writer)
+    w = {
         .e = e,
         .b = b,
         .out = out,
-        .factor = (REAL)factor,
-#if W == 8
-        .factor_low = low,
-        .dense_factor_low = job->dense ? s->dense_factor_low[lane] : 0,
-#endif
-        .dense_factor = job->dense ? (REAL)s->dense_factor[lane] : 0,
         .n = n,
         .at = 0,
         .streaming = job->streaming,
@@ -489,6 +487,11 @@ INLINE NAME(writer)
         .own_grad = (REAL)s->own_grad[lane],
         .label_grad = job->dense ? (REAL)s->label_grad[lane] : 0,
     };
+    w.factor = NAME(in_parts)(factor, low, &w.factor_low);
+    if (job->dense) {
+        const double dense_low = W == 8 ? s->dense_factor_low[lane] : 0;
+        w.dense_factor = NAME(in_parts)(s->dense_factor[lane], dense_low, &w.dense_factor_low);
+    }
     return w;
 }
 

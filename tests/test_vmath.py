@@ -1,0 +1,90 @@
+"""The kernels' exponentials and logarithms against the bounds that vmath.inc.h states.
+
+tests/c/vmath/check_vmath.c does it, built here with the extension's compiler: every instruction set of
+this machine, the same bits from all of them. PYCE_TEST_EXHAUSTIVE=1 looks at every float.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import WITHOUT_C
+
+TESTS = Path(__file__).parent
+KERNELS = TESTS.parent / "csrc" / "kernels"
+PROGRAM = sorted((TESTS / "c" / "vmath").glob("*.c"))
+# As csrc/build_ffi.py has them.
+FLAGS = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
+FLAGS += ["-Wno-unused-function"]
+
+EXHAUSTIVE = os.environ.get("PYCE_TEST_EXHAUSTIVE") == "1"
+STEP, TIMEOUT = (1, 3600) if EXHAUSTIVE else (101, 300)
+
+
+def compiler():
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        if WITHOUT_C:
+            pytest.skip("no C compiler, and PYCE_TEST_WITHOUT_C=1")
+        pytest.fail(f"no C compiler: {command[0]}")
+    return command
+
+
+def build(directory, kernels=KERNELS):
+    program = directory / "check_vmath"
+    sources = [str(path) for path in PROGRAM]
+    command = [*compiler(), *FLAGS, f"-I{kernels}", "-o", str(program), *sources, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+def run(program, step):
+    command = [str(program), str(step), "2"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def test_exponentials_and_logarithms_are_as_exact_as_stated(tmp_path):
+    done = run(build(tmp_path), STEP)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout
+    # All the floats from -382 to 256, and of them each STEP-th.
+    seen = int(re.search(r"^float exp, ulp +(\d+) ", done.stdout, re.MULTILINE)[1])
+    floats = 0x43800000 + 0x43BF0000
+    assert seen >= floats / STEP
+
+
+# One unit in the last place of a table, and a range that is a little too small.
+MUTATIONS = {
+    "a float": ("0x1.ebfdaep-1f", "0x1.ebfdb0p-1f"),
+    "a double": ("0x1.ebfdad5362a27p-1", "0x1.ebfdad5362a28p-1"),
+    "the range": ("256.0f, 126.0f", "256.0f, 125.0f"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_check_sees_a_small_mistake(tmp_path, name):
+    """What holds the functions to their bounds fails where one is slightly off."""
+    right, wrong = MUTATIONS[name]
+    text = (KERNELS / "vmath.inc.h").read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "pyce.h").write_bytes((KERNELS.parent / "pyce.h").read_bytes())
+    for path in KERNELS.glob("*.h"):
+        (tmp_path / "kernels" / path.name).write_bytes(path.read_bytes())
+    mutated = tmp_path / "kernels" / "vmath.inc.h"
+    mutated.write_text(text.replace(right, wrong), encoding="utf-8")
+    done = run(build(tmp_path, mutated.parent), 9973)
+    assert done.returncode == 1, done.stdout
+    assert re.search("EXCEEDED|out of range: [1-9]", done.stdout)
+
+
+def test_the_notes_quote_the_bound():
+    text = (KERNELS / "vmath.inc.h").read_text(encoding="utf-8")
+    bound = re.search(r"#define VF_EXP_ULP ([\d.]+)", text)[1]
+    notes = (KERNELS / "README.md").read_text(encoding="utf-8")
+    assert f"an error of {bound} instead of 1 ULP" in notes
