@@ -1,7 +1,7 @@
 """The kernels' exponentials and logarithms against the bounds that vmath.inc.h states.
 
-tests/c/vmath/check_vmath.c does it, built here with the extension's compiler: every instruction set of
-this machine, the same bits from all of them. PYCE_TEST_EXHAUSTIVE=1 looks at every float.
+tests/c/vmath/check_vmath.c does it, built here with the extension's compiler: every instruction
+set of this machine, the same bits from all of them. PYCE_TEST_EXHAUSTIVE=1 looks at every float.
 """
 
 import os
