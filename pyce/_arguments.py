@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyce import _fpenv
+
 Array = npt.NDArray[Any]
 
 INDEX_LIMIT = np.iinfo(np.int64)
@@ -108,6 +110,7 @@ class Problem:
         shape = self.logits.shape
         return shape[: self.axis] + shape[self.axis + 1 :]
 
+    @_fpenv.default
     def check_labels(self) -> None:
         """Raise IndexError for the first label that is neither a class nor `ignore_index`."""
         labels = self.labels
@@ -152,16 +155,20 @@ class Problem:
                 scale *= self.sample_weight
             return scale / self.denominator()
 
-    def reduce(self, losses: Array) -> float:
-        """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for."""
+    def reduce(self, losses: Array) -> Any:
+        """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for.
+
+        The sum comes in the dtype of the loss.
+        """
+        dtype = np.float64 if self.dtype_name == "float64" else np.float32
         if self.losses is not None:
             with np.errstate(over="ignore"):
                 self.losses[...] = losses
             return math.nan
         with np.errstate(all="ignore"):
             if self.reduction == "mean" and self.normalizer is not None and not self.any_row():
-                return 0.0
-            return float(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
+                return dtype(0.0)
+            return dtype(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
 
     def any_row(self) -> bool:
         """Whether at least one row counts."""

@@ -233,15 +233,14 @@ def cross_entropy_backward(
 
 
 def _run(p: Problem, direction: str) -> Any:
-    """Allocate row losses if asked for, run, and give the loss its dtype and shape."""
-    dtype = np.float64 if p.dtype_name == "float64" else np.float32
+    """Allocate row losses if asked for, run, and give them their shape."""
     if p.reduction == "none":
-        p.losses = np.empty(p.rows, dtype)
+        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
     loss = backend.forward(p) if direction == "forward" else backend.forward_backward(p)
-    return dtype(loss) if p.losses is None else p.losses.reshape(p.positions)
+    return loss if p.losses is None else p.losses.reshape(p.positions)
 
 
 def _delivered(result: Array, out: Array | None) -> Array:

@@ -30,13 +30,13 @@ _REDUCTIONS = {"mean": lib.PYCE_MEAN, "sum": lib.PYCE_SUM, "none": lib.PYCE_NONE
 _NULL = ffi.NULL
 _NO_OPERAND = (_NULL, _NULL, 0, 0)
 _NAN = math.nan
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _PROBLEM = ffi.typeof("pyce_problem *")
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
 _new = ffi.new
 _from_buffer = ffi.from_buffer
-_DOUBLE = ffi.typeof("double *")
 _LABELS = ffi.typeof("int64_t[]")
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
@@ -88,11 +88,11 @@ if os.environ.get("PYCE_ISA"):
     set_isa(os.environ["PYCE_ISA"])
 
 
-def forward(p: Problem) -> float:
+def forward(p: Problem) -> Any:
     return _loss(_FORWARD, p)
 
 
-def forward_backward(p: Problem) -> float:
+def forward_backward(p: Problem) -> Any:
     return _loss(_FORWARD_BACKWARD, p)
 
 
@@ -100,11 +100,11 @@ def backward(p: Problem) -> None:
     _loss(_BACKWARD, p)
 
 
-def _common(operation: int, p: Problem, labels: Array) -> float | None:
+def _common(operation: int, p: Problem, labels: Array) -> Any:
     """The case that small calls are made of, with less to fill in; None where it went wrong."""
     logits = p.logits
     grad = p.grad
-    loss = _new(_DOUBLE)
+    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     if _cross_entropy(
         operation,
         _DTYPES[p.dtype_name],
@@ -118,13 +118,13 @@ def _common(operation: int, p: Problem, labels: Array) -> float | None:
         _NULL if grad is None else _from_buffer(grad),
         p.smoothing,
         p.ignore_index,
-        loss,
+        _from_buffer(loss),
     ):
         return None
-    return loss[0]  # type: ignore[no-any-return]
+    return loss[0]
 
 
-def _loss(operation: int, p: Problem) -> float:
+def _loss(operation: int, p: Problem) -> Any:
     labels = p.labels
     if (
         labels is not None
@@ -143,7 +143,7 @@ def _loss(operation: int, p: Problem) -> float:
     return _general(operation, p)
 
 
-def _general(operation: int, p: Problem) -> float:
+def _general(operation: int, p: Problem) -> Any:
     # The structure is filled in one go, in the order of pyce.h.
     logits, grad, labels, probs = p.logits, p.grad, p.labels, p.probs
     weight, sample_weight, lse, losses = p.weight, p.sample_weight, p.lse, p.losses
@@ -178,6 +178,9 @@ def _general(operation: int, p: Problem) -> float:
     reduction = p.reduction
     if operation == _BACKWARD and reduction == "none":
         reduction = "sum"  # the factors of the rows are in grad_losses
+    # Written by C in its own dtype: a conversion here would be subject to the caller's
+    # floating-point environment, and leave its flags there.
+    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     c = _new(
         _PROBLEM,
         (
@@ -203,6 +206,8 @@ def _general(operation: int, p: Problem) -> float:
             p.ignore_index,
             _NULL if lse is None else _from_buffer("double[]", lse),
             _NULL if losses is None else _from_buffer(losses),
+            _from_buffer(loss),
+            p.normalizer is not None,
         ),
     )
     status = _run(c)
@@ -211,7 +216,7 @@ def _general(operation: int, p: Problem) -> float:
         if status == lib.PYCE_BAD_LABEL:
             raise label_error(c.bad_row, c.bad_value, classes, p.ignore_index)
         _check(status)
-    return c.loss  # type: ignore[no-any-return]
+    return loss[0]
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:

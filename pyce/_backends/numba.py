@@ -47,7 +47,7 @@ from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
-from pyce import _threads
+from pyce import _fpenv, _threads
 from pyce._arguments import Array, Problem, compute_dtype, row_blocks
 
 NAME = "numba"
@@ -1575,7 +1575,8 @@ _TILE = 2**16
 _COPIED = 2**15
 
 
-def forward(p: Problem) -> float:
+@_fpenv.default
+def forward(p: Problem) -> Any:
     losses = np.empty(p.rows)
     _loss(p, losses)
     if p.losses is None:
@@ -1585,10 +1586,11 @@ def forward(p: Problem) -> float:
     return p.reduce(losses)
 
 
-def forward_backward(p: Problem) -> float:
+def forward_backward(p: Problem) -> Any:
     return forward(p)  # which writes p.grad where there is one
 
 
+@_fpenv.default
 def backward(p: Problem) -> None:
     """From the logits anew: a float64 lse of large logits does not hold the digits promised.
 
@@ -1634,14 +1636,17 @@ def _row_scale(p: Problem) -> Array:
         return np.full(1, p.grad_loss) / p.denominator()
 
 
+@_fpenv.default
 def softmax(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, out)
 
 
+@_fpenv.default
 def log_softmax(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, out, log=True)
 
 
+@_fpenv.default
 def logsumexp(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, None, per_row=(None, None, None, None, out))
 
@@ -1745,6 +1750,7 @@ def _kernels(
     )
 
 
+@_fpenv.default
 def binary_cross_entropy(
     x: Array,
     t: Array,
