@@ -20,6 +20,18 @@ _limit: float = math.inf
 _quota: float = math.inf
 _quota_read_at: float = -math.inf
 
+# Whether this process was forked from one that had imported pyce.
+forked = False
+
+
+def _after_fork() -> None:
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 def set_num_threads(n: int) -> None:
     """Use at most `n` threads per call from now on, in every backend.
