@@ -13,12 +13,13 @@ import os
 import time
 from pathlib import Path
 
+from pyce import _fpenv
 from pyce._arguments import index_number
 
 _asked: int | None = None
 _limit: float = math.inf
 _quota: float = math.inf
-_quota_read_at: float = -math.inf
+_quota_read_at: int | None = None  # ns
 
 # Whether this process was forked from one that had imported pyce.
 forked = False
@@ -96,11 +97,18 @@ def _affinity() -> int:
 
 def _quota_now() -> float:
     global _quota, _quota_read_at
-    now = time.monotonic()
-    if now - _quota_read_at >= 1.0:
-        _quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    now = time.monotonic_ns()  # no float, whose arithmetic would leave flags in the caller
+    if _quota_read_at is None or now - _quota_read_at >= 1_000_000_000:
+        _quota = _read_quota()
         _quota_read_at = now
     return _quota
+
+
+@_fpenv.default
+def _read_quota() -> float:
+    """In whole processors."""
+    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return quota if quota == math.inf else math.ceil(quota)
 
 
 def cgroup_quota(membership: Path, root: Path) -> float:
