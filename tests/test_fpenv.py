@@ -170,7 +170,7 @@ def answers():
 
 pyce.get_backend()  # imported
 put({word})
-{start_numba}
+{start}
 shared = answers()
 assert get() & {control} == {word}, hex(get())
 put({default})
@@ -179,7 +179,14 @@ pyce.set_num_threads(1)
 assert answers() == shared, 'alone in the default environment'
 print('fine')
 """
-START_NUMBA = """
+# What has the threads made, by what is not a computation of pyce.
+START = {
+    "c": """
+from pyce._pyce import ffi, lib
+source = np.zeros(2**22, np.uint8)
+lib.pyce_copy(ffi.from_buffer(source.copy()), ffi.from_buffer(source), source.size, 0, 3)
+""",
+    "numba": """
 @numba.njit(parallel=True)
 def start(out):
     for i in numba.prange(out.size):
@@ -187,20 +194,21 @@ def start(out):
             out[i] += j
 start(np.zeros(8))
 put({word})
-"""
+""",
+    "numpy": "",
+}
 
 
 @pytest.mark.parametrize("state", ["flush", "upward", "toward zero, flush"])
 def test_threads_made_in_another_environment(backend, run_python, state):
     """A thread begins with the environment of the one that makes it, Numba's may be older yet."""
     word = STATES[state]
-    numba = backend.name == "numba"
     code = THREADS.format(
         word=word,
         control=CONTROL,
         default=STATES["default"],
-        numba="import numba" if numba else "",
-        start_numba=START_NUMBA.format(word=word) if numba else "",
+        numba="import numba" if backend.name == "numba" else "",
+        start=START[backend.name].format(word=word),
     )
     done = run_python(
         "-c",
