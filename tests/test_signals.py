@@ -113,6 +113,27 @@ def test_a_storm_of_signals(backend, run_python):
     assert done.stdout.split() == ["fine"]
 
 
+BLOCKED = """
+masks = {}
+for task in os.listdir('/proc/self/task'):
+    with open(f'/proc/self/task/{task}/status') as file:
+        line = next(line for line in file if line.startswith('SigBlk'))
+    masks[int(task)] = int(line.split()[1], 16)
+del masks[threading.get_native_id()]
+assert len(masks) == 2, masks
+for mask in masks.values():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD, signal.SIGUSR1):
+        assert mask >> (number - 1) & 1, (number, hex(mask))
+print('fine')
+"""
+
+
+def test_signals_are_for_the_threads_of_the_application(c_backend, run_python):
+    code = c_backend.share_small_work + BEGIN + BLOCKED
+    done = run_python("-c", code, OPENBLAS_NUM_THREADS="1", **c_backend.environment)
+    assert done.stdout.split() == ["fine"]
+
+
 NESTED = """
 def handler(number, frame):
     # A handler may call as well, in the middle of what it interrupted.

@@ -123,10 +123,10 @@ def test_after_a_limit_everything_is_as_before(backend, monkeypatch):
     monkeypatch.setattr(_threads, "_asked", None)
     with threadpoolctl.threadpool_limits(2):
         pass
-    monkeypatch.setattr(_threads, "_affinity", lambda: 3)
-    assert pyce.get_num_threads() == 3
-    monkeypatch.setattr(_threads, "_affinity", lambda: 8)
-    assert pyce.get_num_threads() == 8
+    monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
+    for processors in (3, 16, 8):
+        monkeypatch.setattr(_threads, "_affinity", lambda n=processors: n)
+        assert pyce.get_num_threads() == processors
     with threadpoolctl.threadpool_limits(2):
         pyce.set_num_threads(5)
         assert pyce.get_num_threads() == 2
