@@ -97,6 +97,17 @@ def functions(x, y):
         "backward none",
         lambda: pyce.cross_entropy_backward(one_by_one, x, y, lse, reduction="none"),
     )
+    # What is converted first.
+    small, large, swapped = y.astype(np.int16), y.astype(np.uint64), y.astype(">i4")
+    weight32, tiny = weight.astype(np.float32), np.full(classes, 1e-40, np.float32)
+    listed = sample_weight.tolist()
+    for kind, labels in {"int16": small, "uint64": large, ">i4": swapped}.items():
+        yield f"labels {kind}", lambda t=labels: pyce.cross_entropy(x, t, sample_weight=listed)
+    for kind, w in {"float32": weight32, "subnormal": tiny}.items():
+        yield f"weight {kind}", lambda w=w: pyce.cross_entropy(x, y, weight=w, reduction="sum")
+    if x.dtype.kind == "f":
+        other = x.astype(x.dtype.newbyteorder(">"))
+        yield "swapped", lambda: pyce.cross_entropy_with_grad(other, y)
     strided = np.asfortranarray(x)
     yield "strided", lambda: pyce.cross_entropy_with_grad(strided, y)
     yield "first axis", lambda: pyce.cross_entropy_with_grad(strided.T, y, axis=0)
