@@ -9,7 +9,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
-TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes
+TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl
+STRESS_NEEDS := $(TEST_NEEDS) torch
 LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
@@ -29,7 +30,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -82,17 +83,27 @@ test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ,
 test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/test_vmath.py
 
+test-stress: .venv/.stress $(EXTENSION) ## fork a thousand times for each backend, with torch and Numba beside it
+	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest tests/test_forks.py
+
+# What ThreadSanitizer can't see, forks, the same program does without it. Both run ten seconds.
+sanitize-threads: ## the pool's test program under ThreadSanitizer
+	$(C_TESTS) OUT=../../build/race CFLAGS='$(SANITIZE) -fsanitize=thread' threads
+	$(shell setarch -R true 2>/dev/null && echo setarch -R) timeout 120 build/race/threads 10
+	$(C_TESTS) threads
+	timeout 120 build/c/threads 10
+
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES) $(C_TESTS)
 	.ci/lint-c
 
 format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(C_FILES)
+	$(BIN)/clang-format -i $(C_FILES) $(C_TESTS)
 
 bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
 	$(BIN)/python -m bench
@@ -125,6 +136,10 @@ clean: ## remove what was built and installed
 
 .venv/.test: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(TEST_NEEDS)
+	@touch $@
+
+.venv/.stress: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(STRESS_NEEDS)
 	@touch $@
 
 .venv/.lint: .venv/bin/python constraints.txt Makefile

@@ -16,15 +16,19 @@ static inline pyce_fpenv pyce_fpenv_enter(void) {
 }
 static inline void pyce_fpenv_leave(pyce_fpenv before) { __builtin_ia32_ldmxcsr(before); }
 #elif defined(__aarch64__)
-typedef uint64_t pyce_fpenv;
+typedef struct {
+    uint64_t control, status;
+} pyce_fpenv;
 static inline pyce_fpenv pyce_fpenv_enter(void) {
-    uint64_t before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    pyce_fpenv before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before.control));
+    __asm__ volatile("mrs %0, fpsr" : "=r"(before.status));
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
     return before;
 }
 static inline void pyce_fpenv_leave(pyce_fpenv before) {
-    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before.control));
+    __asm__ volatile("msr fpsr, %0" : : "r"(before.status));
 }
 #else
 #include <fenv.h>

@@ -2,7 +2,8 @@
  *
  * The pool is one structure that a forked child forgets (it makes its own when it first needs one):
  * its locks may be held by threads that do not exist in the child. The fork handler takes no lock
- * and frees nothing.
+ * and frees nothing. It stands from the moment the library is loaded: a fork that has begun before
+ * a handler is registered does not run it.
  *
  * A job is offered under the pool's lock as `job` with a number of seats. Workers take a seat, draw
  * pieces from an atomic counter until there are none, and leave. The caller draws pieces as well;
@@ -12,12 +13,14 @@
  * Waking a thread that sleeps takes some 5 to 60 µs, so a worker looks out for more work for a while
  * before it sleeps, and pyce_pool_ready says whether one would come at once. The kernel likes to put
  * a woken thread where its waker runs, where it would only take turns with it: sleeping workers are
- * barred from that processor.
+ * barred from that processor. Otherwise a worker runs where its caller may.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
 #include "pool.h"
+
+#include "fpenv.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -52,9 +55,9 @@ typedef struct worker_state {
     int number;
     int asleep;
 #if defined(__linux__)
-    int processor;              /* where it was last seen */
-    int barred;                 /* processor it may not use, or −1: where its caller ran last */
-    cpu_set_t allowed, barring; /* what it may use but for that, and what it was told to use */
+    int processor;     /* where it was last seen */
+    int barred;        /* processor it may not use, or −1: where its caller ran last */
+    cpu_set_t allowed; /* what it may use but for that: what its caller might */
 #endif
 } worker_state;
 
@@ -62,20 +65,19 @@ typedef struct {
     atomic_flag taken; /* by a caller */
     pthread_mutex_t lock;
     pthread_cond_t offered, finished;
-    /* Under lock, but read without it as a hint by those who wait: */
+    /* Under lock; what is atomic is read without it as well, as a hint. */
     job_state *job;
+    int seats;              /* still free */
     _Atomic uint64_t offer; /* counts offers, so that a worker sits down once for each */
-    _Atomic int seats;      /* still free */
     _Atomic int sitting;
     _Atomic int looking;      /* workers that would take a seat at once */
     _Atomic int64_t last_end; /* of a job, in ns */
     worker_state *first;
-    int workers; /* that exist */
-    int wanted;  /* workers with a number from here on end */
+    _Atomic int workers; /* that exist */
+    int wanted;          /* workers with a number from here on end */
 } pool_state;
 
 static _Atomic(pool_state *) pool;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t scratch_key;
 static int have_key;
 
@@ -116,7 +118,7 @@ static void *scratch_of(size_t size) {
 
 static void forget_in_child(void) { atomic_store(&pool, NULL); }
 
-static void start(void) {
+__attribute__((constructor)) static void start(void) {
     have_key = pthread_key_create(&scratch_key, free_scratch) == 0;
     pthread_atfork(NULL, NULL, forget_in_child);
 }
@@ -162,19 +164,22 @@ static int has_work(const pool_state *p, uint64_t seen) {
 }
 
 #if defined(__linux__)
-/* With the lock held: no worker wakes, or stays, where its caller runs. */
-static void bar(pool_state *p) {
+/* With the lock held: every worker may run where this thread may, the caller's, but none wakes, or
+   stays, where it runs now. */
+static void place(pool_state *p) {
     const int here = sched_getcpu();
+    cpu_set_t allowed;
+    if (here < 0 || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
     for (worker_state *w = p->first; w; w = w->next) {
-        cpu_set_t now;
-        if (!(w->asleep || w->processor == here) || w->barred == here) continue;
-        if (here < 0 || pthread_getaffinity_np(w->thread, sizeof now, &now)) continue;
-        /* Somebody else may have changed it. */
-        if (w->barred < 0 || !CPU_EQUAL(&now, &w->barring)) w->allowed = now;
-        w->barring = w->allowed;
-        CPU_CLR((size_t)here, &w->barring);
-        if (CPU_COUNT(&w->barring) == 0) continue;
-        if (!pthread_setaffinity_np(w->thread, sizeof w->barring, &w->barring)) w->barred = here;
+        const int in_the_way = w->asleep || w->processor == here;
+        if (CPU_EQUAL(&w->allowed, &allowed) && (!in_the_way || w->barred == here)) continue;
+        w->allowed = allowed;
+        w->barred = in_the_way ? here : -1;
+        cpu_set_t told = allowed;
+        if (in_the_way) CPU_CLR((size_t)here, &told);
+        if (CPU_COUNT(&told) == 0) told = allowed;
+        /* A refusal is no error: it then runs elsewhere. */
+        pthread_setaffinity_np(w->thread, sizeof told, &told);
     }
 }
 #endif
@@ -184,6 +189,8 @@ static void *worker(void *argument) {
     free(argument);
     pool_state *p = given.pool;
     worker_state *me = given.me;
+    /* A thread begins with the environment of the one that made it. */
+    (void)pyce_fpenv_enter();
     uint64_t seen = 0;
     pthread_mutex_lock(&p->lock);
     for (;;) {
@@ -227,12 +234,9 @@ static void *worker(void *argument) {
     return NULL;
 }
 
-/* With the lock held: have at least `wanted` workers, fewer where the system refuses, and no more
-   than `limit`. */
-static void hire(pool_state *p, int wanted, int limit) {
+/* With the lock held: have at least `wanted` workers, fewer where the system refuses. */
+static void hire(pool_state *p, int wanted) {
     if (p->wanted < wanted) p->wanted = wanted;
-    if (p->wanted > limit) p->wanted = limit;
-    if (p->workers > p->wanted) pthread_cond_broadcast(&p->offered);
     if (p->workers >= wanted) return;
     /* Signals are for the threads of the application. */
     sigset_t all, before;
@@ -265,11 +269,11 @@ static void hire(pool_state *p, int wanted, int limit) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static void share(pool_state *p, job_state *job, int helpers, int limit, void *scratch) {
+static void share(pool_state *p, job_state *job, int helpers, void *scratch) {
     pthread_mutex_lock(&p->lock);
-    hire(p, helpers, limit);
+    hire(p, helpers);
 #if defined(__linux__)
-    bar(p);
+    place(p);
 #endif
     p->job = job;
     p->seats = helpers;
@@ -290,7 +294,6 @@ static void share(pool_state *p, job_state *job, int helpers, int limit, void *s
 }
 
 int pyce_pool_run(const pyce_work *work, int threads) {
-    pthread_once(&once, start);
     if (!have_key) return -1;
     void *scratch = scratch_of(work->scratch);
     if (!scratch) return -1;
@@ -300,13 +303,24 @@ int pyce_pool_run(const pyce_work *work, int threads) {
     if (helpers > portions - 1) helpers = portions - 1;
     pool_state *p = helpers > 0 ? pool_of_process() : NULL;
     if (p && !atomic_flag_test_and_set(&p->taken)) {
-        share(p, &job, (int)helpers, threads - 1, scratch);
+        share(p, &job, (int)helpers, scratch);
         p->last_end = now_ns();
         atomic_flag_clear(&p->taken);
     } else {
         draw_pieces(&job, scratch);
     }
     return 0;
+}
+
+void pyce_pool_limit(int threads) {
+    pool_state *p = atomic_load(&pool);
+    if (!p || p->workers < threads) return;
+    pthread_mutex_lock(&p->lock);
+    if (p->wanted > threads - 1) {
+        p->wanted = threads - 1;
+        pthread_cond_broadcast(&p->offered);
+    }
+    pthread_mutex_unlock(&p->lock);
 }
 
 int pyce_pool_ready(void) {

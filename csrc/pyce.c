@@ -4,6 +4,9 @@
  * interface: enumerations, sizes whose product must fit, pointers that an operation needs, and, in
  * the one pass over the labels that finds the denominator, every label. Nothing is written before
  * all of it holds and all memory is there.
+ *
+ * What computes does so in the default floating-point environment, entered and left by the exported
+ * function; the pool's threads are always in it.
  */
 #include "pyce.h"
 
@@ -95,23 +98,17 @@ static void work_rows(void *context, int64_t begin, int64_t end, void *scratch) 
     const pyce_job *job = w->job;
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t last = end * job->tile < rows ? end * job->tile : rows;
-    const pyce_fpenv before = pyce_fpenv_enter();
     w->kernels->rows[job->p->dtype](job, begin * job->tile, last, scratch, w->sums);
-    pyce_fpenv_leave(before);
 }
 
 static void work_measure(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    const pyce_fpenv before = pyce_fpenv_enter();
     w->kernels->measure[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, scratch);
-    pyce_fpenv_leave(before);
 }
 
 static void work_write(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    const pyce_fpenv before = pyce_fpenv_enter();
     w->kernels->write[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, w->settled, scratch);
-    pyce_fpenv_leave(before);
 }
 
 /* Pieces that are taken at a time: few enough to share evenly, many enough to run on. */
@@ -135,7 +132,6 @@ static void work_labels(void *context, int64_t begin, int64_t end, void *scratch
     const label_work *w = context;
     const int64_t rows = w->p->outer * w->p->inner;
     (void)scratch;
-    const pyce_fpenv before = pyce_fpenv_enter();
     for (int64_t i = begin; i < end; i++) {
         const int64_t first = i * LABEL_PIECE;
         const int64_t last = first + LABEL_PIECE < rows ? first + LABEL_PIECE : rows;
@@ -143,7 +139,6 @@ static void work_labels(void *context, int64_t begin, int64_t end, void *scratch
         piece->bad = w->kernels->labels[w->p->target == PYCE_INDEX64](
             w->p, first, last, &piece->count, &piece->weight);
     }
-    pyce_fpenv_leave(before);
 }
 
 /* values[0…n) added up by halves, in place: a tree that depends on n alone. What rounding loses is
@@ -313,9 +308,7 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
         if (pyce_pool_run(&measure, threads)) status = PYCE_NO_MEMORY;
         if (status != PYCE_OK) break;
         double losses[PYCE_TILE];
-        const pyce_fpenv before = pyce_fpenv_enter();
         kernels->settle[p->dtype](job, row, blocks, context.settled, losses, sums);
-        pyce_fpenv_leave(before);
         if (result && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
     free(memory);
@@ -325,6 +318,7 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
 /* Threads for a job of a size: fewer than allowed where more would cost more than they do. */
 static int threads_for(int64_t size, int allowed) {
     int64_t worth = size / worth_sharing;
+    if (worth > 1) pyce_pool_limit(allowed);
     if (allowed > 1 && worth > 1 && size < 2 * worth_waking && !pyce_pool_ready()) {
         pyce_pool_note();
         worth = 1;
@@ -332,8 +326,8 @@ static int threads_for(int64_t size, int allowed) {
     return worth < 1 ? 1 : allowed < worth ? allowed : (int)worth;
 }
 
-int pyce_run(pyce_problem *p) {
-    if (!p) return PYCE_BAD_ARGUMENT;
+/* Not inlined: the compiler may move arithmetic past what sets the environment, but not past a call. */
+__attribute__((noinline)) static int run(pyce_problem *p) {
     p->bad_row = -1;
     p->bad_value = 0;
     p->loss = 0;
@@ -393,14 +387,27 @@ int pyce_run(pyce_problem *p) {
         const double total = fold(sums, n);
         const int empty = count == 0 && p->reduction == PYCE_QUOTIENT;
         p->loss = empty ? 0.0 : total / denominator;
+        if (p->reduced && p->dtype == PYCE_FLOAT64) memcpy(p->reduced, &p->loss, sizeof p->loss);
+        if (p->reduced && p->dtype != PYCE_FLOAT64) {
+            const float loss = (float)p->loss;
+            memcpy(p->reduced, &loss, sizeof loss);
+        }
     }
     if (sums != few) free(sums);
     return status;
 }
 
+int pyce_run(pyce_problem *p) {
+    if (!p) return PYCE_BAD_ARGUMENT;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = run(p);
+    pyce_fpenv_leave(before);
+    return status;
+}
+
 int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
                        int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
-                       void *grad, double smoothing, int64_t ignore_index, double *loss) {
+                       void *grad, double smoothing, int64_t ignore_index, void *loss) {
     int64_t stride;
     if (!loss || operation < PYCE_FORWARD || operation > PYCE_FORWARD_BACKWARD ||
         reduction < PYCE_MEAN || reduction > PYCE_SUM ||
@@ -422,10 +429,9 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .grad_loss = 1.0,
         .smoothing = smoothing,
         .ignore_index = ignore_index,
+        .reduced = loss,
     };
-    const int status = pyce_run(&p);
-    if (status == PYCE_OK) *loss = p.loss;
-    return status;
+    return pyce_run(&p);
 }
 
 /* -- the Bernoulli loss ------------------------------------------------------------------------------- */
@@ -443,14 +449,27 @@ typedef struct {
 static void work_bernoulli(void *context, int64_t begin, int64_t end, void *scratch) {
     const bernoulli_work *b = context;
     (void)scratch;
-    const pyce_fpenv before = pyce_fpenv_enter();
     for (int64_t i = begin; i < end; i++) {
         const int64_t first = i * BERNOULLI_PIECE;
         const int64_t last = first + BERNOULLI_PIECE < b->n ? first + BERNOULLI_PIECE : b->n;
         b->sums[i] = b->kernels->bernoulli[b->dtype](first, last, b->x, b->t, b->w, b->pw,
                                                      b->losses, b->grad, b->scale);
     }
-    pyce_fpenv_leave(before);
+}
+
+__attribute__((noinline)) static int run_bernoulli(bernoulli_work *b, int threads, double *total) {
+    const int64_t pieces = (b->n + BERNOULLI_PIECE - 1) / BERNOULLI_PIECE;
+    double few[64];
+    b->sums = pieces <= 64 ? few : malloc((size_t)pieces * sizeof *b->sums);
+    if (!b->sums) return PYCE_NO_MEMORY;
+    const int64_t worth = b->n / BERNOULLI_PIECE;
+    if (worth > 1) pyce_pool_limit(threads);
+    const int use = worth < 1 ? 1 : threads < worth ? threads : (int)worth;
+    const pyce_work work = {work_bernoulli, b, pieces, grain_of(pieces, use), 64};
+    const int status = pyce_pool_run(&work, use) ? PYCE_NO_MEMORY : PYCE_OK;
+    if (status == PYCE_OK) *total = fold(b->sums, pieces);
+    if (b->sums != few) free(b->sums);
+    return status;
 }
 
 int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
@@ -461,18 +480,11 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
     *total = 0;
     if (n == 0) return PYCE_OK;
     if (!logits || !target) return PYCE_BAD_ARGUMENT;
-    const int64_t pieces = (n + BERNOULLI_PIECE - 1) / BERNOULLI_PIECE;
-    double few[64];
-    double *sums = pieces <= 64 ? few : malloc((size_t)pieces * sizeof *sums);
-    if (!sums) return PYCE_NO_MEMORY;
     bernoulli_work context = {pyce_dispatch(), dtype,  n,    logits, target, weight,
-                              pos_weight,      losses, grad, scale,  sums};
-    const int64_t worth = n / BERNOULLI_PIECE;
-    const int use = worth < 1 ? 1 : threads < worth ? threads : (int)worth;
-    const pyce_work work = {work_bernoulli, &context, pieces, grain_of(pieces, use), 64};
-    const int status = pyce_pool_run(&work, use) ? PYCE_NO_MEMORY : PYCE_OK;
-    if (status == PYCE_OK) *total = fold(sums, pieces);
-    if (sums != few) free(sums);
+                              pos_weight,      losses, grad, scale,  NULL};
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = run_bernoulli(&context, threads, total);
+    pyce_fpenv_leave(before);
     return status;
 }
 

@@ -63,8 +63,9 @@ typedef struct {
     double normalizer; /* the denominator of PYCE_QUOTIENT */
     double smoothing;
     int64_t ignore_index;
-    double *lse;  /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */
-    void *losses; /* (rows): float, or double for PYCE_FLOAT64; PYCE_NONE only */
+    double *lse;   /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */
+    void *losses;  /* (rows): float, or double for PYCE_FLOAT64; PYCE_NONE only */
+    void *reduced; /* the same type: where the reduced loss is written, rounded once; or NULL */
     /* Results. */
     double loss; /* reduced; not set for PYCE_NONE */
     int64_t bad_row;
@@ -75,10 +76,11 @@ typedef struct {
 int pyce_run(pyce_problem *problem);
 
 /* The common case with less to fill in: contiguous logits (outer, classes, inner), 64-bit labels, no
- * weights, reduced by PYCE_MEAN or PYCE_SUM. PYCE_FORWARD, or PYCE_FORWARD_BACKWARD into `grad`. */
+ * weights, reduced by PYCE_MEAN or PYCE_SUM. PYCE_FORWARD, or PYCE_FORWARD_BACKWARD into `grad`. The
+ * loss is a float, or a double for PYCE_FLOAT64. */
 int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
                        int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
-                       void *grad, double smoothing, int64_t ignore_index, double *loss);
+                       void *grad, double smoothing, int64_t ignore_index, void *loss);
 
 /* Bernoulli loss of n elements of PYCE_FLOAT32 or PYCE_FLOAT64, all contiguous; weight, pos_weight,
  * losses and grad may be NULL. Writes the sum of the weighted losses to *total. */

@@ -15,7 +15,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from pyce import _backends
+from pyce import _backends, _threadpoolctl
 from pyce._info import info
 from pyce._loss import (
     cross_entropy,
@@ -56,6 +56,8 @@ __all__ = [
     "softmax",
     "use_backend",
 ]
+
+_threadpoolctl.watch()
 
 
 def backends() -> list[str]:

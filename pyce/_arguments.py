@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyce import _fpenv
+
 Array = npt.NDArray[Any]
 
 INDEX_LIMIT = np.iinfo(np.int64)
@@ -108,6 +110,7 @@ class Problem:
         shape = self.logits.shape
         return shape[: self.axis] + shape[self.axis + 1 :]
 
+    @_fpenv.default
     def check_labels(self) -> None:
         """Raise IndexError for the first label that is neither a class nor `ignore_index`."""
         labels = self.labels
@@ -152,16 +155,20 @@ class Problem:
                 scale *= self.sample_weight
             return scale / self.denominator()
 
-    def reduce(self, losses: Array) -> float:
-        """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for."""
+    def reduce(self, losses: Array) -> Any:
+        """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for.
+
+        The sum comes in the dtype of the loss.
+        """
+        dtype = np.float64 if self.dtype_name == "float64" else np.float32
         if self.losses is not None:
             with np.errstate(over="ignore"):
                 self.losses[...] = losses
             return math.nan
         with np.errstate(all="ignore"):
             if self.reduction == "mean" and self.normalizer is not None and not self.any_row():
-                return 0.0
-            return float(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
+                return dtype(0.0)
+            return dtype(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
 
     def any_row(self) -> bool:
         """Whether at least one row counts."""
@@ -196,6 +203,11 @@ def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexE
 # Single arguments
 
 
+@_fpenv.default
+def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
+    return array.astype(dtype, copy=False)
+
+
 def dtype_name(dtype: Any) -> str | None:
     """The name of a logits dtype that pyce computes with, in native byte order; else None."""
     name = _NAMES.get(dtype)
@@ -228,7 +240,7 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
             raise TypeError(
                 f"{what} must be float16, bfloat16, float32 or float64, got {array.dtype}"
             )
-        array = array.astype(native)
+        array = _converted(array, native)
     if not array.flags.aligned:
         array = array.copy()
     return array, name
@@ -257,7 +269,9 @@ def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
         raise TypeError(f"{what} must be real numbers, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
-    return np.ascontiguousarray(array, dtype=_FLOAT64).reshape(shape)
+    if array.dtype is not _FLOAT64:
+        array = _converted(array, _FLOAT64)
+    return np.ascontiguousarray(array).reshape(shape)
 
 
 def real(value: Any, what: str) -> float:
@@ -302,18 +316,25 @@ def indices(
             f"expected {positions}, the logits' shape without the class axis"
         )
     if target.dtype.kind == "u" and target.dtype.itemsize == 8:
-        # What int64 can't hold is out of range for certain, but must not wrap to a valid value.
-        large = target > np.uint64(INDEX_LIMIT.max)
-        if large.any():
-            fits = np.where(large, 0, target).astype(np.int64).ravel()
-            large = large.ravel()
-            bad = large | ((fits != ignore_index) & (fits >= classes))
-            row = int(np.argmax(bad))
-            raise label_error(row, int(target.ravel()[row]), classes, ignore_index)
+        _refuse_large(target, classes, ignore_index)
     dtype = target.dtype
     if dtype != _INT64 and dtype != _INT32:
         dtype = _INT64 if dtype.itemsize == 8 or dtype == np.dtype(np.uint32) else _INT32
-    return np.require(target, dtype=dtype, requirements=["C", "A"]).reshape(-1)
+    if target.dtype is not dtype:
+        target = _converted(target, dtype)
+    return np.require(target, requirements=["C", "A"]).reshape(-1)
+
+
+@_fpenv.default
+def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
+    """What int64 can't hold is out of range for certain, but must not wrap to a valid value."""
+    large = target > np.uint64(INDEX_LIMIT.max)
+    if large.any():
+        fits = np.where(large, 0, target).astype(np.int64).ravel()
+        large = large.ravel()
+        bad = large | ((fits != ignore_index) & (fits >= classes))
+        row = int(np.argmax(bad))
+        raise label_error(row, int(target.ravel()[row]), classes, ignore_index)
 
 
 def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce._arguments import Array, Problem
 from pyce._backends import current
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def cross_entropy(
@@ -236,19 +233,14 @@ def cross_entropy_backward(
 
 
 def _run(p: Problem, direction: str) -> Any:
-    """Allocate row losses if asked for, run, and give the loss its dtype and shape."""
-    dtype = np.float64 if p.dtype_name == "float64" else np.float32
+    """Allocate row losses if asked for, run, and give them their shape."""
     if p.reduction == "none":
-        p.losses = np.empty(p.rows, dtype)
+        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
     loss = backend.forward(p) if direction == "forward" else backend.forward_backward(p)
-    if p.losses is not None:
-        return p.losses.reshape(p.positions)
-    if abs(loss) > _LARGEST and dtype is np.float32:
-        return dtype(math.copysign(math.inf, loss))  # which the cast would do, with a warning
-    return dtype(loss)
+    return loss if p.losses is None else p.losses.reshape(p.positions)
 
 
 def _delivered(result: Array, out: Array | None) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyce import _arguments as arguments
+from pyce import _fpenv
 from pyce._arguments import Array, Problem
 from pyce._backends import current
 
@@ -19,6 +20,7 @@ from pyce._backends import current
 _BLOCK = 1 << 16
 
 
+@_fpenv.default
 def nll_loss(
     log_probs: Any,
     target: Any,
@@ -50,6 +52,7 @@ def nll_loss(
     return _from_logs(p, lambda values: np.negative(values, dtype=np.float64))
 
 
+@_fpenv.default
 def log_loss(
     probs: Any,
     target: Any,
@@ -99,9 +102,8 @@ def _from_logs(p: Problem, minus_log: Any) -> Any:
     b is the one-hot target, the probabilities, or their smoothed form, times the class weights.
     """
     p.check_labels()
-    dtype = np.float64 if p.dtype_name == "float64" else np.float32
     if p.reduction == "none":
-        p.losses = np.empty(p.rows, dtype)
+        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
     values = np.moveaxis(p.logits, p.axis, -1)
     losses = np.zeros(p.rows)
     with np.errstate(all="ignore"):
@@ -115,7 +117,7 @@ def _from_logs(p: Problem, minus_log: Any) -> Any:
     if keep is not None:
         losses[~keep] = 0.0
     loss = p.reduce(losses)
-    return dtype(loss) if p.losses is None else p.losses.reshape(p.positions)
+    return loss if p.losses is None else p.losses.reshape(p.positions)
 
 
 def _add_labels(p: Problem, values: Array, minus_log: Any, losses: Array) -> None:
@@ -143,6 +145,7 @@ def _product(share: Array, loss: Array) -> Array:
     return np.multiply(share, loss, out=np.zeros(loss.shape), where=share != 0)
 
 
+@_fpenv.default
 def binary_cross_entropy(
     logits: Any,
     target: Any,
@@ -180,6 +183,7 @@ def binary_cross_entropy(
     return _bernoulli(logits, target, weight, pos_weight, reduction, with_grad=False)[0]
 
 
+@_fpenv.default
 def binary_cross_entropy_with_grad(
     logits: Any,
     target: Any,
@@ -260,6 +264,7 @@ def _broadcast(value: Any, shape: tuple[int, ...], what: str, exact: bool = Fals
         raise ValueError(f"{what} of shape {array.shape} {fit} logits of shape {shape}") from None
 
 
+@_fpenv.default
 def accuracy(
     logits: Any, target: Any, *, axis: int = -1, top_k: int = 1, ignore_index: int = -100
 ) -> float:

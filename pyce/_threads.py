@@ -1,8 +1,9 @@
 """How many threads a call may use: what was asked for, limited by what the process may run on.
 
 Asked for: `set_num_threads`, else PYCE_NUM_THREADS, else OMP_NUM_THREADS, else every processor.
-Limits: the CPU affinity of the calling thread, read at every large call, and the CPU quotas of the
-process's control group and its ancestors (version 1 and 2), re-read at most once a second.
+Limits: the CPU affinity of the calling thread, read at every large call; the CPU quotas of the
+process's control group and its ancestors (version 1 and 2), re-read at most once a second; what
+threadpoolctl was told.
 """
 
 from __future__ import annotations
@@ -12,18 +13,32 @@ import os
 import time
 from pathlib import Path
 
+from pyce import _fpenv
 from pyce._arguments import index_number
 
 _asked: int | None = None
+_limit: float = math.inf
 _quota: float = math.inf
-_quota_read_at: float = -math.inf
+_quota_read_at: int | None = None  # ns
+
+# Whether this process was forked from one that had imported pyce.
+forked = False
+
+
+def _after_fork() -> None:
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def set_num_threads(n: int) -> None:
     """Use at most `n` threads per call from now on, in every backend.
 
-    The calling thread counts as one of them. Fewer run where the process's CPU affinity or control
-    group allows fewer. Raises ValueError for n < 1.
+    The calling thread counts as one of them. Fewer run where the CPU affinity, the control group or
+    a limit set by threadpoolctl allows fewer. Raises ValueError for n < 1.
     """
     global _asked
     number = index_number(n, "threads")
@@ -39,7 +54,21 @@ def get_num_threads() -> int:
 
 def budget() -> int:
     """The same, for the backends: called once for every call that is large enough to share."""
-    return max(1, math.ceil(min(_wanted(), _affinity(), _quota_now())))
+    return max(1, math.ceil(min(_unlimited(), _limit)))
+
+
+def limit(n: int) -> None:
+    """Use at most `n` threads, whatever was asked for, until told otherwise; for threadpoolctl.
+
+    To end a limit, threadpoolctl sets the number that it found before. So a number that limits
+    nothing is none: what was asked for, the affinity and the quota count again as they change.
+    """
+    global _limit
+    _limit = n if n < _unlimited() else math.inf
+
+
+def _unlimited() -> float:
+    return min(_wanted(), _affinity(), _quota_now())
 
 
 def _wanted() -> int:
@@ -68,11 +97,18 @@ def _affinity() -> int:
 
 def _quota_now() -> float:
     global _quota, _quota_read_at
-    now = time.monotonic()
-    if now - _quota_read_at >= 1.0:
-        _quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    now = time.monotonic_ns()  # no float, whose arithmetic would leave flags in the caller
+    if _quota_read_at is None or now - _quota_read_at >= 1_000_000_000:
+        _quota = _read_quota()
         _quota_read_at = now
     return _quota
+
+
+@_fpenv.default
+def _read_quota() -> float:
+    """In whole processors."""
+    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return quota if quota == math.inf else math.ceil(quota)
 
 
 def cgroup_quota(membership: Path, root: Path) -> float:
@@ -82,7 +118,7 @@ def cgroup_quota(membership: Path, root: Path) -> float:
     `root` is where the hierarchies are mounted.
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = os.fsdecode(membership.read_bytes()).splitlines()
     except OSError:
         return math.inf
     quota = math.inf

@@ -112,9 +112,9 @@ def _unchanged_settings():
     """No test leaves another thread count or default backend behind."""
     from pyce import _backends, _threads
 
-    asked, default = _threads._asked, _backends._default
+    asked, limit, default = _threads._asked, _threads._limit, _backends._default
     yield
-    _threads._asked, _backends._default = asked, default
+    _threads._asked, _threads._limit, _backends._default = asked, limit, default
 
 
 def pytest_generate_tests(metafunc):

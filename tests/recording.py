@@ -96,14 +96,17 @@ class _Recorder:
         w.array(p.grad_losses, 8 * rows)
         lse = (p.lse, 8 * rows)
         w.array(*lse)
-        losses = (p.losses, rows * (8 if p.dtype == lib.PYCE_FLOAT64 else 4))
+        item = 8 if p.dtype == lib.PYCE_FLOAT64 else 4
+        losses, reduced = (p.losses, rows * item), (p.reduced, item)
         w.array(*losses)
+        w.array(*reduced)
         status = lib.pyce_run(p)
         w.integers(status, p.bad_row, p.bad_value)
         w.reals(p.loss)
         w.after(result)
         w.after(lse)
         w.after(losses)
+        w.after(reduced)
         return status
 
     def pyce_cross_entropy(
@@ -123,7 +126,7 @@ class _Recorder:
             smoothing, ignore_index, loss,
         )  # fmt: skip
         w.integers(status)
-        w.reals(loss[0])
+        w.array(loss, 8 if dtype == lib.PYCE_FLOAT64 else 4)
         w.array(grad, size)
         return status
 

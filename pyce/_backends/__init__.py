@@ -24,10 +24,12 @@ class Backend(Protocol):
     # Whether the functions below raise IndexError for bad labels themselves, before writing.
     CHECKS_LABELS: bool
 
-    def forward(self, p: Problem) -> float:
-        """Write p.lse and p.losses where they are not None; return the reduced loss."""
+    # None depends on the caller's floating-point environment, or leaves a trace in it.
 
-    def forward_backward(self, p: Problem) -> float:
+    def forward(self, p: Problem) -> Any:
+        """Write p.lse and p.losses where they are not None; return the loss in its dtype."""
+
+    def forward_backward(self, p: Problem) -> Any:
         """The same, and write p.grad."""
 
     def backward(self, p: Problem) -> None:

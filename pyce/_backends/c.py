@@ -34,13 +34,13 @@ _REDUCTIONS = {
 }
 _NULL = ffi.NULL
 _NO_OPERAND = (_NULL, _NULL, 0, 0)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _PROBLEM = ffi.typeof("pyce_problem *")
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
 _new = ffi.new
 _from_buffer = ffi.from_buffer
-_DOUBLE = ffi.typeof("double *")
 _LABELS = ffi.typeof("int64_t[]")
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
@@ -92,11 +92,11 @@ if os.environ.get("PYCE_ISA"):
     set_isa(os.environ["PYCE_ISA"])
 
 
-def forward(p: Problem) -> float:
+def forward(p: Problem) -> Any:
     return _loss(_FORWARD, p)
 
 
-def forward_backward(p: Problem) -> float:
+def forward_backward(p: Problem) -> Any:
     return _loss(_FORWARD_BACKWARD, p)
 
 
@@ -104,11 +104,11 @@ def backward(p: Problem) -> None:
     _loss(_BACKWARD, p)
 
 
-def _common(operation: int, p: Problem, labels: Array) -> float | None:
+def _common(operation: int, p: Problem, labels: Array) -> Any:
     """The case that small calls are made of, with less to fill in; None where it went wrong."""
     logits = p.logits
     grad = p.grad
-    loss = _new(_DOUBLE)
+    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     if _cross_entropy(
         operation,
         _DTYPES[p.dtype_name],
@@ -122,13 +122,13 @@ def _common(operation: int, p: Problem, labels: Array) -> float | None:
         _NULL if grad is None else _from_buffer(grad),
         p.smoothing,
         p.ignore_index,
-        loss,
+        _from_buffer(loss),
     ):
         return None
-    return loss[0]  # type: ignore[no-any-return]
+    return loss[0]
 
 
-def _loss(operation: int, p: Problem) -> float:
+def _loss(operation: int, p: Problem) -> Any:
     labels = p.labels
     if (
         labels is not None
@@ -147,7 +147,7 @@ def _loss(operation: int, p: Problem) -> float:
     return _general(operation, p)
 
 
-def _general(operation: int, p: Problem) -> float:
+def _general(operation: int, p: Problem) -> Any:
     # The structure is filled in one go, in the order of pyce.h.
     logits, grad, labels, probs = p.logits, p.grad, p.labels, p.probs
     weight, sample_weight, lse, losses = p.weight, p.sample_weight, p.lse, p.losses
@@ -184,6 +184,9 @@ def _general(operation: int, p: Problem) -> float:
         reduction = "sum"  # the factors of the rows are in grad_losses
     elif reduction == "mean" and p.normalizer is not None:
         reduction = "quotient"
+    # Written by C in its own dtype: a conversion here would be subject to the caller's
+    # floating-point environment, and leave its flags there.
+    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     c = _new(
         _PROBLEM,
         (
@@ -209,6 +212,7 @@ def _general(operation: int, p: Problem) -> float:
             p.ignore_index,
             _NULL if lse is None else _from_buffer("double[]", lse),
             _NULL if losses is None else _from_buffer(losses),
+            _from_buffer(loss),
         ),
     )
     status = _run(c)
@@ -217,7 +221,7 @@ def _general(operation: int, p: Problem) -> float:
         if status == lib.PYCE_BAD_LABEL:
             raise label_error(c.bad_row, c.bad_value, classes, p.ignore_index)
         _check(status)
-    return c.loss  # type: ignore[no-any-return]
+    return loss[0]
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:

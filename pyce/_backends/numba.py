@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import threading
+import platform
 from collections.abc import Callable
 from fractions import Fraction
 from types import FunctionType, SimpleNamespace
@@ -44,10 +44,11 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
-from pyce import _threads
+from pyce import _fpenv, _threads
 from pyce._arguments import Array, Problem, compute_dtype, row_blocks
 
 NAME = "numba"
@@ -164,6 +165,42 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.fma(*arguments)
 
     return a(a, a, a), generate
+
+
+_MACHINE = platform.machine().lower()
+# Round to nearest, keep subnormals, no traps.
+_DEFAULT_CONTROL = _U(0x1F80 if _MACHINE in ("x86_64", "amd64") else 0)
+
+
+@_intrinsic
+def _set_control(context: Any, value: Any) -> Any:
+    """Set this thread's floating-point control register; returns what it held.
+
+    Numba's threads have the environment of the thread that first made them, whatever that was.
+    """
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (value,) = arguments
+
+        def call(name: str, result: Any, *given: Any) -> Any:
+            kind = ir.FunctionType(result, [a.type for a in given])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+
+        if _MACHINE in ("x86_64", "amd64"):
+            memory = cgutils.alloca_once(builder, ir.IntType(32))
+            address = builder.bitcast(memory, ir.IntType(8).as_pointer())
+            call("llvm.x86.sse.stmxcsr", ir.VoidType(), address)
+            before = builder.zext(builder.load(memory), value.type)
+            builder.store(builder.trunc(value, ir.IntType(32)), memory)
+            call("llvm.x86.sse.ldmxcsr", ir.VoidType(), address)
+            return before
+        if _MACHINE in ("aarch64", "arm64"):
+            before = call("llvm.aarch64.get.fpcr", value.type)
+            call("llvm.aarch64.set.fpcr", ir.VoidType(), value)
+            return before
+        return value
+
+    return types.uintp(types.uintp), generate
 
 
 def _transposition(rows: int, columns: int) -> Any:
@@ -1405,19 +1442,32 @@ _SMALL = 2**22
 # What a row costs beside its elements, in elements.
 _PER_ROW = 32
 
-# Held while threads work. Numba's "workqueue" layer aborts the process when two threads of Python
-# start parallel work at a time, and the other layers would run more threads than asked for: so a
-# caller who finds it taken does its work alone.
-_busy = threading.Lock()
-# In a child of a fork the threads of the parent are missing, which the layers answer by aborting:
-# there every caller works alone.
-_forked = False
+# The callers who would have threads work; the first of them has. Numba's "workqueue" layer aborts
+# the process when two threads of Python start parallel work at a time, and the other layers would
+# run more threads than asked for: so a caller who is not the first works alone. A list and no lock,
+# since an interrupt between taking a lock and the `try` would leave it taken for ever.
+_callers: list[object] = []
 _compiler: Any = global_compiler_lock
 
 
+def _orphaned() -> bool:
+    """Whether somebody else started Numba's threads before a fork, so that they are missing."""
+    if not getattr(numba.np.ufunc.parallel, "_is_initialized", False):
+        return False
+    try:
+        return bool(len(os.listdir("/proc/self/task")) < _config.NUMBA_NUM_THREADS)
+    except OSError:  # not on every system
+        return False
+
+
+# In a child of a fork the threads of the parent are missing, which the layers answer by aborting:
+# there every caller works alone.
+_forked = _threads.forked or _orphaned()
+
+
 def _after_fork() -> None:
-    global _busy, _forked
-    _busy = threading.Lock()
+    global _forked
+    _callers.clear()
     _forked = True
     _compiler.release()
 
@@ -1462,7 +1512,9 @@ def _rows_alone(*job: Any) -> None:
 
 def _rows_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
+        control = _set_control(_DEFAULT_CONTROL)
         _rows(piece, pieces, Job(*job))
+        _set_control(control)
 
 
 def _tiles_alone(*job: Any) -> None:
@@ -1471,7 +1523,9 @@ def _tiles_alone(*job: Any) -> None:
 
 def _tiles_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
+        control = _set_control(_DEFAULT_CONTROL)
         _tiles(piece, pieces, Job(*job))
+        _set_control(control)
 
 
 def _halves_alone(*job: Any) -> None:
@@ -1480,7 +1534,9 @@ def _halves_alone(*job: Any) -> None:
 
 def _halves_shared(pieces: int, *job: Any) -> None:
     for piece in numba.prange(pieces):
+        control = _set_control(_DEFAULT_CONTROL)
         _halves(piece, pieces, Job(*job))
+        _set_control(control)
 
 
 def _bernoulli_alone(*arguments: Any) -> None:
@@ -1489,7 +1545,9 @@ def _bernoulli_alone(*arguments: Any) -> None:
 
 def _bernoulli_shared(pieces: int, *arguments: Any) -> None:
     for piece in numba.prange(pieces):
+        control = _set_control(_DEFAULT_CONTROL)
         _bernoulli(piece, pieces, *arguments)
+        _set_control(control)
 
 
 _SHARED = {
@@ -1507,18 +1565,22 @@ def _call(function: Callable[..., Any], work: int, *arguments: Any) -> None:
     threads = 1
     if work >= _SMALL and not _forked:
         threads = min(_threads.budget(), _config.NUMBA_NUM_THREADS)
-    if threads > 1 and _busy.acquire(blocking=False):
-        try:
+    caller = object()
+    try:
+        if threads > 1:
+            _callers.append(caller)
+        if threads > 1 and _callers[0] is caller:
             before = numba.get_num_threads()
             numba.set_num_threads(threads)
             try:
                 _kernel(_SHARED[function], arguments)(threads, *arguments)
             finally:
                 numba.set_num_threads(before)
-        finally:
-            _busy.release()
-    else:
-        _kernel(function, arguments)(*arguments)
+            return
+    finally:
+        if caller in _callers:
+            _callers.remove(caller)
+    _kernel(function, arguments)(*arguments)
 
 
 def _writable(a: Array) -> Array:
@@ -1575,7 +1637,8 @@ _TILE = 2**16
 _COPIED = 2**15
 
 
-def forward(p: Problem) -> float:
+@_fpenv.default
+def forward(p: Problem) -> Any:
     losses = np.empty(p.rows)
     _loss(p, losses)
     if p.losses is None:
@@ -1585,10 +1648,11 @@ def forward(p: Problem) -> float:
     return p.reduce(losses)
 
 
-def forward_backward(p: Problem) -> float:
+def forward_backward(p: Problem) -> Any:
     return forward(p)  # which writes p.grad where there is one
 
 
+@_fpenv.default
 def backward(p: Problem) -> None:
     """From the logits anew: a float64 lse of large logits does not hold the digits promised.
 
@@ -1634,14 +1698,17 @@ def _row_scale(p: Problem) -> Array:
         return np.full(1, p.grad_loss) / p.denominator()
 
 
+@_fpenv.default
 def softmax(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, out)
 
 
+@_fpenv.default
 def log_softmax(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, out, log=True)
 
 
+@_fpenv.default
 def logsumexp(x: Array, axis: int, out: Array) -> None:
     _run(x, axis, None, per_row=(None, None, None, None, out))
 
@@ -1745,6 +1812,7 @@ def _kernels(
     )
 
 
+@_fpenv.default
 def binary_cross_entropy(
     x: Array,
     t: Array,

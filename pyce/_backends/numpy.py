@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from pyce import _fpenv
 from pyce._arguments import Array, Problem, compute_dtype, row_blocks
 
 NAME = "numpy"
@@ -301,16 +302,18 @@ def _store(out: Array, values: Array) -> None:
 # Softmax cross-entropy
 
 
-def forward(p: Problem) -> float:
+@_fpenv.default
+def forward(p: Problem) -> Any:
     losses = np.zeros(p.rows)
     _run(p, losses)
     return p.reduce(losses)
 
 
-def forward_backward(p: Problem) -> float:
+def forward_backward(p: Problem) -> Any:
     return forward(p)  # which writes p.grad where there is one
 
 
+@_fpenv.default
 def backward(p: Problem) -> None:
     """From the logits anew: a float64 lse of large logits does not hold the digits promised.
 
@@ -348,6 +351,7 @@ def _run(p: Problem, losses: Array | None) -> None:
 # Softmax and its kin
 
 
+@_fpenv.default
 def softmax(x: Array, axis: int, out: Array) -> None:
     view, out = np.moveaxis(x, axis, -1), np.moveaxis(out, axis, -1)
     for index, _, _ in row_blocks(x.shape, axis, _block(x)):
@@ -358,6 +362,7 @@ def softmax(x: Array, axis: int, out: Array) -> None:
                 _store(out[index][..., cut], _value(rows.shifted(cut)[1] * factor[:, np.newaxis]))
 
 
+@_fpenv.default
 def log_softmax(x: Array, axis: int, out: Array) -> None:
     view, out = np.moveaxis(x, axis, -1), np.moveaxis(out, axis, -1)
     for index, _, _ in row_blocks(x.shape, axis, _block(x)):
@@ -368,6 +373,7 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
                 _store(out[index][..., cut], _value(rows.shifted(cut)[0] - log_total))
 
 
+@_fpenv.default
 def logsumexp(x: Array, axis: int, out: Array) -> None:
     view = np.moveaxis(x, axis, -1)
     for index, start, stop in row_blocks(x.shape, axis, _block(x)):
@@ -379,6 +385,7 @@ def logsumexp(x: Array, axis: int, out: Array) -> None:
 # Binary cross-entropy
 
 
+@_fpenv.default
 def binary_cross_entropy(
     x: Array,
     t: Array,

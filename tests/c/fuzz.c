@@ -290,10 +290,14 @@ static void fuzz_run(bytes *b) {
         p.losses = exactly(rows * item_size[loss_dtype], shift_of(b, item_size[loss_dtype]));
         memset(p.losses, UNTOUCHED, (size_t)(rows * item_size[loss_dtype]));
     }
-    pyce_set_cache(byte(b) & 1 ? 1 : 0);
+    const uint8_t last = byte(b);
+    if (last & 2) p.reduced = exactly(item_size[loss_dtype], 0);
+    if (p.reduced) memset(p.reduced, UNTOUCHED, (size_t)item_size[loss_dtype]);
+    pyce_set_cache(last & 1);
     output outputs[] = {watch(result.memory, result.count, p.dtype),
-                        watch(p.lse, rows, PYCE_FLOAT64), watch(p.losses, rows, loss_dtype)};
-    run_all(call_run, &p, outputs, 3);
+                        watch(p.lse, rows, PYCE_FLOAT64), watch(p.losses, rows, loss_dtype),
+                        watch(p.reduced, 1, loss_dtype)};
+    run_all(call_run, &p, outputs, 4);
 }
 
 /* A problem of which any field is anything: it may be refused, or have no rows, and no more. */

@@ -126,10 +126,14 @@ static void compare(const char *what, const char *isa, array got, array expected
     }
 }
 
-static void compare_numbers(const char *isa, int status, int64_t expected_status, double got,
-                            double expected) {
+static int loss_dtype(int dtype) { return dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32; }
+
+static void compare_doubles(const char *isa, double got, double expected) {
     const array a = {8, (unsigned char *)&got}, b = {8, (unsigned char *)&expected};
     compare("the loss", isa, a, b, PYCE_FLOAT64);
+}
+
+static void compare_status(const char *isa, int status, int64_t expected_status) {
     if (status == expected_status) return;
     if (wrong++ < 20) {
         fprintf(stderr, "call %" PRIu64 ", %s: status %d, not %" PRId64 "\n", calls, isa, status,
@@ -160,13 +164,12 @@ static void replay_run(const char *const *isas) {
     operand result = read_operand(1);
     operand probs = read_operand(0);
     array given[] = {read_array(), read_array(), read_array(), read_array()};
-    array lse = read_array(), losses = read_array();
+    array lse = read_array(), losses = read_array(), reduced = read_array();
     const int64_t status = integer(), bad_row = integer(), bad_value = integer();
     const double loss = real();
-    array expected[3] = {{-1, NULL}, {-1, NULL}, {-1, NULL}};
+    array expected[4] = {{-1, NULL}};
     if (result.base >= 0) expected[0] = read_array();
-    expected[1] = read_array();
-    expected[2] = read_array();
+    for (int i = 1; i < 4; i++) expected[i] = read_array();
 
     p.labels = given[0].data;
     p.weight = (const double *)given[1].data;
@@ -177,18 +180,20 @@ static void replay_run(const char *const *isas) {
         pyce_set_isa(*isas);
         array x = copy_of(logits.elements), written = {-1, NULL};
         if (!in_place && result.base >= 0) written = patterned(result.elements.size);
-        array l = copy_of(lse), rows = copy_of(losses);
+        array l = copy_of(lse), rows = copy_of(losses), one = copy_of(reduced);
         p.logits = seen(&logits, x, size);
         p.result = in_place ? p.logits : seen(&result, written, size);
         p.lse = (double *)l.data;
         p.losses = rows.data;
-        const int got = pyce_run(&p);
-        compare_numbers(*isas, got, status, p.loss, loss);
+        p.reduced = one.data;
+        compare_status(*isas, pyce_run(&p), status);
+        compare_doubles(*isas, p.loss, loss);
         if (p.bad_row != bad_row || p.bad_value != bad_value) wrong++;
         compare("the result", *isas, in_place ? x : written, expected[0], p.dtype);
         compare("lse", *isas, l, expected[1], PYCE_FLOAT64);
-        compare("the losses", *isas, rows, expected[2],
-                p.dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32);
+        compare("the losses", *isas, rows, expected[2], loss_dtype(p.dtype));
+        compare("the reduced loss", *isas, one, expected[3], loss_dtype(p.dtype));
+        free(one.data);
         free(x.data);
         free(written.data);
         free(l.data);
@@ -198,11 +203,14 @@ static void replay_run(const char *const *isas) {
     for (int i = 0; i < 3; i++) {
         free(operands[i]->offsets.data);
         free(operands[i]->elements.data);
-        free(expected[i].data);
     }
-    for (int i = 0; i < 4; i++) free(given[i].data);
+    for (int i = 0; i < 4; i++) {
+        free(expected[i].data);
+        free(given[i].data);
+    }
     free(lse.data);
     free(losses.data);
+    free(reduced.data);
 }
 
 static void replay_cross_entropy(const char *const *isas) {
@@ -213,21 +221,22 @@ static void replay_cross_entropy(const char *const *isas) {
     array x = read_array(), y = read_array();
     const int has_grad = (int)integer();
     const int64_t status = integer();
-    const double loss = real();
-    array expected = read_array();
+    array loss = read_array(), expected = read_array();
     for (; *isas; isas++) {
         pyce_set_isa(*isas);
-        array grad = patterned(has_grad ? x.size : -1);
-        double got_loss = 0;
-        const int got =
-            pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes, inner, x.data,
-                               (const int64_t *)y.data, grad.data, smoothing, ignore, &got_loss);
-        compare_numbers(*isas, got, status, got_loss, loss);
+        array grad = patterned(has_grad ? x.size : -1), got_loss = patterned(loss.size);
+        const int got = pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes,
+                                           inner, x.data, (const int64_t *)y.data, grad.data,
+                                           smoothing, ignore, got_loss.data);
+        compare_status(*isas, got, status);
+        compare("the loss", *isas, got_loss, loss, loss_dtype(dtype));
         if (has_grad) compare("the gradient", *isas, grad, expected, dtype);
         free(grad.data);
+        free(got_loss.data);
     }
     free(x.data);
     free(y.data);
+    free(loss.data);
     free(expected.data);
 }
 
@@ -248,7 +257,8 @@ static void replay_bernoulli(const char *const *isas) {
         const int got = pyce_binary_cross_entropy(dtype, n, given[0].data, given[1].data,
                                                   given[2].data, given[3].data, losses.data,
                                                   grad.data, scale, threads, &got_total);
-        compare_numbers(*isas, got, status, got_total, total);
+        compare_status(*isas, got, status);
+        compare_doubles(*isas, got_total, total);
         compare("the losses", *isas, losses, expected[0], dtype);
         compare("the gradient", *isas, grad, expected[1], dtype);
         free(losses.data);

@@ -1,0 +1,90 @@
+"""Lets threadpoolctl see and limit pyce, whichever of the two is imported first.
+
+threadpoolctl must be told of what it does not know, but is not imported for that: it is told at
+once if it is there already, else as soon as someone imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from pyce import _threads
+from pyce._version import __version__
+
+_NAME = "threadpoolctl"
+
+
+def register() -> None:
+    """Tell threadpoolctl of the C extension, which it finds among the loaded libraries.
+
+    What limits it limits every backend. Without the extension there is nothing to find.
+    """
+    try:
+        threadpoolctl: Any = importlib.import_module(_NAME)
+        importlib.import_module("pyce._pyce")
+    except ImportError:  # without the extension
+        return
+    if not hasattr(threadpoolctl, "register"):  # too old
+        return
+
+    class Controller(threadpoolctl.LibController):  # type: ignore[misc]
+        user_api = "pyce"
+        internal_api = "pyce"
+        filename_prefixes = ("_pyce.",)
+        check_symbols = ("PyInit__pyce",)
+
+        def get_num_threads(self) -> int:
+            return _threads.budget()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            _threads.limit(num_threads)
+
+        def get_version(self) -> str:
+            return __version__
+
+    threadpoolctl.register(Controller)
+
+
+class _Watch:
+    """A finder that finds nothing but has `register` called once threadpoolctl is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _NAME:
+            return None
+        for finder in sys.meta_path:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = find and find(name, path, target)
+            if spec:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader:
+    """threadpoolctl's own loader, and then `register`."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def create_module(self, spec: Any) -> Any:
+        return self._own.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = module.__loader__ = self._own
+        self._own.exec_module(module)
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Watch)]
+        register()
+
+
+def watch() -> None:
+    """Have `register` called, now or when threadpoolctl is imported."""
+    if _NAME in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _Watch())
