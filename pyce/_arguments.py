@@ -251,13 +251,14 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
 
 
 def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
-    """Real numbers of exactly `shape` as a contiguous float64 array."""
+    """Real numbers of exactly `shape` as a contiguous, aligned float64 array."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and dtype_name(array.dtype) is None:
         raise TypeError(f"{what} must be real numbers, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
-    return np.ascontiguousarray(array, dtype=_FLOAT64).reshape(shape)
+    result = np.ascontiguousarray(array, dtype=_FLOAT64)
+    return (result if result.flags.aligned else result.copy()).reshape(shape)
 
 
 def real(value: Any, what: str) -> float:
