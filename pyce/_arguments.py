@@ -317,11 +317,12 @@ def indices(
     return np.require(target, dtype=dtype, requirements=["C", "A"]).reshape(-1)
 
 
-def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Array:
+def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], ...]) -> Array:
     """The aligned array to write a logits-shaped result to: `out` after its checks, or a new one.
 
     `out` may be exactly the logits, of which `given` is what the caller passed. Any other memory
-    that it shares with them, or any with an array among `others`, is refused.
+    that it shares with them, or any with another argument, is refused; `others` are these, as given
+    and as used.
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
@@ -344,7 +345,8 @@ def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Arra
             continue
         if _overlap(out, other) and not _same_memory(out, other):
             raise ValueError("out overlaps the logits: it must be exactly them or share no memory")
-    for other in others:
+    for passed, used in others:
+        other = passed if isinstance(passed, np.ndarray) else used
         if other is None or (
             owns and out is not other and type(other) is np.ndarray and other.flags.owndata
         ):
