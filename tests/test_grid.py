@@ -435,7 +435,7 @@ def test_the_grid_is_full():
 
 
 def shared(a, name, exactly):
-    """Argument `name` moved into the output's last bytes; or its first, of a dtype to convert from."""
+    """Argument `name` moved into the last bytes of the output; or the first, of another dtype."""
     out, moved = a["out"], a[name]
     start = 0 if exactly else (out.nbytes - moved.itemsize) // 8 * 8
     room = np.zeros(out.nbytes + moved.nbytes + 8, np.uint8)
