@@ -11,7 +11,7 @@ LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 
-.PHONY: help build test lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test fuzz-python lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -20,6 +20,9 @@ build: $(EXTENSION) ## build the C extension in place
 
 test: .venv/.test $(EXTENSION) ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/test_properties.py: minutes
+	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/test_properties.py
 
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .

@@ -417,7 +417,9 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             rest = total;
             dense += block->dense;
             const double from = block->max - block->max == 0 ? block->max : 0;
-            dense_loss += block->dense_loss + block->dense_loss_low;
+            /* Of a sum that has overflowed, what was lost is no number. */
+            const double low = block->dense_loss_low;
+            dense_loss += block->dense_loss + (low - low == 0 ? low : 0);
             if (block->dense != 0) dense_loss += (max - from) * block->dense;
         }
     }
