@@ -201,7 +201,8 @@ def cross_entropy_backward(
         As for `cross_entropy_with_grad`.
 
     The other parameters, errors and the accuracy are those of `cross_entropy_with_grad`; they must
-    be the ones that the forward was called with. A row whose lse is not finite gets NaN.
+    be the ones that the forward was called with. A row whose lse is not finite gets NaN; from one
+    that is not the lse of its logits come numbers without a meaning, in that row alone.
 
     Returns
     -------
