@@ -30,7 +30,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -92,6 +92,9 @@ sanitize-threads: ## the pool's test program under ThreadSanitizer
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) timeout 120 build/race/threads 10
 	$(C_TESTS) threads
 	timeout 120 build/c/threads 10
+
+fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/test_properties.py: minutes
+	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/test_properties.py
 
 lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .

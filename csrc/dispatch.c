@@ -16,7 +16,7 @@ enum { COUNT = sizeof table / sizeof *table };
 static _Atomic(const pyce_kernels *) in_use;
 
 const char *pyce_isa(int i) {
-    for (int k = 0; k < COUNT; k++) {
+    for (int k = 0; k < COUNT && i >= 0; k++) {
         if (table[k]->supported() && i-- == 0) return table[k]->name;
     }
     return NULL;

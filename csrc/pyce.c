@@ -1,9 +1,10 @@
 /* The exported functions: check, decide, share the rows among threads, reduce.
  *
  * The Python side has checked its arguments already; what is checked here protects callers of the C
- * interface: enumerations, sizes whose product must fit, pointers that an operation needs, and, in
- * the one pass over the labels that finds the denominator, every label. Nothing is written before
- * all of it holds and all memory is there.
+ * interface: enumerations; sizes, strides and addresses, whose products and sums must fit; pointers,
+ * which are there if and only if the operation needs them, are aligned, and share no memory with what
+ * is written; and, in the one pass over the labels that finds the denominator, every label. Nothing
+ * is written before all of it holds and all memory is there.
  *
  * What computes does so in the default floating-point environment, entered and left by the exported
  * function; the pool's threads are always in it.
@@ -34,6 +35,8 @@ static _Atomic int64_t worth_sharing = 65536, worth_waking = 262144;
 #define COPY_PIECE ((int64_t)1 << 18)
 
 static const size_t item_size[] = {4, 8, 2, 2};
+static const size_t item_alignment[] = {_Alignof(float), _Alignof(double), _Alignof(uint16_t),
+                                        _Alignof(uint16_t)};
 
 /* -- the machine ------------------------------------------------------------------------------------ */
 
@@ -198,10 +201,98 @@ static int scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads
     return status;
 }
 
-static int operand_fits(const pyce_operand *a, int needed) { return needed ? a->data != NULL : 1; }
+/* The memory of arrays that are used together. */
+typedef struct {
+    uintptr_t begin, end;
+    int solid; /* every byte in between is the array's */
+    int written;
+} extent;
+typedef struct {
+    extent of[13];
+    int count;
+} extents;
+
+/* One more array: elements low…high from `data` on. Whether it can be. */
+static int add_extent(extents *all, const void *data, int64_t low, int64_t high, size_t size,
+                      size_t alignment, int solid, int written) {
+    extent *e = all->of + all->count++;
+    int64_t first, last;
+    if (!data || (uintptr_t)data % alignment) return 0;
+    if (__builtin_mul_overflow(low, (int64_t)size, &first)) return 0;
+    if (__builtin_add_overflow(high, 1, &high)) return 0;
+    if (__builtin_mul_overflow(high, (int64_t)size, &last)) return 0;
+    if (__builtin_add_overflow((uintptr_t)data, first, &e->begin)) return 0;
+    if (__builtin_add_overflow((uintptr_t)data, last, &e->end)) return 0;
+    e->solid = solid;
+    e->written = written;
+    return 1;
+}
+
+/* A flat array, which must be there if it is `needed` and may not be if it is not `allowed`. */
+static int add_flat(extents *all, const void *data, int64_t n, size_t size, size_t alignment,
+                    int needed, int allowed, int written) {
+    if (!data) return !needed;
+    return allowed && add_extent(all, data, 0, n - 1, size, alignment, 1, written);
+}
+static int add_doubles(extents *all, const double *data, int64_t n, int needed, int allowed,
+                       int written) {
+    return add_flat(all, data, n, sizeof *data, _Alignof(double), needed, allowed, written);
+}
+
+/* How far `step` times (count − 1) reaches, added to *low or *high. */
+static int reach(int64_t count, int64_t step, int64_t *low, int64_t *high) {
+    int64_t distance, *end = step < 0 ? low : high;
+    return !__builtin_mul_overflow(count - 1, step, &distance) &&
+           !__builtin_add_overflow(*end, distance, end);
+}
+
+static int add_operand(extents *all, const pyce_problem *p, const pyce_operand *a, int dtype,
+                       int needed, int written) {
+    if (!needed) return a->data == NULL;
+    int64_t low = 0, high = p->inner - 1;
+    int solid = p->classes == 1 || a->class_stride == p->inner;
+    if (!reach(p->classes, a->class_stride, &low, &high)) return 0;
+    if (a->offsets) {
+        /* What they say is taken as it is. */
+        solid = 0;
+        if (!add_flat(all, a->offsets, p->outer, sizeof *a->offsets, _Alignof(int64_t), 1, 1, 0)) {
+            return 0;
+        }
+    } else {
+        solid = solid && (p->outer == 1 || a->outer_stride == p->classes * p->inner);
+        if (!reach(p->outer, a->outer_stride, &low, &high)) return 0;
+    }
+    if (written && ((p->classes > 1 && a->class_stride == 0) ||
+                    (p->outer > 1 && !a->offsets && a->outer_stride == 0))) {
+        return 0; /* one element for many */
+    }
+    return add_extent(all, a->data, low, high, item_size[dtype], item_alignment[dtype], solid,
+                      written);
+}
+
+/* Whether nothing that is written is anything else, as far as that is certain: what lies in gaps is
+   not looked at. Where labels or offsets changed, what was checked would be in vain. */
+static int nothing_shared(const extents *all) {
+    for (int i = 0; i < all->count; i++) {
+        const extent *a = all->of + i;
+        for (int k = 0; k < i; k++) {
+            const extent *b = all->of + k;
+            if ((a->written || b->written) && a->solid && b->solid && a->begin < b->end &&
+                b->begin < a->end) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+
+static int same_operand(const pyce_operand *a, const pyce_operand *b) {
+    return a->data == b->data && a->offsets == b->offsets && a->outer_stride == b->outer_stride &&
+           a->class_stride == b->class_stride;
+}
 
 static int arguments_fit(const pyce_problem *p) {
-    int64_t rows, size;
+    int64_t rows, size, work;
     if (p->operation < PYCE_FORWARD || p->operation > PYCE_LOGSUMEXP) return 0;
     if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
     if (p->target < PYCE_NO_TARGET || p->target > PYCE_PROBABILITIES) return 0;
@@ -211,19 +302,36 @@ static int arguments_fit(const pyce_problem *p) {
     if (__builtin_mul_overflow(p->outer, p->inner, &rows)) return 0;
     if (__builtin_mul_overflow(rows, p->classes, &size)) return 0;
     if (size > INT64_MAX / 8 - 4096) return 0;
+    if (__builtin_mul_overflow(rows, ELEMENTS_PER_ROW, &work)) return 0;
+    if (__builtin_add_overflow(size, work, &work)) return 0;
     if (!(p->smoothing >= 0 && p->smoothing <= 1)) return 0;
     if (rows == 0) return 1;
-    const int losses = p->operation <= PYCE_BACKWARD;
+
+    const int losses = p->operation <= PYCE_BACKWARD, backward = p->operation == PYCE_BACKWARD;
     if (losses != (p->target != PYCE_NO_TARGET)) return 0;
     const int index = p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
-    if (index != (p->labels != NULL)) return 0;
-    if (!operand_fits(&p->logits, 1)) return 0;
-    if (!operand_fits(&p->probs, p->target == PYCE_PROBABILITIES)) return 0;
+    const size_t label_size = p->target == PYCE_INDEX64 ? 8 : 4;
+    const size_t label_alignment =
+        p->target == PYCE_INDEX64 ? _Alignof(int64_t) : _Alignof(int32_t);
     const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
-    if (!operand_fits(&p->result, result)) return 0;
-    if (!p->lse && (p->operation == PYCE_BACKWARD || p->operation == PYCE_LOGSUMEXP)) return 0;
-    const int rows_wanted = p->operation <= PYCE_FORWARD_BACKWARD && p->reduction == PYCE_NONE;
-    return rows_wanted == (p->losses != NULL);
+    const int in_place = result && same_operand(&p->logits, &p->result);
+    const int rows_wanted = losses && !backward && p->reduction == PYCE_NONE;
+    const int lse_needed = backward || p->operation == PYCE_LOGSUMEXP;
+    const int loss_dtype = p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+    extents all = {.count = 0};
+    return (in_place || add_operand(&all, p, &p->logits, p->dtype, 1, 0)) &&
+           add_operand(&all, p, &p->result, p->dtype, result, 1) &&
+           add_operand(&all, p, &p->probs, p->probs_dtype, p->target == PYCE_PROBABILITIES, 0) &&
+           add_flat(&all, p->labels, rows, label_size, label_alignment, index, index, 0) &&
+           add_doubles(&all, p->weight, p->classes, 0, losses, 0) &&
+           add_doubles(&all, p->sample_weight, rows, 0, losses, 0) &&
+           add_doubles(&all, p->grad_losses, rows, 0, losses && result, 0) &&
+           add_doubles(&all, p->lse, rows, lse_needed, losses || lse_needed, !backward) &&
+           add_flat(&all, p->losses, rows, item_size[loss_dtype], item_alignment[loss_dtype],
+                    rows_wanted, rows_wanted, 1) &&
+           add_flat(&all, p->reduced, 1, item_size[loss_dtype], item_alignment[loss_dtype], 0,
+                    losses && !backward, 1) &&
+           nothing_shared(&all);
 }
 
 /* Σ sample_weight. */
@@ -263,16 +371,14 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     }
     job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
     /* Rows go past the caches only where result and logits together would not stay in them. */
-    const size_t size = item_size[p->dtype];
-    const double bytes = 2.0 * (double)rows * (double)p->classes * (double)size;
-    /* A result between two elements' addresses can't be brought to whole lines. */
-    job->streaming = bytes > (double)last_cache() && (uintptr_t)p->result.data % size == 0;
+    const double bytes = 2.0 * (double)rows * (double)p->classes * (double)item_size[p->dtype];
+    job->streaming = bytes > (double)last_cache();
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     /* A row of exponentials a thread; beyond this, those of many threads would live in no cache. */
     const double kept = (double)p->classes * (p->dtype == PYCE_FLOAT64 ? 8 : 4);
     job->recompute = kept * 16 > (double)last_cache() && job->blocks > 1;
     job->tile = LEAST_TILE;
-    while (job->tile < PYCE_TILE && job->tile * 2 * p->classes <= 32768) job->tile *= 2;
+    while (job->tile < PYCE_TILE && job->tile * 2 <= 32768 / p->classes) job->tile *= 2;
     /* Long rows are dealt one by one; rows side by side fill a vector. */
     if (job->tile == LEAST_TILE && p->inner == 1 && p->classes > 2048) job->tile = 1;
 }
@@ -319,7 +425,7 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
 static int threads_for(int64_t size, int allowed) {
     int64_t worth = size / worth_sharing;
     if (worth > 1) pyce_pool_limit(allowed);
-    if (allowed > 1 && worth > 1 && size < 2 * worth_waking && !pyce_pool_ready()) {
+    if (allowed > 1 && worth > 1 && size / 2 < worth_waking && !pyce_pool_ready()) {
         pyce_pool_note();
         worth = 1;
     }
@@ -328,9 +434,6 @@ static int threads_for(int64_t size, int allowed) {
 
 /* Not inlined: the compiler may move arithmetic past what sets the environment, but not past a call. */
 __attribute__((noinline)) static int run(pyce_problem *p) {
-    p->bad_row = -1;
-    p->bad_value = 0;
-    p->loss = 0;
     if (!arguments_fit(p)) return PYCE_BAD_ARGUMENT;
     const pyce_kernels *kernels = pyce_dispatch();
     const int64_t rows = p->outer * p->inner;
@@ -366,7 +469,8 @@ __attribute__((noinline)) static int run(pyce_problem *p) {
     int status = PYCE_OK;
     if (rows) {
         const int wide = p->inner == 1 && p->classes > PYCE_NARROW;
-        const int share = wide && threads > 1 && rows < 2 * threads && job.blocks >= 4 * threads;
+        const int share = wide && threads > 1 && rows < 2 * (int64_t)threads &&
+                          job.blocks >= 4 * (int64_t)threads;
         status = share ? run_shared(kernels, &job, threads, sums)
                        : run_rows(kernels, &job, threads, sums);
     }
@@ -398,7 +502,7 @@ __attribute__((noinline)) static int run(pyce_problem *p) {
 }
 
 int pyce_run(pyce_problem *p) {
-    if (!p) return PYCE_BAD_ARGUMENT;
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem)) return PYCE_BAD_ARGUMENT;
     const pyce_fpenv before = pyce_fpenv_enter();
     const int status = run(p);
     pyce_fpenv_leave(before);
@@ -476,10 +580,30 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total) {
     if (dtype != PYCE_FLOAT32 && dtype != PYCE_FLOAT64) return PYCE_BAD_ARGUMENT;
-    if (n < 0 || n > INT64_MAX / 8 || threads < 1 || !total) return PYCE_BAD_ARGUMENT;
-    *total = 0;
-    if (n == 0) return PYCE_OK;
+    if (n < 0 || n > INT64_MAX / 8 - 4096 || threads < 1) return PYCE_BAD_ARGUMENT;
+    if (!total || (uintptr_t)total % _Alignof(double)) return PYCE_BAD_ARGUMENT;
+    if (n == 0) {
+        *total = 0;
+        return PYCE_OK;
+    }
     if (!logits || !target) return PYCE_BAD_ARGUMENT;
+    const struct {
+        const void *data;
+        int written;
+    } arrays[] = {{grad == logits ? NULL : logits, 0},
+                  {target, 0},
+                  {weight, 0},
+                  {pos_weight, 0},
+                  {losses, 1},
+                  {grad, 1}};
+    extents all = {.count = 0};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        if (!add_flat(&all, arrays[i].data, n, item_size[dtype], item_alignment[dtype], 0, 1,
+                      arrays[i].written)) {
+            return PYCE_BAD_ARGUMENT;
+        }
+    }
+    if (!nothing_shared(&all)) return PYCE_BAD_ARGUMENT;
     bernoulli_work context = {pyce_dispatch(), dtype,  n,    logits, target, weight,
                               pos_weight,      losses, grad, scale,  NULL};
     const pyce_fpenv before = pyce_fpenv_enter();
@@ -516,8 +640,13 @@ static void work_copy(void *context, int64_t begin, int64_t end, void *scratch) 
 }
 
 static int copy_or_read(void *to, const void *from, int64_t bytes, int streaming, int threads) {
-    if (bytes < 0 || threads < 1 || (bytes && !from)) return PYCE_BAD_ARGUMENT;
+    if (bytes < 0 || bytes > INT64_MAX - COPY_PIECE || threads < 1) return PYCE_BAD_ARGUMENT;
     if (streaming && (uintptr_t)to % 64) return PYCE_BAD_ARGUMENT;
+    extents all = {.count = 0};
+    if (bytes && !(add_flat(&all, from, bytes, 1, 1, 1, 1, 0) &&
+                   add_flat(&all, to, bytes, 1, 1, 0, 1, 1) && nothing_shared(&all))) {
+        return PYCE_BAD_ARGUMENT;
+    }
     copy_work context = {pyce_dispatch(), to, from, bytes, streaming};
     const int64_t pieces = (bytes + COPY_PIECE - 1) / COPY_PIECE;
     const pyce_work work = {work_copy, &context, pieces, grain_of(pieces, threads), 64};

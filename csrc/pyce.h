@@ -1,7 +1,14 @@
 /* The C interface of pyce: the only declarations that Python sees (build_ffi.py reads this file).
  *
  * Every function returns or takes plain values; none prints, aborts, or keeps a pointer. Arrays
- * belong to the caller. Sizes and strides count elements. See pyce.c for what is checked.
+ * belong to the caller. Sizes and strides count elements.
+ *
+ * What can be known from the arguments and the labels is checked, and anything wrong with them is a
+ * status: sizes, strides and addresses that do not fit 64 bits or the address space; a pointer that is
+ * missing, not needed, or not aligned to its elements; an output that surely shares memory with
+ * something else. What can't be known is promised by the caller: that arrays are as large as the
+ * sizes, strides and offsets say, and that where a strided output has gaps, what lies in them is not
+ * another array's element.
  */
 #ifndef PYCE_H
 #define PYCE_H
@@ -26,7 +33,7 @@ enum { PYCE_MEAN, PYCE_SUM, PYCE_NONE, PYCE_QUOTIENT };
 
 enum {
     PYCE_OK,
-    PYCE_BAD_LABEL,    /* bad_row and bad_value say which; nothing was written */
+    PYCE_BAD_LABEL,    /* bad_row and bad_value say which; nothing else was written */
     PYCE_BAD_ARGUMENT, /* nothing was written */
     PYCE_NO_MEMORY     /* nothing was written */
 };
@@ -66,13 +73,14 @@ typedef struct {
     double *lse;   /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */
     void *losses;  /* (rows): float, or double for PYCE_FLOAT64; PYCE_NONE only */
     void *reduced; /* the same type: where the reduced loss is written, rounded once; or NULL */
-    /* Results. */
-    double loss; /* reduced; not set for PYCE_NONE */
-    int64_t bad_row;
-    int64_t bad_value;
+    /* Results; what the status does not call for stays as it was. */
+    double loss;       /* PYCE_OK: the reduced loss of a forward, but for PYCE_NONE */
+    int64_t bad_row;   /* PYCE_BAD_LABEL */
+    int64_t bad_value; /* PYCE_BAD_LABEL */
 } pyce_problem;
 
-/* Run one computation; returns a status. Any number of threads may call at once. */
+/* Run one computation; returns a status. Any number of threads may call at once. An lse that is not the
+ * one of these logits makes PYCE_BACKWARD write numbers without a meaning, and nothing worse. */
 int pyce_run(pyce_problem *problem);
 
 /* The common case with less to fill in: contiguous logits (outer, classes, inner), 64-bit labels, no
@@ -83,7 +91,8 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
                        void *grad, double smoothing, int64_t ignore_index, void *loss);
 
 /* Bernoulli loss of n elements of PYCE_FLOAT32 or PYCE_FLOAT64, all contiguous; weight, pos_weight,
- * losses and grad may be NULL. Writes the sum of the weighted losses to *total. */
+ * losses and grad may be NULL, and grad may be the logits. Writes the sum of the weighted losses to
+ * *total. */
 int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total);

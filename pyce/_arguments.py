@@ -263,7 +263,7 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
 
 
 def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
-    """Real numbers of exactly `shape` as a contiguous float64 array."""
+    """Real numbers of exactly `shape` as a contiguous, aligned float64 array."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and dtype_name(array.dtype) is None:
         raise TypeError(f"{what} must be real numbers, got {array.dtype}")
@@ -271,7 +271,7 @@ def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
         raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
     if array.dtype is not _FLOAT64:
         array = _converted(array, _FLOAT64)
-    return np.ascontiguousarray(array).reshape(shape)
+    return np.require(array, requirements=["C", "A"]).reshape(shape)
 
 
 def real(value: Any, what: str) -> float:
@@ -337,11 +337,12 @@ def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
         raise label_error(row, int(target.ravel()[row]), classes, ignore_index)
 
 
-def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Array:
+def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], ...]) -> Array:
     """The aligned array to write a logits-shaped result to: `out` after its checks, or a new one.
 
     `out` may be exactly the logits, of which `given` is what the caller passed. Any other memory
-    that it shares with them, or any with an array among `others`, is refused.
+    that it shares with them, or any with another argument, is refused; `others` are these, as given
+    and as used.
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
@@ -364,7 +365,8 @@ def output(out: Any, logits: Array, given: Any, others: tuple[Any, ...]) -> Arra
             continue
         if _overlap(out, other) and not _same_memory(out, other):
             raise ValueError("out overlaps the logits: it must be exactly them or share no memory")
-    for other in others:
+    for passed, used in others:
+        other = passed if isinstance(passed, np.ndarray) else used
         if other is None or (
             owns and out is not other and type(other) is np.ndarray and other.flags.owndata
         ):

@@ -160,7 +160,12 @@ def cross_entropy_with_grad(
         reduction,
         normalizer,
     )
-    p.grad = arguments.output(out, p.logits, logits, (p.labels, p.probs, p.weight, p.sample_weight))
+    others = (
+        (target, p.labels if p.probs is None else p.probs),
+        (weight, p.weight),
+        (sample_weight, p.sample_weight),
+    )
+    p.grad = arguments.output(out, p.logits, logits, others)
     if not return_lse:
         return _run(p, "forward_backward"), _delivered(p.grad, out)
     p.lse = np.empty(p.rows)
@@ -196,7 +201,8 @@ def cross_entropy_backward(
         As for `cross_entropy_with_grad`.
 
     The other parameters, errors and the accuracy are those of `cross_entropy_with_grad`; they must
-    be the ones that the forward was called with. A row whose lse is not finite gets NaN.
+    be the ones that the forward was called with. A row whose lse is not finite gets NaN; from one
+    that is not the lse of its logits come numbers without a meaning, in that row alone.
 
     Returns
     -------
@@ -219,12 +225,14 @@ def cross_entropy_backward(
     else:
         p.grad_loss = arguments.real(grad_loss, "grad_loss")
     p.lse = arguments.reals(lse, p.positions, "lse").reshape(-1)
-    p.grad = arguments.output(
-        out,
-        p.logits,
-        logits,
-        (p.labels, p.probs, p.weight, p.sample_weight, p.lse, p.grad_loss),
+    others = (
+        (target, p.labels if p.probs is None else p.probs),
+        (weight, p.weight),
+        (sample_weight, p.sample_weight),
+        (lse, p.lse),
+        (grad_loss, p.grad_loss),
     )
+    p.grad = arguments.output(out, p.logits, logits, others)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()

@@ -315,9 +315,11 @@ def reference(
 
 
 def _times(a, b):
-    """a * b where a may be infinite or NaN."""
+    """a * b where a may be infinite, NaN, or so large that its product must be scaled."""
     finite = np.isfinite(a.hi)
-    return (a.where(finite, 0.0) * b).where(finite, a.hi * b.hi)
+    huge = np.where(finite & (np.abs(a.hi) > 2.0**900), 64, 0)
+    product = (a.where(finite, 0.0).scaled(-huge) * b).scaled(huge)
+    return product.where(finite, a.hi * b.hi)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -80,6 +80,16 @@ def test_logarithm(value):
         assert abs(error) <= 1e-27 * max(1, abs(exact))
 
 
+def test_reference_of_a_huge_loss():
+    """Where splitting the factors of a product would overflow."""
+    x = np.array([[0.0, -1.5e308]])
+    for weight in (0.5, 1.0):
+        got = oracle.reference(x, np.array([1]), sample_weight=[weight], reduction="none")
+        assert got.loss.hi[0] == 1.5e308 * weight
+    got = oracle.reference(x, np.array([1]), sample_weight=[2.0], reduction="none")
+    assert got.loss.hi[0] == np.inf
+
+
 @pytest.mark.parametrize(
     "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: d.__name__
 )

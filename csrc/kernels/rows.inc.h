@@ -314,22 +314,36 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), vd_set1(1.0));
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
-        const vd own_e = vd_load(s->own_term + i), label_e = vd_load(s->label_e + i);
-        vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_e, inverse);
-        vd p_label = vd_mul(label_e, inverse);
-#if W == 8
-        /* With very many classes, what rounding lost of the sums is many units in the last place. */
-        ratio = vd_add(ratio, vd_fma(without_own, inverse_low, vd_mul(without_low, inverse)));
-        p_own = vd_fma(own_e, inverse_low, p_own);
-        p_label = vd_fma(label_e, inverse_low, p_label);
-#endif
+        const vd own_term = vd_load(s->own_term + i), label_e = vd_load(s->label_e + i);
+        const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
+        const vd p_label = vd_mul(label_e, inverse);
         const vd apart = vd_add(own_b, vd_mul(part, same));
-        const vd own_grad =
-            vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
-                      vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
-        vd_store(s->own_grad + i, vd_mul(scale, own_grad));
         const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
-        vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
+        const vd of_own = vd_mul(whole, p_own), of_rest = vd_mul(whole, ratio);
+        const vd of_label = vd_mul(whole, p_label);
+        const vdm small = vd_nlt(ratio, vd_set1(0.5));
+        vd own_grad =
+            vd_select(small, vd_sub(of_own, apart), vd_sub(vd_sub(whole, apart), of_rest));
+        vd label_grad = vd_sub(of_label, label_b);
+#if W == 8
+        /* What the products lost, and what 1/S did, which may be many units in the last place. */
+        const vd ratio_low = vd_fma(without_own, inverse, vd_sub(zero, ratio));
+        const vd ratio_lost =
+            vd_fma(without_own, inverse_low, vd_fma(without_low, inverse, ratio_low));
+        const vd own_lost =
+            vd_fma(own_term, inverse_low, vd_fma(own_term, inverse, vd_sub(zero, p_own)));
+        const vd label_lost =
+            vd_fma(label_e, inverse_low, vd_fma(label_e, inverse, vd_sub(zero, p_label)));
+        const vd of_own_lost = vd_fma(whole, own_lost, vd_fma(whole, p_own, vd_sub(zero, of_own)));
+        const vd of_rest_lost =
+            vd_fma(whole, ratio_lost, vd_fma(whole, ratio, vd_sub(zero, of_rest)));
+        const vd of_label_lost =
+            vd_fma(whole, label_lost, vd_fma(whole, p_label, vd_sub(zero, of_label)));
+        own_grad = vd_add(own_grad, vd_select(small, of_own_lost, vd_sub(zero, of_rest_lost)));
+        label_grad = vd_add(label_grad, of_label_lost);
+#endif
+        vd_store(s->own_grad + i, vd_mul(scale, own_grad));
+        vd_store(s->label_grad + i, vd_mul(scale, label_grad));
         const vd dense_factor = vd_mul(scale, dense_part);
         vd_store(s->dense_factor + i, dense_factor);
 #if W == 8
@@ -340,7 +354,8 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
 #if W == 8
     const vd shared = vd_mul(loss, share);
     loss_low = vd_fma(loss_low, share, vd_fma(loss, share, vd_sub(zero, shared)));
-    loss = vd_add(shared, vd_keep(vd_eq(loss_low, loss_low), loss_low));
+    /* Where the loss has overflowed, what was lost is no number. */
+    loss = vd_add(shared, vd_keep(vd_eq(vd_sub(loss_low, loss_low), zero), loss_low));
 #else
     loss = vd_mul(loss, share);
 #endif

@@ -416,7 +416,9 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             const double from = block->max - block->max == 0 ? block->max : 0;
             NAME(add_up)(&dense, block->dense, &b_low);
             NAME(add_up)(&dense_loss, block->dense_loss, &dense_low);
-            dense_low += block->dense_loss_low;
+            /* Of a sum that has overflowed, what was lost is no number. */
+            const double low = block->dense_loss_low;
+            if (low - low == 0) dense_low += low;
             if (block->dense != 0) {
                 const double further = (max - from) * block->dense;
                 NAME(add_up)(&dense_loss, further, &dense_low);

@@ -186,7 +186,9 @@ def _general(operation: int, p: Problem) -> Any:
         reduction = "quotient"
     # Written by C in its own dtype: a conversion here would be subject to the caller's
     # floating-point environment, and leave its flags there.
-    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
+    loss = None
+    if operation != _BACKWARD:
+        loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     c = _new(
         _PROBLEM,
         (
@@ -212,7 +214,7 @@ def _general(operation: int, p: Problem) -> Any:
             p.ignore_index,
             _NULL if lse is None else _from_buffer("double[]", lse),
             _NULL if losses is None else _from_buffer(losses),
-            _from_buffer(loss),
+            _NULL if loss is None else _from_buffer(loss),
         ),
     )
     status = _run(c)
@@ -221,7 +223,7 @@ def _general(operation: int, p: Problem) -> Any:
         if status == lib.PYCE_BAD_LABEL:
             raise label_error(c.bad_row, c.bad_value, classes, p.ignore_index)
         _check(status)
-    return loss[0]
+    return None if loss is None else loss[0]
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:

@@ -228,8 +228,11 @@ class _LossRows(_Rows):
             self._labels = np.clip(p.labels[start:stop], 0, p.classes - 1)
             w = np.ones(stop - start) if p.weight is None else p.weight[self._labels]
             self._spike = self._certain * w
-            w = float(p.classes) if p.weight is None else np.sum(p.weight)
-            self.total = self._even * w + self._spike
+            spread: Number = float(p.classes)
+            if p.weight is not None and self._dense:
+                cuts = [_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
+                spread = sum(cuts, self.number(0.0))
+            self.total = self._even * spread + self._spike
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))

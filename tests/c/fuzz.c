@@ -278,20 +278,20 @@ static void fuzz_run(bytes *b) {
         }
         if (more & 16) p.weight = doubles(b, p.classes);
         if (more & 32) p.sample_weight = doubles(b, rows);
-        if (more & 64) p.grad_losses = doubles(b, rows);
+        if (more & 64 && p.operation != PYCE_FORWARD) p.grad_losses = doubles(b, rows);
         p.smoothing = flags & 16 ? 0.1 : flags & 32 ? any_double(b) : 0;
         p.grad_loss = more & 128 ? any_double(b) : 1;
         p.normalizer = flags & 64 ? any_double(b) : 7;
     }
     const int needs_lse = p.operation == PYCE_BACKWARD || p.operation == PYCE_LOGSUMEXP;
-    if (needs_lse || flags & 128) p.lse = doubles(b, rows);
+    if (needs_lse || (p.operation <= PYCE_BACKWARD && flags & 128)) p.lse = doubles(b, rows);
     const int loss_dtype = p.dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
     if (p.operation <= PYCE_FORWARD_BACKWARD && p.reduction == PYCE_NONE) {
         p.losses = exactly(rows * item_size[loss_dtype], shift_of(b, item_size[loss_dtype]));
         memset(p.losses, UNTOUCHED, (size_t)(rows * item_size[loss_dtype]));
     }
     const uint8_t last = byte(b);
-    if (last & 2) p.reduced = exactly(item_size[loss_dtype], 0);
+    if (p.operation < PYCE_BACKWARD && last & 2) p.reduced = exactly(item_size[loss_dtype], 0);
     if (p.reduced) memset(p.reduced, UNTOUCHED, (size_t)item_size[loss_dtype]);
     pyce_set_cache(last & 1);
     output outputs[] = {watch(result.memory, result.count, p.dtype),

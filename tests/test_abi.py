@@ -1,0 +1,914 @@
+"""The C interface as its own callers meet it: what it refuses, and that nothing is written then."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import pyce
+
+_pyce = pytest.importorskip("pyce._pyce", reason="the C extension is not built")
+ffi, lib = _pyce.ffi, _pyce.lib
+
+BIG = 2**63 - 1
+LEAST = -(2**63)
+DTYPES = {
+    "FLOAT32": np.dtype(np.float32),
+    "FLOAT64": np.dtype(np.float64),
+    "FLOAT16": np.dtype(np.float16),
+    "BFLOAT16": np.dtype(ml_dtypes.bfloat16),
+}
+OPERATIONS = ("FORWARD", "FORWARD_BACKWARD", "BACKWARD", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP")
+LOSSES = OPERATIONS[:3]
+TARGETS = {"INDEX32": np.int32, "INDEX64": np.int64, "PROBABILITIES": None}
+OPERANDS = ("logits", "result", "probs")
+OUTPUTS = ("result", "losses", "lse")
+
+
+def number(name):
+    return getattr(lib, f"PYCE_{name}")
+
+
+def filled(shape, dtype):
+    """An output that shows whether it was written."""
+    return np.full(np.prod(shape) * dtype.itemsize, 0xA5, np.uint8).view(dtype).reshape(shape)
+
+
+class Raw:
+    """A good problem for pyce_run: `c`, the structure, and `arrays` by the field that points there.
+
+    `set` changes fields, `run` calls. Outputs begin with a pattern; so do the results in `c`.
+    """
+
+    def __init__(
+        self,
+        operation="FORWARD_BACKWARD",
+        dtype="FLOAT32",
+        target="INDEX64",
+        reduction="SUM",
+        shape=(6, 5, 1),
+        weights=False,
+    ):
+        outer, classes, inner = shape
+        rows = outer * inner
+        rng = np.random.default_rng(0)
+        kind = DTYPES[dtype]
+        arrays = {"logits": rng.normal(size=shape).astype(kind)}
+        loss = operation in LOSSES
+        if operation not in ("FORWARD", "LOGSUMEXP"):
+            arrays["result"] = filled(shape, kind)
+        if loss and target == "PROBABILITIES":
+            arrays["probs"] = rng.random(shape).astype(kind)
+        elif loss:
+            arrays["labels"] = rng.integers(0, classes, rows).astype(TARGETS[target])
+        if loss and weights:
+            arrays["weight"] = rng.uniform(0.5, 2, classes)
+            arrays["sample_weight"] = rng.uniform(0.5, 2, rows)
+            if operation != "FORWARD":
+                arrays["grad_losses"] = rng.uniform(0.5, 2, rows)
+        if operation == "BACKWARD":
+            # exp sums of the middle axis
+            x = arrays["logits"].astype(np.float64)
+            arrays["lse"] = np.log(np.exp(x).sum(1)).reshape(-1)
+        elif operation not in ("SOFTMAX", "LOG_SOFTMAX"):
+            arrays["lse"] = filled(rows, np.dtype(float))
+        if loss and operation != "BACKWARD" and reduction == "NONE":
+            wide = np.dtype(np.float64 if dtype == "FLOAT64" else np.float32)
+            arrays["losses"] = filled(rows, wide)
+        self.arrays = arrays
+        self.c = ffi.new(
+            "pyce_problem *",
+            {
+                "operation": number(operation),
+                "dtype": number(dtype),
+                "target": number(target if loss else "NO_TARGET"),
+                "probs_dtype": number(dtype),
+                "reduction": number(reduction),
+                "threads": 2,
+                "outer": outer,
+                "classes": classes,
+                "inner": inner,
+                "grad_loss": 1.0,
+                "normalizer": np.nan,
+                "ignore_index": -100,
+                "loss": -7.25,
+                "bad_row": 77,
+                "bad_value": 78,
+            },
+        )
+        for name, array in arrays.items():
+            self.point(name, array)
+        for name in OPERANDS:
+            operand = getattr(self.c, name)
+            operand.outer_stride, operand.class_stride = classes * inner, inner
+
+    def point(self, name, array, shift=0):
+        """Let the field `name` point at an array, or `shift` bytes past where it begins."""
+        address = array.__array_interface__["data"][0] + shift if array is not None else 0
+        pointer = ffi.cast("void *", address)
+        if name in OPERANDS:
+            getattr(self.c, name).data = pointer
+        elif name == "losses":
+            self.c.losses = pointer
+        elif name == "labels":
+            self.c.labels = pointer
+        else:
+            setattr(self.c, name, ffi.cast("double *", pointer))
+
+    def set(self, **fields):
+        """Change fields; that of an operand is spelt `logits__class_stride`."""
+        for name, value in fields.items():
+            operand, _, field = name.partition("__")
+            if field:
+                setattr(getattr(self.c, operand), field, value)
+            else:
+                setattr(self.c, name, value)
+        return self
+
+    def run(self):
+        return lib.pyce_run(self.c)
+
+    def memory(self):
+        """All bytes that a call could change."""
+        return bytes(ffi.buffer(self.c)), {n: a.tobytes() for n, a in self.arrays.items()}
+
+    def assert_refused(self, status="BAD_ARGUMENT"):
+        before = self.memory()
+        assert self.run() == number(status)
+        assert self.memory() == before
+
+
+def every_problem():
+    for dtype in DTYPES:
+        for operation in OPERATIONS:
+            targets = TARGETS if operation in LOSSES else ("INDEX64",)
+            for target in targets:
+                for reduction in ("SUM", "NONE") if operation in LOSSES else ("SUM",):
+                    for weights in (False, True) if operation in LOSSES else (False,):
+                        yield pytest.param(
+                            {
+                                "operation": operation,
+                                "dtype": dtype,
+                                "target": target,
+                                "reduction": reduction,
+                                "weights": weights,
+                            },
+                            id="-".join(
+                                [operation, dtype, target, reduction, "weights" * weights]
+                            ).rstrip("-"),
+                        )
+
+
+@pytest.mark.parametrize("problem", [*every_problem()])
+def test_a_good_problem_gives_what_python_gives(c_backend, problem):
+    """Else the refusals below could be of something else."""
+    raw = Raw(**problem, shape=(3, 5, 2))
+    before = raw.memory()[1]
+    assert raw.run() == lib.PYCE_OK
+    a, operation = raw.arrays, problem["operation"]
+    x = a["logits"]
+    written = {n for n, array in a.items() if array.tobytes() != before[n]}
+    assert written == {n for n in OUTPUTS if n in a and (n, operation) != ("lse", "BACKWARD")}
+    if operation in LOSSES:
+        target = a["probs"] if "probs" in a else a["labels"].reshape(3, 2)
+        rows = a.get("sample_weight")
+        options = {
+            "axis": 1,
+            "weight": a.get("weight"),
+            "sample_weight": None if rows is None else rows.reshape(3, 2),
+        }
+        none = problem["reduction"] == "NONE"
+        loss, lse = pyce.cross_entropy(
+            x, target, reduction="none" if none else "sum", return_lse=True, **options
+        )
+        if operation != "BACKWARD":
+            np.testing.assert_array_equal(a["lse"], lse.reshape(-1))
+            got = a["losses"] if none else loss.dtype.type(raw.c.loss)
+            np.testing.assert_array_equal(got, loss.reshape(-1) if none else loss)
+        if none or operation == "BACKWARD":
+            assert raw.c.loss == -7.25
+        if operation != "FORWARD":
+            factors = a.get("grad_losses", np.ones(6)).reshape(3, 2)
+            grad = pyce.cross_entropy_backward(factors, x, target, lse, reduction="none", **options)
+            np.testing.assert_allclose(
+                a["result"].astype(float), grad.astype(float), rtol=1e-2, atol=1e-2
+            )
+    elif operation == "LOGSUMEXP":
+        np.testing.assert_array_equal(a["lse"], pyce.logsumexp(x, axis=1).reshape(-1))
+    else:
+        expected = getattr(pyce, operation.lower())(x, axis=1)
+        assert a["result"].tobytes() == expected.tobytes()
+    assert (raw.c.bad_row, raw.c.bad_value) == (77, 78)
+
+
+# ---------------------------------------------------------------------------------------------
+# Fields
+
+
+OUT_OF_RANGE = [
+    *(("operation", v) for v in (-1, 6, 2**31 - 1, -(2**31))),
+    *(("dtype", v) for v in (-1, 4, 2**31 - 1, -(2**31))),
+    *(("target", v) for v in (-1, 4, 2**31 - 1, -(2**31))),
+    *(("probs_dtype", v) for v in (-1, 4, 2**31 - 1, -(2**31))),
+    *(("reduction", v) for v in (-1, 3, 2**31 - 1, -(2**31))),
+    *(("threads", v) for v in (0, -1, -(2**31))),
+    *(("outer", v) for v in (-1, LEAST)),
+    *(("classes", v) for v in (0, -1, LEAST)),
+    *(("inner", v) for v in (-1, LEAST)),
+    *(("smoothing", v) for v in (-1e-9, 1.0000001, np.nan, np.inf, -np.inf)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=str)
+@pytest.mark.parametrize("reduction", ["SUM", "NONE"])
+def test_a_field_out_of_range(field, value, reduction):
+    for operation in OPERATIONS:
+        Raw(operation, reduction=reduction, weights=True).set(**{field: value}).assert_refused()
+        # Also where there is no row, and so nothing to do.
+        empty = Raw(operation, reduction=reduction).set(outer=0, inner=0)
+        empty.set(**{field: value}).assert_refused()
+
+
+# outer, classes, inner: the product is above 2^63; or fits, but not in bytes, or not with what a
+# row costs beside its elements.
+TOO_LARGE = [
+    (BIG, 2, 1),
+    (BIG, 1, 2),
+    (1, BIG, 2),
+    (1, 2, BIG),
+    (2**32, 2**32, 1),
+    (2**32, 1, 2**32),
+    (1, 2**32, 2**32),
+    (2**31, 2**31, 2),
+    (2**22, 2**21, 2**21),
+    (2**62, 4, 4),
+    (BIG, 1, 1),
+    (1, BIG, 1),
+    (1, 1, BIG),
+    (2**60, 1, 1),
+    (1, 2**60, 1),
+    (1, 1, 2**60),
+    (2**30, 2**30, 1),
+    (2**58, 2, 1),
+    (2**58, 1, 1),
+    (1, 1, 2**58),
+]
+
+
+@pytest.mark.parametrize("sizes", TOO_LARGE, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sizes_whose_product_does_not_fit(sizes, dtype):
+    outer, classes, inner = sizes
+    for operation in OPERATIONS:
+        for target in TARGETS:
+            raw = Raw(operation, dtype, target).set(outer=outer, classes=classes, inner=inner)
+            # Strides that reach nowhere: it is the product that is refused.
+            for name in ("logits", "probs"):
+                raw.set(**{f"{name}__outer_stride": 0, f"{name}__class_stride": 0})
+            raw.assert_refused()
+
+
+@pytest.mark.parametrize("sizes", [(0, BIG // 64, 1), (0, 5, BIG), (BIG, 5, 0), (0, 1, 0)], ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_rows(operation, sizes):
+    """Nothing to do, whatever else the sizes are and wherever the pointers point."""
+    raw = Raw(operation).set(outer=sizes[0], classes=sizes[1], inner=sizes[2])
+    for name in raw.arrays:
+        raw.point(name, None)
+    before = raw.memory()[1]
+    assert raw.run() == lib.PYCE_OK
+    assert raw.memory()[1] == before
+    assert raw.c.loss == (0 if operation in ("FORWARD", "FORWARD_BACKWARD") else -7.25)
+
+
+# The farthest class or row is not within 64 bits of bytes, or not in the address space.
+FAR_STRIDES = [
+    {"class_stride": BIG},
+    {"class_stride": LEAST},
+    {"class_stride": -BIG},
+    {"class_stride": BIG // 4 + 1},
+    {"class_stride": LEAST // 4},
+    {"class_stride": 2**60},
+    {"class_stride": -(2**58)},
+    {"outer_stride": BIG},
+    {"outer_stride": LEAST},
+    {"outer_stride": BIG // 5 + 1},
+    {"outer_stride": LEAST // 5},
+    {"outer_stride": -(2**58)},
+    {"outer_stride": 2**60},
+    {"outer_stride": BIG // 5 - 100, "class_stride": 100},  # only together
+    {"outer_stride": 2**57, "class_stride": 2**60 - 2**57},
+    {"outer_stride": -(2**57), "class_stride": -(2**58)},
+    {"outer_stride": -(2**60), "class_stride": 2**60},  # neither end
+]
+
+
+@pytest.mark.parametrize("strides", FAR_STRIDES, ids=str)
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_strides_that_reach_too_far(operand, strides):
+    fields = {f"{operand}__{name}": value for name, value in strides.items()}
+    raw = Raw("FORWARD_BACKWARD", "FLOAT64", "PROBABILITIES")
+    raw.set(**fields).assert_refused()
+    if "class_stride" in strides and len(strides) == 1:
+        offsets = np.arange(6) * 5
+        operand = getattr(raw.c, operand)
+        operand.outer_stride = LEAST  # of no meaning beside offsets
+        operand.offsets = ffi.from_buffer("int64_t[]", offsets)
+        raw.assert_refused()
+
+
+@pytest.mark.parametrize("stride", ["class_stride", "outer_stride"])
+def test_a_result_with_one_element_for_many(stride):
+    raw = Raw("SOFTMAX").set(**{f"result__{stride}": 0})
+    raw.assert_refused()
+    # The logits and probabilities may be broadcast.
+    raw = Raw(target="PROBABILITIES").set(**{f"logits__{stride}": 0, f"probs__{stride}": 0})
+    assert raw.run() == lib.PYCE_OK
+
+
+def test_no_problem():
+    assert lib.pyce_run(ffi.NULL) == lib.PYCE_BAD_ARGUMENT
+    room = bytearray(ffi.sizeof("pyce_problem") + 8)
+    at = ffi.cast("char *", ffi.from_buffer(room))
+    good = Raw()
+    for shift in range(1, 8):
+        ffi.memmove(at + shift, good.c, ffi.sizeof("pyce_problem"))
+        before = bytes(room)
+        # Only what no address is aligned for is sure to be refused.
+        if int(ffi.cast("uintptr_t", at + shift)) % ffi.alignof("pyce_problem"):
+            misplaced = ffi.cast("pyce_problem *", at + shift)
+            assert lib.pyce_run(misplaced) == lib.PYCE_BAD_ARGUMENT
+            assert bytes(room) == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Pointers
+
+
+def pointers():
+    """Every field that points, for every operation: whether it is needed, or may be there."""
+    for operation in OPERATIONS:
+        for target in TARGETS if operation in LOSSES else ("NO_TARGET",):
+            for reduction in ("SUM", "NONE"):
+                loss, backward = operation in LOSSES, operation == "BACKWARD"
+                result = operation not in ("FORWARD", "LOGSUMEXP")
+                rows = loss and not backward and reduction == "NONE"
+                soft = target == "PROBABILITIES"
+                needed = {
+                    "logits": True,
+                    "result": result,
+                    "probs": soft,
+                    "labels": loss and not soft,
+                    "lse": backward or operation == "LOGSUMEXP",
+                    "losses": rows,
+                    "weight": False,
+                    "sample_weight": False,
+                    "grad_losses": False,
+                }
+                allowed = {
+                    **needed,
+                    "lse": operation not in ("SOFTMAX", "LOG_SOFTMAX"),
+                    "weight": loss,
+                    "sample_weight": loss,
+                    "grad_losses": loss and result,
+                }
+                for name in needed:
+                    yield operation, target, reduction, name, needed[name], allowed[name]
+
+
+@pytest.mark.parametrize(
+    ("operation", "target", "reduction", "name", "needed", "allowed"),
+    [pytest.param(*p, id="-".join(p[:4])) for p in pointers()],
+)
+def test_pointers_are_there_if_and_only_if_needed(
+    operation, target, reduction, name, needed, allowed
+):
+    raw = Raw(operation, "FLOAT32", "INDEX64" if target == "NO_TARGET" else target, reduction)
+    raw.point(name, None)
+    if needed:
+        raw.assert_refused()
+    else:
+        assert raw.run() == lib.PYCE_OK
+    spare = raw.arrays.get(name, filled(64, np.dtype(float)))
+    if name == "labels" and name not in raw.arrays:
+        spare = np.zeros(6, np.int64)
+    raw.arrays["spare"] = spare
+    raw.point(name, spare)
+    if allowed:
+        assert raw.run() == lib.PYCE_OK
+    else:
+        raw.assert_refused()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("operation", LOSSES)
+def test_pointers_between_elements(operation, target, dtype):
+    """Whatever the processor would do with them, C does not say."""
+    raw = Raw(operation, dtype, target, "NONE", weights=True)
+    for name, array in list(raw.arrays.items()):
+        room = np.zeros(array.nbytes + 8, np.uint8)
+        room[: array.nbytes] = array.view(np.uint8).reshape(-1)
+        raw.arrays[f"room of {name}"] = room
+        for shift in range(1, array.itemsize):
+            raw.point(name, room, shift)
+            raw.assert_refused()
+        raw.point(name, array)
+    for name in OPERANDS:
+        if name in raw.arrays:
+            room = np.zeros(7 * 8 + 1, np.uint8)
+            for shift in (1, 4, 7):
+                getattr(raw.c, name).offsets = ffi.cast(
+                    "int64_t *", room.__array_interface__["data"][0] + shift
+                )
+                raw.assert_refused()
+            getattr(raw.c, name).offsets = ffi.NULL
+    assert raw.run() == lib.PYCE_OK
+
+
+@pytest.mark.parametrize("name", ["logits", "result", "labels", "weight", "losses", "lse"])
+def test_arrays_that_would_leave_the_address_space(name):
+    raw = Raw("FORWARD_BACKWARD", "FLOAT64", reduction="NONE", weights=True)
+    end = ffi.cast("void *", 2**64 - 16)
+    if name in OPERANDS:
+        getattr(raw.c, name).data = end
+    else:
+        setattr(raw.c, name, ffi.cast(ffi.typeof(getattr(raw.c, name)), end))
+    raw.assert_refused()
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory that is shared
+
+
+def shared(operation, first, second):
+    """A problem with two arrays in one piece of memory, and how to slide the second.
+
+    Its own memory is `raw.arrays["shared"]`, so that a refusal is seen to have left it alone.
+    """
+    target = "PROBABILITIES" if "probs" in (first, second) else "INDEX64"
+    raw = Raw(operation, "FLOAT64", target, "NONE", shape=(6, 5, 1), weights=True)
+    arrays = raw.arrays
+    one, other = arrays[first], arrays[second]
+    room = np.zeros(one.nbytes + 2 * other.nbytes, np.uint8)
+    start = other.nbytes
+    room[start : start + one.nbytes] = one.view(np.uint8).reshape(-1)
+    arrays["shared"] = room
+    raw.point(first, room, start)
+
+    def slide(shift):
+        raw.point(second, room, start + shift)
+        return raw
+
+    return slide, one.nbytes, other.nbytes
+
+
+PAIRS = [
+    (operation, output, other)
+    for operation, outputs in (
+        ("FORWARD", ("lse", "losses")),
+        ("FORWARD_BACKWARD", OUTPUTS),
+        ("BACKWARD", ("result",)),
+    )
+    for output in outputs
+    for other in ("logits", "probs", "labels", "weight", "sample_weight", "grad_losses", *OUTPUTS)
+    if output != other
+    and not (operation == "FORWARD" and other in ("result", "grad_losses"))
+    and not (operation == "BACKWARD" and other == "losses")
+]
+
+
+@pytest.mark.parametrize(("operation", "output", "other"), PAIRS)
+def test_an_output_that_is_something_else(operation, output, other):
+    slide, size, length = shared(operation, output, other)
+    for shift in (8 - length, -8, 0, 8, size - 8):
+        raw = slide(shift)
+        if (output, other, shift) == ("result", "logits", 0):
+            continue  # in place
+        raw.assert_refused()
+
+
+@pytest.mark.parametrize("operation", ["FORWARD_BACKWARD", "BACKWARD", "SOFTMAX", "LOG_SOFTMAX"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_place_and_side_by_side(operation, dtype):
+    plain = Raw(operation, dtype)
+    assert plain.run() == lib.PYCE_OK
+    expected = plain.arrays["result"].tobytes()
+    raw = Raw(operation, dtype)
+    raw.point("result", raw.arrays["logits"])
+    assert raw.run() == lib.PYCE_OK
+    assert raw.arrays["logits"].tobytes() == expected
+    # Two that touch but share nothing; two that lie in each other's gaps.
+    x = Raw(operation, dtype).arrays["logits"][..., 0]
+    for gap, place in ((0, 0), (1, 1)):
+        room = np.zeros((2, 6, 5) if not gap else (6, 2, 5), x.dtype)
+        logits, result = (room[0], room[1]) if not gap else (room[:, 0], room[:, 1])
+        logits[...] = x
+        raw = Raw(operation, dtype)
+        raw.point("logits", logits)
+        raw.point("result", result)
+        stride = 5 * (1 + place)
+        raw.set(logits__outer_stride=stride, result__outer_stride=stride)
+        assert raw.run() == lib.PYCE_OK
+        assert result.tobytes() == expected
+        assert (logits == x).all()
+
+
+@pytest.mark.parametrize("operand", ["logits", "result", "probs"])
+def test_offsets(operand):
+    plain = Raw(target="PROBABILITIES")
+    assert plain.run() == lib.PYCE_OK
+    order = np.array([3, 0, 5, 1, 4, 2])
+    raw = Raw(target="PROBABILITIES")
+    moved = np.empty_like(raw.arrays[operand])
+    moved[order] = raw.arrays[operand]
+    offsets = order * 5
+    getattr(raw.c, operand).offsets = ffi.from_buffer("int64_t[]", offsets)
+    raw.point(operand, moved)
+    assert raw.run() == lib.PYCE_OK
+    result = moved[order] if operand == "result" else raw.arrays["result"]
+    assert result.tobytes() == plain.arrays["result"].tobytes()
+
+
+def test_offsets_that_would_be_written():
+    raw = Raw("SOFTMAX", "FLOAT64")
+    offsets = raw.arrays["result"].reshape(-1).view(np.int64)
+    offsets[:6] = np.arange(6) * 5
+    raw.c.logits.offsets = ffi.cast("int64_t *", offsets.__array_interface__["data"][0])
+    raw.assert_refused()
+
+
+# ---------------------------------------------------------------------------------------------
+# Labels
+
+
+LABELS = [
+    # kind, value, ignore_index, whether it counts as ignored
+    ("INDEX32", -1, -100, False),
+    ("INDEX32", 5, -100, False),
+    ("INDEX32", 2**31 - 1, -100, False),
+    ("INDEX32", -(2**31), -100, False),
+    ("INDEX32", -100, -100, True),
+    ("INDEX32", -100, 2**32 - 100, False),  # alike in 32 bits only
+    ("INDEX32", 2, 2 + 2**32, None),
+    ("INDEX32", 2, 2, True),
+    ("INDEX32", -100, 2, False),
+    ("INDEX32", 2**31 - 1, 2**31 - 1, True),
+    ("INDEX32", -(2**31), -(2**31), True),
+    ("INDEX64", -1, -100, False),
+    ("INDEX64", 5, -100, False),
+    ("INDEX64", BIG, -100, False),
+    ("INDEX64", LEAST, -100, False),
+    ("INDEX64", 2**32, -100, False),
+    ("INDEX64", 2**32 + 2, -100, False),
+    ("INDEX64", 2**32 - 100, -100, False),
+    ("INDEX64", 2**53 + 1, 2**53, False),  # alike as doubles only
+    ("INDEX64", 2, 2, True),
+    ("INDEX64", -100, 2, False),
+    ("INDEX64", BIG, BIG, True),
+    ("INDEX64", LEAST, LEAST, True),
+    ("INDEX64", LEAST, BIG, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "value", "ignore", "ignored"), LABELS, ids=str)
+@pytest.mark.parametrize("operation", LOSSES)
+def test_labels_at_the_limits(c_backend, operation, kind, value, ignore, ignored):
+    for shape in (6, 5, 1), (40, 100, 1), (3, 5, 37), (20, 3000, 1):
+        raw = Raw(operation, "FLOAT32", kind, "NONE", shape=shape)
+        labels = raw.arrays["labels"]
+        rows = len(labels)
+        label = shape[1] if value == 5 else value
+        clean = np.where(labels == 2, 3, labels)  # where 2 is the label in question
+        for row in (0, 5, rows - 1):
+            labels[...] = clean
+            labels[row] = label
+            raw.set(ignore_index=ignore, bad_row=77, bad_value=78)
+            if ignored is False:
+                labels[-1] = label  # the first is named
+                before = raw.memory()[1]
+                assert raw.run() == lib.PYCE_BAD_LABEL
+                assert raw.memory()[1] == before
+                assert (raw.c.bad_row, raw.c.bad_value, raw.c.loss) == (row, label, -7.25)
+                continue
+            assert raw.run() == lib.PYCE_OK
+            assert (raw.c.bad_row, raw.c.bad_value) == (77, 78)
+            if operation != "FORWARD":
+                result = raw.arrays["result"].swapaxes(1, 2).reshape(rows, -1)
+                assert (result.any(1) == (np.arange(rows) != row if ignored else True)).all()
+            if operation != "BACKWARD":
+                assert (raw.arrays["losses"][row] == 0) == bool(ignored)
+
+
+def test_labels_beside_other_errors():
+    """A bad argument is found before the labels are looked at."""
+    raw = Raw()
+    raw.arrays["labels"][2] = 99
+    raw.set(threads=0).assert_refused()
+    raw.set(threads=1)
+    assert raw.run() == lib.PYCE_BAD_LABEL
+    assert (raw.c.bad_row, raw.c.bad_value) == (2, 99)
+
+
+# ---------------------------------------------------------------------------------------------
+# Threads and memory
+
+
+@pytest.fixture
+def worth():
+    """Sets how large a job must be to be shared; the default comes back."""
+    from pyce._backends import c
+
+    yield lib.pyce_set_worth
+    c.set_worth(2**16, 2**18)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "waking"), [(2**14, 0), (0, 0), (LEAST, LEAST), (2**14, BIG), (BIG, BIG)]
+)
+@pytest.mark.parametrize("shape", [(4, 20_000, 1), (2000, 40, 1), (2, 40, 1000)], ids=str)
+def test_as_many_threads_as_there_are_numbers(worth, shape, sharing, waking):
+    """Allowed are not used: a job is cut into few pieces."""
+    expected = Raw(shape=shape).set(threads=1)
+    assert expected.run() == lib.PYCE_OK
+    # Where anything is worth a thread, the caller says how many.
+    worth(sharing, waking)
+    for threads in (2**31 - 1, 2**30, 2**30 + 1) if sharing == 2**14 else (3,):
+        raw = Raw(shape=shape).set(threads=threads)
+        assert raw.run() == lib.PYCE_OK
+        assert raw.arrays["result"].tobytes() == expected.arrays["result"].tobytes()
+        assert raw.c.loss == expected.c.loss
+
+
+@pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
+def test_sums_of_rows_that_no_memory_holds(operation):
+    """2^57 rows, all of them the same one, would need 2^50 bytes for their sums."""
+    raw = Raw(operation, target="PROBABILITIES").set(outer=2**57 // 5, lse=ffi.NULL)
+    for name in ("logits", "probs"):
+        raw.set(**{f"{name}__outer_stride": 0})
+    if operation == "FORWARD_BACKWARD":
+        offsets = np.zeros(6, np.int64)  # of which the first is not reached
+        raw.c.result.offsets = ffi.from_buffer("int64_t[]", offsets)
+    raw.assert_refused("NO_MEMORY")
+
+
+# ---------------------------------------------------------------------------------------------
+# An lse that is not the one of the logits
+
+WRONG_LSE = [
+    *(0.0, -0.0, 1e-310, 46.0, -46.0, 88.8, -88.8, 127.0, -127.0, 129.0, 709.0, -746.0, 1e3, -1e3),
+    *(-(2.0**20), 2.0**20, 2.0**20 + 1, -(2.0**31), 2.0**31, 2.0**52, 1e30, -1e30, 3.5e38, -3.5e38),
+    *(1.7e308, -1.7e308, 5e-324, np.inf, -np.inf, np.nan),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", ["INDEX64", "PROBABILITIES"])
+@pytest.mark.parametrize(
+    "shape", [(32, 3, 1), (32, 40, 1), (32, 100, 1), (32, 2500, 1), (1, 10, 32), (1, 2100, 32)]
+)
+def test_a_wrong_lse_spoils_its_own_row_alone(c_backend, shape, target, dtype):
+    def run(lse):
+        raw = Raw("BACKWARD", dtype, target, shape=shape, weights=True)
+        raw.arrays["lse"][0:30] = lse
+        raw.arrays["lse"][30:] = right[30:]
+        assert raw.run() == lib.PYCE_OK
+        rows = np.moveaxis(raw.arrays["result"], 1, -1).reshape(32, -1)
+        return rows.astype(float), rows.tobytes()
+
+    right = Raw("BACKWARD", dtype, target, shape=shape).arrays["lse"]
+    assert len(WRONG_LSE) == 30
+    plain, _ = run(right[:30])
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        lse = rng.permutation(WRONG_LSE)
+        take_right = rng.random(30) < 0.5
+        mixed, first = run(np.where(take_right, right[:30], lse))
+        keep = np.append(take_right, [True, True])
+        np.testing.assert_array_equal(mixed[keep], plain[keep])
+        assert run(np.where(take_right, right[:30], lse))[1] == first
+        # Not finite: NaN, as promised.
+        bad = np.append(~take_right & ~np.isfinite(lse), [False, False])
+        assert np.isnan(mixed[bad]).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# The other entry points
+
+
+class Common:
+    """The arguments of pyce_cross_entropy, by name."""
+
+    def __init__(self, operation="FORWARD_BACKWARD", dtype="FLOAT32"):
+        raw = self.raw = Raw(operation, dtype)
+        self.loss = ffi.new("double *", -7.25)
+        self.arguments = {
+            "operation": number(operation),
+            "dtype": number(dtype),
+            "reduction": lib.PYCE_SUM,
+            "threads": 2,
+            "outer": 6,
+            "classes": 5,
+            "inner": 1,
+            "logits": raw.c.logits.data,
+            "labels": ffi.cast("int64_t *", raw.c.labels),
+            "grad": raw.c.result.data,
+            "smoothing": 0.0,
+            "ignore_index": -100,
+            "loss": self.loss,
+        }
+
+    def run(self, **changes):
+        return lib.pyce_cross_entropy(*{**self.arguments, **changes}.values())
+
+    def assert_refused(self, status="BAD_ARGUMENT", **changes):
+        before = self.raw.memory(), self.loss[0]
+        assert self.run(**changes) == number(status)
+        assert (self.raw.memory(), self.loss[0]) == before
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_common_case(dtype):
+    common, raw = Common("FORWARD_BACKWARD", dtype), Raw("FORWARD_BACKWARD", dtype)
+    assert common.run() == raw.run() == lib.PYCE_OK
+    assert common.loss[0] == raw.c.loss
+    assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
+
+
+@pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
+def test_the_common_case_refuses(operation):
+    common = Common(operation)
+    changes = [
+        {name: value}
+        for name, value in OUT_OF_RANGE
+        if name in common.arguments and name != "operation"
+    ]
+    changes += [{"operation": v} for v in (-1, *range(2, 7), 2**31 - 1, -(2**31))]
+    changes += [{"reduction": lib.PYCE_NONE}]
+    changes += [dict(zip(("outer", "classes", "inner"), sizes, strict=True)) for sizes in TOO_LARGE]
+    null = {"logits": ffi.NULL, "labels": ffi.NULL, "loss": ffi.NULL}
+    changes += [{name: value} for name, value in null.items()]
+    fused = operation == "FORWARD_BACKWARD"
+    changes += [{"grad": ffi.NULL if fused else common.arguments["logits"]}]
+    for name in ("logits", "labels", "grad", "loss"):
+        pointer = common.arguments[name]
+        if pointer != ffi.NULL:
+            shifted = ffi.cast("char *", pointer) + 2
+            changes += [{name: ffi.cast(ffi.typeof(pointer), shifted)}]
+    if fused:
+        changes += [{"grad": ffi.cast("char *", common.arguments["logits"]) + 4}]
+        changes += [{"grad": ffi.cast("void *", common.arguments["labels"])}]
+    for change in changes:
+        common.assert_refused(**change)
+    common.raw.arrays["labels"][3] = 5
+    common.assert_refused("BAD_LABEL")
+    common.raw.arrays["labels"][3] = -100
+    assert common.run() == lib.PYCE_OK
+
+
+class Bernoulli:
+    """The arguments of pyce_binary_cross_entropy, by name."""
+
+    NAMES = ("logits", "target", "weight", "pos_weight", "losses", "grad")
+
+    def __init__(self, dtype="FLOAT32", n=20):
+        rng = np.random.default_rng(0)
+        kind = DTYPES[dtype]
+        self.arrays = {name: rng.random(n).astype(kind) for name in self.NAMES[:4]}
+        self.arrays |= {name: filled(n, kind) for name in self.NAMES[4:]}
+        self.total = ffi.new("double *", -7.25)
+        self.arguments = {
+            "dtype": number(dtype),
+            "n": n,
+            **{name: self.at(name) for name in self.NAMES},
+            "scale": 1.0,
+            "threads": 2,
+            "total": self.total,
+        }
+
+    def at(self, name, shift=0):
+        return ffi.cast("void *", self.arrays[name].__array_interface__["data"][0] + shift)
+
+    def run(self, **changes):
+        return lib.pyce_binary_cross_entropy(*{**self.arguments, **changes}.values())
+
+    def assert_refused(self, **changes):
+        def memory():
+            return {n: a.tobytes() for n, a in self.arrays.items()}, self.total[0]
+
+        before = memory()
+        assert self.run(**changes) == lib.PYCE_BAD_ARGUMENT
+        assert memory() == before
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT32", "FLOAT64"])
+def test_the_bernoulli_loss_refuses(dtype):
+    b = Bernoulli(dtype)
+    for change in (
+        *({"dtype": v} for v in (-1, *(number(n) for n in ("FLOAT16", "BFLOAT16")), 4, 2**31 - 1)),
+        *({"n": v} for v in (-1, LEAST, BIG, BIG // 8, BIG // 8 + 1)),
+        *({"threads": v} for v in (0, -1, -(2**31))),
+        *({name: ffi.NULL} for name in ("logits", "target", "total")),
+        {"logits": ffi.NULL, "grad": ffi.NULL},
+        {"total": ffi.cast("double *", ffi.cast("char *", b.total) + 2)},
+        *({name: b.at(name, 2)} for name in b.NAMES),
+        *({name: ffi.cast("void *", 2**64 - 16)} for name in b.NAMES),
+        *({out: b.at(name)} for out in b.NAMES[4:] for name in b.NAMES[1:] if out != name),
+        {"losses": b.at("logits")},
+        {"grad": b.at("logits", 8)},
+        {"grad": b.at("logits"), "losses": b.at("logits")},
+    ):
+        b.assert_refused(**change)
+    assert b.run() == lib.PYCE_OK
+    expected, total = b.arrays["grad"].tobytes(), b.total[0]
+    # In place, with all the threads there are, and less written.
+    assert b.run(grad=b.at("logits"), losses=ffi.NULL, threads=2**31 - 1) == lib.PYCE_OK
+    assert b.arrays["logits"].tobytes() == expected
+    assert b.total[0] == total
+
+
+def test_the_bernoulli_loss_of_nothing():
+    b = Bernoulli()
+    nothing = dict.fromkeys(b.NAMES, ffi.NULL)
+    assert b.run(n=0, **nothing) == lib.PYCE_OK
+    assert b.total[0] == 0
+
+
+def test_copy_and_read():
+    size = 3 * 2**18 + 5
+    source = np.random.default_rng(0).integers(0, 256, size + 64, np.uint8)
+    room = np.full(size + 128, 0xA5, np.uint8)
+    start = -room.__array_interface__["data"][0] % 64
+    to = ffi.cast("char *", room.__array_interface__["data"][0] + start)
+    source_at = ffi.cast("char *", source.__array_interface__["data"][0])
+    for refused in (
+        (to, source_at, -1, 0, 1),
+        (to, source_at, LEAST, 0, 1),
+        (to, source_at, BIG, 0, 1),
+        (to, source_at, BIG, 1, 1),
+        (to, source_at, BIG - 2**18 + 1, 0, 1),
+        (to, source_at, size, 0, 0),
+        (to, source_at, size, 0, -(2**31)),
+        (ffi.NULL, source_at, size, 0, 1),
+        (to, ffi.NULL, size, 0, 1),
+        (to + 1, source_at, size, 1, 1),  # past the cache go whole lines
+        (to, to + 1, size, 0, 1),
+        (to + 1, to, size, 0, 1),
+        (to, to, size, 0, 1),
+        (ffi.cast("void *", 2**64 - 16), source_at, size, 0, 1),
+        (to, ffi.cast("void *", 2**64 - 16), size, 0, 1),
+    ):
+        assert lib.pyce_copy(*refused) == lib.PYCE_BAD_ARGUMENT, refused
+        assert (room == 0xA5).all()
+    for refused in (
+        (source_at, -1, 1),
+        (source_at, BIG, 1),
+        (source_at, size, 0),
+        (ffi.NULL, size, 1),
+        (ffi.cast("void *", 2**64 - 16), size, 1),
+    ):
+        assert lib.pyce_read(*refused) == lib.PYCE_BAD_ARGUMENT, refused
+    assert lib.pyce_copy(ffi.NULL, ffi.NULL, 0, 0, 1) == lib.PYCE_OK
+    assert lib.pyce_read(ffi.NULL, 0, 1) == lib.PYCE_OK
+    for streaming in (0, 1):
+        for threads in (1, 3, 2**31 - 1):
+            room[...] = 0xA5
+            assert lib.pyce_copy(to, source_at, size, streaming, threads) == lib.PYCE_OK
+            assert (room[start : start + size] == source[:size]).all()
+            assert (room[:start] == 0xA5).all() and (room[start + size :] == 0xA5).all()
+            assert lib.pyce_read(source_at, size, threads) == lib.PYCE_OK
+
+
+def test_names_of_instruction_sets():
+    names = []
+    while (name := lib.pyce_isa(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    assert names == pyce.info()["isas"]
+    for i in (-1, -2, -(2**31), len(names), 2**31 - 1):
+        assert lib.pyce_isa(i) == ffi.NULL
+    in_use = ffi.string(lib.pyce_isa_in_use())
+    for name in (ffi.NULL, b"", b"mmx", in_use + b"x", in_use[:-1], in_use.upper()):
+        assert lib.pyce_set_isa(name) == lib.PYCE_BAD_ARGUMENT
+        assert ffi.string(lib.pyce_isa_in_use()) == in_use
+    assert lib.pyce_set_isa(in_use) == lib.PYCE_OK
+
+
+def test_the_size_of_the_cache():
+    found = lib.pyce_set_cache(0)
+    assert found > 0
+    for size, then in ((12345, 12345), (-1, found), (BIG, BIG), (LEAST, found), (0, found)):
+        lib.pyce_set_cache(size)
+        assert lib.pyce_set_cache(0) == then
+        assert Raw().run() == lib.PYCE_OK
+
+
+def test_words_for_every_status():
+    texts = {
+        status: ffi.string(lib.pyce_status_text(status)).decode()
+        for status in (-(2**31), -1, *range(4), 4, 2**31 - 1)
+    }
+    known = [number(n) for n in ("OK", "BAD_LABEL", "BAD_ARGUMENT", "NO_MEMORY")]
+    assert sorted(known) == list(range(4))
+    assert len({texts[s] for s in known}) == 4
+    assert {texts[s] for s in texts if s not in known} == {"unknown status"}
+    assert "unknown status" not in {texts[s] for s in known}
+    assert ffi.string(lib.pyce_compiler())
