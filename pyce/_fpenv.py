@@ -17,15 +17,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def _functions() -> tuple[Callable[..., Any], ...]:
     """fegetenv, fesetenv, what stands for the default environment, and memory for another."""
     import ctypes
-    import ctypes.util
     import sys
 
     # FE_DFL_ENV is −1 in the C libraries of Linux; elsewhere it is taken as found.
     if not sys.platform.startswith("linux"):
         return ()
-    for name in (None, "libm.so.6", ctypes.util.find_library("m")):
+    for name in ("libm.so.6", None):  # None: what is loaded, where libm is part of libc
         try:
-            library = ctypes.CDLL(name)
+            library = ctypes.PyDLL(name)
             default = functools.partial(ctypes.c_void_p, -1)
             memory = functools.partial(ctypes.create_string_buffer, 256)
             return library.fegetenv, library.fesetenv, default, memory
@@ -45,8 +44,8 @@ def default(function: Function) -> Function:
         get, set_, initial, memory = known
         before = memory()
         get(before)
-        set_(initial())
         try:
+            set_(initial())
             return function(*arguments, **options)
         finally:
             set_(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import platform
 import struct
 from contextlib import contextmanager
@@ -34,7 +33,10 @@ else:  # MXCSR
 
 _memory = ctypes.create_string_buffer(256)
 if KNOWN:
-    _libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
+    try:
+        _libm = ctypes.CDLL("libm.so.6")
+    except OSError:  # where it is part of the C library
+        _libm = ctypes.CDLL(None)
 
 
 def get() -> int:
