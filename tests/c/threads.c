@@ -1,8 +1,8 @@
 /* Many callers of one pool that is resized meanwhile, and forks from among them.
  *
  * `threads [SECONDS]`; make sanitize-threads runs it under ThreadSanitizer, which can't follow threads
- * into a fork, and without it. Links the C sources with the plain kernels alone; of the others it has
- * only the names. Ends with 0 when every result has the same bytes, with 1 when one does not.
+ * into a fork, and without it. Ends with 0 when every result has the same bytes, with 1 when one does
+ * not.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,15 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../../csrc/kernels/kernels.h"
-#include "../../csrc/pool.h"
-#include "../../csrc/pyce.h"
-
-#if defined(__x86_64__)
-static int never(void) { return 0; }
-const pyce_kernels pyce_kernels_avx512 = {.name = "avx512", .supported = never};
-const pyce_kernels pyce_kernels_avx2 = {.name = "avx2", .supported = never};
-#endif
+#include "pool.h"
+#include "pyce.h"
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
