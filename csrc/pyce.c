@@ -330,7 +330,7 @@ static int arguments_fit(const pyce_problem *p) {
            add_flat(&all, p->losses, rows, item_size[loss_dtype], item_alignment[loss_dtype],
                     rows_wanted, rows_wanted, 1) &&
            add_flat(&all, p->reduced, 1, item_size[loss_dtype], item_alignment[loss_dtype], 0,
-                    losses && !backward, 1) &&
+                    losses && !backward && !rows_wanted, 1) &&
            nothing_shared(&all);
 }
 

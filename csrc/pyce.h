@@ -72,7 +72,7 @@ typedef struct {
     int64_t ignore_index;
     double *lse;   /* (rows): written by the forward, read by PYCE_BACKWARD; or NULL */
     void *losses;  /* (rows): float, or double for PYCE_FLOAT64; PYCE_NONE only */
-    void *reduced; /* the same type: where the reduced loss is written, rounded once; or NULL */
+    void *reduced; /* the same type, but for PYCE_NONE: the reduced loss, rounded once; or NULL */
     /* Results; what the status does not call for stays as it was. */
     double loss;       /* PYCE_OK: the reduced loss of a forward, but for PYCE_NONE */
     int64_t bad_row;   /* PYCE_BAD_LABEL */

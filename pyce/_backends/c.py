@@ -187,7 +187,7 @@ def _general(operation: int, p: Problem) -> Any:
     # Written by C in its own dtype: a conversion here would be subject to the caller's
     # floating-point environment, and leave its flags there.
     loss = None
-    if operation != _BACKWARD:
+    if operation != _BACKWARD and losses is None:
         loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     c = _new(
         _PROBLEM,

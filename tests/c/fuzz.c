@@ -291,7 +291,8 @@ static void fuzz_run(bytes *b) {
         memset(p.losses, UNTOUCHED, (size_t)(rows * item_size[loss_dtype]));
     }
     const uint8_t last = byte(b);
-    if (p.operation < PYCE_BACKWARD && last & 2) p.reduced = exactly(item_size[loss_dtype], 0);
+    if (p.operation < PYCE_BACKWARD && !p.losses && last & 2)
+        p.reduced = exactly(item_size[loss_dtype], 0);
     if (p.reduced) memset(p.reduced, UNTOUCHED, (size_t)item_size[loss_dtype]);
     pyce_set_cache(last & 1);
     output outputs[] = {watch(result.memory, result.count, p.dtype),
