@@ -355,16 +355,24 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     job->dense = DENSE_NONE;
     /* In double precision, S is known well enough only with the largest term apart. */
     if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) job->own = OWN_NONE;
+    const double classes = (double)p->classes;
+    job->certain = 1.0 - p->smoothing;
+    job->certain_low = (1.0 - job->certain) - p->smoothing;
+    job->even = p->smoothing / classes;
+    job->even_low = __builtin_fma(-job->even, classes, p->smoothing) / classes;
     job->label_part = 1.0;
     job->dense_part = 0;
     if (p->target == PYCE_PROBABILITIES) {
         job->dense = DENSE_PROBS;
         job->dense_part = 1.0;
+        job->blended = p->weight || smooth;
     } else if (p->target != PYCE_NO_TARGET) {
         if (smooth) {
             job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
-            job->label_part = 1.0 - p->smoothing;
-            job->dense_part = p->smoothing / (double)p->classes;
+            job->label_part = job->certain;
+            job->label_part_low = job->certain_low;
+            job->dense_part = job->even;
+            job->dense_part_low = job->even_low;
         }
         /* Only the label's gradient has p − 1 in it, unless class weights can do that to another. */
         if (!smooth || !p->weight) job->own = OWN_LABEL;

@@ -650,7 +650,8 @@ def test_as_many_threads_as_there_are_numbers(worth, shape, sharing, waking):
 @pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
 def test_sums_of_rows_that_no_memory_holds(operation):
     """2^57 rows, all of them the same one, would need 2^50 bytes for their sums."""
-    raw = Raw(operation, target="PROBABILITIES").set(outer=2**57 // 5, lse=ffi.NULL)
+    raw = Raw(operation, target="PROBABILITIES")
+    raw.set(outer=2**57 // 5, lse=ffi.NULL, reduced=ffi.NULL)
     for name in ("logits", "probs"):
         raw.set(**{f"{name}__outer_stride": 0})
     if operation == "FORWARD_BACKWARD":

@@ -34,14 +34,19 @@ typedef struct {
     int own;               /* OWN_… */
     int dense;             /* DENSE_… */
     int plain;             /* no weights of labels or rows */
+    int blended;           /* DENSE_PROBS whose b are not the targets: class weights or smoothing */
     int streaming;         /* whether results go past the caches */
     int recompute;         /* whether exponentials are computed again rather than kept for a row */
     double label_part;     /* factor of the label's term: 1, or 1 − smoothing */
     double dense_part;     /* factor of the dense terms: smoothing/classes, or 1 */
-    double grad_scale;     /* of every row: grad_loss / denominator */
-    double grad_scale_low; /* what rounding that lost */
-    int64_t tile;          /* rows of one leaf of the reduction, a power of two */
-    int64_t blocks;        /* of PYCE_BLOCK classes in a row */
+    double label_part_low; /* what rounding these two lost */
+    double dense_part_low;
+    double certain, certain_low; /* 1 − smoothing */
+    double even, even_low;       /* smoothing/classes */
+    double grad_scale;           /* of every row: grad_loss / denominator */
+    double grad_scale_low;       /* what rounding that lost */
+    int64_t tile;                /* rows of one leaf of the reduction, a power of two */
+    int64_t blocks;              /* of PYCE_BLOCK classes in a row */
 } pyce_job;
 
 /* Statistics of one block of a row, for rows that several threads share. */
@@ -51,7 +56,7 @@ typedef struct {
     double sum;               /* of e over the block without its own class */
     double sum_low;           /* what rounding sum lost; double logits only */
     double dense, dense_loss; /* Σ b and Σ b·(max − x) */
-    double dense_loss_low;
+    double dense_low, dense_loss_low;
     int64_t own; /* class left out, or −1 */
 } pyce_block;
 

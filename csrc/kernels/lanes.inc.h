@@ -182,7 +182,7 @@ INLINE int NAME(load_dense)(const pyce_job *job, const NAME(lane_rows) * rows, i
         return 0;
     }
     *b = room->b;
-    if (p->probs_dtype == p->dtype && !p->weight && p->smoothing == 0) {
+    if (p->probs_dtype == p->dtype && (W == 8 || !job->blended)) {
         NAME(load_tile)(p->probs.data, &p->probs, rows, first, n, room->b);
         return W;
     }
@@ -196,42 +196,55 @@ INLINE int NAME(load_dense)(const pyce_job *job, const NAME(lane_rows) * rows, i
     return W;
 }
 
-INLINE V NAME(term)(int kind, const REAL *tile, const REAL *b, int step, V own, int c) {
-    if (kind == SUM_B) return step ? F(load)(b + c * W) : F(set1)(b[c]);
+/* b of class c of a tile whose class weights are `weight`. */
+INLINE V NAME(tile_b)(const pyce_job *job, const REAL *b, int step, const double *weight, int c,
+                      V *low) {
+    const V t = step ? F(load)(b + c * W) : F(set1)(b[c]);
+    return NAME(blend_b)(job, t, vd_set1(W == 8 ? weight[c] : 0), low);
+}
+
+INLINE V NAME(term)(const REAL *tile, V own, int c) {
     return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
 /* Classes c, c + stride, … (eight at most) into a running sum: few classes one by one, many in the
    order of wide.inc.h. */
-INLINE void NAME(add_terms)(F(sum) * sum, int kind, const REAL *tile, const REAL *b, int step,
-                            V own_or_max, int c, int stride, int n) {
+INLINE void NAME(add_terms)(const pyce_job *job, F(sum) * sum, int kind, const REAL *tile,
+                            const REAL *b, int step, const double *weight, V own_or_max, int c,
+                            int stride, int n) {
     if (kind == SUM_LOSS || kind == SUM_DISTANCE) {
         for (int j = 0; j < 8 && c + j * stride < n; j++) {
             const int at = c + j * stride;
-            const V t = step ? F(load)(b + at * W) : F(set1)(b[at]);
-            F(sum_add_loss)(sum, kind == SUM_DISTANCE, t, own_or_max, F(load)(tile + at * W));
+            V low;
+            const V t = NAME(tile_b)(job, b, step, weight, at, &low);
+            F(sum_add_loss)(sum, kind == SUM_DISTANCE, t, low, own_or_max, F(load)(tile + at * W));
         }
         return;
     }
-    V v[8];
+    V v[8], low[8];
     UNROLL
     for (int j = 0; j < 8; j++) {
         const int at = c + j * stride;
-        v[j] = at < n ? NAME(term)(kind, tile, b, step, own_or_max, at) : F(set1)(0);
+        v[j] = low[j] = F(set1)(0);
+        if (at >= n) continue;
+        v[j] = kind == SUM_B ? NAME(tile_b)(job, b, step, weight, at, &low[j])
+                             : NAME(term)(tile, own_or_max, at);
     }
     if (stride == 1) {
         F(sum_add_each)(sum, v, n - c);
     } else {
         F(sum_add8)(sum, v);
     }
+    if (kind == SUM_B) F(sum_add_low)(sum, low);
 }
 
 INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, const REAL *b, int step,
-                           V own_or_max, int n, double sums[W], double low[W]) {
+                           const double *weight, V own_or_max, int n, double sums[W],
+                           double low[W]) {
     if (job->p->classes <= PYCE_NARROW) {
         F(sum) sum = F(sum_zero)();
         for (int c = 0; c < n; c += 8) {
-            NAME(add_terms)(&sum, kind, tile, b, step, own_or_max, c, 1, n);
+            NAME(add_terms)(job, &sum, kind, tile, b, step, weight, own_or_max, c, 1, n);
         }
         F(sum_lanes)(sum, sums, low);
         return;
@@ -241,7 +254,7 @@ INLINE void NAME(sum_tile)(const pyce_job *job, int kind, const REAL *tile, cons
     for (int l = 0; l < W; l++) along[l] = F(sum_zero)();
     for (int c = 0; c < n; c += ROUND) {
         for (int l = 0; l < W; l++) {
-            NAME(add_terms)(&along[l], kind, tile, b, step, own_or_max, c + l, W, n);
+            NAME(add_terms)(job, &along[l], kind, tile, b, step, weight, own_or_max, c + l, W, n);
         }
     }
     vd part[2][8];
@@ -274,7 +287,7 @@ INLINE V NAME(exp_tile)(const pyce_job *job, REAL *tile, int n, F(normaliser) no
             own_x = F(select)(F(eq)(own, F(set1)((REAL)c)), x, own_x);
             F(store)(tile + c * W, F(exp)(x, norm));
         }
-        NAME(sum_tile)(job, SUM_E, tile, 0, 0, own, n, sums, low);
+        NAME(sum_tile)(job, SUM_E, tile, 0, 0, 0, own, n, sums, low);
         return own_x;
     }
     /* The same sum as sum_tile's, in the loop of the exponentials. */
@@ -381,20 +394,22 @@ INLINE void NAME(measure_tile)(const pyce_job *job, const NAME(lane_rows) * rows
     *own_class = own;
     F(to_doubles)(max, s->max);
     if (job->dense) {
+        const double *weight = NAME(weights_from)(job, first);
+        for (int i = 0; W == 8 && i < W; i++) s->dense_low[i] = 0;
         *step = NAME(load_dense)(job, rows, first, n, room, b);
         const V from = F(keep)(F(eq)(F(sub)(max, max), F(set1)(0)), max);
         if (job->dense == DENSE_ONE) {
             for (int i = 0; i < W; i += 8) vd_store(s->dense + i, vd_set1(n));
-            NAME(sum_tile)(job, SUM_DISTANCE, x, *b, 0, from, n, s->dense_loss, s->dense_loss_low);
+            NAME(sum_tile)(job, SUM_DISTANCE, x, *b, 0, weight, from, n, s->dense_loss,
+                           s->dense_loss_low);
             for (int i = 0; i < W; i += 8) {
                 const vd sum = vd_load(s->dense_loss + i);
                 vd_store(s->dense_loss + i, F(distance)(sum, NAME(eight)(from, i), n));
             }
         } else {
-            double low[W] = {0};
-            NAME(sum_tile)(job, SUM_B, x, *b, *step, from, n, s->dense, low);
-            for (int i = 0; i < W; i++) s->dense[i] += low[i];
-            NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, from, n, s->dense_loss, s->dense_loss_low);
+            NAME(sum_tile)(job, SUM_B, x, *b, *step, weight, from, n, s->dense, s->dense_low);
+            NAME(sum_tile)(job, SUM_LOSS, x, *b, *step, weight, from, n, s->dense_loss,
+                           s->dense_loss_low);
         }
     }
     if (job->dense) {
@@ -494,10 +509,13 @@ INLINE void NAME(write_tile)(const pyce_job *job, const NAME(lane_rows) * rows, 
         const V low = NAME(lost_of)(exact, factor);
         const V dense_low = NAME(lost_of)(s->dense_factor, dense_factor);
 #endif
+        const double *weight = NAME(weights_from)(job, first);
         for (int c = 0; c < n; c++) {
             const V at = F(set1)((REAL)c);
-            const V bv = step ? F(load)(b + c * W) : F(set1)(b[c]);
-            V v = NAME(difference)(F(load)(tile + c * W), factor, low, bv, dense_factor, dense_low);
+            V b_low;
+            const V bv = NAME(tile_b)(job, b, step, weight, c, &b_low);
+            V v = NAME(difference)(F(load)(tile + c * W), factor, low, bv, b_low, dense_factor,
+                                   dense_low);
             v = F(select)(F(eq)(label, at), label_grad, v);
             F(store)(tile + c * W, F(select)(F(eq)(own, at), own_grad, v));
         }
@@ -770,6 +788,7 @@ static void NAME(lane_rows_run)(const pyce_job *job, int64_t begin, int64_t end,
                                  .sum = s.rest[i],
                                  .sum_low = s.rest_low[i],
                                  .dense = s.dense[i],
+                                 .dense_low = W == 8 ? s.dense_low[i] : 0,
                                  .dense_loss = s.dense_loss[i],
                                  .dense_loss_low = W == 8 ? s.dense_loss_low[i] : 0,
                                  .own = (int64_t)s.own[i]};

@@ -24,9 +24,9 @@ typedef struct {
     double rest[W];
     double rest_low[W]; /* what rounding rest lost; double logits only */
     double own_x[W], label_x[W];
-    double own_b[W], label_b[W];
+    double own_b[W], label_b[W];    /* double logits: of the target, before it is blended */
     double dense[W], dense_loss[W]; /* Σ b and Σ b·(max − x) */
-    double dense_loss_low[W];
+    double dense_low[W], dense_loss_low[W];
     double own[W], label[W]; /* classes, or −1; label −1 also where the row is ignored */
     /* Between the steps of settle_rows. */
     double quotient[W], quotient_low[W];       /* others/e_m and what is missing of it, over e_m */
@@ -73,11 +73,12 @@ static int NAME(has_nan)(const pyce_problem *p, int64_t row) {
 
 /* What the losses and gradients of eight rows are multiplied by. */
 typedef struct {
-    vd label; /* label_part·w_y, 0 where the row is ignored or has no label */
-    vd share; /* sample weight, 0 where ignored */
-    vd scale; /* grad_loss·sample weight/denominator */
-    vd low;   /* what rounding scale lost; double logits only */
-    vdm dead; /* ignored */
+    vd label;     /* label_part·w_y, 0 where the row is ignored or has no label */
+    vd label_low; /* what rounding label lost; double logits only */
+    vd share;     /* sample weight, 0 where ignored */
+    vd scale;     /* grad_loss·sample weight/denominator */
+    vd low;       /* what rounding scale lost; double logits only */
+    vdm dead;     /* ignored */
 } NAME(factors);
 
 /* (*high + *low)·factor, in place. */
@@ -98,7 +99,7 @@ INLINE NAME(factors) NAME(find_factors)(const pyce_job *job, int i, const NAME(r
     const int left = NAME(left)(s, i);
     const vd zero = vd_set1(0), label = vd_load(s->label + i);
     NAME(factors) f;
-    f.label = zero;
+    f.label = f.label_low = zero;
     f.share = vd_set1(1.0);
     f.scale = vd_set1(job->grad_scale);
     f.low = vd_set1(job->grad_scale_low);
@@ -107,6 +108,7 @@ INLINE NAME(factors) NAME(find_factors)(const pyce_job *job, int i, const NAME(r
         f.dead = vd_eq(label, vd_set1(-1.0));
         f.share = vd_drop(f.dead, f.share);
         f.label = vd_drop(f.dead, vd_set1(job->label_part));
+        f.label_low = vd_drop(f.dead, vd_set1(job->label_part_low));
     }
     if (job->plain) return f;
     if (p->weight && p->labels) {
@@ -114,7 +116,7 @@ INLINE NAME(factors) NAME(find_factors)(const pyce_job *job, int i, const NAME(r
         for (int k = 0; k < left; k++) {
             if (s->label[i + k] >= 0) weight[k] = p->weight[(int64_t)s->label[i + k]];
         }
-        f.label = vd_mul(f.label, vd_load(weight));
+        NAME(times)(&f.label, &f.label_low, vd_load(weight));
     }
     if (p->sample_weight) {
         const vd weight = vd_loadn(p->sample_weight + row + i, left, 0);
@@ -262,6 +264,58 @@ INLINE void NAME(settle_log)(int i, NAME(row_set) * s) {
     vd_store(s->log + i, vd_add(log, vd_load(s->bad + i)));
 }
 
+#if W == 8
+/* w[class[k]], 0 for class −1; w NULL stands for ones. */
+INLINE vd NAME(weights_at)(const double *w, const double class[8]) {
+    double weight[8];
+    for (int k = 0; k < 8; k++) weight[k] = class[k] < 0 ? 0 : w ? w[(int64_t)class[k]] : 1.0;
+    return vd_load(weight);
+}
+
+/* The dense part of the third step, every product with what rounding loses of it, since p − t may
+   cancel: the gradients of the classes apart, the dense factor, *whole = A; returns `loss`, the
+   label's, with the dense terms. `part` is label_part·w_y. */
+INLINE vd_pair NAME(settle_dense)(const pyce_job *job, NAME(row_set) * s, vd_pair part,
+                                  vd_pair scale, vd_pair loss, vd_pair *whole) {
+    const double *weight = job->p->weight;
+    const vd zero = vd_set1(0);
+    const vd_pair dense_part = pair_of(vd_set1(job->dense_part), vd_set1(job->dense_part_low));
+    const vd_pair dense = pair_of(vd_load(s->dense), vd_load(s->dense_low));
+    const vd_pair log = pair_of(vd_load(s->log), vd_load(s->log_low));
+    const vd_pair inverse = pair_of(vd_load(s->inverse), vd_load(s->inverse_low));
+    const vd_pair without_own = pair_of(vd_load(s->without_own), vd_load(s->without_own_low));
+    const vd_pair even = pair_of(vd_load(s->dense_loss), vd_load(s->dense_loss_low));
+    const vd_pair spread = pair_mul(dense_part, pair_add(pair_mul(dense, log), even));
+    const vd low = vd_keep(vd_eq(spread.low, spread.low), spread.low);
+    const vd_pair sum = pair_add(loss, pair_of(spread.high, low));
+    *whole = pair_add(part, pair_mul(dense_part, dense));
+
+    vd_pair own_b = pair_of(vd_load(s->own_b), zero), label_b = pair_of(vd_load(s->label_b), zero);
+    if (job->blended) {
+        own_b = blend(job, own_b.high, NAME(weights_at)(weight, s->own));
+        label_b = blend(job, label_b.high, NAME(weights_at)(weight, s->label));
+    }
+    const vdm same = vd_eq(vd_load(s->own), vd_load(s->label));
+    const vd_pair mine = pair_select(same, part, pair_of(zero, zero));
+    const vd_pair apart = pair_add(mine, pair_mul(dense_part, own_b));
+    /* whole·p − b, from whichever of p and 1 − p is the smaller. */
+    const vd_pair ratio = pair_mul(without_own, inverse);
+    const vd_pair p_own = pair_mul(pair_of(vd_load(s->own_term), zero), inverse);
+    const vd_pair p_label = pair_mul(pair_of(vd_load(s->label_e), zero), inverse);
+    const vd_pair own_grad =
+        pair_select(vd_nlt(ratio.high, vd_set1(0.5)), pair_sub(pair_mul(*whole, p_own), apart),
+                    pair_sub(pair_sub(*whole, apart), pair_mul(*whole, ratio)));
+    vd_store(s->own_grad, pair_value(pair_mul(scale, own_grad)));
+    const vd_pair at_label = pair_add(part, pair_mul(dense_part, label_b));
+    const vd_pair label_grad = pair_sub(pair_mul(*whole, p_label), at_label);
+    vd_store(s->label_grad, pair_value(pair_mul(scale, label_grad)));
+    const vd_pair dense_factor = pair_mul(scale, dense_part);
+    vd_store(s->dense_factor, dense_factor.high);
+    vd_store(s->dense_factor_low, dense_factor.low);
+    return sum;
+}
+#endif
+
 /* Third: the loss, and what makes the gradient. */
 INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
     const pyce_problem *p = job->p;
@@ -292,63 +346,41 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
 #if W == 8
     vd loss_low = vd_add(lost_in_sum(m, vd_sub(zero, label_x), from_label),
                          vd_add(lost_in_sum(from_label, log, at_label), log_low));
-    loss_low = vd_fma(part, loss_low, vd_fma(part, at_label, vd_sub(zero, vd_mul(part, at_label))));
+    const vd part_lost = vd_fma(part, at_label, vd_sub(zero, vd_mul(part, at_label)));
+    loss_low = vd_fma(part, loss_low, vd_fma(f.label_low, at_label, part_lost));
     loss_low = vd_drop(unlabelled, vd_keep(vd_eq(loss_low, loss_low), loss_low));
 #endif
     vd whole = part;
+#if W == 8
+    vd_pair whole_pair = pair_of(part, vd_set1(0));
+#endif
     if (job->dense) {
+#if W == 8
+        const vd_pair labels = pair_of(part, f.label_low);
+        const vd_pair sum = NAME(settle_dense)(job, s, labels, pair_of(scale, f.low),
+                                               pair_of(loss, loss_low), &whole_pair);
+        loss = sum.high;
+        loss_low = sum.low;
+        whole = whole_pair.high;
+#else
         const vd dense_part = vd_set1(job->dense_part), dense = vd_load(s->dense + i);
         const vd even = vd_load(s->dense_loss + i), spread = vd_mul(dense, log);
-        const vd all = vd_add(spread, even), both = vd_mul(dense_part, all),
-                 sum_loss = vd_add(loss, both);
-#if W == 8
-        vd all_low = vd_fma(dense, log, vd_sub(zero, spread));
-        all_low = vd_add(vd_fma(dense, log_low, all_low), lost_in_sum(spread, even, all));
-        all_low = vd_add(all_low, vd_load(s->dense_loss_low + i));
-        all_low = vd_fma(dense_part, all_low, vd_fma(dense_part, all, vd_sub(zero, both)));
-        all_low = vd_keep(vd_eq(all_low, all_low), all_low);
-        loss_low = vd_add(loss_low, vd_add(all_low, lost_in_sum(loss, both, sum_loss)));
-#endif
-        loss = sum_loss;
+        loss = vd_add(loss, vd_mul(dense_part, vd_add(spread, even)));
         whole = vd_fma(dense_part, dense, part);
         const vd own_b = vd_mul(dense_part, vd_load(s->own_b + i));
         const vd same = vd_keep(vd_eq(vd_load(s->own + i), vd_load(s->label + i)), vd_set1(1.0));
         /* whole·p − b, from whichever of p and 1 − p is the smaller. */
-        const vd own_term = vd_load(s->own_term + i), label_e = vd_load(s->label_e + i);
-        const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_term, inverse);
+        const vd own_e = vd_load(s->own_term + i), label_e = vd_load(s->label_e + i);
+        const vd ratio = vd_mul(without_own, inverse), p_own = vd_mul(own_e, inverse);
         const vd p_label = vd_mul(label_e, inverse);
         const vd apart = vd_add(own_b, vd_mul(part, same));
-        const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
-        const vd of_own = vd_mul(whole, p_own), of_rest = vd_mul(whole, ratio);
-        const vd of_label = vd_mul(whole, p_label);
-        const vdm small = vd_nlt(ratio, vd_set1(0.5));
-        vd own_grad =
-            vd_select(small, vd_sub(of_own, apart), vd_sub(vd_sub(whole, apart), of_rest));
-        vd label_grad = vd_sub(of_label, label_b);
-#if W == 8
-        /* What the products lost, and what 1/S did, which may be many units in the last place. */
-        const vd ratio_low = vd_fma(without_own, inverse, vd_sub(zero, ratio));
-        const vd ratio_lost =
-            vd_fma(without_own, inverse_low, vd_fma(without_low, inverse, ratio_low));
-        const vd own_lost =
-            vd_fma(own_term, inverse_low, vd_fma(own_term, inverse, vd_sub(zero, p_own)));
-        const vd label_lost =
-            vd_fma(label_e, inverse_low, vd_fma(label_e, inverse, vd_sub(zero, p_label)));
-        const vd of_own_lost = vd_fma(whole, own_lost, vd_fma(whole, p_own, vd_sub(zero, of_own)));
-        const vd of_rest_lost =
-            vd_fma(whole, ratio_lost, vd_fma(whole, ratio, vd_sub(zero, of_rest)));
-        const vd of_label_lost =
-            vd_fma(whole, label_lost, vd_fma(whole, p_label, vd_sub(zero, of_label)));
-        own_grad = vd_add(own_grad, vd_select(small, of_own_lost, vd_sub(zero, of_rest_lost)));
-        label_grad = vd_add(label_grad, of_label_lost);
-#endif
+        const vd own_grad =
+            vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(whole, p_own), apart),
+                      vd_sub(vd_sub(whole, apart), vd_mul(whole, ratio)));
         vd_store(s->own_grad + i, vd_mul(scale, own_grad));
-        vd_store(s->label_grad + i, vd_mul(scale, label_grad));
-        const vd dense_factor = vd_mul(scale, dense_part);
-        vd_store(s->dense_factor + i, dense_factor);
-#if W == 8
-        const vd factor_lost = vd_fma(scale, dense_part, vd_sub(zero, dense_factor));
-        vd_store(s->dense_factor_low + i, vd_fma(f.low, dense_part, factor_lost));
+        const vd label_b = vd_fma(dense_part, vd_load(s->label_b + i), part);
+        vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(whole, p_label), label_b)));
+        vd_store(s->dense_factor + i, vd_mul(scale, dense_part));
 #endif
     }
 #if W == 8
@@ -367,7 +399,8 @@ INLINE void NAME(settle_loss)(const pyce_job *job, int i, NAME(row_set) * s) {
 #if W == 8
     /* (scale + loss_low)·whole·(inverse + inverse_low) − factor, exactly but for terms of second order. */
     const vd minus = vd_sub(zero, wanted);
-    const vd wanted_low = vd_fma(f.low, whole, vd_fma(scale, whole, minus));
+    const vd wanted_low =
+        vd_fma(scale, whole_pair.low, vd_fma(f.low, whole, vd_fma(scale, whole, minus)));
     const vd product_low = vd_fma(wanted, inverse, vd_sub(zero, factor));
     const vd factor_low =
         vd_add(product_low, vd_fma(wanted, inverse_low, vd_mul(wanted_low, inverse)));
@@ -437,9 +470,11 @@ static void NAME(reduce_tile)(const pyce_job *job, int64_t begin, int64_t end, d
 }
 
 /* Where p − t may cancel, errors of both count: factor·e − dense_factor·b with what rounding the two
-   factors lost, rounded twice. */
-INLINE V NAME(difference)(V e, V factor, V factor_low, V b, V dense_factor, V dense_factor_low) {
+   factors, and of doubles b, lost, rounded twice. */
+INLINE V NAME(difference)(V e, V factor, V factor_low, V b, V b_low, V dense_factor,
+                          V dense_factor_low) {
     V low = F(fnma)(dense_factor_low, b, F(mul)(e, factor_low));
+    if (W == 8) low = F(fnma)(dense_factor, b_low, low);
     return F(fma)(e, factor, F(fnma)(dense_factor, b, low));
 }
 
@@ -491,7 +526,8 @@ static void NAME(stream_out)(T *to, const T *from, int64_t n) {
 ALIGNED static const REAL NAME(lanes)[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static const REAL NAME(ones)[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
 
-/* Factors b of classes first…first+n−1 at outer o, position i, as the compute type. */
+/* Factors b of classes first…first+n−1 at outer o, position i, as the compute type; of doubles that
+   are blended, the targets: see blend_b. */
 static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, int64_t first,
                                      int n, REAL *buffer) {
     const pyce_problem *p = job->p;
@@ -505,13 +541,12 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
     }
     const pyce_operand *a = &p->probs;
     const int64_t at = NAME(offset_of)(a, o) + first * a->class_stride + i;
-    const int plain = !p->weight && p->smoothing == 0;
     if (p->probs_dtype == p->dtype) {
         const T *t = (const T *)a->data + at;
         T packed[PYCE_BLOCK];
         t = NAME(gather)(t, a->class_stride, n, packed);
 #if IS_NATIVE
-        if (plain && a->class_stride == 1) return t;
+        if ((W == 8 || !job->blended) && a->class_stride == 1) return t;
 #endif
         int c = 0;
         for (; c + W <= n; c += W) F(store)(buffer + c, LOAD(t + c));
@@ -529,31 +564,49 @@ static const REAL *NAME(dense_block)(const pyce_job *job, int64_t o, int64_t i, 
             buffer[c] = p->probs_dtype == PYCE_FLOAT16 ? vf_get_f16(h) : vf_get_bf16(h);
         }
     }
-    if (!plain) {
+    if (W == 16 && job->blended) {
         /* Each b is rounded once: the roundings on the way are carried along. */
-        const double smoothing = p->smoothing, classes = (double)p->classes;
-        const double keep = 1.0 - smoothing, keep_low = (1.0 - keep) - smoothing;
-        const double even = smoothing / classes;
-        const double even_low = __builtin_fma(-even, classes, smoothing) / classes;
-        const vd kl = vd_set1(keep_low), el = vd_set1(even_low);
         for (int c = 0; c < n; c += W) {
             const int part = n - c < W ? n - c : W;
             double value[W];
             F(to_doubles)(F(loadn)(buffer + c, part, 0), value);
             for (int i = 0; i < part; i += 8) {
                 const int left = part - i < 8 ? part - i : 8;
-                const vd t = vd_load(value + i), k = vd_set1(keep), e = vd_set1(even);
-                const vd kept = vd_mul(k, t), b = vd_add(kept, e), zero = vd_set1(0);
-                const vd lost = vd_add(lost_in_sum(kept, e, b), vd_fma(k, t, vd_sub(zero, kept)));
-                const vd low = vd_add(lost, vd_fma(kl, t, el));
                 const vd w =
                     p->weight ? vd_loadn(p->weight + first + c + i, left, 0) : vd_set1(1.0);
-                const vd share = vd_mul(b, w);
-                const vd rest = vd_fma(low, w, vd_fma(b, w, vd_sub(zero, share)));
-                vd_store(value + i, vd_add(share, rest));
+                const vd_pair b = blend(job, vd_load(value + i), w);
+                vd_store(value + i, vd_add(b.high, b.low));
             }
             F(storen)(buffer + c, part, F(from_doubles)(value));
         }
     }
     return buffer;
+}
+
+/* The class weights from class `first` of a block on, for blend_b; doubles only. */
+INLINE const double *NAME(weights_from)(const pyce_job *job, int64_t first) {
+#if W == 8
+    return job->p->weight ? job->p->weight + first : NAME(ones);
+#else
+    (void)job;
+    (void)first;
+    return 0;
+#endif
+}
+
+/* b of what dense_block gives: of doubles, with what rounding loses, only here. w: class weights,
+   0 where there is no class. */
+INLINE V NAME(blend_b)(const pyce_job *job, V t, vd w, V *low) {
+    *low = F(set1)(0);
+#if W == 8
+    if (job->blended) {
+        const vd_pair b = blend(job, t, w);
+        *low = b.low;
+        return b.high;
+    }
+#else
+    (void)job;
+    (void)w;
+#endif
+    return t;
 }

@@ -146,11 +146,11 @@ INLINE void NAME(short_write)(const pyce_job *job, NAME(short_unit) * unit, int 
             const V f_low = F(set1)(factor_low), d_low = F(set1)(dense_low);
             for (; c + W <= n; c += W) {
                 const V v = F(load)(e + c), t = F(load)(b + c);
-                STORE(out + c, NAME(difference)(v, f, f_low, t, d, d_low));
+                STORE(out + c, NAME(difference)(v, f, f_low, t, F(set1)(0), d, d_low));
             }
             if (c < n) {
                 const V v = F(load)(e + c), t = F(loadn)(b + c, n - c, 0);
-                STOREN(out + c, n - c, NAME(difference)(v, f, f_low, t, d, d_low));
+                STOREN(out + c, n - c, NAME(difference)(v, f, f_low, t, F(set1)(0), d, d_low));
                 c = n;
             }
         }
@@ -187,6 +187,7 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
         vd_store(s->own_b + i, zero);
         vd_store(s->label_b + i, zero);
         vd_store(s->dense + i, zero);
+        vd_store(s->dense_low + i, zero);
         vd_store(s->dense_loss + i, zero);
         vd_store(s->dense_loss_low + i, zero);
     }
@@ -234,8 +235,10 @@ INLINE void NAME(short_measure)(const pyce_job *job, NAME(short_unit) * unit,
         if (!job->dense) continue;
         pyce_block block;
         const REAL *b = NAME(short_dense)(job, row, unit->b[0]);
-        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max[i]), job->dense == DENSE_ONE, &block);
+        NAME(add_dense)(job, x, b, NAME(weights_from)(job, 0), n, NAME(finite_or_0)(max[i]),
+                        job->dense == DENSE_ONE, &block);
         s->dense[i] = block.dense;
+        s->dense_low[i] = block.dense_low;
         s->dense_loss[i] = block.dense_loss;
         s->dense_loss_low[i] = block.dense_loss_low;
         if (own >= 0) s->own_b[i] = b[own];

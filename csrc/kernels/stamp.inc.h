@@ -19,6 +19,15 @@ INLINE float vf_get_bf16(const uint16_t *p) {
     return a[0];
 }
 
+/* b = w·((1 − ε)·t + ε/C) of eight classes. */
+INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
+    const vd certain = vd_set1(job->certain), even = vd_set1(job->even), zero = vd_set1(0);
+    const vd kept = vd_mul(certain, t), b = vd_add(kept, even);
+    const vd lost = vd_add(lost_in_sum(kept, even, b), vd_fma(certain, t, vd_sub(zero, kept)));
+    const vd least = vd_fma(vd_set1(job->certain_low), t, vd_set1(job->even_low));
+    return pair_mul(pair_of(b, vd_add(lost, least)), pair_of(w, zero));
+}
+
 #define V vf
 #define VM vfm
 #define W 16

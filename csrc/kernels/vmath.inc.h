@@ -227,6 +227,31 @@ INLINE vd lost_in_sum(vd a, vd b, vd sum) {
     return vd_keep(vd_eq(lost, lost), lost);
 }
 
+/* An unevaluated sum: high is rounded, low is small beside it. */
+typedef struct {
+    vd high, low;
+} vd_pair;
+
+INLINE vd_pair pair_of(vd high, vd low) { return (vd_pair){high, low}; }
+INLINE vd_pair pair_add(vd_pair a, vd_pair b) {
+    const vd sum = vd_add(a.high, b.high);
+    return pair_of(sum, vd_add(lost_in_sum(a.high, b.high, sum), vd_add(a.low, b.low)));
+}
+INLINE vd_pair pair_sub(vd_pair a, vd_pair b) {
+    const vd zero = vd_set1(0);
+    return pair_add(a, pair_of(vd_sub(zero, b.high), vd_sub(zero, b.low)));
+}
+INLINE vd_pair pair_mul(vd_pair a, vd_pair b) {
+    const vd product = vd_mul(a.high, b.high);
+    const vd lost = vd_fma(a.high, b.high, vd_sub(vd_set1(0), product));
+    return pair_of(product, vd_fma(a.high, b.low, vd_fma(a.low, b.high, lost)));
+}
+INLINE vd_pair pair_select(vdm mask, vd_pair a, vd_pair b) {
+    return pair_of(vd_select(mask, a.high, b.high), vd_select(mask, a.low, b.low));
+}
+/* As one number; where high is infinite, low is no number and means 0. */
+INLINE vd pair_value(vd_pair a) { return vd_add(a.high, vd_keep(vd_eq(a.low, a.low), a.low)); }
+
 /* log(1 + q) for q ≥ 0. With u = 1 + q = 2^k·(1 + f) and s = f/(2 + f), log(1 + f) = 2·artanh s; where
  * q < √2 − 1, f = q without rounding. If `exact`, within VD_LOG1P_ULP, with what rounding lost in
  * *lost_low: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
@@ -368,10 +393,20 @@ INLINE void vd_sum_add_each(vd_sum *s, const vd v[8], int count) {
     (void)count;
     vd_sum_add8(s, v);
 }
+/* Of eight vectors of doubles, what rounding lost of them before they came here. */
+INLINE void vf_sum_add_low(vf_sum *s, const vf v[8]) {
+    (void)s;
+    (void)v;
+}
+INLINE void vd_sum_add_low(vd_sum *s, const vd v[8]) {
+    UNROLL
+    for (int i = 0; i < 8; i++) s->lost = vd_add(s->lost, v[i]);
+}
 
 /* Adds b·(max − x), 0 where b is 0 whatever x is: of floats in double precision, of doubles with
-   what is lost. With `one`, b is 1 everywhere. */
-INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf max, vf x) {
+   what is lost, b + b_low for b. With `one`, b is 1 everywhere. */
+INLINE void vf_sum_add_loss(vf_sum *s, int one, vf b, vf b_low, vf max, vf x) {
+    (void)b_low;
     if (one) {
         s->lo = vd_add(s->lo, vf_widen_lo(x));
         s->hi = vd_add(s->hi, vf_widen_hi(x));
@@ -402,7 +437,7 @@ INLINE double vd_distance_one(double sum, double max, double n) {
     (void)n;
     return sum;
 }
-INLINE void vd_sum_add_loss(vd_sum *s, int one, vd b, vd max, vd x) {
+INLINE void vd_sum_add_loss(vd_sum *s, int one, vd b, vd b_low, vd max, vd x) {
     const vd zero = vd_set1(0);
     const vd from = vd_sub(max, x), less = lost_in_sum(max, vd_sub(zero, x), from);
     if (one) {
@@ -411,7 +446,8 @@ INLINE void vd_sum_add_loss(vd_sum *s, int one, vd b, vd max, vd x) {
         return;
     }
     const vd product = vd_mul(b, from);
-    const vd low = vd_fma(b, less, vd_fma(b, from, vd_sub(zero, product)));
+    const vd lost = vd_fma(b, from, vd_sub(zero, product));
+    const vd low = vd_fma(b, less, vd_fma(b_low, from, lost));
     const vdm none = vd_eq(b, zero);
     vd_sum_add(s, vd_drop(none, product));
     s->lost = vd_add(s->lost, vd_drop(none, vd_keep(vd_eq(low, low), low)));

@@ -20,7 +20,9 @@
 
 /* A block of a result being written: out_c = factor·e_c − dense_factor·b_c, two classes apart. */
 typedef struct {
+    const pyce_job *job;
     const REAL *e, *b;
+    const double *weight; /* see blend_b */
     T *out;
     REAL factor, factor_low, dense_factor, dense_factor_low;
     int n, at;
@@ -38,14 +40,23 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 #endif
 }
 
-INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V b) {
-    return NAME(difference)(e, F(set1)(w->factor), F(set1)(w->factor_low), b,
+INLINE vd NAME(some_weights)(const double *weight, int n) {
+    if (W == 16) return vd_set1(0);
+    return n >= W ? vd_load(weight) : vd_loadn(weight, n, 0);
+}
+
+/* t: n numbers from w->b + at. */
+INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V t, int at, int n) {
+    V low;
+    const V b = NAME(blend_b)(w->job, t, NAME(some_weights)(w->weight + at, n), &low);
+    return NAME(difference)(e, F(set1)(w->factor), F(set1)(w->factor_low), b, low,
                             F(set1)(w->dense_factor), F(set1)(w->dense_factor_low));
 }
 
 INLINE V NAME(written)(const NAME(writer) * w, V e, int at, int n) {
     if (!w->b) return NAME(scaled)(w, e);
-    return NAME(dense_scaled)(w, e, n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0));
+    const V t = n == W ? F(load)(w->b + at) : F(loadn)(w->b + at, n, 0);
+    return NAME(dense_scaled)(w, e, t, at, n);
 }
 
 INLINE V NAME(with_apart)(const NAME(writer) * w, V v, int at) {
@@ -133,7 +144,8 @@ INLINE F(sum) NAME(exp_rounds)(const T *x, int rounds, F(normaliser) norm, REAL 
             UNROLL
             for (int j = 0; j < 8; j++) {
                 const V before = F(load)(from + j * W);
-                const V g = dense ? NAME(dense_scaled)(w, before, F(load)(b + j * W))
+                const V g = dense ? NAME(dense_scaled)(w, before, F(load)(b + j * W),
+                                                       (int)(b - w->b) + j * W, W)
                                   : NAME(scaled)(w, before);
                 if (streaming) {
                     STREAM(to + j * W, g);
@@ -234,12 +246,12 @@ static int NAME(find)(const T *x, int n, REAL value) {
 }
 
 /* Σ b and Σ b·(max − x), terms with b = 0 counting 0 whatever x is. */
-INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
-                            pyce_block *block) {
+INLINE void NAME(add_dense)(const pyce_job *job, const T *x, const REAL *b, const double *weight,
+                            int n, REAL max, int one, pyce_block *block) {
     F(sum) total = F(sum_zero)(), loss = F(sum_zero)();
     const V m = F(set1)(max);
     for (int c = 0; c < n; c += ROUND) {
-        V t[8];
+        V t[8], low[8];
         if (!one) {
             UNROLL
             for (int j = 0; j < ROUND * (int)sizeof(REAL); j += 64) {
@@ -249,17 +261,22 @@ INLINE void NAME(add_dense)(const T *x, const REAL *b, int n, REAL max, int one,
         UNROLL
         for (int j = 0; j < 8; j++) {
             const int at = c + j * W, left = n - at;
-            t[j] = F(set1)(0);
+            t[j] = low[j] = F(set1)(0);
             if (left <= 0) continue;
             const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, W == 16 && one ? 0 : max);
-            if (!one) t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
-            F(sum_add_loss)(&loss, one, t[j], m, v);
+            if (!one) {
+                t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
+                t[j] = NAME(blend_b)(job, t[j], NAME(some_weights)(weight + at, left), &low[j]);
+            }
+            F(sum_add_loss)(&loss, one, t[j], low[j], m, v);
         }
-        if (!one) F(sum_add8)(&total, t);
+        if (!one) {
+            F(sum_add8)(&total, t);
+            F(sum_add_low)(&total, low);
+        }
     }
-    double low = 0;
-    block->dense = one ? n : F(sum_total)(total, &low);
-    block->dense += low;
+    block->dense_low = 0;
+    block->dense = one ? n : F(sum_total)(total, &block->dense_low);
     block->dense_loss = F(sum_total)(loss, &block->dense_loss_low);
     if (one) block->dense_loss = F(distance_one)(block->dense_loss, max, n);
 }
@@ -336,8 +353,8 @@ INLINE double NAME(exp_block)(const T *x, int n, F(normaliser) norm, int own, in
 }
 
 /* One block's statistics, from its maximum on. `label` is the label within the block, or −1. */
-INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, REAL max, int label,
-                                const REAL *b, int keep, REAL *e, pyce_block *block,
+INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int64_t first, int n, REAL max,
+                                int label, const REAL *b, int keep, REAL *e, pyce_block *block,
                                 NAME(writer) * w, NAME(next_block) * next) {
     int own = -1;
     if (job->own == OWN_LABEL) own = label;
@@ -346,11 +363,12 @@ INLINE void NAME(measure_block)(const pyce_job *job, const T *x, int n, REAL max
     block->own = own;
     block->sum =
         NAME(exp_block)(x, n, F(normalise)(F(set1)(max)), own, keep, e, w, next, &block->sum_low);
-    block->dense = block->dense_loss = block->dense_loss_low = 0;
+    block->dense = block->dense_low = block->dense_loss = block->dense_loss_low = 0;
     if (job->dense == DENSE_ONE) {
-        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max), 1, block);
+        NAME(add_dense)(job, x, b, 0, n, NAME(finite_or_0)(max), 1, block);
     } else if (b) {
-        NAME(add_dense)(x, b, n, NAME(finite_or_0)(max), 0, block);
+        const double *weight = NAME(weights_from)(job, first);
+        NAME(add_dense)(job, x, b, weight, n, NAME(finite_or_0)(max), 0, block);
     }
 }
 
@@ -385,6 +403,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
         rest = blocks[0].sum;
         lost = W == 8 ? blocks[0].sum_low : 0;
         dense = blocks[0].dense;
+        b_low = W == 8 ? blocks[0].dense_low : 0;
         dense_loss = blocks[0].dense_loss;
         dense_low = blocks[0].dense_loss_low;
         blocks[0].scale = 1;
@@ -415,6 +434,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             rest = total;
             const double from = block->max - block->max == 0 ? block->max : 0;
             NAME(add_up)(&dense, block->dense, &b_low);
+            if (W == 8) b_low += block->dense_low;
             NAME(add_up)(&dense_loss, block->dense_loss, &dense_low);
             /* Of a sum that has overflowed, what was lost is no number. */
             const double low = block->dense_loss_low;
@@ -422,8 +442,12 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
             if (block->dense != 0) {
                 const double further = (max - from) * block->dense;
                 NAME(add_up)(&dense_loss, further, &dense_low);
-                if (further - further == 0)
+                if (further - further == 0) {
                     dense_low += __builtin_fma(max - from, block->dense, -further);
+                    double gap = max, gap_low = 0;
+                    NAME(add_up)(&gap, -from, &gap_low);
+                    if (W == 8) dense_low += gap * block->dense_low + gap_low * block->dense;
+                }
             }
         }
     }
@@ -439,7 +463,8 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
     s->label[lane] = (double)label;
     s->own_x[lane] = own >= 0 ? (double)GET(x + own * stride) : -INFINITE;
     s->label_x[lane] = label >= 0 ? (double)GET(x + label * stride) : -INFINITE;
-    s->dense[lane] = W == 8 ? dense + b_low : dense;
+    s->dense[lane] = dense;
+    s->dense_low[lane] = W == 8 ? b_low : 0;
     s->dense_loss[lane] = dense_loss;
     s->dense_loss_low[lane] = W == 8 ? dense_low : 0;
     s->own_b[lane] = s->label_b[lane] = 0;
@@ -454,7 +479,7 @@ static void NAME(combine)(const pyce_job *job, int64_t row, pyce_block *blocks, 
 static void NAME(clear_lane)(int lane, NAME(row_set) * s) {
     s->max[lane] = s->rest[lane] = s->rest_low[lane] = s->own_x[lane] = s->label_x[lane] = 0;
     s->own_b[lane] = s->label_b[lane] = s->dense[lane] = s->dense_loss[lane] = 0;
-    s->dense_loss_low[lane] = 0;
+    s->dense_low[lane] = s->dense_loss_low[lane] = 0;
     s->own[lane] = s->label[lane] = -1;
 }
 
@@ -478,8 +503,10 @@ INLINE NAME(writer)
     const int apart = job->p->operation != PYCE_SOFTMAX;
     NAME(writer)
     w = {
+        .job = job,
         .e = e,
         .b = b,
+        .weight = NAME(weights_from)(job, first),
         .out = out,
         .n = n,
         .at = 0,
@@ -540,7 +567,7 @@ static void NAME(wide_measure)(const pyce_job *job, int64_t row, int64_t first, 
             next.x = block + n;
             next.n = NAME(block_size)(job, k + 1);
         }
-        NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, 0, room->e[0],
+        NAME(measure_block)(job, block, at, n, max, NAME(within)(label, at, n), b, 0, room->e[0],
                             blocks + k, 0, &next);
     }
 }
@@ -784,7 +811,7 @@ INLINE void NAME(next_row)(const pyce_job *job, NAME(wide_row) * now, NAME(wide_
                 next.x = block + n;
                 next.n = NAME(block_size)(job, k + 1);
             }
-            NAME(measure_block)(job, block, n, max, NAME(within)(label, at, n), b, keep, e,
+            NAME(measure_block)(job, block, at, n, max, NAME(within)(label, at, n), b, keep, e,
                                 now->blocks + k, writing, &next);
         } else if (writing) {
             NAME(write_head)(writing);

@@ -1729,21 +1729,25 @@ def _run(
     ignore: int = 0,
     log: bool = False,
 ) -> None:
-    """Choose the kernel for the layout and call it; see `Job` for the arguments."""
+    """Choose the kernel for the shape and call it; see `Job` for the arguments."""
     if x.size == 0:
         return
     weight = _NO_REALS if weight is None else weight
     classes, inner = x.shape[axis], math.prod(x.shape[axis + 1 :])
-    direct = x.flags.c_contiguous and (
-        inner == 1 or (x.itemsize >= 4 and 16 * classes * x.itemsize <= _TILE)
-    )
+    # By the shape alone, not by what has to be copied: half types must add up in float32's order.
+    dtype = compute_dtype(x.dtype.name)
+    fits = 16 * classes * dtype.itemsize <= _TILE
+    tiles = classes <= _FEW or (inner > 1 and fits)
+    direct = x.flags.c_contiguous and (inner == 1 or (x.itemsize >= 4 and fits))
     if probs is not None:
         direct = direct and probs.flags.c_contiguous and probs.itemsize >= 4
     if direct:
-        _kernels(x, grad, labels, probs, weight, per_row, constants, ignore, classes, inner, log)
+        _kernels(
+            tiles, x, grad, labels, probs, weight, per_row, constants, ignore, classes, inner, log
+        )
         return
     # A block of rows at a time, contiguous and of a dtype that the kernels know; in place there.
-    view, dtype = np.moveaxis(x, axis, -1), compute_dtype(x.dtype.name)
+    view = np.moveaxis(x, axis, -1)
     for index, start, stop in row_blocks(x.shape, axis, _COPIED):
         block = np.array(view[index], dtype, order="C")
         t = None
@@ -1751,6 +1755,7 @@ def _run(
             t = np.moveaxis(probs, axis, -1)[index]
             t = np.array(t, compute_dtype(probs.dtype.name), order="C")
         _kernels(
+            tiles,
             block,
             None if grad is None else block,
             None if labels is None else labels[start:stop],
@@ -1769,6 +1774,7 @@ def _run(
 
 
 def _kernels(
+    tiles: bool,
     x: Array,
     grad: Array | None,
     labels: Array | None,
@@ -1787,7 +1793,7 @@ def _kernels(
     width = min(128, _TILE // (classes * compute.itemsize) // 16 * 16)
     if inner >= 16:
         width = min(width, -(-inner // 16) * 16)
-    kernel = _rows_alone if inner == 1 and classes > _FEW else _tiles_alone
+    kernel = _tiles_alone if tiles else _rows_alone
     brain = x.dtype.name == "bfloat16"
     if x.itemsize == 2:
         kernel = _halves_alone

@@ -25,6 +25,7 @@ per row. A block is read before it is written, so an output may be the input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,6 +138,39 @@ def _sum(number: Number) -> Number:
     return Pair(lead.sum(axis=-1) * unit, ((hi - lead) + lo).sum(axis=-1) * unit)
 
 
+# NumPy's exp and log1p are each wrong by up to 0.7 ULP: together with what rounds after them, more
+# than a loss may be.
+_LOG2E = 1.4426950408889634
+_LN2, _LN2_LO = 0.6931471803691238, 1.9082149292705877e-10  # few bits, and the rest
+_TAYLOR = [1.0 / math.factorial(k) for k in range(13, 1, -1)]
+
+
+def _exp(x: Pair, less: float = 0.0) -> Pair:
+    """exp(x) − less, less 0 or 1, for x ≤ 700. Error of either ≤ 0.2 ULP."""
+    hi = np.maximum(x.hi, _LOWEST)
+    n = np.rint(hi * _LOG2E)
+    hi, lo = hi - n * _LN2, x.lo - n * _LN2_LO
+    r = hi + lo
+    lo += hi - r
+    q = np.full_like(r, _TAYLOR[0])
+    for c in _TAYLOR[1:]:
+        q *= r
+        q += c
+    q *= r * r
+    q += lo + lo * r
+    power = np.ldexp(1.0, n.astype(np.intc))
+    total = r + q
+    result: Pair = Pair(total * power, ((r - total) + q) * power) + (power - less)
+    return result
+
+
+def _log1p(x: Pair) -> Pair:
+    """log(1 + x), x ≥ 0: NumPy's and a step of Newton's."""
+    rounded = _value(x)
+    log = np.log1p(rounded)
+    return Pair(log, _value(x - _exp(Pair(log), 1.0)) / (1.0 + rounded))
+
+
 # ---------------------------------------------------------------------------------------------
 # One block of rows
 
@@ -168,11 +202,7 @@ class _Rows:
             self.rest = self.rest + _sum(_zero(e, top))
             ties += np.count_nonzero(top, axis=1)
         self.rest = self.rest + ties
-        self.log_total = np.log1p(_value(self.rest))
-        if isinstance(self.rest, Pair):
-            rounded = _value(self.rest)
-            lost = (self.rest.hi - rounded) + self.rest.lo
-            self.log_total = Pair(self.log_total, lost / (1.0 + rounded))
+        self.log_total = (_log1p if self._exact else np.log1p)(self.rest)
 
     def number(self, value: Any) -> Number:
         """`value` in the precision that the logits' dtype asks for."""
@@ -191,8 +221,7 @@ class _Rows:
         d: Number = self.number(_float64(self._x[..., cut])) - self.maximum[:, np.newaxis]
         if isinstance(d, Pair):
             d.lo[~(d.hi >= _LOWEST)] = 0.0
-            e: Number = np.exp(d.hi)
-            e = Pair(e, e * d.lo)
+            e: Number = _exp(d)
         else:
             e = np.exp(d)
         self._last = cut, d, e
