@@ -254,6 +254,14 @@ def _table():
             ("labels", ("all-smoothing", "weight")),
         ):
             yield Case(regime, 20_000, 1, target, frozenset(options))
+    # Rows enough for the roundings of weights, targets and smoothing to meet.
+    for regime, classes, rows, target, options in (
+        ("spread25", 4, 15_000, "labels", {"weight"}),
+        ("constant0.3", 4, 3000, "probabilities", {"weight", "sample_weight"}),
+        ("random", 4, 9000, "probabilities", {"weight", "sample_weight"}),
+        ("random", 6, 6001, "probabilities", {"weight", "sample_weight", "smoothing"}),
+    ):
+        yield Case(regime, classes, rows, target, frozenset(options))
 
 
 CASES = tuple(_table())

@@ -146,7 +146,7 @@ _TAYLOR = [1.0 / math.factorial(k) for k in range(13, 1, -1)]
 
 
 def _exp(x: Pair, less: float = 0.0) -> Pair:
-    """exp(x) − less, less 0 or 1, for x ≤ 700. Error of either ≤ 0.2 ULP."""
+    """exp(x) − less, less 0 or 1, for x ≤ 700. Error ≤ 0.2 ULP, less 1 ≤ 0.5."""
     hi = np.maximum(x.hi, _LOWEST)
     n = np.rint(hi * _LOG2E)
     hi, lo = hi - n * _LN2, x.lo - n * _LN2_LO
