@@ -26,7 +26,7 @@ SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-o
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize lint format bench bench-full bench-peers bench-scaling report clean
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize mutation mutation-all lint format bench bench-full bench-peers bench-scaling report clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -57,6 +57,13 @@ sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and U
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
+
+# SEED=… draws other mutants.
+mutation: .venv/.test $(EXTENSION) ## whether tests see changes of the code: a sample, some ten minutes
+	$(BIN)/python tests/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
+
+mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
+	$(BIN)/python tests/mutate.py --all --jobs 2 --resume
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
 	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py

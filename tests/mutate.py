@@ -50,6 +50,8 @@ C_FILES = {
     f"{KERNELS}kernels.h": (("pyce", "kernels/isa_scalar"), "scalar"),
     "csrc/pyce.c": (("pyce",), "scalar"),
 }
+# The tests that are asked of what recorded calls do not kill: of kernels, of pyce.c.
+C_TESTS = (("c_interface",), ("c_interface", "errors", "other", "threads"))
 OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", "avx2", "scalar")))
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
@@ -618,25 +620,49 @@ class Bench:
             link(base, sanitized or {}, program, SANITIZED)
             if replay(program, "few", 0, isa, 10 * self.limits["few"]).returncode:
                 return "killed by the sanitizers"
-        if mutant.file != "csrc/pyce.c":
-            return "survived"
         objects = self._compiled(mutant, ["-O1"])
         link(base, objects or {}, self.module, [])
+        others = [i for i in ("scalar", "avx2", "avx512") if i != isa]
         try:
-            return self._tests(("errors", "layouts", "contract", "other", "threads"))
+            return self._tests(
+                C_TESTS[mutant.file == "csrc/pyce.c"], f"not {others[0]} and not {others[1]}"
+            )
         finally:
             link(base, {}, self.module, [])
 
-    def _python(self, mutant: Mutant) -> str:
-        return self._tests(PYTHON_FILES[mutant.file])
+    def judge_python(self, file: str, mutants: list[Mutant]):
+        """Yields what becomes of each in some cases of each test; see mutate_forked.py."""
+        module = file.removesuffix(".py").replace("/", ".")
+        given = self.home / "given.json"
+        sources = [[module, source(file)], *([module, m.apply()] for m in mutants)]
+        given.write_text(json.dumps(sources), encoding="utf-8")
+        tests = [f"tests/test_{name}.py" for name in PYTHON_FILES[file]]
+        process = subprocess.Popen(
+            [sys.executable, "-B", "tests/mutate_forked.py", given,
+             str(self.limits["tests"] * 5), "12", *tests],
+            cwd=self.home, env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""}, text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        unchanged = process.stdout.readline().strip()
+        if unchanged != "survived":
+            sys.exit(f"{tests} fail without a mutant: {unchanged}")
+        for mutant, line in zip(mutants, process.stdout, strict=False):
+            said = line.strip()
+            yield mutant, "to be seen" if said == "survived" else f"killed: {said}"
+        process.kill()
+        process.wait()
 
-    def _tests(self, names: tuple[str, ...]) -> str:
+    def _python(self, mutant: Mutant) -> str:
+        return self._tests(PYTHON_FILES[mutant.file], "not avx")
+
+    def _tests(self, names: tuple[str, ...], which: str) -> str:
         """Without Numba, which would take seconds to be imported each time."""
         code = "import sys; sys.modules['numba'] = None; import pytest; sys.exit(pytest.main())"
         for name in names:
             done = run(
                 [sys.executable, "-B", "-c", code, f"tests/test_{name}.py", "-xq", "-p",
-                 "no:cacheprovider", "-k", "not avx"],
+                 "no:cacheprovider", "-k", which],
                 cwd=self.home, timeout=self.limits["tests"] * 20,
                 env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""},
             )  # fmt: skip
@@ -743,16 +769,7 @@ def main() -> None:
     benches = [Bench(limits) for _ in range(asked.jobs)]
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else float("inf")
 
-    def judge(mutant: Mutant, thoroughly: bool) -> None:
-        known = verdicts.get(mutant.id)
-        if known not in (None, "to be seen") or time.monotonic() > end:
-            return
-        bench = benches.pop()
-        begin = time.monotonic()
-        try:
-            verdict = bench.judge(mutant, thoroughly)
-        finally:
-            benches.append(bench)
+    def note(mutant: Mutant, verdict: str, begin: float) -> None:
         verdicts[mutant.id] = verdict
         seconds = time.monotonic() - begin
         print(f"{seconds:5.1f} s {mutant.file}:{mutant.line} {mutant.name}: {verdict}", flush=True)
@@ -760,10 +777,41 @@ def main() -> None:
         with open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
+    def judge(mutant: Mutant, thoroughly: bool) -> None:
+        if time.monotonic() > end:
+            return
+        bench = benches.pop()
+        begin = time.monotonic()
+        try:
+            note(mutant, bench.judge(mutant, thoroughly), begin)
+        finally:
+            benches.append(bench)
+
+    def judge_python(file: str) -> None:
+        mine = [m for m in mutants if m.file == file and m.id not in verdicts]
+        if not mine:
+            return
+        bench = benches.pop()
+        begin = time.monotonic()
+        try:
+            for mutant, verdict in bench.judge_python(file, mine):
+                note(mutant, verdict, begin)
+                begin = time.monotonic()
+                if begin > end:
+                    return
+        finally:
+            benches.append(bench)
+
     try:
         with concurrent.futures.ThreadPoolExecutor(asked.jobs) as executor:
-            for thoroughly in (False, True):
-                list(executor.map(lambda m, t=thoroughly: judge(m, t), mutants))
+            waiting = [executor.submit(judge_python, f) for f in files if f in PYTHON_FILES]
+            first = [m for m in mutants if m.file in C_FILES and m.id not in verdicts]
+            waiting += [executor.submit(judge, m, False) for m in first]
+            for done in waiting:
+                done.result()
+            second = [m for m in mutants if verdicts.get(m.id) == "to be seen"]
+            for done in [executor.submit(judge, m, True) for m in second]:
+                done.result()
     finally:
         for bench in benches:
             shutil.rmtree(bench.home, ignore_errors=True)

@@ -127,6 +127,15 @@ def test_the_first_bad_row_is_named(backend, first):
     check(IndexError, [f"row {first}", -7, "0..9"], x, y)
 
 
+@pytest.mark.parametrize("value", [3, 7, 2**62])
+def test_the_first_bad_row_before_one_beyond_int64(backend, value):
+    """Of labels in uint64, of which int64 holds the first bad one, and an ignored one too large."""
+    y = np.array([2, 9, value, 2**63, 5], np.uint64)
+    check(IndexError, ["row 2", value, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
+    y[2] = 0
+    check(IndexError, ["row 3", 2**63, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
+
+
 def test_rows_are_counted_in_c_order(backend):
     x = np.zeros((2, 4, 3, 2))
     y = np.zeros((2, 3, 2), int)
