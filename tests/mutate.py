@@ -166,6 +166,7 @@ STAYS = {
     "case",
     "default",
     "do",
+    "_Static_assert",
 }
 
 
@@ -483,9 +484,12 @@ def must(command, **options) -> str:
 
 CC = shlex.split(os.environ.get("CC", "cc"))
 # (recording, what the last cache is taken to have; 0: what it has), the quickest first.
-RECORDINGS = (*(("few", 1), ("few", 300_000), ("tests", 0), ("tests", 1), ("golden", 300_000)),)
-# Runs the recorder inside pytest: what is asked of C by tests that call it in this process alone.
-RECORDER = """
+RECORDINGS = (
+    *(("odd", 0), ("odd", 1), ("few", 1), ("few", 300_000)),
+    *(("contract", 0), ("golden", 0), ("golden", 300_000)),
+)
+# Runs the recorder inside pytest: what tests that call C in this process ask of it.
+OF_TESTS = """
 import sys; sys.modules['numba'] = None
 import pytest, recording
 class Plugin:
@@ -493,19 +497,30 @@ class Plugin:
     def pytest_runtestloop(self):
         with open({to!r}, 'wb') as file, recording.to(file):
             return (yield)
-files = ['tests/test_%s.py' % t for t in ('errors', 'contract', 'layouts', 'other')]
+files = ['tests/test_%s.py' % name for name in {names}]
 sys.exit(pytest.main(['-q', '-k', 'scalar and not fork', *files], [Plugin()]))
 """
-FEW = """
-import sys, golden, recording, pyce
+# Golden cases: of each kernel, or all others.
+OF_GOLDEN = """
+import golden, recording, pyce
 pyce.set_backend('c')
 shapes = [(53, c, 1) for c in (1, 3, 10, 17, 64, 65, 100)]
-shapes += [(23, 513, 1), (23, 2049, 1), (23, 4097, 1), (2, 3, 19), (2, 21, 19), (2, 65, 19)]
-cases = [c for c in golden.CASES if (c.outer, c.classes, c.inner) in shapes]
+shapes += [(23, c, 1) for c in (513, 2049, 4097)]
+shapes += [(2, c, 19) for c in (3, 21, 65, 2100)]
+halves = [(53, 3, 1), (53, 17, 1), (53, 100, 1), (23, 2049, 1), (2, 21, 19)]
+of = {{'float32': shapes, 'float64': shapes}}
+cases = [c for c in golden.CASES
+         if ((c.outer, c.classes, c.inner) in of.get(c.dtype, halves)) == {few}]
 with open({to!r}, 'wb') as file, recording.to(file):
-    for case in sorted(cases, key=lambda c: c.outer * c.classes):
+    for case in sorted(cases, key=lambda c: c.outer * c.classes * c.inner):
         golden.digests(case)
 """
+RECORDERS = {
+    "few": OF_GOLDEN.format(to=str(BUILD / "few"), few=True),
+    "odd": OF_TESTS.format(to=str(BUILD / "odd"), names=("errors", "layouts", "other")),
+    "contract": OF_TESTS.format(to=str(BUILD / "contract"), names=("contract",)),
+    "golden": OF_GOLDEN.format(to=str(BUILD / "golden"), few=False),
+}
 
 
 def compile_object(csrc: Path, name: str, to: Path, flags: list[str]):
@@ -542,11 +557,8 @@ def prepare() -> None:
               "-c", str(base / "module.c"), "-o", str(base / "module.o")])  # fmt: skip
         link(base, {}, base / "replay", ["-O1"])
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        for name, code in (("few", FEW), ("tests", RECORDER)):
-            code = code.format(to=str(BUILD / name))
+        for code in RECORDERS.values():
             must([sys.executable, "-c", code], cwd=ROOT, env=environment)
-        golden = [sys.executable, "tests/golden.py", "--record", str(BUILD / "golden")]
-        must(golden, cwd=ROOT, env=environment)
         stamp.write_text(now)
 
 
@@ -589,7 +601,7 @@ class Bench:
                 self._python(mutant) if mutant.file.endswith(".py") else self._c(mutant, thoroughly)
             )
         finally:
-            shutil.copy(ROOT / mutant.file, target)
+            target.write_text(source(mutant.file), encoding="utf-8")
 
     def _compiled(self, mutant: Mutant, flags: list[str]) -> dict[str, Path] | None:
         made = {}
@@ -618,8 +630,10 @@ class Bench:
         if isa == "scalar":
             sanitized = self._compiled(mutant, SANITIZED)
             link(base, sanitized or {}, program, SANITIZED)
-            if replay(program, "few", 0, isa, 10 * self.limits["few"]).returncode:
-                return "killed by the sanitizers"
+            for recording in ("odd", "few"):
+                limit = 10 * self.limits[recording]
+                if replay(program, recording, 0, isa, limit).returncode:
+                    return "killed by the sanitizers"
         objects = self._compiled(mutant, ["-O1"])
         link(base, objects or {}, self.module, [])
         others = [i for i in ("scalar", "avx2", "avx512") if i != isa]
@@ -639,7 +653,7 @@ class Bench:
         tests = [f"tests/test_{name}.py" for name in PYTHON_FILES[file]]
         process = subprocess.Popen(
             [sys.executable, "-B", "tests/mutate_forked.py", given,
-             str(self.limits["tests"] * 5), "12", *tests],
+             str(self.limits["contract"] * 5), "12", *tests],
             cwd=self.home, env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""}, text=True,
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -663,7 +677,7 @@ class Bench:
             done = run(
                 [sys.executable, "-B", "-c", code, f"tests/test_{name}.py", "-xq", "-p",
                  "no:cacheprovider", "-k", which],
-                cwd=self.home, timeout=self.limits["tests"] * 20,
+                cwd=self.home, timeout=self.limits["contract"] * 20,
                 env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""},
             )  # fmt: skip
             if done.returncode not in (0, 5):
@@ -673,7 +687,7 @@ class Bench:
 
 def time_limits() -> dict[str, float]:
     limits = {}
-    for name in ("few", "tests", "golden"):
+    for name in RECORDERS:
         begin = time.monotonic()
         done = replay(BUILD / "base" / "replay", name, 0, "scalar", 900)
         if done.returncode:
@@ -764,7 +778,7 @@ def main() -> None:
     if asked.resume and log.exists():
         for line in log.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
-            if entry["verdict"] not in ("survived", "to be seen"):
+            if entry["verdict"] != "survived":
                 verdicts[entry["id"]] = entry["verdict"]
     benches = [Bench(limits) for _ in range(asked.jobs)]
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else float("inf")

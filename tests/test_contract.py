@@ -52,6 +52,46 @@ def every_way(x, target, **kwargs):
 # Reductions and weights
 
 
+@by_float
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
+    """Rows of three of the blocks of 2048 classes that C cuts them into, the last of them short."""
+    y = np.array([0, 1, 2047, 2048, 2049, 4095, 4096, 4098])
+    x = sample(4099, len(y))[0].astype(dtype)
+    if smoothing:
+        x[np.arange(len(y)), y] = 9  # so that the label's gradient is of its own kind
+    t = np.full(x.shape, smoothing / 4099)
+    t[np.arange(len(y)), y] += 1 - smoothing
+    logits = x if axis == 1 else np.ascontiguousarray(x.T)
+    loss, *grads = every_way(logits, y, axis=axis, label_smoothing=smoothing, reduction="sum")
+    log_p = log_probs(x.astype(np.float64))
+    near(loss, -(t * log_p).sum(), dtype)
+    for grad in grads:
+        near(grad if axis == 1 else grad.T, np.exp(log_p) - t, dtype)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_denominator_is_summed_with_what_rounding_loses(backend, soft):
+    """Weights of which the largest cancel: whatever is lost beside them would be missing."""
+    rows = 50_000
+    s = np.full(rows, 1 + 2.0**-15)
+    s[:17_000] = 0
+    s[8:40:8] = 0.25  # one as a sum: the first 16384 are an integer, but for what each is lost in
+    s[0], s[-1] = 2.0**52, -(2.0**52)
+    x = np.zeros((rows, 2), np.float32)
+    target = np.full((rows, 2), [1, 0], np.float32) if soft else np.zeros(rows, int)
+    denominator = 1 + (rows - 17_001) * (1 + 2.0**-15)
+    for options in ({"sample_weight": s}, {"sample_weight": s / 2, "weight": [2.0, 2.0]}):
+        _, grad = pyce.cross_entropy_with_grad(x, target, **options)
+        share = 2 if soft and "weight" in options else 1  # class weights are not in the mean
+        np.testing.assert_allclose(
+            grad[20_000].astype(float) * denominator / (1 + 2.0**-15),
+            [-share * 0.5, share * 0.5],
+            rtol=1e-6,
+        )
+
+
 @by_classes
 @by_float
 def test_reductions(backend, dtype, classes):
@@ -357,6 +397,15 @@ def test_no_row_counts(backend, dtype, rows, classes):
     assert (loss == 0).all()
     assert (grad == 0).all()
     assert (back == 0).all()
+
+
+def test_no_rows_as_lists(backend):
+    """An empty list has no dtype of its own: it serves as labels."""
+    loss, grad = pyce.cross_entropy_with_grad(np.zeros((0, 3)), [], reduction="none")
+    assert loss.shape == (0,)
+    assert grad.shape == (0, 3)
+    with pytest.raises(TypeError, match="class indices"):
+        pyce.cross_entropy(np.zeros((0, 3)), np.zeros(0))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (2, 0, 4)])

@@ -88,6 +88,8 @@ OUT_OF_RANGE = [
     (-(2**32), np.int64),
     (2**63 - 1, np.int64),
     (-(2**63), np.int64),
+    (2**32, np.uint64),
+    (2**32, np.dtype(np.int64).newbyteorder()),
     (2**63, np.uint64),
     (2**64 - 1, np.uint64),
     (2**64 - 100, np.uint64),  # -100 after a wrap: not the ignore_index
@@ -134,6 +136,8 @@ def test_the_first_bad_row_before_one_beyond_int64(backend, value):
     check(IndexError, ["row 2", value, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
     y[2] = 0
     check(IndexError, ["row 3", 2**63, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
+    y = np.array([[2, 1], [2**63, 5]], np.uint64)
+    check(IndexError, ["row 2", 2**63, "0..2"], np.zeros((2, 2, 3)), y)
 
 
 def test_rows_are_counted_in_c_order(backend):
@@ -431,9 +435,10 @@ def test_out_that_overlaps_the_logits_in_part(backend, shift):
 
 def test_out_in_the_same_memory_by_another_road(backend):
     """The same bytes in another order are no in-place call."""
-    square = np.linspace(0, 1, 25).reshape(5, 5)
+    square = np.linspace(0, 1, 25).reshape(5, 5).copy()  # which owns its memory
     before = square.copy()
-    for logits in (square.T, square[::-1], square[:, ::-1]):
+    swapped = square.view(square.dtype.newbyteorder())
+    for logits in (square.T, square[::-1], square[:, ::-1], swapped, swapped.T):
         with pytest.raises(ValueError, match="overlap"):
             pyce.cross_entropy_with_grad(logits, Y[:5], out=square)
         with pytest.raises(ValueError, match="overlap"):
@@ -457,11 +462,15 @@ def test_out_that_is_another_argument(backend):
         pyce.cross_entropy_backward(1.0, X, Y, memory[:ROWS], out=out)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_backward(memory[:ROWS], X, Y, LSE, reduction="none", out=out)
+    owner = np.ones(X.shape)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X, Y, weight=owner[0, :CLASSES], out=owner)
     labels = np.zeros(X.size, np.int64)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_with_grad(X, labels[:ROWS], out=labels.view(float).reshape(X.shape))
     assert (t == T).all()
     assert (memory == 1).all()
+    assert (owner == 1).all()
 
 
 def test_bernoulli_errors(backend):
