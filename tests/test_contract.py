@@ -76,12 +76,12 @@ def test_the_denominator_is_summed_with_what_rounding_loses(backend, soft):
     """Weights of which the largest cancel: whatever is lost beside them would be missing."""
     rows = 50_000
     s = np.full(rows, 1 + 2.0**-15)
-    s[:17_000] = 0
-    s[8:40:8] = 0.25  # one as a sum: the first 16384 are an integer, but for what each is lost in
+    s[:19_001] = 0
+    s[1:5] = s[8:40:8] = 0.25  # two, of which nothing is left when each is added to the largest
     s[0], s[-1] = 2.0**52, -(2.0**52)
     x = np.zeros((rows, 2), np.float32)
     target = np.full((rows, 2), [1, 0], np.float32) if soft else np.zeros(rows, int)
-    denominator = 1 + (rows - 17_001) * (1 + 2.0**-15)
+    denominator = 2 + (rows - 19_002) * (1 + 2.0**-15)
     for options in ({"sample_weight": s}, {"sample_weight": s / 2, "weight": [2.0, 2.0]}):
         _, grad = pyce.cross_entropy_with_grad(x, target, **options)
         share = 2 if soft and "weight" in options else 1  # class weights are not in the mean
