@@ -1,4 +1,7 @@
-"""What mutate.py does not make up itself: mutants by hand, and those that no test can see."""
+"""What mutate.py does not make up itself: mutants by hand, and where none can be seen.
+
+Single ones that no test can see are in equivalent_mutants.txt.
+"""
 
 from __future__ import annotations
 
@@ -139,13 +142,13 @@ NAMED = (
     (
         _WIDE,
         "return c >= first && c < first + n ?",
-        "return c >= first && c <= first + n ?",
+        "return c > first && c < first + n ?",
         "wrong block bound",
     ),
     (
         "csrc/pyce.c",
         "job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;",
-        "job->blocks = p->classes / PYCE_BLOCK + 1;",
+        "job->blocks = p->classes / PYCE_BLOCK;",
         "wrong block bound",
     ),
     # A label that is the number of classes.
@@ -179,8 +182,11 @@ NAMED = (
     (_ARGUMENTS, "(fits >= classes)", "(fits > classes)", "label check off by one"),
 )
 
-# Reason -> survivors that can change no result, as (file, line before, line after).
-EQUIVALENT: dict[str, set[tuple[str, str, str]]] = {}
-
 # (file, function, reason): survivors within functions that decide how, but not what.
-EQUIVALENT_WITHIN: tuple[tuple[str, str, str], ...] = ()
+EQUIVALENT_WITHIN: tuple[tuple[str, str, str], ...] = (
+    (_LANES, "fetch", "what is fetched ahead"),
+    (_KERNELS + "elementwise.inc.h", "read_lines", "what is read goes nowhere"),
+    ("csrc/pyce.c", "find_last_cache", "how large the cache is taken to be"),
+    ("csrc/pyce.c", "grain_of", "how rows are dealt to threads"),
+    ("csrc/pyce.c", "threads_for", "how many threads are worth it"),
+)

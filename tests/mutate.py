@@ -7,7 +7,7 @@ The mutants written by hand, in tests/mutants.py, are always among them. A mutan
 the recorded calls of golden.py and of other tests (tests/c/replay.c), without and with
 AddressSanitizer, one of pyce.c or of Python by the tests in Python. A mutant that hangs
 or crashes is killed; one that does not compile is none. The exit status is 1 where fewer than 95 %
-are killed of those that tests/mutants.py does not explain.
+are killed of those that equivalent_mutants.txt does not explain.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mutants import EQUIVALENT, EQUIVALENT_WITHIN, NAMED
+from mutants import EQUIVALENT_WITHIN, NAMED
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "mutants"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 LEAST = 0.95
 
 KERNELS = "csrc/kernels/"
@@ -260,7 +261,7 @@ def mutants_of_c(file: str) -> list[Mutant]:
         if token.kind == "sign" and token.text in SWAPS and spaced:
             for new in SWAPS[token.text]:
                 add(token.start, token.end, new, "operator")
-        elif token.kind == "number":
+        elif token.kind == "number" and not _null(tokens, i):
             for new in _other_numbers(token.text):
                 add(token.start, token.end, new, "constant")
         elif token.text in ("if", "while") and i + 1 < len(tokens) and tokens[i + 1].text == "(":
@@ -273,6 +274,11 @@ def mutants_of_c(file: str) -> list[Mutant]:
     for start, end in _statements(tokens, skip):
         add(tokens[start].start, tokens[end].end, ";", "statement deleted")
     return found
+
+
+def _null(tokens: list[Token], i: int) -> bool:
+    """Whether a 0 is what a pointer begins with: `*name = 0`."""
+    return tokens[i].text == "0" and tokens[i - 1].text == "=" and tokens[i - 3].text == "*"
 
 
 def _other_numbers(text: str) -> list[str]:
@@ -485,8 +491,8 @@ def must(command, **options) -> str:
 CC = shlex.split(os.environ.get("CC", "cc"))
 # (recording, what the last cache is taken to have; 0: what it has), the quickest first.
 RECORDINGS = (
-    *(("odd", 0), ("odd", 1), ("few", 1), ("few", 300_000)),
-    *(("contract", 0), ("golden", 0), ("golden", 300_000)),
+    *(("layouts", 0), ("layouts", 1), ("few", 1), ("few", 300_000)),
+    *(("errors", 0), ("contract", 0), ("golden", 0), ("golden", 300_000)),
 )
 # Runs the recorder inside pytest: what tests that call C in this process ask of it.
 OF_TESTS = """
@@ -517,7 +523,8 @@ with open({to!r}, 'wb') as file, recording.to(file):
 """
 RECORDERS = {
     "few": OF_GOLDEN.format(to=str(BUILD / "few"), few=True),
-    "odd": OF_TESTS.format(to=str(BUILD / "odd"), names=("errors", "layouts", "other")),
+    "layouts": OF_TESTS.format(to=str(BUILD / "layouts"), names=("layouts",)),
+    "errors": OF_TESTS.format(to=str(BUILD / "errors"), names=("errors", "other")),
     "contract": OF_TESTS.format(to=str(BUILD / "contract"), names=("contract",)),
     "golden": OF_GOLDEN.format(to=str(BUILD / "golden"), few=False),
 }
@@ -630,7 +637,7 @@ class Bench:
         if isa == "scalar":
             sanitized = self._compiled(mutant, SANITIZED)
             link(base, sanitized or {}, program, SANITIZED)
-            for recording in ("odd", "few"):
+            for recording in ("layouts", "few"):
                 limit = 10 * self.limits[recording]
                 if replay(program, recording, 0, isa, limit).returncode:
                     return "killed by the sanitizers"
@@ -700,18 +707,36 @@ def time_limits() -> dict[str, float]:
 # The command
 
 
-def reason(mutant: Mutant) -> str | None:
-    """Why no test can see it, as tests/mutants.py has it."""
-    for why, mutants in EQUIVALENT.items():
-        if (mutant.file, *mutant.lines()) in mutants:
-            return why
+def read_equivalent() -> dict[tuple[str, str, str], str]:
+    """{(file, line before, line after): reason} of equivalent_mutants.txt."""
+    found = {}
+    why = file = old = ""
+    for line in EQUIVALENT.read_text(encoding="utf-8").splitlines()[2:]:
+        if line.startswith("= "):
+            why = line[2:]
+        elif line.startswith("- "):
+            old = line[2:]
+            if old not in squeezed(source(file)):
+                sys.exit(f"{EQUIVALENT.name}: {file} no longer has\n{old}")
+        elif line.startswith("+ "):
+            found[file, old, line[2:]] = why
+        elif line:
+            file = line
+    return found
+
+
+def reason(mutant: Mutant, equivalent: dict[tuple[str, str, str], str]) -> str | None:
+    """Why no test can see it."""
+    why = equivalent.get((mutant.file, *mutant.lines()))
+    if why:
+        return why
     for file, function, why in EQUIVALENT_WITHIN:
         if (file, function) == (mutant.file, mutant.within()):
             return why
     return None
 
 
-def report(mutants: list[Mutant], verdicts: dict[str, str]) -> bool:
+def report(mutants: list[Mutant], verdicts: dict[str, str], equivalent) -> bool:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     survivors = []
     for mutant in mutants:
@@ -721,7 +746,7 @@ def report(mutants: list[Mutant], verdicts: dict[str, str]) -> bool:
             continue
         if verdict not in ("survived", "to be seen", None):
             kind = "killed"
-        elif reason(mutant):
+        elif reason(mutant, equivalent):
             kind = "equivalent"
         else:
             kind = "survived"
@@ -750,6 +775,7 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--all", action="store_true", help="every mutant")
     group.add_argument("--sample", type=int, metavar="N", help="about so many mutants")
+    group.add_argument("--judged", action="store_true", help="those of earlier runs; see --resume")
     group.add_argument("--list", action="store_true", help="say how many there are, and no more")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--only", default="", metavar="REGEX", help="of files that match")
@@ -768,18 +794,21 @@ def main() -> None:
     if asked.sample is not None:
         drawn = sampled(drawn, asked.sample, asked.seed)
     random.Random(asked.seed).shuffle(drawn)
+    log = BUILD / "verdicts.jsonl"
+    earlier: dict[str, str] = {}
+    if log.exists() and (asked.resume or asked.judged):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            earlier[entry["id"]] = entry["verdict"]
+    if asked.judged:
+        drawn = [m for m in drawn if m.id in earlier]
     mutants = list({m.id: m for m in (*drawn, *by_hand)}.values())
     mutants.sort(key=lambda m: m not in by_hand)
+    equivalent = read_equivalent()
     BUILD.mkdir(parents=True, exist_ok=True)
     prepare()
     limits = time_limits()
-    log = BUILD / "verdicts.jsonl"
-    verdicts: dict[str, str] = {}
-    if asked.resume and log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if entry["verdict"] != "survived":
-                verdicts[entry["id"]] = entry["verdict"]
+    verdicts = {id: v for id, v in earlier.items() if v != "survived" or asked.judged}
     benches = [Bench(limits) for _ in range(asked.jobs)]
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else float("inf")
 
@@ -824,12 +853,13 @@ def main() -> None:
             for done in waiting:
                 done.result()
             second = [m for m in mutants if verdicts.get(m.id) == "to be seen"]
+            second = [m for m in second if (m.file, *m.lines()) not in equivalent]
             for done in [executor.submit(judge, m, True) for m in second]:
                 done.result()
     finally:
         for bench in benches:
             shutil.rmtree(bench.home, ignore_errors=True)
-    sys.exit(0 if report(mutants, verdicts) else 1)
+    sys.exit(0 if report(mutants, verdicts, equivalent) else 1)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ def put_in(module: types.ModuleType, source: str) -> None:
     exec(compile(source, module.__file__ or "", "exec"), changed.__dict__)
     sys.modules[module.__name__] = module
     _replace(vars(module), vars(changed), vars(module).__setitem__)
+    for name in set(vars(module)) - set(vars(changed)) - {"__builtins__", "__cached__"}:
+        if not isinstance(getattr(module, name), types.ModuleType):
+            delattr(module, name)
 
 
 def _replace(old: dict, new: dict, put) -> None:

@@ -399,6 +399,29 @@ def test_no_row_counts(backend, dtype, rows, classes):
     assert (back == 0).all()
 
 
+@pytest.mark.parametrize("ignored", [-101, -99, -1, 0, 1, 2**31, 2**63 - 1, -(2**63)])
+def test_any_ignore_index(backend, ignored):
+    """It stands for no class, and −100 for nothing else."""
+    x = sample(3, 4)[0]
+    kinds = [np.int64, *([np.uint64] if ignored >= 0 else [])]
+    for kind in kinds:
+        y = np.array([2, ignored, 2, ignored]).astype(kind)
+        losses = pyce.cross_entropy(x, y, ignore_index=ignored, reduction="none")
+        assert (losses[1::2] == 0).all()
+        assert (losses[::2] > 0).all()
+    with pytest.raises(IndexError, match="row 0 is -100"):
+        pyce.cross_entropy(x, np.full(4, -100), ignore_index=ignored)
+
+
+def test_one_weighted_class_with_ignored_rows(backend):
+    y = np.array([0, -100, 0])
+    for reduction in ("mean", "sum"):
+        options = {"weight": [2.0], "reduction": reduction}
+        loss, grad = pyce.cross_entropy_with_grad(np.zeros((3, 1)), y, **options)
+        assert loss == 0
+        assert (grad == 0).all()
+
+
 def test_no_rows_as_lists(backend):
     """An empty list has no dtype of its own: it serves as labels."""
     loss, grad = pyce.cross_entropy_with_grad(np.zeros((0, 3)), [], reduction="none")

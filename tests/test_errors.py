@@ -83,6 +83,8 @@ OUT_OF_RANGE = [
     (-(2**31), np.int32),
     (2**31, np.uint32),
     (2**32 - 1, np.uint32),
+    (2**32 - 100, np.uint32),  # -100 after a wrap
+    (2**32 - 100, np.dtype(np.uint32).newbyteorder()),
     (2**32, np.int64),
     (2**32 + 1, np.int64),
     (-(2**32), np.int64),
@@ -444,6 +446,10 @@ def test_out_in_the_same_memory_by_another_road(backend):
         with pytest.raises(ValueError, match="overlap"):
             pyce.softmax(logits, out=square)
         assert (square == before).all()
+    owner = np.asfortranarray(before)
+    with pytest.raises(ValueError, match="overlap"):
+        pyce.softmax(owner, out=owner.T)
+    assert (owner == before).all()
 
 
 def test_out_that_is_another_argument(backend):
