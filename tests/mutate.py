@@ -56,7 +56,7 @@ C_TESTS = (("c_interface",), ("c_interface", "errors", "other", "threads"))
 OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", "avx2", "scalar")))
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
-    "pyce/_arguments.py": ("errors", "layouts", "contract", "other"),
+    "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "house"),
     "pyce/_threads.py": ("other", "errors", "threads"),
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
     "pyce/_measures.py": ("errors", "other", "contract"),
@@ -604,9 +604,7 @@ class Bench:
         target = self.home / mutant.file
         target.write_text(mutant.apply(), encoding="utf-8")
         try:
-            return (
-                self._python(mutant) if mutant.file.endswith(".py") else self._c(mutant, thoroughly)
-            )
+            return self._c(mutant, thoroughly)
         finally:
             target.write_text(source(mutant.file), encoding="utf-8")
 
@@ -651,8 +649,8 @@ class Bench:
         finally:
             link(base, {}, self.module, [])
 
-    def judge_python(self, file: str, mutants: list[Mutant]):
-        """Yields what becomes of each in some cases of each test; see mutate_forked.py."""
+    def judge_python(self, file: str, mutants: list[Mutant], thoroughly: bool):
+        """Yields what becomes of each; see mutate_forked.py. First in some cases of each test."""
         module = file.removesuffix(".py").replace("/", ".")
         given = self.home / "given.json"
         sources = [[module, source(file)], *([module, m.apply()] for m in mutants)]
@@ -660,7 +658,7 @@ class Bench:
         tests = [f"tests/test_{name}.py" for name in PYTHON_FILES[file]]
         process = subprocess.Popen(
             [sys.executable, "-B", "tests/mutate_forked.py", given,
-             str(self.limits["contract"] * 5), "12", *tests],
+             str(self.limits["contract"] * 9), str(10**9 if thoroughly else 12), *tests],
             cwd=self.home, env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""}, text=True,
             stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -670,12 +668,24 @@ class Bench:
             sys.exit(f"{tests} fail without a mutant: {unchanged}")
         for mutant, line in zip(mutants, process.stdout, strict=False):
             said = line.strip()
-            yield mutant, "to be seen" if said == "survived" else f"killed: {said}"
+            if said == "survived":
+                said = self._import(mutant) if thoroughly else "to be seen"
+            yield mutant, said if said in ("survived", "to be seen") else f"killed: {said}"
         process.kill()
         process.wait()
 
-    def _python(self, mutant: Mutant) -> str:
-        return self._tests(PYTHON_FILES[mutant.file], "not avx")
+    def _import(self, mutant: Mutant) -> str:
+        """What the children of one process do not do."""
+        target = self.home / mutant.file
+        target.write_text(mutant.apply(), encoding="utf-8")
+        once = "import pyce; pyce.cross_entropy([[1.0, 2.0]], [0])"
+        for name in ("numpy", "c"):
+            environment = {"PYTHONPATH": str(self.home), "PYCE_BACKEND": name}
+            done = run([sys.executable, "-B", "-c", once], env={**os.environ, **environment})
+            if done.returncode:
+                break
+        target.write_text(source(mutant.file), encoding="utf-8")
+        return "when it is imported" if done.returncode else "survived"
 
     def _tests(self, names: tuple[str, ...], which: str) -> str:
         """Without Numba, which would take seconds to be imported each time."""
@@ -808,7 +818,7 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     prepare()
     limits = time_limits()
-    verdicts = {id: v for id, v in earlier.items() if v != "survived" or asked.judged}
+    verdicts = {id: "to be seen" if v == "survived" else v for id, v in earlier.items()}
     benches = [Bench(limits) for _ in range(asked.jobs)]
     end = time.monotonic() + 60 * asked.minutes if asked.minutes else float("inf")
 
@@ -830,14 +840,11 @@ def main() -> None:
         finally:
             benches.append(bench)
 
-    def judge_python(file: str) -> None:
-        mine = [m for m in mutants if m.file == file and m.id not in verdicts]
-        if not mine:
-            return
+    def judge_python(file: str, mine: list[Mutant], thoroughly: bool) -> None:
         bench = benches.pop()
         begin = time.monotonic()
         try:
-            for mutant, verdict in bench.judge_python(file, mine):
+            for mutant, verdict in bench.judge_python(file, mine, thoroughly):
                 note(mutant, verdict, begin)
                 begin = time.monotonic()
                 if begin > end:
@@ -847,15 +854,20 @@ def main() -> None:
 
     try:
         with concurrent.futures.ThreadPoolExecutor(asked.jobs) as executor:
-            waiting = [executor.submit(judge_python, f) for f in files if f in PYTHON_FILES]
-            first = [m for m in mutants if m.file in C_FILES and m.id not in verdicts]
-            waiting += [executor.submit(judge, m, False) for m in first]
-            for done in waiting:
-                done.result()
-            second = [m for m in mutants if verdicts.get(m.id) == "to be seen"]
-            second = [m for m in second if (m.file, *m.lines()) not in equivalent]
-            for done in [executor.submit(judge, m, True) for m in second]:
-                done.result()
+            for thoroughly in (False, True):
+                before = "to be seen" if thoroughly else None
+                left = [m for m in mutants if verdicts.get(m.id) == before]
+                left = [m for m in left if (m.file, *m.lines()) not in equivalent or not thoroughly]
+                waiting = []
+                for file in PYTHON_FILES:
+                    mine = [m for m in left if m.file == file]
+                    if mine:
+                        waiting.append(executor.submit(judge_python, file, mine, thoroughly))
+                waiting += [
+                    executor.submit(judge, m, thoroughly) for m in left if m.file in C_FILES
+                ]
+                for done in waiting:
+                    done.result()
     finally:
         for bench in benches:
             shutil.rmtree(bench.home, ignore_errors=True)

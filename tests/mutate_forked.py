@@ -50,7 +50,7 @@ def _replace(old: dict, new: dict, put) -> None:
         elif isinstance(value, type) and isinstance(was, type):
             if value.__module__ == was.__module__:
                 _replace(dict(vars(was)), dict(vars(value)), lambda *_: None)
-        elif isinstance(value, (int, float, str, tuple)):
+        else:
             put(name, value)
 
 

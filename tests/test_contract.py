@@ -413,6 +413,20 @@ def test_any_ignore_index(backend, ignored):
         pyce.cross_entropy(x, np.full(4, -100), ignore_index=ignored)
 
 
+def test_a_normalizer_of_one_row(backend):
+    x, y = sample(3, 1)
+    whole = pyce.cross_entropy(x, y, reduction="sum")
+    assert pyce.cross_entropy(x, y, normalizer=2.0) == pytest.approx(whole / 2)
+
+
+def test_weights_whose_sum_is_nearly_too_large(backend):
+    """What helps to add them up exactly must not overflow where the sum does not."""
+    options = {"sample_weight": [6e307, 6e307]}
+    for target in ([0, 0], np.tile([1.0, 0.0], (2, 1))):
+        _, grad = pyce.cross_entropy_with_grad(np.zeros((2, 2)), target, **options)
+        np.testing.assert_allclose(grad, [[-0.25, 0.25]] * 2)
+
+
 def test_one_weighted_class_with_ignored_rows(backend):
     y = np.array([0, -100, 0])
     for reduction in ("mean", "sum"):
@@ -420,6 +434,15 @@ def test_one_weighted_class_with_ignored_rows(backend):
         loss, grad = pyce.cross_entropy_with_grad(np.zeros((3, 1)), y, **options)
         assert loss == 0
         assert (grad == 0).all()
+
+
+def test_lists_are_float64_whatever_is_in_them(backend):
+    x = np.array([[0.1, 2, 3], [3, 2, 1]], np.float32)
+    out = np.empty((2, 3))
+    loss, grad = pyce.cross_entropy_with_grad([list(row) for row in x], [0, 1], out=out)
+    assert grad is out
+    assert loss.dtype == np.float64
+    assert loss == pyce.cross_entropy(x.astype(np.float64), [0, 1])
 
 
 def test_no_rows_as_lists(backend):

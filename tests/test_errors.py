@@ -195,6 +195,8 @@ def test_other_functions_name_the_index_alike(backend, call):
         X.astype(np.int64),
         X.astype(np.uint8),
         X > 0,
+        X.astype(np.int16).view(np.recarray),
+        X.astype(ml_dtypes.bfloat16).view(np.dtype(ml_dtypes.bfloat16).newbyteorder()),
         X.astype(np.longdouble),
         X.astype("datetime64[s]"),
         np.zeros(ROWS, [("a", float), ("b", float)]),
@@ -471,12 +473,16 @@ def test_out_that_is_another_argument(backend):
     owner = np.ones(X.shape)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_with_grad(X, Y, weight=owner[0, :CLASSES], out=owner)
+    column = np.ones(ROWS)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X[:, :1], Y * 0, sample_weight=column, out=column[:, None])
     labels = np.zeros(X.size, np.int64)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_with_grad(X, labels[:ROWS], out=labels.view(float).reshape(X.shape))
     assert (t == T).all()
     assert (memory == 1).all()
     assert (owner == 1).all()
+    assert (column == 1).all()
 
 
 def test_bernoulli_errors(backend):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pyce
-from pyce._arguments import row_blocks
+from pyce._arguments import floating, output, row_blocks
 
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 # Hypothesis asks for tests that reset their fixtures; `backend` stays the same for all examples.
@@ -303,3 +303,13 @@ def test_rows_are_cut_into_blocks_in_order(shape, limit):
         assert ends[-1] == len(rows)
         if limit >= x.size:
             assert len(blocks) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backends_get_aligned_arrays(dtype):
+    memory = np.zeros(1 + 6 * dtype.itemsize, np.uint8)
+    unaligned = memory[1:].view(dtype).reshape(2, 3)
+    assert floating(unaligned, "logits")[0].flags.aligned
+    assert output(unaligned, np.zeros((2, 3), dtype), None, ()).flags.aligned
+    out = np.zeros((2, 3), dtype)
+    assert output(out, np.zeros((2, 3), dtype), None, ()) is out
