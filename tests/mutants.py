@@ -185,7 +185,6 @@ NAMED = (
 # (file, function, reason): survivors within functions that decide how, but not what.
 EQUIVALENT_WITHIN: tuple[tuple[str, str, str], ...] = (
     (_LANES, "fetch", "what is fetched ahead"),
-    (_KERNELS + "elementwise.inc.h", "read_lines", "what is read goes nowhere"),
     ("csrc/pyce.c", "find_last_cache", "how large the cache is taken to be"),
     ("csrc/pyce.c", "grain_of", "how rows are dealt to threads"),
     ("csrc/pyce.c", "threads_for", "how many threads are worth it"),

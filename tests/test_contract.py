@@ -427,6 +427,25 @@ def test_weights_whose_sum_is_nearly_too_large(backend):
         np.testing.assert_allclose(grad, [[-0.25, 0.25]] * 2)
 
 
+@pytest.mark.parametrize("classes", [3, 100, 300, 2100])
+def test_whichever_row_is_ignored(backend, classes):
+    """Rows side by side keep nothing of those that stood in their places before."""
+    rows = 36
+    x, y = sample(classes, rows)
+    x = x.astype(np.float32)
+    options = {"reduction": "none", "label_smoothing": 0.1}
+    losses, grads = pyce.cross_entropy_with_grad(x, y, **options)
+    for row in range(rows):
+        others = np.delete(np.arange(rows), row)
+        target = y.copy()
+        target[row] = -100
+        loss, grad = pyce.cross_entropy_with_grad(x, target, **options)
+        assert loss[row] == 0
+        assert (grad[row] == 0).all()
+        near(loss[others], losses[others], np.float32)
+        near(grad[others], grads[others], np.float32)
+
+
 def test_one_weighted_class_with_ignored_rows(backend):
     y = np.array([0, -100, 0])
     for reduction in ("mean", "sum"):

@@ -313,3 +313,26 @@ def test_backends_get_aligned_arrays(dtype):
     assert output(unaligned, np.zeros((2, 3), dtype), None, ()).flags.aligned
     out = np.zeros((2, 3), dtype)
     assert output(out, np.zeros((2, 3), dtype), None, ()) is out
+
+
+@pytest.mark.parametrize("classes", [5, 100, 2100, 4200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_whose_classes_and_neighbours_lie_apart(c_backend, dtype, classes):
+    """Read and written one by one, in steps from class to class: the bytes of a contiguous copy."""
+    rng = np.random.default_rng(classes)
+    apart = rng.normal(size=(2, classes, 6)).astype(dtype)[:, :, ::2]
+    whole = as_plain(apart)
+    y = rng.integers(0, classes, (2, 3))
+    y[1, 1] = -100
+    t = rng.random((2, classes, 3)).astype(np.float32)
+    found = []
+    for x in (apart, whole):
+        results = [pyce.softmax(x, axis=1), pyce.log_softmax(x, axis=1)]
+        for target, options in ((y, {}), (y, {"label_smoothing": 0.1}), (t, {})):
+            options = {"axis": 1, "reduction": "none", **options}
+            loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **options)
+            back = pyce.cross_entropy_backward(np.ones((2, 3)), x, target, lse, **options)
+            results += [loss, grad, lse, back]
+        found.append(results)
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()
