@@ -543,7 +543,8 @@ def prepare() -> None:
     """Objects of the sources as they are, and the recordings."""
     base = BUILD / "base"
     texts = [p.read_bytes() for p in sorted((ROOT / "csrc").rglob("*.[ch]"))]
-    texts += [(ROOT / "tests" / n).read_bytes() for n in ("c/replay.c", "golden.json")]
+    tests = [p for p in sorted((ROOT / "tests").glob("*.py")) if "muta" not in p.name]
+    texts += [p.read_bytes() for p in (*tests, ROOT / "tests" / "c" / "replay.c")]
     stamp = BUILD / "stamp"
     now = hashlib.sha256(b"".join(texts)).hexdigest()
     if not stamp.exists() or stamp.read_text() != now:

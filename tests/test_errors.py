@@ -456,8 +456,9 @@ def test_out_in_the_same_memory_by_another_road(backend):
 
 def test_out_that_is_another_argument(backend):
     t = T.copy()
-    with pytest.raises(ValueError, match="another argument"):
-        pyce.cross_entropy_with_grad(X, t, out=t)
+    for out in (t, t[:]):
+        with pytest.raises(ValueError, match="another argument"):
+            pyce.cross_entropy_with_grad(X, t, out=out)
     memory = np.ones(X.size)
     out = memory.reshape(X.shape)
     for name, value in (
@@ -495,3 +496,10 @@ def test_bernoulli_errors(backend):
     for name in ("weight", "pos_weight"):
         with pytest.raises(ValueError, match=f"{name} .*{re.escape('(4,)')}"):
             pyce.binary_cross_entropy(X, T, **{name: np.ones(4)})
+
+
+@pytest.mark.parametrize("value", [[0.5], np.array([0.5]), (0.5,), "0.5", b"0.5", 0.5j])
+def test_numbers_that_are_no_single_real_ones(backend, value):
+    for name in ("normalizer", "label_smoothing"):
+        with pytest.raises(TypeError, match=name):
+            pyce.cross_entropy(X, Y, **{name: value})
