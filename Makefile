@@ -30,7 +30,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -76,6 +76,13 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 	mkdir -p build/fuzz/inputs
 	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 \
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs
+
+# SEED=… draws other mutants.
+mutation: .venv/.test $(EXTENSION) ## whether tests see changes of the code: a sample, some ten minutes
+	$(BIN)/python tests/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
+
+mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
+	$(BIN)/python tests/mutate.py --all --jobs 2 --resume
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
 	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py

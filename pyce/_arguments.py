@@ -166,7 +166,7 @@ class Problem:
                 self.losses[...] = losses
             return math.nan
         with np.errstate(all="ignore"):
-            if self.reduction == "mean" and self.normalizer is not None and not self.any_row():
+            if self.normalizer is not None and not self.any_row():
                 return dtype(0.0)
             return dtype(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
 
@@ -317,9 +317,8 @@ def indices(
         )
     if target.dtype.kind == "u" and target.dtype.itemsize == 8:
         _refuse_large(target, classes, ignore_index)
-    dtype = target.dtype
-    if dtype != _INT64 and dtype != _INT32:
-        dtype = _INT64 if dtype.itemsize == 8 or dtype == np.dtype(np.uint32) else _INT32
+    kind, size = target.dtype.kind, target.dtype.itemsize
+    dtype = _INT64 if size == 8 or (kind == "u" and size == 4) else _INT32
     if target.dtype is not dtype:
         target = _converted(target, dtype)
     return np.require(target, requirements=["C", "A"]).reshape(-1)
@@ -378,7 +377,7 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
 
 def _overlap(out: Array, other: Any) -> bool:
     """Whether two arrays share memory; what is no array shares none."""
-    if other is None or not isinstance(other, np.ndarray):
+    if not isinstance(other, np.ndarray):
         return False
     if out is other:
         return True
@@ -455,7 +454,7 @@ def loss_problem(
         else:
             p.labels = indices(t, positions, x, p.classes, p.ignore_index)
     else:
-        if t.shape == positions and t.shape != shape and dtype_name(t.dtype.newbyteorder("=")):
+        if t.shape == positions and dtype_name(t.dtype.newbyteorder("=")):
             raise TypeError(
                 f"target is {t.dtype} but shaped like class indices: indices must be integers, "
                 "probabilities must have the logits' shape"

@@ -151,6 +151,7 @@ CASES = tuple(
         *((2, c, 19) for c in IN_THE_MIDDLE),
         (4100, 3, 1),  # several leaves of the tree in which losses are added up
         (1, 20_000, 1),  # a row that threads share
+        (1, 20_000, 3),  # as many classes, but rows side by side
     )
 )
 

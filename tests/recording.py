@@ -1,12 +1,13 @@
 """Writes the calls that the C backend makes of the C interface to a file for tests/c/replay.c.
 
 A call is its numbers, its arrays before it and what it gave: everything little-endian, numbers in 8
-bytes. An array is its length in bytes (−1 for NULL) and its bytes.
+bytes. An array is its length in bytes (−1 for NULL) and its bytes. Calls are made one at a time.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from contextlib import contextmanager
 
 from pyce._pyce import ffi, lib
@@ -21,6 +22,7 @@ ITEM_SIZE = (4, 8, 2, 2)  # by the dtypes of pyce.h
 class _Writer:
     def __init__(self, file):
         self.file = file
+        self.lock = threading.RLock()
 
     def integers(self, *values):
         self.file.write(struct.pack(f"<{len(values)}q", *values))
@@ -39,8 +41,8 @@ class _Writer:
         return data
 
     def operand(self, operand, outer, classes, inner, size, written=False):
-        """A strided array: where it begins in what is stored, its strides, and its bytes, or only
-        their number where it is about to be written.
+        """A strided array: where it begins in what is stored, its strides, and its bytes. Of one
+        that is about to be `written`, whether it fills its memory, and if so only their number.
 
         Returns where its bytes are, as (pointer, size), or None where it is NULL.
         """
@@ -55,17 +57,30 @@ class _Writer:
         along = (classes - 1) * operand.class_stride
         low = min(starts) + min(0, along)
         high = max(starts) + max(0, along) + max(inner, 1)
+        if not outer * inner:
+            low = high = 0
         at = ffi.cast("char *", operand.data) + low * size
         self.integers(-low, operand.outer_stride, operand.class_stride)
         self.array(operand.offsets, 8 * outer)
+        dense = high - low == outer * classes * inner
+        if written:
+            self.integers(int(dense))
         self.integers((high - low) * size)
-        if not written:
+        if not (written and dense):
             self.file.write(bytes(ffi.buffer(at, (high - low) * size)))
         return at, (high - low) * size
 
     def after(self, where):
         if where is not None:
             self.array(*where)
+
+
+def _one_at_a_time(method):
+    def call(self, *args):
+        with self._writer.lock:
+            return method(self, *args)
+
+    return call
 
 
 class _Recorder:
@@ -77,6 +92,7 @@ class _Recorder:
     def __getattr__(self, name):
         return getattr(lib, name)
 
+    @_one_at_a_time
     def pyce_run(self, p):
         w = self._writer
         rows = p.outer * p.inner
@@ -109,6 +125,7 @@ class _Recorder:
         w.after(reduced)
         return status
 
+    @_one_at_a_time
     def pyce_cross_entropy(
         self, operation, dtype, reduction, threads, outer, classes, inner, logits, labels, grad,
         smoothing, ignore_index, loss,
@@ -130,6 +147,7 @@ class _Recorder:
         w.array(grad, size)
         return status
 
+    @_one_at_a_time
     def pyce_binary_cross_entropy(self, dtype, n, *rest):
         w = self._writer
         *arrays, scale, threads, total = rest

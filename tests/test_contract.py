@@ -52,6 +52,46 @@ def every_way(x, target, **kwargs):
 # Reductions and weights
 
 
+@by_float
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
+    """Rows of three of the blocks of 2048 classes that C cuts them into, the last of them short."""
+    y = np.array([0, 1, 2047, 2048, 2049, 4095, 4096, 4098])
+    x = sample(4099, len(y))[0].astype(dtype)
+    if smoothing:
+        x[np.arange(len(y)), y] = 9  # so that the label's gradient is of its own kind
+    t = np.full(x.shape, smoothing / 4099)
+    t[np.arange(len(y)), y] += 1 - smoothing
+    logits = x if axis == 1 else np.ascontiguousarray(x.T)
+    loss, *grads = every_way(logits, y, axis=axis, label_smoothing=smoothing, reduction="sum")
+    log_p = log_probs(x.astype(np.float64))
+    near(loss, -(t * log_p).sum(), dtype)
+    for grad in grads:
+        near(grad if axis == 1 else grad.T, np.exp(log_p) - t, dtype)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_denominator_is_summed_with_what_rounding_loses(backend, soft):
+    """Weights of which the largest cancel: whatever is lost beside them would be missing."""
+    rows = 50_000
+    s = np.full(rows, 1 + 2.0**-15)
+    s[:19_001] = 0
+    s[1:5] = s[8:40:8] = 0.25  # two, of which nothing is left when each is added to the largest
+    s[0], s[-1] = 2.0**52, -(2.0**52)
+    x = np.zeros((rows, 2), np.float32)
+    target = np.full((rows, 2), [1, 0], np.float32) if soft else np.zeros(rows, int)
+    denominator = 2 + (rows - 19_002) * (1 + 2.0**-15)
+    for options in ({"sample_weight": s}, {"sample_weight": s / 2, "weight": [2.0, 2.0]}):
+        _, grad = pyce.cross_entropy_with_grad(x, target, **options)
+        share = 2 if soft and "weight" in options else 1  # class weights are not in the mean
+        np.testing.assert_allclose(
+            grad[20_000].astype(float) * denominator / (1 + 2.0**-15),
+            [-share * 0.5, share * 0.5],
+            rtol=1e-6,
+        )
+
+
 @by_classes
 @by_float
 def test_reductions(backend, dtype, classes):
@@ -357,6 +397,80 @@ def test_no_row_counts(backend, dtype, rows, classes):
     assert (loss == 0).all()
     assert (grad == 0).all()
     assert (back == 0).all()
+
+
+@pytest.mark.parametrize("ignored", [-101, -99, -1, 0, 1, 2**31, 2**63 - 1, -(2**63)])
+def test_any_ignore_index(backend, ignored):
+    """It stands for no class, and −100 for nothing else."""
+    x = sample(3, 4)[0]
+    kinds = [np.int64, *([np.uint64] if ignored >= 0 else [])]
+    for kind in kinds:
+        y = np.array([2, ignored, 2, ignored]).astype(kind)
+        losses = pyce.cross_entropy(x, y, ignore_index=ignored, reduction="none")
+        assert (losses[1::2] == 0).all()
+        assert (losses[::2] > 0).all()
+    with pytest.raises(IndexError, match="row 0 is -100"):
+        pyce.cross_entropy(x, np.full(4, -100), ignore_index=ignored)
+
+
+def test_a_normalizer_of_one_row(backend):
+    x, y = sample(3, 1)
+    whole = pyce.cross_entropy(x, y, reduction="sum")
+    assert pyce.cross_entropy(x, y, normalizer=2.0) == pytest.approx(whole / 2)
+
+
+def test_weights_whose_sum_is_nearly_too_large(backend):
+    """What helps to add them up exactly must not overflow where the sum does not."""
+    options = {"sample_weight": [6e307, 6e307]}
+    for target in ([0, 0], np.tile([1.0, 0.0], (2, 1))):
+        _, grad = pyce.cross_entropy_with_grad(np.zeros((2, 2)), target, **options)
+        np.testing.assert_allclose(grad, [[-0.25, 0.25]] * 2)
+
+
+@pytest.mark.parametrize("classes", [3, 100, 300, 2100])
+def test_whichever_row_is_ignored(backend, classes):
+    """Rows side by side keep nothing of those that stood in their places before."""
+    rows = 36
+    x, y = sample(classes, rows)
+    x = x.astype(np.float32)
+    options = {"reduction": "none", "label_smoothing": 0.1}
+    losses, grads = pyce.cross_entropy_with_grad(x, y, **options)
+    for row in range(rows):
+        others = np.delete(np.arange(rows), row)
+        target = y.copy()
+        target[row] = -100
+        loss, grad = pyce.cross_entropy_with_grad(x, target, **options)
+        assert loss[row] == 0
+        assert (grad[row] == 0).all()
+        near(loss[others], losses[others], np.float32)
+        near(grad[others], grads[others], np.float32)
+
+
+def test_one_weighted_class_with_ignored_rows(backend):
+    y = np.array([0, -100, 0])
+    for reduction in ("mean", "sum"):
+        options = {"weight": [2.0], "reduction": reduction}
+        loss, grad = pyce.cross_entropy_with_grad(np.zeros((3, 1)), y, **options)
+        assert loss == 0
+        assert (grad == 0).all()
+
+
+def test_lists_are_float64_whatever_is_in_them(backend):
+    x = np.array([[0.1, 2, 3], [3, 2, 1]], np.float32)
+    out = np.empty((2, 3))
+    loss, grad = pyce.cross_entropy_with_grad([list(row) for row in x], [0, 1], out=out)
+    assert grad is out
+    assert loss.dtype == np.float64
+    assert loss == pyce.cross_entropy(x.astype(np.float64), [0, 1])
+
+
+def test_no_rows_as_lists(backend):
+    """An empty list has no dtype of its own: it serves as labels."""
+    loss, grad = pyce.cross_entropy_with_grad(np.zeros((0, 3)), [], reduction="none")
+    assert loss.shape == (0,)
+    assert grad.shape == (0, 3)
+    with pytest.raises(TypeError, match="class indices"):
+        pyce.cross_entropy(np.zeros((0, 3)), np.zeros(0))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (2, 0, 4)])

@@ -83,11 +83,15 @@ OUT_OF_RANGE = [
     (-(2**31), np.int32),
     (2**31, np.uint32),
     (2**32 - 1, np.uint32),
+    (2**32 - 100, np.uint32),  # -100 after a wrap
+    (2**32 - 100, np.dtype(np.uint32).newbyteorder()),
     (2**32, np.int64),
     (2**32 + 1, np.int64),
     (-(2**32), np.int64),
     (2**63 - 1, np.int64),
     (-(2**63), np.int64),
+    (2**32, np.uint64),
+    (2**32, np.dtype(np.int64).newbyteorder()),
     (2**63, np.uint64),
     (2**64 - 1, np.uint64),
     (2**64 - 100, np.uint64),  # -100 after a wrap: not the ignore_index
@@ -125,6 +129,17 @@ def test_the_first_bad_row_is_named(backend, first):
     y[:first:2] = -100
     y[first] = -7
     check(IndexError, [f"row {first}", -7, "0..9"], x, y)
+
+
+@pytest.mark.parametrize("value", [3, 7, 2**62])
+def test_the_first_bad_row_before_one_beyond_int64(backend, value):
+    """Of labels in uint64, of which int64 holds the first bad one, and an ignored one too large."""
+    y = np.array([2, 9, value, 2**63, 5], np.uint64)
+    check(IndexError, ["row 2", value, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
+    y[2] = 0
+    check(IndexError, ["row 3", 2**63, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
+    y = np.array([[2, 1], [2**63, 5]], np.uint64)
+    check(IndexError, ["row 2", 2**63, "0..2"], np.zeros((2, 2, 3)), y)
 
 
 def test_rows_are_counted_in_c_order(backend):
@@ -180,6 +195,8 @@ def test_other_functions_name_the_index_alike(backend, call):
         X.astype(np.int64),
         X.astype(np.uint8),
         X > 0,
+        X.astype(np.int16).view(np.recarray),
+        X.astype(ml_dtypes.bfloat16).view(np.dtype(ml_dtypes.bfloat16).newbyteorder()),
         X.astype(np.longdouble),
         X.astype("datetime64[s]"),
         np.zeros(ROWS, [("a", float), ("b", float)]),
@@ -422,20 +439,26 @@ def test_out_that_overlaps_the_logits_in_part(backend, shift):
 
 def test_out_in_the_same_memory_by_another_road(backend):
     """The same bytes in another order are no in-place call."""
-    square = np.linspace(0, 1, 25).reshape(5, 5)
+    square = np.linspace(0, 1, 25).reshape(5, 5).copy()  # which owns its memory
     before = square.copy()
-    for logits in (square.T, square[::-1], square[:, ::-1]):
+    swapped = square.view(square.dtype.newbyteorder())
+    for logits in (square.T, square[::-1], square[:, ::-1], swapped, swapped.T):
         with pytest.raises(ValueError, match="overlap"):
             pyce.cross_entropy_with_grad(logits, Y[:5], out=square)
         with pytest.raises(ValueError, match="overlap"):
             pyce.softmax(logits, out=square)
         assert (square == before).all()
+    owner = np.asfortranarray(before)
+    with pytest.raises(ValueError, match="overlap"):
+        pyce.softmax(owner, out=owner.T)
+    assert (owner == before).all()
 
 
 def test_out_that_is_another_argument(backend):
     t = T.copy()
-    with pytest.raises(ValueError, match="another argument"):
-        pyce.cross_entropy_with_grad(X, t, out=t)
+    for out in (t, t[:]):
+        with pytest.raises(ValueError, match="another argument"):
+            pyce.cross_entropy_with_grad(X, t, out=out)
     memory = np.ones(X.size)
     out = memory.reshape(X.shape)
     for name, value in (
@@ -448,11 +471,19 @@ def test_out_that_is_another_argument(backend):
         pyce.cross_entropy_backward(1.0, X, Y, memory[:ROWS], out=out)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_backward(memory[:ROWS], X, Y, LSE, reduction="none", out=out)
+    owner = np.ones(X.shape)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X, Y, weight=owner[0, :CLASSES], out=owner)
+    column = np.ones(ROWS)
+    with pytest.raises(ValueError, match="another argument"):
+        pyce.cross_entropy_with_grad(X[:, :1], Y * 0, sample_weight=column, out=column[:, None])
     labels = np.zeros(X.size, np.int64)
     with pytest.raises(ValueError, match="another argument"):
         pyce.cross_entropy_with_grad(X, labels[:ROWS], out=labels.view(float).reshape(X.shape))
     assert (t == T).all()
     assert (memory == 1).all()
+    assert (owner == 1).all()
+    assert (column == 1).all()
 
 
 def test_bernoulli_errors(backend):
@@ -465,3 +496,10 @@ def test_bernoulli_errors(backend):
     for name in ("weight", "pos_weight"):
         with pytest.raises(ValueError, match=f"{name} .*{re.escape('(4,)')}"):
             pyce.binary_cross_entropy(X, T, **{name: np.ones(4)})
+
+
+@pytest.mark.parametrize("value", [[0.5], np.array([0.5]), (0.5,), "0.5", b"0.5", 0.5j])
+def test_numbers_that_are_no_single_real_ones(backend, value):
+    for name in ("normalizer", "label_smoothing"):
+        with pytest.raises(TypeError, match=name):
+            pyce.cross_entropy(X, Y, **{name: value})

@@ -1,5 +1,7 @@
 """Any layout gives what a contiguous copy gives, and leaves the logits alone."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pyce
+from pyce._arguments import floating, output, row_blocks
 
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 # Hypothesis asks for tests that reset their fixtures; `backend` stays the same for all examples.
@@ -280,3 +283,56 @@ def test_targets_of_any_layout(backend):
         got = pyce.cross_entropy_with_grad(x, target, axis=1, sample_weight=weights)
         assert got[0] == expected[0]
         np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("limit", [1, 7, 60, 1000, 10**6])
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (4, 5, 7), (4, 3, 5, 7), (0, 7), (3, 1, 7)])
+def test_rows_are_cut_into_blocks_in_order(shape, limit):
+    """Each row once and in C order; no block beyond the limit, but for one row; few blocks."""
+    x = np.arange(math.prod(shape)).reshape(shape)
+    for axis in np.flatnonzero(shape):
+        moved = np.moveaxis(x, axis, -1)
+        rows = moved.reshape(-1, shape[axis])
+        blocks = list(row_blocks(shape, axis, limit))
+        ends = [0]
+        for index, start, stop in blocks:
+            assert start == ends[-1]
+            assert (moved[index].reshape(-1, shape[axis]) == rows[start:stop]).all()
+            assert 0 < (stop - start) * shape[axis] <= max(limit, shape[axis])
+            ends.append(stop)
+        assert ends[-1] == len(rows)
+        if limit >= x.size:
+            assert len(blocks) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backends_get_aligned_arrays(dtype):
+    memory = np.zeros(1 + 6 * dtype.itemsize, np.uint8)
+    unaligned = memory[1:].view(dtype).reshape(2, 3)
+    assert floating(unaligned, "logits")[0].flags.aligned
+    assert output(unaligned, np.zeros((2, 3), dtype), None, ()).flags.aligned
+    out = np.zeros((2, 3), dtype)
+    assert output(out, np.zeros((2, 3), dtype), None, ()) is out
+
+
+@pytest.mark.parametrize("classes", [5, 100, 2100, 4200])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_whose_classes_and_neighbours_lie_apart(c_backend, dtype, classes):
+    """Read and written one by one, in steps from class to class: the bytes of a contiguous copy."""
+    rng = np.random.default_rng(classes)
+    apart = rng.normal(size=(2, classes, 6)).astype(dtype)[:, :, ::2]
+    whole = as_plain(apart)
+    y = rng.integers(0, classes, (2, 3))
+    y[1, 1] = -100
+    t = rng.random((2, classes, 3)).astype(np.float32)
+    found = []
+    for x in (apart, whole):
+        results = [pyce.softmax(x, axis=1), pyce.log_softmax(x, axis=1)]
+        for target, options in ((y, {}), (y, {"label_smoothing": 0.1}), (t, {})):
+            options = {"axis": 1, "reduction": "none", **options}
+            loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **options)
+            back = pyce.cross_entropy_backward(np.ones((2, 3)), x, target, lse, **options)
+            results += [loss, grad, lse, back]
+        found.append(results)
+    for one, other in zip(*found, strict=True):
+        assert one.tobytes() == other.tobytes()

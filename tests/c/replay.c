@@ -1,7 +1,10 @@
 /* Makes the calls of the C interface that tests/golden.py recorded, with every instruction set of the
  * machine, and compares what they give, byte for byte (a NaN is a NaN, whatever its bits).
  *
- *     python tests/golden.py --record - | replay [INSTRUCTION SET]…
+ *     python tests/golden.py --record - | replay [-x] [-c BYTES] [INSTRUCTION SET]…
+ *
+ * -x stops at the first difference; -c takes the last cache to have so many bytes, which changes how
+ * results are stored and whether exponentials are kept, but no byte.
  *
  * For machines without Python (an emulated one), for sanitizers and for valgrind: every array is an
  * allocation of exactly its size, results filled with a pattern before. tests/recording.py says how
@@ -20,6 +23,7 @@ enum { PATTERN = 0xA5 };
 
 static const int64_t item_size[] = {4, 8, 2, 2};
 static uint64_t calls, wrong;
+static int stops;
 
 /* -- reading ------------------------------------------------------------------------------------------ */
 
@@ -75,10 +79,18 @@ static array patterned(int64_t size) {
     return a;
 }
 
+/* After an error every output is what it was before: here, the pattern. */
+static void unwritten_after_error(int64_t status, array expected) {
+    if (status != PYCE_OK && expected.size > 0) {
+        memset(expected.data, PATTERN, (size_t)expected.size);
+    }
+}
+
 typedef struct {
     int64_t base; /* element at which `data` of the operand points */
     int64_t outer_stride, class_stride;
     array offsets, elements;
+    int patterned;
 } operand;
 
 static operand read_operand(int to_be_written) {
@@ -89,11 +101,9 @@ static operand read_operand(int to_be_written) {
     o.outer_stride = integer();
     o.class_stride = integer();
     o.offsets = read_array();
-    if (to_be_written) {
-        o.elements = patterned(integer());
-    } else {
-        o.elements = read_array();
-    }
+    const int dense = !to_be_written || integer(); /* else what lies between is not its own */
+    o.patterned = to_be_written && dense;
+    o.elements = o.patterned ? patterned(integer()) : read_array();
     return o;
 }
 
@@ -170,6 +180,7 @@ static void replay_run(const char *const *isas) {
     array expected[4] = {{-1, NULL}};
     if (result.base >= 0) expected[0] = read_array();
     for (int i = 1; i < 4; i++) expected[i] = read_array();
+    if (!in_place && result.patterned) unwritten_after_error(status, expected[0]);
 
     p.labels = given[0].data;
     p.weight = (const double *)given[1].data;
@@ -179,7 +190,7 @@ static void replay_run(const char *const *isas) {
     for (; *isas; isas++) {
         pyce_set_isa(*isas);
         array x = copy_of(logits.elements), written = {-1, NULL};
-        if (!in_place && result.base >= 0) written = patterned(result.elements.size);
+        if (!in_place && result.base >= 0) written = copy_of(result.elements);
         array l = copy_of(lse), rows = copy_of(losses), one = copy_of(reduced);
         p.logits = seen(&logits, x, size);
         p.result = in_place ? p.logits : seen(&result, written, size);
@@ -222,6 +233,8 @@ static void replay_cross_entropy(const char *const *isas) {
     const int has_grad = (int)integer();
     const int64_t status = integer();
     array loss = read_array(), expected = read_array();
+    unwritten_after_error(status, loss);
+    unwritten_after_error(status, expected);
     for (; *isas; isas++) {
         pyce_set_isa(*isas);
         array grad = patterned(has_grad ? x.size : -1), got_loss = patterned(loss.size);
@@ -271,8 +284,20 @@ static void replay_bernoulli(const char *const *isas) {
 int main(int argc, char **argv) {
     enum { MOST = 8 };
     const char *isas[MOST + 1] = {NULL};
+    char **named = argv + (argc > 0);
+    for (; *named && **named == '-'; named++) {
+        if (!strcmp(*named, "-x")) {
+            stops = 1;
+        } else if (!strcmp(*named, "-c") && named[1]) {
+            pyce_set_cache(atoll(*++named));
+        } else {
+            fprintf(stderr, "usage: %s [-x] [-c BYTES] [INSTRUCTION SET]...\n", *argv);
+            return 2;
+        }
+    }
+    const int all = !*named;
     for (int i = 0; i < MOST; i++) {
-        isas[i] = argc > 1 ? argv[i + 1] : pyce_isa(i);
+        isas[i] = all ? pyce_isa(i) : named[i];
         if (!isas[i]) break;
         if (pyce_set_isa(isas[i]) != PYCE_OK) {
             fprintf(stderr, "this machine has no instruction set %s\n", isas[i]);
@@ -295,6 +320,7 @@ int main(int argc, char **argv) {
         default: fprintf(stderr, "call %" PRIu64 " is of no known kind\n", calls); return 2;
         }
         calls++;
+        if (stops && wrong) break;
     }
     printf("%" PRIu64 " calls, %" PRIu64 " differences:", calls, wrong);
     for (int i = 0; isas[i]; i++) printf(" %s", isas[i]);
