@@ -107,13 +107,13 @@ lint: .venv/.lint ## check style, types, and the rules of the C sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(C_FILES) $(C_TESTS)
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	.ci/lint-c
 
 format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(C_FILES) $(C_TESTS)
+	$(BIN)/clang-format -i $(C_FILES)
 
 bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
 	$(BIN)/python -m bench
