@@ -858,7 +858,8 @@ def main() -> None:
             for thoroughly in (False, True):
                 before = "to be seen" if thoroughly else None
                 left = [m for m in mutants if verdicts.get(m.id) == before]
-                left = [m for m in left if (m.file, *m.lines()) not in equivalent or not thoroughly]
+                if thoroughly:
+                    left = [m for m in left if not reason(m, equivalent)]
                 waiting = []
                 for file in PYTHON_FILES:
                     mine = [m for m in left if m.file == file]

@@ -72,7 +72,8 @@ def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_the_denominator_is_summed_with_what_rounding_loses(backend, soft):
+@pytest.mark.parametrize("scale", [1.0, 2.0**-300])
+def test_the_denominator_is_summed_with_what_rounding_loses(backend, scale, soft):
     """Weights of which the largest cancel: whatever is lost beside them would be missing."""
     rows = 50_000
     s = np.full(rows, 1 + 2.0**-15)
@@ -82,7 +83,10 @@ def test_the_denominator_is_summed_with_what_rounding_loses(backend, soft):
     x = np.zeros((rows, 2), np.float32)
     target = np.full((rows, 2), [1, 0], np.float32) if soft else np.zeros(rows, int)
     denominator = 2 + (rows - 19_002) * (1 + 2.0**-15)
-    for options in ({"sample_weight": s}, {"sample_weight": s / 2, "weight": [2.0, 2.0]}):
+    for options in (
+        {"sample_weight": s * scale},
+        {"sample_weight": s * scale / 2, "weight": [2.0, 2.0]},
+    ):
         _, grad = pyce.cross_entropy_with_grad(x, target, **options)
         share = 2 if soft and "weight" in options else 1  # class weights are not in the mean
         np.testing.assert_allclose(
