@@ -40,15 +40,15 @@ INLINE V NAME(scaled)(const NAME(writer) * w, V e) {
 #endif
 }
 
-INLINE vd NAME(some_weights)(const double *weight, int n) {
+INLINE vd NAME(some_weights)(const double *weight, int at, int n) {
     if (W == 16) return vd_set1(0);
-    return n >= W ? vd_load(weight) : vd_loadn(weight, n, 0);
+    return n >= W ? vd_load(weight + at) : vd_loadn(weight + at, n, 0);
 }
 
 /* t: n numbers from w->b + at. */
 INLINE V NAME(dense_scaled)(const NAME(writer) * w, V e, V t, int at, int n) {
     V low;
-    const V b = NAME(blend_b)(w->job, t, NAME(some_weights)(w->weight + at, n), &low);
+    const V b = NAME(blend_b)(w->job, t, NAME(some_weights)(w->weight, at, n), &low);
     return NAME(difference)(e, F(set1)(w->factor), F(set1)(w->factor_low), b, low,
                             F(set1)(w->dense_factor), F(set1)(w->dense_factor_low));
 }
@@ -266,7 +266,7 @@ INLINE void NAME(add_dense)(const pyce_job *job, const T *x, const REAL *b, cons
             const V v = left >= W ? LOAD(x + at) : LOADN(x + at, left, W == 16 && one ? 0 : max);
             if (!one) {
                 t[j] = left >= W ? F(load)(b + at) : F(loadn)(b + at, left, 0);
-                t[j] = NAME(blend_b)(job, t[j], NAME(some_weights)(weight + at, left), &low[j]);
+                t[j] = NAME(blend_b)(job, t[j], NAME(some_weights)(weight, at, left), &low[j]);
             }
             F(sum_add_loss)(&loss, one, t[j], low[j], m, v);
         }
