@@ -57,7 +57,6 @@ OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", 
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
     "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "house"),
-    "pyce/_threads.py": ("other", "errors", "threads"),
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
     "pyce/_measures.py": ("errors", "other", "contract"),
     "pyce/_backends/c.py": ("contract", "errors", "layouts", "other"),

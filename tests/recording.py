@@ -1,7 +1,8 @@
 """Writes the calls that the C backend makes of the C interface to a file for tests/c/replay.c.
 
 A call is its numbers, its arrays before it and what it gave: everything little-endian, numbers in 8
-bytes. An array is its length in bytes (−1 for NULL) and its bytes. Calls are made one at a time.
+bytes. An array is its length in bytes (−1 for NULL) and its bytes. Calls are made one at a time,
+and written down as ones of two threads, whose results are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pyce._backends import c
 
 MAGIC = b"PYCECALL"
 RUN, CROSS_ENTROPY, BERNOULLI = range(3)
+THREADS = 2
 ITEM_SIZE = (4, 8, 2, 2)  # by the dtypes of pyce.h
 
 
@@ -97,7 +99,7 @@ class _Recorder:
         w = self._writer
         rows = p.outer * p.inner
         size = ITEM_SIZE[p.dtype]
-        w.integers(RUN, p.operation, p.dtype, p.target, p.probs_dtype, p.reduction, p.threads)
+        w.integers(RUN, p.operation, p.dtype, p.target, p.probs_dtype, p.reduction, THREADS)
         w.integers(p.outer, p.classes, p.inner, p.ignore_index)
         w.reals(p.grad_loss, p.normalizer, p.smoothing)
         shape = p.outer, p.classes, p.inner
@@ -132,7 +134,7 @@ class _Recorder:
     ):  # fmt: skip
         w = self._writer
         size = outer * classes * inner * ITEM_SIZE[dtype]
-        w.integers(CROSS_ENTROPY, operation, dtype, reduction, threads)
+        w.integers(CROSS_ENTROPY, operation, dtype, reduction, THREADS)
         w.integers(outer, classes, inner, ignore_index)
         w.reals(smoothing)
         w.array(logits, size)
@@ -150,9 +152,9 @@ class _Recorder:
     @_one_at_a_time
     def pyce_binary_cross_entropy(self, dtype, n, *rest):
         w = self._writer
-        *arrays, scale, threads, total = rest
+        *arrays, scale, _, total = rest
         size = n * ITEM_SIZE[dtype]
-        w.integers(BERNOULLI, dtype, n, threads)
+        w.integers(BERNOULLI, dtype, n, THREADS)
         w.reals(scale)
         for array in arrays:
             w.array(array, size)

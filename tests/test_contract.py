@@ -417,6 +417,14 @@ def test_any_ignore_index(backend, ignored):
         pyce.cross_entropy(x, np.full(4, -100), ignore_index=ignored)
 
 
+@pytest.mark.parametrize("kind", [np.float16, BFLOAT16, np.float32, np.int8, np.uint64])
+def test_weights_of_any_real_dtype(backend, kind):
+    x, y = sample(3, 4)
+    w, s = np.array([1, 2, 3]), np.array([4, 1, 2, 1])
+    given = pyce.cross_entropy(x, y, weight=w.astype(kind), sample_weight=s.astype(kind))
+    assert given == pyce.cross_entropy(x, y, weight=w, sample_weight=s)
+
+
 def test_a_normalizer_of_one_row(backend):
     x, y = sample(3, 1)
     whole = pyce.cross_entropy(x, y, reduction="sum")
@@ -475,6 +483,8 @@ def test_no_rows_as_lists(backend):
     assert grad.shape == (0, 3)
     with pytest.raises(TypeError, match="class indices"):
         pyce.cross_entropy(np.zeros((0, 3)), np.zeros(0))
+    with pytest.raises(TypeError, match="class indices"):
+        pyce.cross_entropy(np.zeros((0, 3)), np.zeros(0).view(np.recarray))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3), (2, 0, 4)])

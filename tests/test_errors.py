@@ -295,7 +295,9 @@ def test_backward_wants_a_scalar_for_mean_and_sum(backend):
             pyce.cross_entropy_backward(np.ones(ROWS), X, Y, LSE, reduction=reduction)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 0), 1), ((0, 3), 0), ((0,), 0), ((2, 0, 4), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 0), 1), ((3, 0), -1), ((0, 3), 0), ((0,), 0), ((2, 0, 4), 1)]
+)
 def test_no_classes(backend, shape, axis):
     x = np.zeros(shape)
     y = np.zeros(np.delete(shape, axis), int)
