@@ -33,7 +33,7 @@ need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get in
 .PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all
 
 help: ## list the targets
-	@grep -hE X:.*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 
 build: $(EXTENSION) ## build the C extension in place
 
