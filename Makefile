@@ -62,7 +62,7 @@ sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and U
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
 
 # Of plain C only: what vector instructions do to undefined lanes is not followed.
 sanitize-memory: .venv/.test $(EXTENSION) ## the C tests' calls under MemorySanitizer
