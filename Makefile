@@ -52,7 +52,7 @@ valgrind: .venv/.test $(EXTENSION) ## the C tests' calls under valgrind, which r
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
 # The suite and the recorded calls under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy
-# of the tree. Numba's and NumPy's own kernels have no C of ours to look at.
+# of the tree; TESTS=… takes some of it. Numba's and NumPy's own kernels have no C of ours to look at.
 sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
@@ -62,7 +62,7 @@ sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and U
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -k "not numba and not numpy"
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest $(TESTS) -k "not numba and not numpy"
 
 # Of plain C only: what vector instructions do to undefined lanes is not followed.
 sanitize-memory: .venv/.test $(EXTENSION) ## the C tests' calls under MemorySanitizer
