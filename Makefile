@@ -74,7 +74,7 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 	$(call need,clang,clang libclang-rt-dev)
 	$(C_TESTS) OUT=../../build/fuzz CC=clang CFLAGS='$(FUZZ)' LDFLAGS=-fsanitize=fuzzer fuzz
 	mkdir -p build/fuzz/inputs
-	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 \
+	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 $(FUZZ_OPTIONS) \
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs
 
 # SEED=… draws other mutants.
