@@ -660,19 +660,21 @@ class Bench:
             [sys.executable, "-B", "tests/mutate_forked.py", given,
              str(self.limits["contract"] * 9), str(10**9 if thoroughly else 12), *tests],
             cwd=self.home, env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""}, text=True,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        unchanged = process.stdout.readline().strip()
-        if unchanged != "survived":
-            sys.exit(f"{tests} fail without a mutant: {unchanged}")
-        for mutant, line in zip(mutants, process.stdout, strict=False):
-            said = line.strip()
-            if said == "survived":
-                said = self._import(mutant) if thoroughly else "to be seen"
-            yield mutant, said if said in ("survived", "to be seen") else f"killed: {said}"
-        process.kill()
-        process.wait()
+        try:
+            unchanged = process.stdout.readline().strip()
+            if unchanged != "survived":
+                sys.exit(f"{tests} fail without a mutant: {unchanged}")
+            for mutant, line in zip(mutants, process.stdout, strict=False):
+                said = line.strip()
+                if said == "survived":
+                    said = self._import(mutant) if thoroughly else "to be seen"
+                yield mutant, said if said in ("survived", "to be seen") else f"killed: {said}"
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
 
     def _import(self, mutant: Mutant) -> str:
         """What the children of one process do not do."""
