@@ -207,8 +207,8 @@ INLINE V NAME(term)(const REAL *tile, V own, int c) {
     return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));
 }
 
-/* Classes c, c + stride, … (eight at most) into a running sum: few classes one by one, many in the
-   order of wide.inc.h. */
+/* Classes c, c + stride, … (eight at most) into a running sum: few classes in their order, many in
+   that of wide.inc.h. */
 INLINE void NAME(add_terms)(const pyce_job *job, F(sum) * sum, int kind, const REAL *tile,
                             const REAL *b, int step, const double *weight, V own_or_max, int c,
                             int stride, int n) {

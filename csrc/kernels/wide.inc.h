@@ -9,9 +9,10 @@
  *     forward    reads each logit once
  *     backward   reads each logit once, writes each gradient once, keeps a block
  *
- * Sums: vectors of floats are added one by one to running sums of doubles per lane (vectors of doubles
- * as well, carrying what rounding loses), the lanes as a tree at the end of the block, the blocks in order. This order is the same in every dialect, in short.inc.h and, above
- * PYCE_NARROW classes, in lanes.inc.h.
+ * Sums: vectors of floats are added one by one to running sums of doubles per lane (vectors of
+ * doubles as well, carrying what rounding loses), the lanes as a tree at the end of the block, the
+ * blocks in order. This order is the same in every dialect, in short.inc.h and, above PYCE_NARROW
+ * classes, in lanes.inc.h.
  */
 
 #define ROUND (8 * W) /* numbers in eight vectors */
