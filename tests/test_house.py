@@ -266,3 +266,14 @@ def test_logits_are_not_copied(backend, layout):
     finally:
         tracemalloc.stop()
     assert peak < x.nbytes / 3
+
+
+def test_c_programs_are_compiled_as_the_extension_is():
+    """But for how fast and how small it gets, which their callers choose."""
+    if not CSRC.is_dir():
+        return  # tests of an installed package
+    flags = re.compile(r'"(-[fWs][^"]*)"').findall((CSRC / "build_ffi.py").read_text())
+    wanted = set(flags) - {"-fvisibility=hidden", "-Werror"}
+    text = (ROOT / "tests" / "c" / "Makefile").read_text()
+    assert wanted == set(re.search(r"^FLAGS := (.*)$", text, re.MULTILINE)[1].split())
+    assert "-ffp-contract=off" in wanted
