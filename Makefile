@@ -17,6 +17,7 @@ PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
+RESULTS := bench/results
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
 RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
@@ -116,13 +117,13 @@ format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(C_FILES)
 
 bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
-	$(BIN)/python -m bench
+	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
 
 bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
-	$(BIN)/python -m bench --full
+	$(BIN)/python -m pyce bench --full --output $(RESULTS)/latest.json
 
 bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
-	$(BIN)/python -m bench.compare
+	$(BIN)/python -m pyce bench --full --peers --goals --output $(RESULTS)/peers.json
 
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	$(BIN)/python -m bench.scaling

@@ -1,27 +1,57 @@
-"""`python -m pyce` prints what pyce is running on."""
+"""`python -m pyce` says what pyce runs on; its sub-commands measure, check and report."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 
+from pyce._bench import terminal
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pyce", description="Show the backends, instruction sets and threads in use."
+# Sub-command: what it does. Each is a module of pyce._bench with `add_arguments` and `main`.
+COMMANDS = {
+    "bench": "measure the backends, and other libraries beside them",
+    "check": "compare every backend with exact results, in units in the last place",
+    "report": "make pictures and a page of what bench and check wrote",
+    "compare": "look for slow-downs beyond noise between two files of bench",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m pyce",
+        description="Without a command: show the backends, instruction sets and threads in use.",
     )
-    parser.add_argument("--json", action="store_true", help="print pyce.info() as JSON")
-    options = parser.parse_args(arguments)
+    made.add_argument("--json", action="store_true", help="print pyce.info() as JSON")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, about in COMMANDS.items():
+        module = importlib.import_module(f"pyce._bench.{name}")
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.main)
+    made.set_defaults(run=show)
+    return made
 
+
+def show(options: argparse.Namespace) -> int:
     from pyce._info import describe, info
 
     try:
         print(json.dumps(info()) if options.json else describe())
     except ValueError as error:
-        print(f"pyce: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise terminal.Unusable(str(error)) from None
+    return terminal.FINE
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    return terminal.run(options.run, options)
 
 
 if __name__ == "__main__":

@@ -54,15 +54,27 @@ def test_backends_know_neither_each_other_nor_the_door(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_the_package_imports_neither_tests_nor_benchmarks(path):
     for name in imports(path):
-        for module in ("tests", "bench", "pytest", "hypothesis", "conftest"):
+        for module in ("tests", "bench", "hypothesis", "conftest"):
             assert not within(name, module), name
+        if not path.is_relative_to(PACKAGE / "_bench"):
+            assert not within(name, "pytest"), name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if not p.is_relative_to(PACKAGE / "_bench") and p.stem != "__main__"],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_only_the_command_knows_the_benchmarks(path):
+    for name in imports(path):
+        assert not within(name, "pyce._bench"), name
 
 
 def test_import_is_light(run_python):
     code = (
         "import sys, pyce\n"
         "heavy = {'numba', 'torch', 'jax', 'sklearn', 'scipy', 'ml_dtypes', 'tensorflow',"
-        " 'cffi', 'llvmlite'}\n"
+        " 'cffi', 'llvmlite', 'pyce._bench'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert run_python("-c", code).stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The goals, each a line with its figure: from what `python -m bench.compare` measured.
+"""The goals, each a line with its figure: from what `python -m pyce bench --peers` measured.
 
 A goal is a ratio of two medians of the same process and the same buffers, and a limit. To add one,
 add a line to `GOALS`.
@@ -7,14 +7,14 @@ add a line to `GOALS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Times = dict[str, dict[str, Any]]  # {candidate: record}, of one workload and operation
-Figure = Callable[[dict[tuple[str, str], Times], str], float]
+from pyce._bench.results import Item, Run
+
+Figure = Callable[[Run, str], float]
 
 LLM = ("2048x32000", "1024x50257", "512x128256", "256x262144")
 OURS = "pyce c"
-PEERS = ("torch", "torch.compile", "JAX + optax", "scikit-learn")
 
 
 class Goal(NamedTuple):
@@ -33,18 +33,13 @@ class Line(NamedTuple):
     met: bool
 
 
-def lines(measured: dict[str, Any]) -> list[Line]:
+def lines(run: Run) -> list[Line]:
     """Every goal on every workload of it that was measured."""
-    times: dict[tuple[str, str], Times] = {}
-    for record in measured["results"]:
-        times.setdefault((record["workload"], record["operation"]), {})[record["candidate"]] = (
-            record
-        )
     found = []
     for goal in GOALS:
         for workload in goal.workloads:
             try:
-                figure = goal.figure(times, workload)
+                figure = goal.figure(run, workload)
             except (KeyError, ValueError):
                 continue  # not measured here
             met = figure >= goal.limit if goal.at_least else figure <= goal.limit
@@ -58,33 +53,54 @@ def _ratio(
 ) -> Figure:
     """One candidate's time over another's, of the same workload or of `of`."""
 
-    def figure(times: dict[tuple[str, str], Times], workload: str) -> float:
-        other = times[of or workload, operation][reference]
-        return float(times[workload, operation][candidate]["seconds"] / other["seconds"])
+    def figure(run: Run, workload: str) -> float:
+        other = run.items[of or workload, operation, reference]
+        return run.items[workload, operation, candidate].seconds / other.seconds
 
     return figure
 
 
-def _over_peers(times: dict[tuple[str, str], Times], workload: str) -> float:
+def _over_floor(operation: str = "fused") -> Figure:
+    def figure(run: Run, workload: str) -> float:
+        over = run.items[workload, operation, OURS].over_floor
+        if over is None:
+            raise KeyError("no floor")
+        return over
+
+    return figure
+
+
+def _fused(run: Run, workload: str) -> dict[str, Item]:
+    return {
+        candidate: item
+        for (name, operation, candidate), item in run.items.items()
+        if name == workload and operation == "fused"
+    }
+
+
+def _over_peers(run: Run, workload: str) -> float:
     """How many times as long as ours the best peer takes."""
-    here = times[workload, "fused"]
-    best = min(here[name]["seconds"] for name in PEERS if name in here)
-    return float(best / here[OURS]["seconds"])
+    here = _fused(run, workload)
+    best = min(item.seconds for item in here.values() if item.about["kind"] == "peer")
+    return float(best / here[OURS].seconds)
 
 
-def _over_plain(times: dict[tuple[str, str], Times], workload: str) -> float:
+def _over_plain(run: Run, workload: str) -> float:
     """Time over the plain call's, plus the target's bytes at the speed of the floor."""
-    here = times[workload, "fused"]
-    floor = here["floor"]
-    extra = floor["seconds"] * here[OURS]["target_bytes"] / floor["bytes"]
-    return float(here[OURS]["seconds"] / (here["pyce c, plain"]["seconds"] + extra))
+    here = _fused(run, workload)
+    extra: float = here[OURS].about["target_bytes"] / here["floor"].rate
+    return here[OURS].seconds / (here["pyce c, plain"].seconds + extra)
 
 
-def _over_own(times: dict[tuple[str, str], Times], workload: str) -> float:
+def _over_own(run: Run, workload: str) -> float:
     """Time of the backend that "auto" takes over that of the fastest."""
-    here = times[workload, "fused"]
-    own = [r["seconds"] for name, r in here.items() if name.startswith("pyce ") and "," not in name]
-    return float(here[OURS]["seconds"] / min(own))
+    here = _fused(run, workload)
+    own = [
+        item.seconds
+        for name, item in here.items()
+        if item.about["kind"] == "backend" and "," not in name
+    ]
+    return here[OURS].seconds / min(own)
 
 
 LARGE = (
@@ -104,19 +120,19 @@ OTHER_TARGETS = tuple(
 HALVES = ("2048x32000-bfloat16", "2048x32000-float16")
 
 GOALS = (
-    Goal("fused, time over the copy floor", LLM, _ratio(OURS, "floor"), 1.25),
+    Goal("fused, time over the copy floor", LLM, _over_floor(), 1.25),
     Goal("fused, times faster than the best peer", LLM, _over_peers, 7, True),
     Goal("in place over out of place", LLM, _ratio("pyce c, in place", OURS), 1.05),
-    Goal("forward, time over reading once", LLM, _ratio(OURS, "floor", "forward"), 1.5),
-    Goal("fused, time over the copy floor", ("1024x1000",), _ratio(OURS, "floor"), 2),
+    Goal("forward, time over reading once", LLM, _over_floor("forward"), 1.5),
+    Goal("fused, time over the copy floor", ("1024x1000",), _over_floor(), 2),
     Goal("fused, times faster than the best peer", ("1024x1000",), _over_peers, 3, True),
-    Goal("fused, time over the copy floor", ("8192x100",), _ratio(OURS, "floor"), 2.6),
+    Goal("fused, time over the copy floor", ("8192x100",), _over_floor(), 2.6),
     Goal("fused, times faster than the best peer", ("8192x100",), _over_peers, 2.5, True),
     Goal("fused, times faster than the best peer", ("65536x10",), _over_peers, 7, True),
     Goal("fused, times faster than the best peer", ("1000000x3",), _over_peers, 8, True),
     Goal("fused, times faster than the best peer", ("64x10",), _over_peers, 1.5, True),
     Goal("fused, times faster than the best peer", ("1x16777216",), _over_peers, 5, True),
-    Goal("fused, time over the copy floor", ("8x21x512x512-axis1",), _ratio(OURS, "floor"), 2),
+    Goal("fused, time over the copy floor", ("8x21x512x512-axis1",), _over_floor(), 2),
     Goal("half types over float32", HALVES, _ratio(OURS, OURS, of="2048x32000"), 0.65),
     Goal(
         "float64 over float32",

@@ -3,18 +3,21 @@
 An adapter takes the `Data` of a workload with index targets and returns its forward and its fused
 call: the first gives the loss, the second (loss, gradient), for the class axis and reduction of the
 data, reading its very buffers. It raises ImportError where the peer is not installed and
-`Unsupported` where it can't do the work.
+`Unsupported` where it can't do the work. It is called again for the same numbers in other memory,
+and compiles nothing anew then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 import pyce
-from bench.measure import Call
-from bench.workloads import Data
+from pyce._bench.measure import Call
+from pyce._bench.workloads import Data, Workload
 
 Calls = tuple[Call, Call]
 
@@ -33,11 +36,18 @@ def torch_eager(data: Data) -> Calls:
 
 def torch_compiled(data: Data) -> Calls:
     import torch
-    from torch.nn.functional import cross_entropy
 
     torch.set_num_threads(pyce.get_num_threads())
+    return _torch_calls(data, torch, _compiled(data.workload))
+
+
+@lru_cache(maxsize=1)
+def _compiled(workload: Workload) -> Any:
+    import torch
+    from torch.nn.functional import cross_entropy
+
     torch.compiler.reset()  # a second shape would compile for any shape
-    return _torch_calls(data, torch, torch.compile(cross_entropy, dynamic=False))
+    return torch.compile(cross_entropy, dynamic=False)
 
 
 def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
@@ -67,22 +77,27 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
 def jax_optax(data: Data) -> Calls:
     """JAX uses as many threads as it finds processors; it offers no other choice."""
     import jax
-    import optax
 
     jax.config.update("jax_enable_x64", True)
-    axis = data.workload.axis
-
-    def loss(x: Any, target: Any) -> Any:
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(x, target, axis=axis)
-        return losses.sum() if data.options.get("reduction") == "sum" else losses.mean()
-
+    forward, fused = _jitted(data.workload.axis, data.options.get("reduction", "mean"))
     x = jax.device_put(data.logits, may_alias=True)
     target = jax.device_put(data.target, may_alias=True)
-    forward, fused = jax.jit(loss), jax.jit(jax.value_and_grad(loss))
     return (
         lambda: jax.block_until_ready(forward(x, target)),
         lambda: jax.block_until_ready(fused(x, target)),
     )
+
+
+@cache
+def _jitted(axis: int, reduction: str) -> tuple[Any, Any]:
+    import jax
+    import optax
+
+    def loss(x: Any, target: Any) -> Any:
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(x, target, axis=axis)
+        return losses.sum() if reduction == "sum" else losses.mean()
+
+    return jax.jit(loss), jax.jit(jax.value_and_grad(loss))
 
 
 def sklearn_half_multinomial(data: Data) -> Calls:
@@ -112,22 +127,9 @@ def sklearn_half_multinomial(data: Data) -> Calls:
     return forward, fused
 
 
-PEERS = {
+PEERS: dict[str, Callable[[Data], Calls]] = {
     "torch": torch_eager,
     "torch.compile": torch_compiled,
     "JAX + optax": jax_optax,
     "scikit-learn": sklearn_half_multinomial,
 }
-
-
-def versions() -> dict[str, str]:
-    """{distribution: version} of the peers that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("torch", "jax", "optax", "scikit-learn", "numpy", "numba"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -1,13 +1,14 @@
 """The registry of workloads and the arrays they are measured on.
 
-To add a workload, add a line to `WORKLOADS`: the benchmarks, the comparison with the peers and the
-report find it there.
+To add a workload, add a line to `WORKLOADS`: the benchmarks, goals and report find it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ Array = npt.NDArray[Any]
 # Distance of 1.0 to the next number, and the smallest number, of each dtype.
 _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 1e-38, "float32": 1e-38, "float64": 1e-300}
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Elements of random numbers that fill the logits again and again, since making new ones would take
 # longer than the benchmark. A prime, so that no row is like another.
@@ -31,7 +33,7 @@ _SAMPLE = 2**18
 
 @dataclass(frozen=True)
 class Workload:
-    """One shape, class axis, dtype and kind of target; `quick` ones are part of `make bench`.
+    """One shape, class axis, dtype and kind of target; the `quick` ones are measured by default.
 
     `target` is "index", "probabilities", "smoothing" or "weight"; the last two are index targets
     with label smoothing or class weights.
@@ -51,6 +53,26 @@ class Workload:
         parts += [self.dtype] if self.dtype != "float32" else []
         parts += [self.target] if self.target != "index" else []
         return "-".join(parts)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        return self.size // self.shape[self.axis]
+
+    @property
+    def target_bytes(self) -> int:
+        return 4 * self.size if self.target == "probabilities" else 8 * self.rows
+
+    def bytes_moved(self, operation: str, floor: str, floor_itself: bool) -> int:
+        """Bytes that an operation, or its floor ("read" or "copy"), must read and write once."""
+        once = self.size * _ITEMSIZE[self.dtype]
+        moved = once if floor == "read" else 2 * once
+        if floor_itself:
+            return moved
+        return moved + self.target_bytes + (8 * self.rows if operation == "backward" else 0)
 
 
 WORKLOADS = (
@@ -81,43 +103,78 @@ WORKLOADS = (
 )
 
 
+def matching(patterns: Iterable[str]) -> list[Workload]:
+    """The workloads whose name, or what they stand for, matches a pattern (`*` and `?` as in a
+    shell) or begins with it; capitals or not. ValueError for a pattern that none matches.
+    """
+    found = set()
+    for pattern in patterns:
+        wanted = pattern.lower()
+        matched = {
+            workload
+            for workload in WORKLOADS
+            for text in (workload.name, workload.stands_for.lower())
+            if text.startswith(wanted) or fnmatchcase(text, wanted)
+        }
+        if not matched:
+            names = ", ".join(workload.name for workload in WORKLOADS)
+            raise ValueError(f"no workload matches {pattern!r}; there are {names}")
+        found |= matched
+    return [workload for workload in WORKLOADS if workload in found]
+
+
 class Data:
     """The arrays of a workload, the same every time, and the reference's answer to them.
 
     logits, grad : the workload's shape and dtype, 64-byte aligned; the gradient goes to `grad`
     target       : int64 (shape without the class axis), or floating like the logits
+    labels       : int64 always: what an index target would be
     options      : keyword arguments of the loss
+
+    ImportError for bfloat16 without ml_dtypes.
     """
 
     def __init__(self, workload: Workload) -> None:
         rng = np.random.default_rng(0)
-        dtype = _dtype(workload.dtype)
         shape, axis = workload.shape, workload.axis
         classes = shape[axis]
         positions = tuple(np.delete(shape, axis))
         self.workload = workload
-        self.logits = _aligned(shape, dtype)
-        self.grad = _aligned(shape, dtype)
-        self.grad.fill(0)  # now its pages exist
-        _fill(self.logits, rng.standard_normal(_POOL) * 2)
-        self.target: Array = rng.integers(0, classes, positions)
+        self._dtype = _dtype(workload.dtype)
+        self._logits_pool = rng.standard_normal(_POOL) * 2
+        self.labels: Array = rng.integers(0, classes, positions)
         self.options: dict[str, Any] = {"axis": axis}
-        denominator = float(self.target.size)
+        self.target: Array = self.labels
+        self._targets_pool: Array | None = None
+        denominator = float(self.labels.size)
         if workload.target == "smoothing":
             self.options["label_smoothing"] = 0.1
         elif workload.target == "weight":
             weight = rng.uniform(0.5, 2, classes)
             self.options["weight"] = weight
-            denominator = math.fsum(weight[self.target.reshape(-1)])
+            denominator = math.fsum(weight[self.labels.reshape(-1)])
         elif workload.target == "probabilities":
-            self.target = _aligned(shape, np.dtype(np.float32))
-            _fill(self.target, rng.random(_POOL) * (2 / classes))
+            self._targets_pool = rng.random(_POOL) * (2 / classes)
         if workload.dtype == "float16":
             # The gradient of the mean would vanish in float16; there one scales the loss up.
             self.options["reduction"] = "sum"
             denominator = 1.0
         self._scale = 1 / denominator
-        self.floor_times: dict[str, float] = {}  # of the floors measured so far
+        self.renew()
+
+    def renew(self) -> None:
+        """The same numbers in other memory: bandwidth differs from buffer to buffer."""
+        shape = self.workload.shape
+        self.logits: Array = np.empty(0)  # free what was, before more is taken
+        self.grad: Array = self.logits
+        self.logits = _aligned(shape, self._dtype)
+        self.grad = _aligned(shape, self._dtype)
+        self.grad.fill(0)  # now its pages exist
+        _fill(self.logits, self._logits_pool)
+        if self._targets_pool is not None:
+            self.target = np.empty(0)
+            self.target = _aligned(shape, np.dtype(np.float32))
+            _fill(self.target, self._targets_pool)
 
     @cached_property
     def _sample(self) -> tuple[tuple[Array, ...], Array, Array]:

@@ -1,0 +1,11 @@
+"""The benchmark suite behind `python -m pyce bench`, `check`, `report` and `compare`.
+
+Nothing here is imported by `import pyce`. What the commands need beyond NumPy comes with the extra
+`bench`; each imports it when it is used, so that `--help` works without.
+
+workloads   the registry of what is measured, and its arrays
+candidates  the registry of who is measured: backends, floors, peers
+measure     how: in turn, on the same buffers, in blocks
+suite       pytest items that hand the figures to pytest-benchmark
+results     the files that pytest-benchmark writes, read again
+"""

@@ -1,0 +1,356 @@
+"""Measure the backends on the tracked workloads, beside the floor: what a copy of the logits takes.
+
+Without options: the workloads of a few minutes. Prints a table and writes a file that
+`python -m pyce report`, `python -m pyce compare` and pytest-benchmark's own tools read. Ctrl-C ends
+it early; what was measured by then is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyce
+from pyce._bench import terminal
+from pyce._bench.terminal import Unusable, ratio, readable
+
+OUTPUT = Path("pyce-bench.json")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+OPERATIONS = ("forward", "fused", "backward")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--list", action="store_true", help="list the workloads and stop")
+    add("--full", action="store_true", help="every workload, not only the quick ones")
+    add(
+        "-w",
+        "--workload",
+        action="append",
+        metavar="NAME",
+        help="only workloads of this name (its beginning, a pattern like '*x1000*', or what they "
+        "stand for); may be given again",
+    )
+    add("--dtype", type=_listed(DTYPES), help="only these: " + ",".join(DTYPES))
+    add("--operation", type=_listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
+    add("-b", "--backend", type=_names, help="only these backends, for example c,numpy")
+    add(
+        "--threads",
+        type=_counts,
+        help="numbers of threads to measure, for example 1,2,4 (default: 1 and all)",
+    )
+    add(
+        "--peers",
+        action="store_true",
+        help="also PyTorch, JAX and scikit-learn where installed, and variants of the C backend",
+    )
+    add("--goals", action="store_true", help="compare with the project's goals, too")
+    add("-o", "--output", type=Path, default=OUTPUT, help=f"file to write (default: {OUTPUT})")
+    add("--json", action="store_true", help="print the file's content and nothing else")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _listed(choices: tuple[str, ...]) -> Any:
+    def names(text: str) -> list[str]:
+        found = _names(text)
+        for name in found:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
+        return found
+
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        found = [int(name) for name in _names(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of threads")
+    return found
+
+
+def main(options: argparse.Namespace) -> int:
+    from pyce._bench.workloads import WORKLOADS
+
+    if options.list:
+        rows = [(w.name, w.stands_for, "quick" if w.quick else "full") for w in WORKLOADS]
+        if options.json:
+            print(json.dumps([dict(zip(("name", "for", "set"), row, strict=True)) for row in rows]))
+        else:
+            terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
+        return terminal.FINE
+    terminal.require("bench", "pytest", "pytest_benchmark")
+    plan, digits = _plan(options)
+    options.output.unlink(missing_ok=True)
+    status, failures = _measure(plan, digits, options)
+    if not options.output.exists():
+        for text in failures:
+            print(text, file=sys.stderr)
+        if status == terminal.INTERRUPTED:
+            raise KeyboardInterrupt
+        raise Unusable("nothing was measured")
+    if options.json:
+        print(options.output.read_text(encoding="utf-8"))
+    else:
+        _show(options)
+    for text in failures:
+        print(text, file=sys.stderr)
+    if status == terminal.INTERRUPTED:
+        print("pyce: interrupted; what was measured by then is above", file=sys.stderr)
+    return status
+
+
+def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
+    """The plan, and whether the digits are trained on, too."""
+    from pyce._bench import candidates, peers
+    from pyce._bench.suite.plan import Plan
+    from pyce._bench.workloads import WORKLOADS, matching
+
+    wanted = [name for name in options.workload or () if name != "digits"]
+    digits = len(wanted) < len(options.workload or ()) or not (
+        options.workload or options.operation or options.dtype
+    )
+    try:
+        if wanted:
+            chosen = matching(wanted)
+        elif options.workload:
+            chosen = []
+        else:
+            chosen = [w for w in WORKLOADS if w.quick or options.full]
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    chosen = [w for w in chosen if w.dtype in (options.dtype or DTYPES)]
+    if not chosen and not digits:
+        raise Unusable("no workload is left to measure")
+    available = pyce.backends()
+    for name in options.backend or ():
+        if name not in available:
+            reason = pyce.info()["backends"].get(name, "no such backend")
+            raise Unusable(f"{name}: {reason}; available: {', '.join(available)}")
+    own = pyce.get_num_threads()
+    threads = options.threads or ([own, 1] if own > 1 else [own])
+    for count in threads:
+        before = pyce.get_num_threads()
+        pyce.set_num_threads(count)
+        runs = pyce.get_num_threads()
+        pyce.set_num_threads(before)
+        if runs < count:
+            raise Unusable(f"{count} threads: this process may use {runs}")
+    who = candidates.backends(options.backend or available, threads)
+    if options.peers:
+        who += candidates.variants() + candidates.others(list(peers.PEERS))
+    plan = Plan(workloads=chosen, candidates=who)
+    if options.operation:
+        plan.operations = tuple(o for o in OPERATIONS if o in options.operation)
+    return plan, digits
+
+
+class _Session:
+    """The plugin that gives pytest the plan, and keeps its terminal quiet."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan = plan
+        self.failures: list[str] = []
+        self.skips: list[str] = []
+
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str]:
+        return "", "", ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failures.append(f"{report.nodeid}\n{report.longreprtext}")
+        elif report.skipped:
+            self.skips.append(report.longrepr[2].removeprefix("Skipped: "))
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failures.append(report.longreprtext)
+
+
+def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int, list[str]]:
+    """Run the suite; the exit status, and what failed."""
+    import pytest
+
+    suite = Path(__file__).parent / "suite"
+    session = _Session(plan)
+    arguments = [str(suite / "bench_loss.py")] if plan.workloads else []
+    arguments += [str(suite / "bench_digits.py")] if digits else []
+    arguments += [
+        f"-c{suite / 'pytest.ini'}",
+        f"--rootdir={suite}",
+        f"--benchmark-json={options.output.absolute()}",
+        "--benchmark-quiet",
+        *("-qq", "--no-header", "--no-summary", "--capture=no", "-pno:warnings"),
+    ]
+    with progress(plan, digits) as plan.display:
+        session_plugins: list[Any] = [_Named(session)]
+        status = pytest.main(arguments, plugins=session_plugins)
+    for reason in dict.fromkeys(session.skips):
+        print(f"left out: {reason}", file=sys.stderr)
+    statuses = {
+        pytest.ExitCode.OK: terminal.FINE,
+        pytest.ExitCode.INTERRUPTED: terminal.INTERRUPTED,
+        pytest.ExitCode.TESTS_FAILED: terminal.FAILED,
+    }
+    return statuses.get(pytest.ExitCode(status), terminal.UNUSABLE), session.failures
+
+
+class _Named:
+    """Registers the session under the name that the suite asks for."""
+
+    def __init__(self, session: _Session) -> None:
+        self.session = session
+
+    def pytest_addhooks(self, pluginmanager: Any) -> None:
+        pluginmanager.register(self.session, "pyce-bench")
+
+
+# ---------------------------------------------------------------------------------------------
+# Progress
+
+
+def expected_seconds(plan: Any, digits: bool) -> dict[str, float]:
+    """What each workload will take, roughly: rounds, and calls of the slowest backend."""
+    found = {}
+    for workload in plan.workloads:
+        slow = any(c.backend == "numpy" for c in plan.candidates)
+        calls = workload.size * (3e-8 if slow else 3e-9) * len(plan.operations)
+        if workload.dtype in ("float16", "float64"):
+            calls *= 3
+        arrays = workload.size * 1e-8 * plan.effort.blocks
+        turns = 0.6 * len(plan.candidates) ** 0.5 * len(plan.operations)
+        found[workload.name] = 0.5 + calls + arrays + turns
+    if digits:
+        found["digits"] = 8.0
+    return found
+
+
+class progress:
+    """The display of what is done, and when all will be; lines where there is no terminal."""
+
+    def __init__(self, plan: Any, digits: bool) -> None:
+        self._expected = expected_seconds(plan, digits)
+        self._begin = time.perf_counter()
+        self._finished = 0.0
+        self._number = 0
+        self._rich: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> progress:
+        if sys.stderr.isatty():
+            try:
+                self._open()
+            except ImportError:
+                self._rich = None
+        return self
+
+    def _open(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._rich = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[left]}  {task.fields[doing]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._rich.start()
+        total = sum(self._expected.values())
+        self._task = self._rich.add_task("measuring", total=total, left="", doing="")
+
+    def __exit__(self, *_: object) -> None:
+        if self._rich:
+            self._rich.stop()
+
+    def remaining(self, finished: float) -> str:
+        """The time that is left, from what was expected and how long it really takes."""
+        total = sum(self._expected.values())
+        elapsed = time.perf_counter() - self._begin
+        pace = elapsed / finished if finished > 0.05 * total else 1.0
+        left = max(0, round((total - finished) * pace))
+        return f"{left // 60}:{left % 60:02} left"
+
+    def doing(self, workload: str, part: float, what: str) -> None:
+        finished = self._finished + part * self._expected[workload]
+        if self._rich:
+            self._rich.update(
+                self._task,
+                completed=finished,
+                description=workload,
+                left=self.remaining(finished),
+                doing=what,
+            )
+
+    def done(self, workload: str) -> None:
+        self._finished += self._expected[workload]
+        self._number += 1
+        if not self._rich:
+            print(
+                f"[{self._number}/{len(self._expected)}] {workload}, "
+                f"{self.remaining(self._finished)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# The table
+
+
+def _show(options: argparse.Namespace) -> None:
+    from pyce._bench import goals, results
+
+    run = results.load(options.output)
+    rows = []
+    for (workload, operation, candidate), item in run.items.items():
+        if operation == "training":
+            continue
+        reference = run.items.get((workload, operation, "pyce numpy"))
+        over = item.over_floor
+        rows.append(
+            (
+                workload,
+                operation,
+                candidate,
+                readable(item.seconds),
+                f"{item.rate / 1e9:.1f}",
+                ratio(over) if over else "",
+                ratio(reference.seconds / item.seconds) if reference else "",
+            )
+        )
+    if rows:
+        terminal.table(
+            "Time over the floor: 1 is the limit. × numpy: how many times as fast",
+            ("workload", "operation", "", "time", "GB/s", "× floor", "× numpy"),
+            rows,
+            left=3,
+        )
+    for item in run.items.values():
+        if "accuracy" in item.about:
+            print(
+                f"digits, {item.about['candidate']}: 500 steps in {readable(item.seconds)}, "
+                f"held-out accuracy {item.about['accuracy']:.2%}"
+            )
+    if options.goals:
+        lines = [
+            (
+                line.about,
+                line.workload,
+                line.limit,
+                ratio(line.figure),
+                "" if line.met else "missed",
+            )
+            for line in goals.lines(run)
+        ]
+        terminal.table("Goals", ("goal", "workload", "limit", "measured", ""), lines, left=2)
+    print(f"written: {options.output}; python -m pyce report {options.output} draws it")

@@ -1,0 +1,249 @@
+"""How things are measured: in turn, in one process, on the same buffers, in blocks.
+
+All candidates of a workload run in turn (A B C A B C ...), so that what disturbs one disturbs all,
+and so do the floors: what one read of the logits, or one copy of them to the gradient, takes just
+then. That is repeated in blocks, each with its arrays in other memory, because bandwidth differs
+from buffer to buffer by more than from round to round. A block's median is one observation; the
+rounds within it are not independent of each other.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter, sleep
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pyce
+from pyce._bench.workloads import Array, Data
+
+if TYPE_CHECKING:
+    from pyce._bench.candidates import Candidate
+
+try:
+    from pyce._pyce import ffi, lib
+except ImportError:
+    lib = None
+
+OPERATIONS = ("forward", "fused", "backward")
+# What an operation can't be faster than: reading the logits, or copying them to the gradient.
+FLOOR_OF = {"forward": "read", "fused": "copy", "backward": "copy"}
+
+# Seconds of rest after a candidate whose idle threads spin for some milliseconds: they would take a
+# processor from the next.
+REST = 0.02
+# Seconds that are measured as one: far above the clock's step.
+ROUND = 2e-4
+# Seconds above which a call needs no other before it to find the caches as it will leave them.
+WARM = 0.05
+# Relative difference that a peer's result may show. It is not there to judge their accuracy.
+TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9}
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    blocks  : how often the arrays are made anew
+    rounds  : of a candidate in a block, at most
+    seconds : of a candidate in a block; one round at least
+    most    : seconds of a candidate in all; one block at least
+    """
+
+    blocks: int = 6
+    rounds: int = 10
+    seconds: float = 0.06
+    most: float = 1.0
+
+
+@dataclass
+class Figures:
+    """What was measured of one candidate and operation.
+
+    blocks     : seconds a call, round by round, block by block
+    over_floor : each block's median of a call's time over the floor's of the same round
+    calls      : how many were measured as one
+    """
+
+    blocks: list[list[float]] = field(default_factory=list)
+    over_floor: list[float] = field(default_factory=list)
+    calls: int = 1
+
+    @property
+    def samples(self) -> list[float]:
+        return [seconds for block in self.blocks for seconds in block]
+
+
+class Wrong(Exception):
+    """A result that is not the reference's."""
+
+
+# What became of a candidate: its figures, or why there are none.
+Outcome = Figures | Exception
+Outcomes = dict[tuple[str, str], Outcome]  # {(operation, candidate's name)}
+
+
+def measure(
+    data: Data,
+    operations: Sequence[str],
+    candidates: Sequence[Candidate],
+    effort: Effort,
+    tell: Callable[[float, str], None] = lambda part, doing: None,
+) -> Outcomes:
+    """Measure all candidates at all operations; each is checked before.
+
+    `tell` is called with the part that is done and what comes next.
+    """
+    outcomes: Outcomes = {}
+    spent: dict[tuple[str, str], float] = {}
+    steps = effort.blocks * len(operations)
+    for block in range(effort.blocks):
+        if block:
+            data.renew()
+        for number, operation in enumerate(operations):
+            part = (block * len(operations) + number) / steps
+            calls: dict[str, Call] = {}
+            chosen: dict[str, Candidate] = {}
+            for candidate in candidates:
+                key = operation, candidate.name
+                if isinstance(outcomes.get(key), Exception):
+                    continue
+                if not candidate.does(data.workload, operation) or spent.get(key, 0) > effort.most:
+                    continue
+                tell(part, f"{operation}, {candidate.name}")
+                with candidate.selected():
+                    begin = perf_counter()
+                    try:
+                        call = candidate.bind(data, operation)
+                        if block == 0 and candidate.result and candidate.kind != "floor":
+                            _check(data, call, operation, candidate)
+                        else:
+                            call()
+                    except Exception as error:  # a peer may fail in any way
+                        outcomes[key] = error
+                        continue
+                    spent[key] = spent.get(key, 0) + perf_counter() - begin
+                calls[candidate.name], chosen[candidate.name] = call, candidate
+            times = in_turn(calls, chosen, effort)
+            for name, (samples, repeats) in times.items():
+                key = operation, name
+                figures = outcomes.setdefault(key, Figures())
+                assert isinstance(figures, Figures)
+                figures.blocks.append(samples)
+                figures.calls = repeats
+                spent[key] += sum(samples) * repeats
+                floor = times.get("floor", ([], 1))[0]
+                if floor:
+                    pairs = zip(samples, floor, strict=False)
+                    figures.over_floor.append(statistics.median(a / b for a, b in pairs))
+    return outcomes
+
+
+def in_turn(
+    calls: dict[str, Call], chosen: dict[str, Candidate], effort: Effort
+) -> dict[str, tuple[list[float], int]]:
+    """Seconds a call, round by round, of each of `calls`, and how many calls are a round."""
+    repeats: dict[str, int] = {}
+    rounds: dict[str, int] = {}
+    for name, call in calls.items():
+        with chosen[name].selected():
+            time = seconds(call)
+        repeats[name] = max(1, round(ROUND / max(time, 1e-8)))
+        rounds[name] = max(1, min(effort.rounds, int(effort.seconds / (time * repeats[name]))))
+    if "floor" in rounds:
+        rounds["floor"] = max(rounds.values())  # something for each of the others to be held to
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(max(rounds.values(), default=0)):
+            for name, call in calls.items():
+                if turn >= rounds[name]:
+                    continue
+                with chosen[name].selected():
+                    if not samples[name] or samples[name][-1] < WARM:
+                        call()
+                    begin = perf_counter()
+                    for _ in range(repeats[name]):
+                        call()
+                    samples[name].append((perf_counter() - begin) / repeats[name])
+                if chosen[name].spins:
+                    sleep(REST)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: (samples[name], repeats[name]) for name in calls}
+
+
+def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None:
+    """Raise `Wrong` unless loss and gradient are the reference's, whoever computes them."""
+    tolerance = TOLERANCE[data.workload.dtype] if candidate.kind == "peer" else None
+    data.grad.fill(np.nan)  # so that no candidate's gradient passes for another's
+    result = call()
+    try:
+        if operation == "forward":
+            data.check_loss(result, tolerance)
+        elif operation == "fused":
+            data.check_loss(result[0], tolerance)
+            data.check_grad(_as_array(result[1]), tolerance)
+        else:
+            data.check_grad(result, tolerance)
+    except AssertionError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise Wrong("; ".join(lines[:4])) from None
+
+
+def _as_array(grad: Any) -> Array:
+    if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
+        grad = grad.float()  # NumPy does not know torch's bfloat16
+    return np.asarray(grad)
+
+
+def operation(data: Data, name: str) -> Call:
+    """A call that computes the named operation on the backend selected when it is called."""
+    x, target, out, options = data.logits, data.target, data.grad, data.options
+    if name == "forward":
+        return lambda: pyce.cross_entropy(x, target, **options)
+    if name == "fused":
+        return lambda: pyce.cross_entropy_with_grad(x, target, out=out, **options)
+    _, lse = pyce.cross_entropy(x, target, return_lse=True, **options)
+    return lambda: pyce.cross_entropy_backward(1.0, x, target, lse, out=out, **options)
+
+
+def floor(data: Data, name: str) -> Call:
+    """The fastest way to read the logits, or to copy them to the gradient, with pyce's threads.
+
+    Without the C extension there is only numpy.copyto, on one thread, for both.
+    """
+    if lib is None:
+        return lambda: np.copyto(data.grad, data.logits)
+    threads = pyce.get_num_threads()
+    source, to = _address(data.logits), _address(data.grad)
+    size = data.logits.nbytes
+    if FLOOR_OF[name] == "read":
+        return lambda: lib.pyce_read(source, size, threads)
+    copies: list[Call] = [
+        lambda: lib.pyce_copy(to, source, size, 0, threads),
+        lambda: lib.pyce_copy(to, source, size, 1, threads),  # past the caches
+    ]
+    return min(copies, key=lambda copy: seconds(copy, repeat=5))
+
+
+def _address(array: Array) -> Any:
+    return ffi.from_buffer(array.reshape(-1).view(np.uint8))
+
+
+def seconds(call: Call, repeat: int = 1) -> float:
+    """The shortest of a few calls."""
+    times = []
+    for _ in range(repeat):
+        begin = perf_counter()
+        call()
+        times.append(perf_counter() - begin)
+    return min(times)

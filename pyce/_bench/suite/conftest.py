@@ -1,0 +1,79 @@
+"""Hands a session's figures to pytest-benchmark; without `bench.py`'s plan, the default's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyce._bench import machine
+from pyce._bench.measure import Figures
+from pyce._bench.suite.plan import Plan
+
+PLAN = pytest.StashKey[Plan]()
+
+
+def pytest_configure(config: Any) -> None:
+    given = config.pluginmanager.getplugin("pyce-bench")
+    config.stash[PLAN] = given.plan if given else Plan()
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    plan = metafunc.config.stash[PLAN]
+    if {"workload", "operation", "candidate"} <= set(metafunc.fixturenames):
+        items = plan.items()
+        metafunc.parametrize(
+            ("workload", "operation", "candidate"),
+            items,
+            ids=[f"{w.name}-{operation}-{c.name}" for w, operation, c in items],
+        )
+    elif "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", training_backends(plan))
+
+
+def training_backends(plan: Plan) -> list[str]:
+    named = [c.backend for c in plan.candidates if c.kind == "backend" and c.backend]
+    return list(dict.fromkeys(named))
+
+
+@pytest.fixture
+def plan(request: Any) -> Plan:
+    made: Plan = request.config.stash[PLAN]
+    return made
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info["pyce"] = machine.fingerprint()
+
+
+class in_turn:
+    """A clock for pytest-benchmark that shows seconds that were measured before, round by round.
+
+    Its own measuring calls one candidate again and again; ours take turns.
+    """
+
+    def __init__(self, samples: list[float]) -> None:
+        self._samples = iter(samples)
+        self._ending = False
+        self.__name__ = "in_turn"
+
+    def __call__(self) -> float:
+        """0 when a round begins, and its seconds when it ends."""
+        shown = next(self._samples) if self._ending else 0.0
+        self._ending = not self._ending
+        return shown
+
+
+@pytest.fixture
+def record(request: Any) -> Any:
+    """A function that leaves figures with pytest-benchmark, in that group and with that info."""
+
+    def leave(figures: Figures, group: str, info: dict[str, Any]) -> None:
+        samples = figures.samples
+        marker = pytest.mark.benchmark(group=group, timer=in_turn(samples))
+        request.node.add_marker(marker)
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.extra_info.update(info)
+        benchmark.pedantic(lambda: None, rounds=len(samples), iterations=1)
+
+    return leave

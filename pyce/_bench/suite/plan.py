@@ -1,0 +1,88 @@
+"""What one session measures, and what was measured so far of the workload in hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyce
+from pyce._bench import candidates
+from pyce._bench.candidates import Candidate
+from pyce._bench.measure import OPERATIONS, Effort, Outcome, Outcomes, measure
+from pyce._bench.workloads import WORKLOADS, Data, Workload
+
+
+class Display(Protocol):
+    """Who is told what is being done."""
+
+    def doing(self, workload: str, part: float, what: str) -> None:
+        """`part` of the workload is done, and `what` comes next."""
+
+    def done(self, workload: str) -> None: ...
+
+
+class Silent:
+    def doing(self, workload: str, part: float, what: str) -> None: ...
+
+    def done(self, workload: str) -> None: ...
+
+
+def _default_candidates() -> list[Candidate]:
+    own = pyce.get_num_threads()
+    return candidates.backends(pyce.backends(), [own, 1] if own > 1 else [own])
+
+
+@dataclass
+class Plan:
+    """The workloads, operations and candidates of a session, in the order of measuring."""
+
+    workloads: list[Workload] = field(default_factory=lambda: [w for w in WORKLOADS if w.quick])
+    operations: tuple[str, ...] = OPERATIONS
+    candidates: list[Candidate] = field(default_factory=_default_candidates)
+    effort: Effort = field(default_factory=Effort)
+    display: Display = field(default_factory=Silent)
+    _outcomes: dict[str, Outcomes | Exception] = field(default_factory=dict)
+
+    def items(self) -> list[tuple[Workload, str, Candidate]]:
+        return [
+            (workload, operation, candidate)
+            for workload in self.workloads
+            for operation in self.operations
+            for candidate in self.candidates
+            if candidate.does(workload, operation)
+        ]
+
+    def outcome(self, workload: Workload, operation: str, candidate: Candidate) -> Outcome:
+        """Measures the whole workload when the first of its items is asked for."""
+        name = workload.name
+        if name not in self._outcomes:
+            self._outcomes = {name: self._measure(workload)}
+            self.display.done(name)
+        outcomes = self._outcomes[name]
+        if isinstance(outcomes, Exception):
+            return outcomes
+        return outcomes[operation, candidate.name]
+
+    def _measure(self, workload: Workload) -> Outcomes | Exception:
+        def tell(part: float, what: str) -> None:
+            self.display.doing(workload.name, part, what)
+
+        tell(0, "making the arrays")
+        try:
+            data = Data(workload)
+        except ImportError as error:
+            return error
+        return measure(data, self.operations, self.candidates, self.effort, tell)
+
+
+def about(workload: Workload) -> dict[str, Any]:
+    """What an item's `extra_info` says of its workload."""
+    return {
+        "workload": workload.name,
+        "stands_for": workload.stands_for,
+        "shape": list(workload.shape),
+        "dtype": workload.dtype,
+        "target": workload.target,
+        "axis": workload.axis,
+        "elements": workload.size,
+    }

@@ -1,0 +1,97 @@
+"""What the commands share: tables, messages, and exit statuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+# Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
+FINE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Unusable(Exception):
+    """The command can't be carried out as it was given; the message says why."""
+
+
+def require(command: str, *modules: str, extra: str = "bench") -> None:
+    """Raise `Unusable` that names what to install unless all modules can be imported."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Unusable(
+            f"`python -m pyce {command}` needs {', '.join(missing)}: pip install 'pyce[{extra}]'"
+        )
+
+
+def run(command: Callable[[Any], int], options: Any) -> int:
+    """The command's exit status, whatever happens to it."""
+    try:
+        status = command(options)
+        sys.stdout.flush()
+        return status
+    except Unusable as error:
+        print(f"pyce: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("pyce: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain of it once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def console(**options: Any) -> Any:
+    """A rich console; it prints no colours where NO_COLOR is set or no terminal is there."""
+    from rich.console import Console
+
+    made = Console(highlight=False, **options)
+    if not made.is_terminal:
+        made.width = 120  # of a file, which has no width of its own
+    return made
+
+
+def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """Print a table, the first column only where it changes; with rich if that is installed.
+
+    The first `left` columns hold words, the others figures.
+    """
+    cells: list[list[str]] = []
+    before = None
+    for row in rows:
+        cells.append(["" if row[0] == before else row[0], *row[1:]])
+        before = row[0]
+    if importlib.util.find_spec("rich") is None:
+        widths = [max(len(row[i]) for row in [headers, *cells]) for i in range(len(headers))]
+        print(title)
+        for row in [list(headers), *cells]:
+            padded = (
+                cell.ljust(width) if i < left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            print("  ".join(padded).rstrip())
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left")
+    for i, header in enumerate(headers):
+        made.add_column(Text(header), justify="left" if i < left else "right", no_wrap=i >= left)
+    for row in cells:
+        made.add_row(*map(Text, row))
+    console().print(made)
+
+
+def readable(seconds: float) -> str:
+    """A time with three digits and its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def ratio(value: float) -> str:
+    """Three digits, but never an exponent."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
