@@ -9,10 +9,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
-TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl
+TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
+	pytest-benchmark scipy rich
 STRESS_NEEDS := $(TEST_NEEDS) torch
 LINT_NEEDS := numpy ruff mypy clang-format
-BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
+BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn scipy ml_dtypes rich matplotlib jinja2
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
@@ -31,7 +32,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -125,8 +126,16 @@ bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
 	$(BIN)/python -m pyce bench --full --peers --goals --output $(RESULTS)/peers.json
 
+# A slow-down must show twice, and beyond noise, to fail this.
+bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of this kind of machine
+	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+	$(BIN)/python -m pyce compare --confirm bench/baselines $(RESULTS)/latest.json
+
+bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for bench-compare
+	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json --baseline bench/baselines
+
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
-	$(BIN)/python -m bench.scaling
+	PYTHONPATH=. $(BIN)/python bench/scaling.py
 
 accuracy: .venv/.bench .venv/.test $(EXTENSION) ## errors of every backend in units in the last place: tables and pictures
 	$(BIN)/python -m bench.accuracy

@@ -1,4 +1,4 @@
-"""Cost per element from 10⁶ to 10⁹ elements: `python -m bench.scaling [--most ELEMENTS]`.
+"""Cost per element from 10⁶ to 10⁹ elements: `python bench/scaling.py [--most ELEMENTS]`.
 
 The number of classes is fixed and the number of rows grows. Loss and gradient are computed in
 place, the loss alone also from a file mapped into memory. Prints nanoseconds per element, and by
@@ -16,15 +16,15 @@ from time import perf_counter
 import numpy as np
 
 import pyce
-from bench.measure import Call
-from bench.workloads import Array
+from pyce._bench.measure import Call
+from pyce._bench.workloads import Array
 
 CLASSES = (10, 1000, 32000)
 SIZES = (10**6, 10**7, 10**8, 10**9)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python bench/scaling.py", description=__doc__)
     parser.add_argument("--most", type=int, default=SIZES[-1], help="elements of the largest array")
     options = parser.parse_args()
     print("classes  elements  fused ns  forward ns  mapped ns  peak memory +MiB")

@@ -12,11 +12,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyce
 from pyce._bench import terminal
 from pyce._bench.terminal import Unusable, ratio, readable
+
+if TYPE_CHECKING:
+    from pyce._bench.results import Item, Run
 
 OUTPUT = Path("pyce-bench.json")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -49,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also PyTorch, JAX and scikit-learn where installed, and variants of the C backend",
     )
     add("--goals", action="store_true", help="compare with the project's goals, too")
+    add("--exactly", action="append", metavar="NAME", help=argparse.SUPPRESS)  # for `compare`
+    add(
+        "--baseline",
+        type=Path,
+        metavar="FOLDER",
+        help="also keep the figures there, for `compare`: without single rounds and host names",
+    )
     add("-o", "--output", type=Path, default=OUTPUT, help=f"file to write (default: {OUTPUT})")
     add("--json", action="store_true", help="print the file's content and nothing else")
 
@@ -89,7 +99,10 @@ def main(options: argparse.Namespace) -> int:
             terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
         return terminal.FINE
     terminal.require("bench", "pytest", "pytest_benchmark")
+    from pyce._bench import baseline
+
     plan, digits = _plan(options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.unlink(missing_ok=True)
     status, failures = _measure(plan, digits, options)
     if not options.output.exists():
@@ -98,6 +111,8 @@ def main(options: argparse.Namespace) -> int:
         if status == terminal.INTERRUPTED:
             raise KeyboardInterrupt
         raise Unusable("nothing was measured")
+    if options.baseline and status == terminal.FINE:
+        print(f"baseline: {baseline.keep(options.output, options.baseline)}", file=sys.stderr)
     if options.json:
         print(options.output.read_text(encoding="utf-8"))
     else:
@@ -115,19 +130,14 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
     from pyce._bench.suite.plan import Plan
     from pyce._bench.workloads import WORKLOADS, matching
 
+    named = [*(options.workload or ()), *(options.exactly or ())]
+    digits = "digits" in named or not (named or options.operation or options.dtype)
     wanted = [name for name in options.workload or () if name != "digits"]
-    digits = len(wanted) < len(options.workload or ()) or not (
-        options.workload or options.operation or options.dtype
-    )
     try:
-        if wanted:
-            chosen = matching(wanted)
-        elif options.workload:
-            chosen = []
-        else:
-            chosen = [w for w in WORKLOADS if w.quick or options.full]
+        chosen = matching(wanted) if named else [w for w in WORKLOADS if w.quick or options.full]
     except ValueError as error:
         raise Unusable(str(error)) from None
+    chosen += [w for w in WORKLOADS if w.name in (options.exactly or ())]
     chosen = [w for w in chosen if w.dtype in (options.dtype or DTYPES)]
     if not chosen and not digits:
         raise Unusable("no workload is left to measure")
@@ -155,15 +165,15 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
 
 
 class _Session:
-    """The plugin that gives pytest the plan, and keeps its terminal quiet."""
+    """The plugin that gives pytest the plan, and reports in the place of its terminal."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
         self.failures: list[str] = []
         self.skips: list[str] = []
 
-    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str]:
-        return "", "", ""
+    def pytest_sessionstart(self, session: Any) -> None:
+        session.config.pluginmanager.unregister(name="terminalreporter")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -189,11 +199,10 @@ def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int,
         f"--rootdir={suite}",
         f"--benchmark-json={options.output.absolute()}",
         "--benchmark-quiet",
-        *("-qq", "--no-header", "--no-summary", "--capture=no", "-pno:warnings"),
+        *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
     ]
     with progress(plan, digits) as plan.display:
-        session_plugins: list[Any] = [_Named(session)]
-        status = pytest.main(arguments, plugins=session_plugins)
+        status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
     statuses = {
@@ -311,46 +320,58 @@ def _show(options: argparse.Namespace) -> None:
     from pyce._bench import goals, results
 
     run = results.load(options.output)
-    rows = []
-    for (workload, operation, candidate), item in run.items.items():
-        if operation == "training":
-            continue
-        reference = run.items.get((workload, operation, "pyce numpy"))
-        over = item.over_floor
-        rows.append(
-            (
-                workload,
-                operation,
-                candidate,
-                readable(item.seconds),
-                f"{item.rate / 1e9:.1f}",
-                ratio(over) if over else "",
-                ratio(reference.seconds / item.seconds) if reference else "",
-            )
-        )
-    if rows:
-        terminal.table(
-            "Time over the floor: 1 is the limit. × numpy: how many times as fast",
-            ("workload", "operation", "", "time", "GB/s", "× floor", "× numpy"),
-            rows,
-            left=3,
-        )
+    show_times(run)
     for item in run.items.values():
         if "accuracy" in item.about:
             print(
-                f"digits, {item.about['candidate']}: 500 steps in {readable(item.seconds)}, "
-                f"held-out accuracy {item.about['accuracy']:.2%}"
+                f"{item.about['stands_for']} on digits, {item.about['candidate']}: "
+                f"{readable(item.seconds)}, held-out accuracy {item.about['accuracy']:.2%}"
             )
     if options.goals:
         lines = [
             (
-                line.about,
-                line.workload,
-                line.limit,
-                ratio(line.figure),
-                "" if line.met else "missed",
+                goal.about,
+                goal.workload,
+                goal.limit,
+                ratio(goal.figure),
+                "" if goal.met else "missed",
             )
-            for line in goals.lines(run)
+            for goal in goals.lines(run)
         ]
         terminal.table("Goals", ("goal", "workload", "limit", "measured", ""), lines, left=2)
-    print(f"written: {options.output}; python -m pyce report {options.output} draws it")
+    print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
+
+
+def show_times(run: Run) -> None:
+    """A line for each workload, operation and number of threads, a column for each candidate.
+
+    Variants of a backend are left to the report.
+    """
+    names = []
+    lines: dict[tuple[str, str, int], dict[str, Item]] = {}
+    for (workload, operation, candidate), item in run.items.items():
+        if operation == "training" or item.about["kind"] == "variant":
+            continue
+        name = candidate.split(",")[0]
+        if name not in names:
+            names.append(name)
+        lines.setdefault((workload, operation, item.about["threads"]), {})[name] = item
+    rows = []
+    for (workload, operation, threads), items in lines.items():
+        cells = [_cell(items.get(name)) for name in names]
+        rows.append((workload, operation, str(threads), *cells))
+    if rows:
+        terminal.table(
+            "Median time, and how many times the floor's it is: 1 is the limit",
+            ("workload", "operation", "threads", *names),
+            rows,
+            left=2,
+        )
+
+
+def _cell(item: Item | None) -> str:
+    if item is None:
+        return ""
+    over = item.over_floor
+    beside = f" ({ratio(over)})" if over and item.about["kind"] != "floor" else ""
+    return readable(item.seconds) + beside

@@ -1,12 +1,140 @@
-"""Not there yet."""
+"""Look for slow-downs beyond noise: a file of bench against one of the same kind of machine.
+
+BASE is a file, or a folder of baselines, of which the newest of this kind of machine is taken. The
+exit status is 1 where something of pyce's own became slower. With --confirm, run on that machine,
+what seems slower is measured once more, and only what is slower again counts.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyce._bench import terminal
+from pyce._bench.terminal import Unusable
+
+if TYPE_CHECKING:
+    from pyce._bench.changes import Change
+    from pyce._bench.results import Run
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("base", metavar="BASE", type=Path, help="what was measured before: a file, or a folder")
+    add("new", metavar="NEW", type=Path, help="what was measured now")
+    add("--confirm", action="store_true", help="measure again what seems slower")
+    add("--all", action="store_true", help="list what did not change, too")
+    add("--json", action="store_true", help="print the changes as JSON")
 
 
 def main(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    terminal.require("compare", "scipy")
+    from pyce._bench import changes, results
+
+    new = results.load(options.new)
+    base = _newest(options.base, new) if options.base.is_dir() else results.load(options.base)
+    if base.machine["kind"] != new.machine["kind"]:
+        raise Unusable(
+            f"{base.path} is of another kind of machine ({base.machine['kind']}) than "
+            f"{new.path} ({new.machine['kind']})"
+        )
+    found = changes.compare(base, new)
+    if not found:
+        raise Unusable(f"{base.path} and {new.path} have nothing in common")
+    if options.confirm:
+        found = confirmed(found, base, _measured_again)
+    slower = [change for change in found if change.verdict == "slower"]
+    if options.json:
+        print(json.dumps({"base": str(base.path), "changes": [_plain(c) for c in found]}))
+    else:
+        _show(base, found, options.all)
+    return terminal.FAILED if slower else terminal.FINE
+
+
+def _newest(folder: Path, new: Run) -> Run:
+    """The newest baseline in the folder of the machine's kind."""
+    from pyce._bench import results
+
+    found = [results.load(path) for path in sorted(folder.glob("*.json"))]
+    fit = [run for run in found if run.machine["kind"] == new.machine["kind"]]
+    if not fit:
+        raise Unusable(
+            f"no baseline in {folder} of this kind of machine ({new.machine['kind']}): "
+            f"`python -m pyce bench --baseline {folder}` makes one"
+        )
+    return max(fit, key=lambda run: run.when)
+
+
+def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run]) -> list[Change]:
+    """The changes, but for those to slower that a second measurement does not show."""
+    from dataclasses import replace
+
+    from pyce._bench import changes
+
+    suspects = {change.key for change in found if change.verdict == "slower"}
+    if not suspects:
+        return found
+    workloads = list(dict.fromkeys(workload for workload, _, _ in suspects))
+    print(f"measuring again: {', '.join(workloads)}", file=sys.stderr)
+    again = {c.key for c in changes.compare(base, measure(workloads)) if c.verdict == "slower"}
+    return [
+        replace(change, verdict="not confirmed") if change.key in suspects - again else change
+        for change in found
+    ]
+
+
+def _measured_again(workloads: list[str]) -> Run:
+    from pyce._bench import results
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "again.json"
+        command = [sys.executable, "-m", "pyce", "bench", "--json", "--output", str(output)]
+        for name in workloads:
+            command += ["--exactly", name]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise Unusable(f"measuring again ended with status {done.returncode}")
+        run = results.load(output)
+        run.items  # noqa: B018  read before the file goes
+        return run
+
+
+def _plain(change: Change) -> dict[str, object]:
+    workload, operation, candidate = change.key
+    return {
+        "workload": workload,
+        "operation": operation,
+        "candidate": candidate,
+        "ratio": change.ratio,
+        "p": change.p,
+        "verdict": change.verdict,
+    }
+
+
+def _show(base: Run, found: list[Change], everything: bool) -> None:
+    rows = [
+        (*change.key, f"{change.ratio:.2f}", f"{change.p:.1g}", change.verdict)
+        for change in sorted(found, key=lambda change: -change.ratio)
+        if everything or change.verdict not in ("same", "unknown")
+    ]
+    if rows:
+        terminal.table(
+            "Changes of time over the floor's: above 1 is slower",
+            ("workload", "operation", "", "ratio", "p", "verdict"),
+            rows,
+            left=3,
+        )
+    counts = {
+        verdict: sum(change.verdict == verdict for change in found)
+        for verdict in ("slower", "not confirmed", "faster", "same", "unknown")
+    }
+    counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
+    print(f"against {base.path.name} of {base.when[:10]} {base.commit}: {counted}")
+    if counts["unknown"]:
+        print("unknown: too few blocks to tell, since one call takes long")

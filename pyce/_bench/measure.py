@@ -38,8 +38,10 @@ FLOOR_OF = {"forward": "read", "fused": "copy", "backward": "copy"}
 REST = 0.02
 # Seconds that are measured as one: far above the clock's step.
 ROUND = 2e-4
-# Seconds above which a call needs no other before it to find the caches as it will leave them.
-WARM = 0.05
+# Seconds of calls before each round that do not count: they wake threads, and find the caches as
+# they leave them. A call of TOO_LONG needs no other before it.
+WARM_UP = 2e-3
+TOO_LONG = 0.05
 # Relative difference that a peer's result may show. It is not there to judge their accuracy.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9}
 
@@ -56,9 +58,9 @@ class Effort:
     most    : seconds of a candidate in all; one block at least
     """
 
-    blocks: int = 6
-    rounds: int = 10
-    seconds: float = 0.06
+    blocks: int = 8
+    rounds: int = 8
+    seconds: float = 0.05
     most: float = 1.0
 
 
@@ -67,7 +69,8 @@ class Figures:
     """What was measured of one candidate and operation.
 
     blocks     : seconds a call, round by round, block by block
-    over_floor : each block's median of a call's time over the floor's of the same round
+    over_floor : each block's median of a call's time over the floor's of the same round and
+                 number of threads
     calls      : how many were measured as one
     """
 
@@ -118,7 +121,6 @@ def measure(
                     continue
                 tell(part, f"{operation}, {candidate.name}")
                 with candidate.selected():
-                    begin = perf_counter()
                     try:
                         call = candidate.bind(data, operation)
                         if block == 0 and candidate.result and candidate.kind != "floor":
@@ -128,17 +130,17 @@ def measure(
                     except Exception as error:  # a peer may fail in any way
                         outcomes[key] = error
                         continue
-                    spent[key] = spent.get(key, 0) + perf_counter() - begin
                 calls[candidate.name], chosen[candidate.name] = call, candidate
             times = in_turn(calls, chosen, effort)
+            floors = {c.threads: times[c.name][0] for c in chosen.values() if c.kind == "floor"}
             for name, (samples, repeats) in times.items():
                 key = operation, name
                 figures = outcomes.setdefault(key, Figures())
                 assert isinstance(figures, Figures)
                 figures.blocks.append(samples)
                 figures.calls = repeats
-                spent[key] += sum(samples) * repeats
-                floor = times.get("floor", ([], 1))[0]
+                spent[key] = spent.get(key, 0) + sum(samples) * repeats
+                floor = floors.get(chosen[name].threads)
                 if floor:
                     pairs = zip(samples, floor, strict=False)
                     figures.over_floor.append(statistics.median(a / b for a, b in pairs))
@@ -151,14 +153,20 @@ def in_turn(
     """Seconds a call, round by round, of each of `calls`, and how many calls are a round."""
     repeats: dict[str, int] = {}
     rounds: dict[str, int] = {}
+    warm_ups: dict[str, int] = {}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         with chosen[name].selected():
             time = seconds(call)
+            time = min(time, seconds(call)) if time < TOO_LONG else time
         repeats[name] = max(1, round(ROUND / max(time, 1e-8)))
+        warm_ups[name] = 0 if time > TOO_LONG else max(1, round(WARM_UP / max(time, 1e-7)))
         rounds[name] = max(1, min(effort.rounds, int(effort.seconds / (time * repeats[name]))))
-    if "floor" in rounds:
-        rounds["floor"] = max(rounds.values())  # something for each of the others to be held to
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+        if time > effort.most / 2:
+            samples[name], rounds[name] = [time], 0  # that was long enough to count
+    for name in calls:
+        if chosen[name].kind == "floor":
+            rounds[name] = max(rounds.values())  # something for each of the others to be held to
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -167,7 +175,7 @@ def in_turn(
                 if turn >= rounds[name]:
                     continue
                 with chosen[name].selected():
-                    if not samples[name] or samples[name][-1] < WARM:
+                    for _ in range(warm_ups[name]):
                         call()
                     begin = perf_counter()
                     for _ in range(repeats[name]):

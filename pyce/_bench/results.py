@@ -10,7 +10,7 @@ Each item's `extra_info` holds:
     threads, isa   that it ran with
     bytes          that the operation must move; target_bytes of them are the target's
     blocks         each block's median in seconds: the independent observations
-    over_floor     each block's median of time over the floor's in the same round
+    over_floor     each block's median of time over the floor's with as many threads, same round
     calls          how many calls a round is
 
 and the file's `machine_info["pyce"]` the fingerprint of `machine.fingerprint`.

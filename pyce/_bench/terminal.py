@@ -47,7 +47,11 @@ def console(**options: Any) -> Any:
     """A rich console; it prints no colours where NO_COLOR is set or no terminal is there."""
     from rich.console import Console
 
-    made = Console(highlight=False, **options)
+    def stop() -> None:
+        raise BrokenPipeError  # for `run`; rich itself would end the program with status 1
+
+    made: Any = Console(highlight=False, **options)
+    made.on_broken_pipe = stop
     if not made.is_terminal:
         made.width = 120  # of a file, which has no width of its own
     return made
@@ -73,15 +77,21 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], lef
             )
             print("  ".join(padded).rstrip())
         return
+    from rich.box import SIMPLE_HEAD
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for i, header in enumerate(headers):
-        made.add_column(Text(header), justify="left" if i < left else "right", no_wrap=i >= left)
+        made.add_column(Text(header), justify="left" if i < left else "right", no_wrap=True)
     for row in cells:
         made.add_row(*map(Text, row))
-    console().print(made)
+    out = console()
+    # A terminal wraps what is too wide for it; rich would cut it off.
+    wide = out.options.update(width=1000)
+    out.width = max(out.width, Measurement.get(out, wide, made).maximum)
+    out.print(made)
 
 
 def readable(seconds: float) -> str:

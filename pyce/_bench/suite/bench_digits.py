@@ -63,13 +63,13 @@ def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record:
     names = training_backends(plan)
     threads = pyce.get_num_threads()
     if not measured:
+        plan.begin("digits")
         plan.display.doing("digits", 0, "training")
         chosen = {
             name: Candidate(name, "backend", lambda *_: train, threads, name) for name in names
         }
         times = in_turn(dict.fromkeys(names, train), chosen, EFFORT)
         measured.update({name: Figures([samples]) for name, (samples, _) in times.items()})
-        plan.display.done("digits")
     with pyce.use_backend("numpy"):
         _, expected = train()
     with pyce.use_backend(backend):

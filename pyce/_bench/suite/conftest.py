@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyce._bench import machine
-from pyce._bench.measure import Figures
+from pyce._bench.measure import Effort, Figures
 from pyce._bench.suite.plan import Plan
 
 PLAN = pytest.StashKey[Plan]()
@@ -15,7 +15,13 @@ PLAN = pytest.StashKey[Plan]()
 
 def pytest_configure(config: Any) -> None:
     given = config.pluginmanager.getplugin("pyce-bench")
-    config.stash[PLAN] = given.plan if given else Plan()
+    config.stash[PLAN] = plan = given.plan if given else Plan()
+    if config.getoption("benchmark_disable"):
+        plan.effort = Effort(blocks=1, rounds=1, seconds=0, most=0)
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    session.config.stash[PLAN].begin(None)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:

@@ -42,6 +42,7 @@ class Plan:
     effort: Effort = field(default_factory=Effort)
     display: Display = field(default_factory=Silent)
     _outcomes: dict[str, Outcomes | Exception] = field(default_factory=dict)
+    _current: str | None = None
 
     def items(self) -> list[tuple[Workload, str, Candidate]]:
         return [
@@ -56,12 +57,18 @@ class Plan:
         """Measures the whole workload when the first of its items is asked for."""
         name = workload.name
         if name not in self._outcomes:
+            self.begin(name)
             self._outcomes = {name: self._measure(workload)}
-            self.display.done(name)
         outcomes = self._outcomes[name]
         if isinstance(outcomes, Exception):
             return outcomes
         return outcomes[operation, candidate.name]
+
+    def begin(self, name: str | None) -> None:
+        """What was measured before is with pytest-benchmark now; None when nothing comes next."""
+        if self._current is not None:
+            self.display.done(self._current)
+        self._current = name
 
     def _measure(self, workload: Workload) -> Outcomes | Exception:
         def tell(part: float, what: str) -> None:
