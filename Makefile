@@ -19,6 +19,8 @@ PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
 RESULTS := bench/results
+MEASURE := $(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+DRAW := $(BIN)/python -m pyce report --output $(RESULTS)/report $(RESULTS)/latest.json
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
 RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
@@ -118,21 +120,23 @@ format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(C_FILES)
 
 bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
-	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+	$(MEASURE)
+	$(DRAW)
 
 bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
-	$(BIN)/python -m pyce bench --full --output $(RESULTS)/latest.json
+	$(MEASURE) --full
+	$(DRAW)
 
 bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
 	$(BIN)/python -m pyce bench --full --peers --goals --output $(RESULTS)/peers.json
 
 # A slow-down must show twice, and beyond noise, to fail this.
 bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of this kind of machine
-	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+	$(MEASURE)
 	$(BIN)/python -m pyce compare --confirm bench/baselines $(RESULTS)/latest.json
 
 bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for bench-compare
-	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json --baseline bench/baselines
+	$(MEASURE) --baseline bench/baselines
 
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	PYTHONPATH=. $(BIN)/python bench/scaling.py

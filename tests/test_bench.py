@@ -257,6 +257,12 @@ def test_every_workload_is_listed(run_python):
     assert all(w.stands_for in shown for w in WORKLOADS)
 
 
+def test_other_plugins_and_options_have_no_say(run_python, tmp_path):
+    path = tmp_path / "one.json"
+    run_bench(run_python, *FEW, "-o", str(path), PYTEST_ADDOPTS="--benchmark-disable -k nothing")
+    assert results.load(path).candidates("backend") == ["pyce numpy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,9 +202,10 @@ def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int,
         f"--rootdir={suite}",
         f"--benchmark-json={options.output.absolute()}",
         "--benchmark-quiet",
+        "-ppytest_benchmark.plugin",
         *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
     ]
-    with progress(plan, digits) as plan.display:
+    with _without_other_plugins(), progress(plan, digits) as plan.display:
         status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
@@ -211,6 +215,19 @@ def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int,
         pytest.ExitCode.TESTS_FAILED: terminal.FAILED,
     }
     return statuses.get(pytest.ExitCode(status), terminal.UNUSABLE), session.failures
+
+
+@contextmanager
+def _without_other_plugins() -> Iterator[None]:
+    """Those that are installed might reorder the items, or run them in parallel."""
+    before = dict(os.environ)
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 class _Named:
