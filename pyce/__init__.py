@@ -88,6 +88,12 @@ def get_backend() -> str:
     ------
     ValueError
         When PYCE_BACKEND or PYCE_ISA names what is not available.
+
+    Examples
+    --------
+    >>> with pyce.use_backend("numpy"):
+    ...     print(pyce.get_backend())
+    numpy
     """
     return _backends.current().NAME
 
@@ -134,8 +140,8 @@ class use_backend:
     Examples
     --------
     >>> with pyce.use_backend("numpy"):
-    ...     pyce.get_backend()
-    'numpy'
+    ...     print(pyce.get_backend())
+    numpy
     """
 
     def __init__(self, name: str) -> None:

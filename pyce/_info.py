@@ -14,11 +14,13 @@ def info() -> dict[str, Any]:
     Returns
     -------
     dict
-        `version` of pyce; `backend`, the one that a call made now runs on; `backends`, name: None or
-        why it can't be used, in order of preference; `isas`, the instruction sets that the C backend
-        can run on this machine, widest first; `isa`, the one in use, None without the C backend;
-        `threads`, how many a large call may use; `compiler`, which built the C backend, None
-        without it.
+        - `version`: of pyce
+        - `backend`: the one that a call made now runs on
+        - `backends`: a dict, name: None, or why it can't be used; in order of preference
+        - `isas`: the instruction sets that the C backend can run on this machine, widest first
+        - `isa`: the one in use; None without the C backend
+        - `threads`: how many a large call may use
+        - `compiler`: that built the C backend; None without it
 
     Raises
     ------

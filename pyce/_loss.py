@@ -83,7 +83,7 @@ def cross_entropy(
     --------
     >>> logits = [[1.0, 2.0, 0.5], [0.1, 0.2, 3.0]]
     >>> print(round(float(pyce.cross_entropy(logits, [1, 2])), 4))
-    0.2868
+    0.287
     >>> print(pyce.cross_entropy(logits, [1, -100], reduction="none").round(4))
     [0.4644 0.    ]
 

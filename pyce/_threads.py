@@ -78,6 +78,11 @@ def get_num_threads() -> int:
     ------
     ValueError
         When PYCE_NUM_THREADS is set to something other than a whole number of at least 1.
+
+    Examples
+    --------
+    >>> pyce.get_num_threads() >= 1
+    True
     """
     return budget()
 
