@@ -139,8 +139,7 @@ report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accur
 	$(BIN)/python -m bench.accuracy --readme README.md
 
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-	@echo "build/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove what was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info

@@ -199,7 +199,7 @@ def test_docstrings_describe_parameters_and_results(name):
     function = getattr(pyce, name)
     text = inspect.getdoc(function)
     parameters = inspect.signature(function).parameters
-    if not re.search(r"(?i)parameters\b[^.]* (?:of|as in)\s+`\w+`", text):
+    if not re.search(r"(?i)parameters\b[^.-]* (?:of|as in)\s+`\w+`", text):
         for parameter in parameters:
             assert re.search(rf"(?m)^{parameter} : ", text), parameter
     if name not in ("set_backend", "set_num_threads", "use_backend"):
