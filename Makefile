@@ -15,6 +15,7 @@ STRESS_NEEDS := $(TEST_NEEDS) torch
 LINT_NEEDS := numpy ruff mypy clang-format
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn scipy ml_dtypes rich matplotlib jinja2
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
+DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
 
@@ -34,7 +35,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -61,7 +62,7 @@ sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cp -r csrc pyce tests bench docs setup.py pyproject.toml README.md Makefile $(SANITIZED)
+	cp -r csrc pyce tests bench docs setup.py pyproject.toml Makefile *.md $(SANITIZED)
 	rm -f $(SANITIZED)/pyce/*.so
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
@@ -89,7 +90,7 @@ mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
 	$(BIN)/python tests/mutate.py --all --jobs 2 --resume
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
-	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py tests/test_documentation.py
 
 test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/test_vmath.py
@@ -151,6 +152,9 @@ report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accur
 	$(BIN)/python -m bench.report --readme README.md
 	$(BIN)/python -m bench.accuracy --readme README.md
 
+docs: .venv/.docs ## build the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove what was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info
 
@@ -176,6 +180,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.docs: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(DOCS_NEEDS)
 	@touch $@
 
 .venv/.test-peers: .venv/bin/python constraints.txt Makefile

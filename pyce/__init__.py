@@ -61,20 +61,63 @@ _threadpoolctl.watch()
 
 
 def backends() -> list[str]:
-    """The backends that can be used on this machine, fastest first."""
+    """The backends that can be used on this machine, fastest first.
+
+    Returns
+    -------
+    list of str
+        Some of "c", "numba" and "numpy"; `info` says why others can't.
+
+    Examples
+    --------
+    >>> "numpy" in pyce.backends()
+    True
+    """
     return [name for name in _backends.NAMES if _backends.why_not(name) is None]
 
 
 def get_backend() -> str:
-    """The backend that a call made here and now runs on: "c", "numba" or "numpy"."""
+    """The backend that a call made here and now runs on.
+
+    Returns
+    -------
+    str
+        "c", "numba" or "numpy".
+
+    Raises
+    ------
+    ValueError
+        When PYCE_BACKEND or PYCE_ISA names what is not available.
+
+    Examples
+    --------
+    >>> with pyce.use_backend("numpy"):
+    ...     print(pyce.get_backend())
+    numpy
+    """
     return _backends.current().NAME
 
 
 def set_backend(name: str) -> None:
-    """Run on the named backend from now on: "c", "numba", "numpy", or "auto" for the fastest.
+    """Run on the named backend from now on, in the whole process.
 
-    Raises ValueError for a name that is unknown or can't be used here; nothing changes then.
     Where `use_backend` is active, it goes before.
+
+    Parameters
+    ----------
+    name : str
+        "c", "numba", "numpy", or "auto" for the fastest.
+
+    Raises
+    ------
+    ValueError
+        For a name that is unknown or can't be used here; nothing changes then.
+
+    Examples
+    --------
+    >>> pyce.set_backend("numpy")
+    >>> pyce.get_backend()
+    'numpy'
     """
     _backends.set_default(name)
 
@@ -82,7 +125,23 @@ def set_backend(name: str) -> None:
 class use_backend:
     """Run on the named backend inside a with block, in this thread and task only.
 
-    Blocks nest. Raises ValueError on entry, as `set_backend`.
+    Blocks nest.
+
+    Parameters
+    ----------
+    name : str
+        As for `set_backend`.
+
+    Raises
+    ------
+    ValueError
+        On entry, as `set_backend`.
+
+    Examples
+    --------
+    >>> with pyce.use_backend("numpy"):
+    ...     print(pyce.get_backend())
+    numpy
     """
 
     def __init__(self, name: str) -> None:

@@ -11,17 +11,26 @@ from pyce._version import __version__
 def info() -> dict[str, Any]:
     """Version, backends and hardware as pyce sees them.
 
-    ============ ================================================================================
-    version      of pyce
-    backend      the one that a call made now runs on
-    backends     {name: None, or why it can't be used}, in order of preference
-    isas         the instruction sets that the C backend can run on this machine, widest first
-    isa          the one in use; None without the C backend
-    threads      how many a large call may use
-    compiler     that built the C backend; None without it
-    ============ ================================================================================
+    Returns
+    -------
+    dict
+        - `version`: of pyce
+        - `backend`: the one that a call made now runs on
+        - `backends`: a dict, name: None, or why it can't be used; in order of preference
+        - `isas`: the instruction sets that the C backend can run on this machine, widest first
+        - `isa`: the one in use; None without the C backend
+        - `threads`: how many a large call may use
+        - `compiler`: that built the C backend; None without it
 
-    Raises ValueError when an environment variable names what is not available.
+    Raises
+    ------
+    ValueError
+        When an environment variable names what is not available.
+
+    Examples
+    --------
+    >>> print(pyce.info()["backends"]["numpy"])
+    None
     """
     backend = _backends.current()
     report: dict[str, Any] = {

@@ -29,9 +29,11 @@ def cross_entropy(
     A *row* is one sample: the C values along the class axis at one position. With
     lse = log Σ_c exp(x_c), a row's loss is
 
-    - class index y:    weight[y] · (lse − x_y)
-    - probabilities t:  Σ_c weight_c · t_c · (lse − x_c), where 0 · ∞ counts as 0
-    - smoothing ε:      (1 − ε) · the above + ε/C · Σ_c weight_c · (lse − x_c)
+    - for a class index y, weight[y] · (lse − x_y);
+    - for probabilities t, Σ_c weight_c · t_c · (lse − x_c), where 0 · ∞ counts as 0;
+    - with smoothing ε, (1 − ε) · the above + ε/C · Σ_c weight_c · (lse − x_c);
+
+    times its `sample_weight`.
 
     Parameters
     ----------
@@ -44,9 +46,9 @@ def cross_entropy(
     axis : int
         The class axis.
     weight : array_like, optional
-        Weight of each class, shape (C,).
+        Weight of each class, shape (C,), real numbers; used as given, 0 and negative ones too.
     sample_weight : array_like, optional
-        Weight of each row, shaped like index targets.
+        Weight of each row, shaped like index targets; likewise.
     ignore_index : int
         Rows with this class index count for nothing: loss 0, gradient 0, logits never read.
     label_smoothing : float
@@ -64,7 +66,7 @@ def cross_entropy(
     Returns
     -------
     loss : numpy scalar or ndarray
-        float64 for float64 logits, else float32.
+        float64 for float64 logits, else float32, in nats. An array for "none".
     lse : ndarray of float64
         In the shape of index targets; 0 for ignored rows. Only with `return_lse`.
 
@@ -76,6 +78,14 @@ def cross_entropy(
         Shapes that do not fit, no classes, 0-d logits, an unknown reduction, ε outside [0, 1].
     IndexError
         A class index outside 0..C−1 that is not `ignore_index`; it names the first such row.
+
+    Examples
+    --------
+    >>> logits = [[1.0, 2.0, 0.5], [0.1, 0.2, 3.0]]
+    >>> print(round(float(pyce.cross_entropy(logits, [1, 2])), 4))
+    0.287
+    >>> print(pyce.cross_entropy(logits, [1, -100], reduction="none").round(4))
+    [0.4644 0.    ]
 
     Notes
     -----
@@ -120,8 +130,10 @@ def cross_entropy_with_grad(
 ) -> Any:
     """Softmax cross-entropy and its gradient, fused: one pass over the logits in memory.
 
-    The parameters are those of `cross_entropy`, and
+    The parameters that are not listed are those of `cross_entropy`.
 
+    Parameters
+    ----------
     out : ndarray, optional
         Where to write the gradient: the logits' shape and dtype, C-contiguous and writable. It may
         be exactly `logits` (in place); no other overlap with an argument is allowed. A new array
@@ -133,16 +145,28 @@ def cross_entropy_with_grad(
         As from `cross_entropy`.
     grad : ndarray
         ∂(Σ loss)/∂logits in the logits' shape and dtype: for a row with softmax p,
-        s · (p − [c = y]) for a class index and s · (p · Σ_k w_k t_k − w_c t_c) for probabilities,
-        where s is the row's share in the reduction (for "none", 1 or its sample weight). `out` if
-        that was given.
+        s · w_y · (p_c − [c = y]) for a class index and s · (p_c · Σ_k w_k t_k − w_c t_c) for
+        probabilities, where w are the class weights and s is the row's share in the reduction (for
+        "none", 1 or its sample weight). `out` if that was given.
     lse : ndarray of float64
         Only with `return_lse`.
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `cross_entropy`; also for an unfit `out`. After any error `out` is as it was.
+    TypeError
+        As `cross_entropy`; also for an `out` of another dtype or that is no array.
+    ValueError
+        As `cross_entropy`; also for an `out` of another shape, or that can't be written to, or that
+        shares memory with an argument.
+    IndexError
+        As `cross_entropy`. After any error `out` is as it was.
+
+    Examples
+    --------
+    >>> logits = np.array([[1.0, 2.0, 0.5]])
+    >>> loss, grad = pyce.cross_entropy_with_grad(logits, [1], out=logits)
+    >>> print(grad.round(2), grad is logits)
+    [[ 0.23 -0.37  0.14]] True
 
     Notes
     -----
@@ -190,6 +214,9 @@ def cross_entropy_backward(
 ) -> Array:
     """The gradient of `cross_entropy` from the lse that its forward saved.
 
+    The parameters that are not listed are those of `cross_entropy`, and must be the ones that the
+    forward was called with.
+
     Parameters
     ----------
     grad_loss : array_like
@@ -200,14 +227,31 @@ def cross_entropy_backward(
     out : ndarray, optional
         As for `cross_entropy_with_grad`.
 
-    The other parameters, errors and the accuracy are those of `cross_entropy_with_grad`; they must
-    be the ones that the forward was called with. A row whose lse is not finite gets NaN; from one
-    that is not the lse of its logits come numbers without a meaning, in that row alone.
-
     Returns
     -------
     grad : ndarray
-        In the logits' shape and dtype; `out` if that was given.
+        grad_loss · ∂loss/∂logits, in the logits' shape and dtype; `out` if that was given.
+
+    Raises
+    ------
+    TypeError
+        As `cross_entropy_with_grad`; also for a `grad_loss` that is an array for "mean" or "sum".
+    ValueError
+        As `cross_entropy_with_grad`; also for a `grad_loss` or `lse` of another shape.
+    IndexError
+        As `cross_entropy`. After any error `out` is as it was.
+
+    Examples
+    --------
+    >>> logits, labels = np.array([[1.0, 2.0, 0.5]]), [1]
+    >>> loss, lse = pyce.cross_entropy(logits, labels, return_lse=True)
+    >>> print(pyce.cross_entropy_backward(10.0, logits, labels, lse).round(2))
+    [[ 2.31 -3.71  1.4 ]]
+
+    Notes
+    -----
+    As accurate as `cross_entropy_with_grad`. A row whose lse is not finite gets NaN; from one that
+    is not the lse of its logits come numbers without a meaning, in that row alone.
     """
     p = arguments.loss_problem(
         logits,
@@ -260,11 +304,34 @@ def _delivered(result: Array, out: Array | None) -> Array:
 
 
 def softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
-    """exp(x_c) / Σ_k exp(x_k) along `axis`, in x's shape and dtype.
+    """exp(x_c) / Σ_k exp(x_k) along `axis`.
 
-    `x` is floating as in `cross_entropy`; `out` as in `cross_entropy_with_grad`. Every normal
-    number of the result is within 4 units in the last place. A row that holds NaN or +inf, or
-    nothing but −inf, is NaN throughout.
+    Parameters
+    ----------
+    x : array_like
+        Floating as the logits of `cross_entropy`.
+    axis : int
+        The class axis.
+    out : ndarray, optional
+        Where to write the result, as in `cross_entropy_with_grad`; it may be `x`.
+
+    Returns
+    -------
+    ndarray
+        In x's shape and dtype; `out` if that was given. Every normal number is within 4 units in
+        the last place. A row that holds NaN or +inf, or nothing but −inf, is NaN throughout.
+
+    Raises
+    ------
+    TypeError
+        Values that are not floating; an unfit `out`.
+    ValueError
+        No classes, 0-d arrays, an axis out of range; an unfit `out`.
+
+    Examples
+    --------
+    >>> print(pyce.softmax([1.0, 2.0, 0.5]).round(3))
+    [0.231 0.629 0.14 ]
     """
     backend = current()
     array, k, result = _matrix(x, axis, out)
@@ -273,10 +340,20 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
 
 
 def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
-    """x_c − log Σ_k exp(x_k) along `axis`, in x's shape and dtype; never above 0.
+    """x_c − log Σ_k exp(x_k) along `axis`, the logarithm of the softmax; never above 0.
 
-    Arguments and rows that are not finite as in `softmax`. Right to 4 units in the last place also
-    where a class has nearly all the probability, since log1p of the rest is what is computed.
+    Parameters, errors and rows that are not finite as in `softmax`.
+
+    Returns
+    -------
+    ndarray
+        In x's shape and dtype; `out` if that was given. Right to 4 units in the last place also
+        where a class has nearly all the probability, since log1p of the rest is what is computed.
+
+    Examples
+    --------
+    >>> print(pyce.log_softmax([40.0, 0.0]))  # the first is −exp(−40), and not 0
+    [-4.24835426e-18 -4.00000000e+01]
     """
     backend = current()
     array, k, result = _matrix(x, axis, out)
@@ -285,10 +362,34 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
 
 
 def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
-    """log Σ_c exp(x_c) along `axis`: always float64, whatever the dtype of `x`.
+    """log Σ_c exp(x_c) along `axis`, computed without overflow.
 
-    The result has x's shape without the class axis, or with length 1 there if `keepdims`. NaN
-    gives NaN, +inf gives +inf, a row of only −inf gives −inf.
+    Parameters
+    ----------
+    x : array_like
+        Floating as the logits of `cross_entropy`.
+    axis : int
+        The class axis.
+    keepdims : bool
+        Keep the class axis, with length 1.
+
+    Returns
+    -------
+    numpy.float64 or ndarray
+        float64 whatever the dtype of `x`, in its shape without the class axis. NaN gives NaN, +inf
+        gives +inf, a row of only −inf gives −inf.
+
+    Raises
+    ------
+    TypeError
+        Values that are not floating.
+    ValueError
+        No classes, 0-d arrays, an axis out of range.
+
+    Examples
+    --------
+    >>> print(pyce.logsumexp([1000.0, 1000.0]))  # 1000 + log 2
+    1000.6931471805599
     """
     array, _ = arguments.floating(x, "x")
     k = arguments.class_axis(axis, array.shape, "x")

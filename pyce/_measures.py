@@ -36,7 +36,24 @@ def nll_loss(
     """Negative log likelihood: the loss from log-probabilities, as `log_softmax` gives them.
 
     A row's loss is −weight[y] · log_probs[y], or −Σ_c weight_c · t_c · log_probs_c for
-    probabilities t, with 0 · ∞ = 0. Arguments, reductions, dtypes and errors as `cross_entropy`.
+    probabilities t, with 0 · ∞ = 0. The parameters that are not listed, reductions, dtypes and
+    errors are those of `cross_entropy`.
+
+    Parameters
+    ----------
+    log_probs : array_like
+        Log-probabilities, floating and shaped as the logits of `cross_entropy`. They are taken as
+        they are, whether or not a row's probabilities add up to 1.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        float64 for float64 log-probabilities, else float32.
+
+    Examples
+    --------
+    >>> print(round(float(pyce.nll_loss(np.log([[0.25, 0.75]]), [1])), 4))
+    0.2877
     """
     p = arguments.loss_problem(
         log_probs,
@@ -68,10 +85,33 @@ def log_loss(
 ) -> Any:
     """The loss from probabilities: −Σ_c t_c · log probs_c, averaged over the rows.
 
-    0 · log 0 counts as 0, and probability 0 on the true class gives +inf. `eps`, if given, clips
-    the probabilities to [eps, 1 − eps] first; nothing is clipped otherwise. Probabilities are taken
-    as they are, whether or not a row adds up to 1; a negative one gives NaN where it counts.
-    Other arguments, reductions, dtypes and errors as `cross_entropy`.
+    0 · log 0 counts as 0, and probability 0 on the true class gives +inf. The parameters that are
+    not listed, reductions, dtypes and errors are those of `cross_entropy`.
+
+    Parameters
+    ----------
+    probs : array_like
+        Probabilities, floating and shaped as the logits of `cross_entropy`. They are taken as they
+        are, whether or not a row adds up to 1; a negative one gives NaN where it counts.
+    eps : float, optional
+        In [0, 0.5): clip the probabilities to [eps, 1 − eps] first. Nothing is clipped otherwise.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        float64 for float64 probabilities, else float32.
+
+    Raises
+    ------
+    ValueError
+        As `cross_entropy`; also for `eps` outside [0, 0.5).
+
+    Examples
+    --------
+    >>> print(round(float(pyce.log_loss([[0.25, 0.75]], [1])), 4))
+    0.2877
+    >>> print(pyce.log_loss([[1.0, 0.0]], [1]))
+    inf
     """
     if eps is not None and not 0.0 <= arguments.real(eps, "eps") < 0.5:
         raise ValueError(f"eps must lie in [0, 0.5), got {eps!r}")
@@ -156,7 +196,7 @@ def binary_cross_entropy(
 ) -> Any:
     """Cross-entropy of independent yes/no questions, from logits.
 
-    With softplus(x) = log(1 + eˣ), an element's loss is
+    With softplus(x) = log(1 + exp(x)), the loss of an element with the logit x and the target t is
     weight · (pos_weight · t · softplus(−x) + (1 − t) · softplus(x)), where 0 · ∞ counts as 0.
 
     Parameters
@@ -165,20 +205,30 @@ def binary_cross_entropy(
         float16, bfloat16, float32 or float64 of any shape.
     target : array_like
         Probabilities of "yes", real numbers of the logits' shape.
-    weight, pos_weight : array_like, optional
-        Broadcast against the logits.
+    weight : array_like, optional
+        Weights of the elements; broadcast to the logits' shape.
+    pos_weight : array_like, optional
+        How much more a "yes" counts; likewise.
     reduction : {"mean", "sum", "none"}
         The mean is over all elements, whatever the weights; NaN for no elements.
 
     Returns
     -------
     loss : numpy scalar or ndarray
-        float64 for float64 logits, else float32.
+        float64 for float64 logits, else float32, within 4 units in the last place. An array in the
+        logits' shape for "none".
 
     Raises
     ------
-    TypeError, ValueError
-        As `cross_entropy`.
+    TypeError
+        Logits that are not floating; targets and weights that are no real numbers.
+    ValueError
+        Shapes that do not fit, an unknown reduction.
+
+    Examples
+    --------
+    >>> print(round(float(pyce.binary_cross_entropy([0.0, 2.0], [1, 1])), 4))
+    0.41
     """
     return _bernoulli(logits, target, weight, pos_weight, reduction, with_grad=False)[0]
 
@@ -192,7 +242,25 @@ def binary_cross_entropy_with_grad(
     pos_weight: Any = None,
     reduction: str = "mean",
 ) -> Any:
-    """`binary_cross_entropy` and its gradient ∂(Σ loss)/∂logits, in the logits' shape and dtype."""
+    """`binary_cross_entropy` and its gradient.
+
+    Parameters and errors are those of `binary_cross_entropy`.
+
+    Returns
+    -------
+    loss : numpy scalar or ndarray
+        As from `binary_cross_entropy`.
+    grad : ndarray
+        ∂(Σ loss)/∂logits in the logits' shape and dtype: with p = 1/(1 + exp(−x)),
+        s · weight · ((1 − t) · p − pos_weight · t · (1 − p)), where s is 1 divided by the number of
+        elements for "mean", else 1.
+
+    Examples
+    --------
+    >>> loss, grad = pyce.binary_cross_entropy_with_grad([0.0, 2.0], [1, 1], reduction="sum")
+    >>> print(grad.round(4))
+    [-0.5    -0.1192]
+    """
     return _bernoulli(logits, target, weight, pos_weight, reduction, with_grad=True)
 
 
@@ -294,8 +362,18 @@ def accuracy(
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As `cross_entropy`; ValueError for top_k < 1.
+    TypeError
+        As `cross_entropy`.
+    ValueError
+        As `cross_entropy`; also for `top_k` below 1.
+    IndexError
+        As `cross_entropy`.
+
+    Examples
+    --------
+    >>> logits = [[1.0, 2.0, 0.5], [3.0, 0.2, 0.1]]
+    >>> print(pyce.accuracy(logits, [1, 2]), pyce.accuracy(logits, [1, 2], top_k=3))
+    0.5 1.0
     """
     k = arguments.index_number(top_k, "top_k")
     if k < 1:

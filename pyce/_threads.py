@@ -38,7 +38,25 @@ def set_num_threads(n: int) -> None:
     """Use at most `n` threads per call from now on, in every backend.
 
     The calling thread counts as one of them. Fewer run where the CPU affinity, the control group or
-    a limit set by threadpoolctl allows fewer. Raises ValueError for n < 1.
+    a limit set by threadpoolctl allows fewer.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError
+        When `n` is no whole number.
+    ValueError
+        For `n` below 1.
+
+    Examples
+    --------
+    >>> pyce.set_num_threads(1)
+    >>> pyce.get_num_threads()
+    1
     """
     global _asked
     number = index_number(n, "threads")
@@ -48,7 +66,24 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that a large call made now may use."""
+    """The number of threads that a large call made now may use.
+
+    Returns
+    -------
+    int
+        The smallest of what `set_num_threads` or the environment asks for, the CPU affinity, the
+        control group's quota and the limit set by threadpoolctl; at least 1.
+
+    Raises
+    ------
+    ValueError
+        When PYCE_NUM_THREADS is set to something other than a whole number of at least 1.
+
+    Examples
+    --------
+    >>> pyce.get_num_threads() >= 1
+    True
+    """
     return budget()
 
 

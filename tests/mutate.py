@@ -591,8 +591,8 @@ class Bench:
         for folder in ("csrc", "pyce", "tests", "docs", "bench"):
             ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.o")
             shutil.copytree(ROOT / folder, self.home / folder, ignore=ignore)
-        for file in ("pyproject.toml", "README.md", "setup.py", "Makefile"):
-            shutil.copy(ROOT / file, self.home / file)
+        for file in ("pyproject.toml", "setup.py", "Makefile", *ROOT.glob("*.md")):
+            shutil.copy(ROOT / file, self.home)
         link(BUILD / "base", {}, self.module, ["-O1"])
 
     @property

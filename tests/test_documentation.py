@@ -1,0 +1,429 @@
+"""What the documentation shows: blocks of code run, commands exist, links lead somewhere.
+
+The `python` and `pycon` blocks of a file run in its order and in one namespace, as one who reads it
+would type them; the output of `pycon` is compared as doctest does it. Blocks that import a library
+run in a test of their own for it, among those that need none, and are skipped where it is missing:
+`make test-peers` installs them. The commands of `sh` blocks, and those named within sentences, are
+looked up; `python -m pyce` by itself is run. Blocks of `text` show what is no code. Every block has
+to say which it is.
+"""
+
+import ast
+import doctest
+import importlib.util
+import inspect
+import itertools
+import re
+import shlex
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyce
+from pyce import __main__ as command_line
+from pyce import _backends
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
+FILES += ["csrc/kernels/README.md"]
+FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
+LANGUAGES = {"python", "pycon", "sh", "text"}
+# Commands that are described and not there yet; a name that is there must leave this list.
+NOT_YET: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `line` is that of its first line of code, from 1."""
+
+    language: str
+    line: int
+    text: str
+
+
+def text_of(file):
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+def blocks(text):
+    """The fenced blocks, and indented ones, which have no language."""
+    lines = enumerate(text.splitlines(keepends=True), 1)
+    in_list = False
+    for number, line in lines:
+        fence = re.match(r" *(`{3,}|~{3,}) *(.*)", line)
+        if fence:
+            inside = ""
+            for _, line in lines:
+                if line.strip() == fence[1]:
+                    break
+                inside += line
+            yield Block(fence[2].strip(), number + 1, inside)
+        elif re.match(r" *([-*+]|\d+\.) ", line):
+            in_list = True
+        elif line.strip() and not line.startswith(" "):
+            in_list = False
+        elif line.startswith("    ") and line.strip() and not in_list:
+            yield Block("", number, line)
+
+
+@pytest.mark.parametrize(
+    ("text", "languages"),
+    [
+        ("```python\n1\n```\n", ["python"]),
+        ("````python\n```\n````\n\n```sh\n```\n", ["python", "sh"]),
+        ("```\n1\n```\n", [""]),
+        ("~~~ pycon\n1\n~~~", ["pycon"]),
+        ("1. one\n\n    ```c\n    1\n    ```\n", ["c"]),
+        ("words\n\n    1\n", [""]),
+        ("- words\n\n    more words\n", []),
+        ("- words\n\nwords\n\n    1\n", [""]),
+    ],
+)
+def test_blocks_are_found(text, languages):
+    assert [block.language for block in blocks(text)] == languages
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_block_says_what_it_is(file):
+    unknown = [(b.line, b.language) for b in blocks(text_of(file)) if b.language not in LANGUAGES]
+    assert unknown == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Python
+
+
+def examples(block):
+    return doctest.DocTestParser().get_examples(block.text)
+
+
+def libraries(block):
+    """The modules that a block imports beside the standard library, NumPy and pyce."""
+    code = block.text
+    if block.language == "pycon":
+        code = "".join(example.source for example in examples(block))
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"numpy", "pyce"}
+
+
+def python_blocks(file):
+    return [b for b in blocks(text_of(file)) if b.language in ("python", "pycon")]
+
+
+def needed(file):
+    return sorted(set().union(*map(libraries, python_blocks(file))))
+
+
+def run_session(test):
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    names = test.globs
+    runner.run(test, out=said.append, clear_globs=False)
+    if said:
+        pytest.fail("".join(said), pytrace=False)
+    return names
+
+
+def run_blocks(file, namespace, library=None):
+    for block in python_blocks(file):
+        if libraries(block) - {library}:
+            continue
+        if block.language == "pycon":
+            test = doctest.DocTest(
+                examples(block), namespace, file, file, block.line - 1, block.text
+            )
+            namespace.update(run_session(test))
+        else:
+            code = "\n" * (block.line - 1) + block.text
+            exec(compile(code, str(ROOT / file), "exec"), namespace)
+    return namespace
+
+
+RUNS = [(file, library) for file in FILES for library in [None, *needed(file)]]
+
+
+@pytest.mark.parametrize(("file", "library"), [run for run in RUNS if python_blocks(run[0])])
+def test_python_runs(file, library, tmp_path, monkeypatch):
+    if library and not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is not installed")
+    if library == "threadpoolctl" and "c" not in pyce.backends():
+        pytest.skip("threadpoolctl finds pyce by its C extension")
+    monkeypatch.chdir(tmp_path)
+    run_blocks(file, {"__name__": "documentation"}, library)
+
+
+def test_there_is_something_to_run():
+    assert {"README.md", "docs/index.md", "docs/recipes.md"} <= {
+        f for f in FILES if python_blocks(f)
+    }
+    assert {"torch", "sklearn", "ml_dtypes"} <= {library for _, library in RUNS}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nassert False\n```",
+        "```python\nx = 1\n```\n\n```pycon\n>>> x\n2\n```",
+        "```pycon\n>>> import numpy as np\n```\n\n```python\nassert np is None\n```",
+    ],
+)
+def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text(text)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run_blocks("page.md", {})
+
+
+FUNCTIONS = [name for name in pyce.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", ["pyce", *FUNCTIONS])
+def test_examples_of_docstrings(name):
+    thing = pyce if name == "pyce" else getattr(pyce, name)
+    namespace = {"pyce": pyce, "np": np}
+    test = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), namespace, name, None, None)
+    assert test.examples, "no example"
+    run_session(test)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_describe_parameters_and_results(name):
+    """Or name the function that does."""
+    function = getattr(pyce, name)
+    text = inspect.getdoc(function)
+    parameters = inspect.signature(function).parameters
+    if not re.search(r"(?i)parameters\b[^.-]* (?:of|as in)\s+`\w+`", text):
+        for parameter in parameters:
+            assert re.search(rf"(?m)^{parameter} : ", text), parameter
+    if name not in ("set_backend", "set_num_threads", "use_backend"):
+        assert "\nReturns\n-------\n" in text
+
+
+def test_every_function_is_on_a_page():
+    pages = "".join(text_of(file) for file in FILES if file.startswith("docs/api/"))
+    assert sorted(re.findall(r"(?m)^::: pyce\.(\w+)$", pages)) == sorted(FUNCTIONS)
+    assert "`pyce.__version__`" in pages
+
+
+# ---------------------------------------------------------------------------------------------
+# Commands
+
+
+def commands(text):
+    """(line, words) of each command of `sh` blocks and of those named within sentences."""
+    for block in blocks(text):
+        if block.language == "sh":
+            for i, line in enumerate(block.text.replace("\\\n", "  ").splitlines()):
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield block.line + i, words
+    prose = re.sub(r"(?ms)^ *(```+).*?^ *\1 *$", lambda m: "\n" * m[0].count("\n"), text)
+    for found in re.finditer(r"(?<!`)`((?:[A-Z_]+=\S+\s)*(?:make|python -m pyce)\b[^`]*)`", prose):
+        yield prose.count("\n", 0, found.start()) + 1, shlex.split(found[1])
+
+
+def sources():
+    paths = [*(ROOT / "pyce").rglob("*.py"), ROOT / "setup.py", ROOT / "Makefile"]
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def help_of(*words):
+    """What `python -m pyce WORDS --help` prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(sys, "stdout", types.SimpleNamespace(write=said.append, flush=lambda: None))
+        patch.setenv("NO_COLOR", "1")
+        with pytest.raises(SystemExit) as end:
+            command_line.main([*words, "--help"])
+    assert not end.value.code
+    return "".join(said)
+
+
+def has_command(name):
+    return bool(re.match(rf"usage: python -m pyce {name}\b", help_of(name)))
+
+
+def fault(words):
+    """What is wrong with a command; None if nothing is."""
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        name, words = words[0].partition("=")[0], words[1:]
+        if name not in sources():
+            return f"nothing knows the variable {name}"
+    if words[0] == "make":
+        targets = re.findall(r"(?m)^([a-z0-9-]+):.*?##", text_of("Makefile"))
+        for word in words[1:]:
+            if word not in targets and not re.match(r"[A-Z_]+=", word):
+                return f"no target {word}"
+        return None
+    if words[:3] == ["python", "-m", "pyce"]:
+        arguments = words[3:]
+        name = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+        if name and name[0] in NOT_YET:
+            return None
+        if name and not has_command(name[0]):
+            return f"no command {name[0]}"
+        known = help_of(*name)
+        for word in arguments:
+            option = word.partition("=")[0]
+            if option.startswith("-") and not re.search(rf"(?<![\w-]){option}(?![\w-])", known):
+                return f"no option {option}"
+        return None
+    if words[:2] == ["pip", "install"]:
+        for word in words[2:]:
+            found = re.fullmatch(r"(?:\.|pyce)(?:\[([\w,]+)\])?", word)
+            if not found:
+                return f"{word} is not pyce"
+            for extra in (found[1] or "all").split(","):
+                section = text_of("pyproject.toml").partition("[project.optional-dependencies]")[2]
+                if not re.search(rf"(?m)^{extra} = \[", section.partition("\n[")[0]):
+                    return f"no extra {extra}"
+        return None
+    return f"what is {words[0]}?"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_commands_exist(file):
+    found = [(line, fault(words)) for line, words in commands(text_of(file))]
+    assert [f"{file}:{line}: {what}" for line, what in found if what] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        ("make test bench", None),
+        ("make FUZZ_SECONDS=3600 fuzz", None),
+        ("FUZZ_SECONDS=3600 make fuzz", None),
+        ("make nothing", "no target nothing"),
+        ("python -m pyce", None),
+        ("python -m pyce --json", None),
+        ("python -m pyce --jso", "no option --jso"),
+        ("python -m pyce nothing", "no command nothing"),
+        ("PYCE_ISA=scalar python -m pyce", None),
+        ("PYCE_CHIP=scalar python -m pyce", "nothing knows the variable PYCE_CHIP"),
+        ("pip install . # words", None),
+        ("pip install '.[numba,bench]'", None),
+        ("pip install '.[nothing]'", "no extra nothing"),
+        ("pip install torch", "torch is not pyce"),
+        ("rm -rf /", "what is rm?"),
+    ],
+)
+def test_commands_that_are_wrong_are_seen(command, what):
+    assert [fault(words) for _, words in commands(f"```sh\n{command}\n```")] == [what]
+
+
+def test_commands_within_sentences_are_seen():
+    assert list(commands("Say\n`make it`, or `python -m pyce it`.")) == [
+        (2, ["make", "it"]),
+        (2, ["python", "-m", "pyce", "it"]),
+    ]
+
+
+def test_no_command_is_missing_that_is_there():
+    assert [name for name in NOT_YET if has_command(name)] == []
+
+
+SHOWN = sorted({tuple(words) for file in FILES for _, words in commands(text_of(file))})
+
+
+@pytest.mark.parametrize("words", [w for w in SHOWN if w[-3:] == ("python", "-m", "pyce")])
+def test_commands_run(words, run_python):
+    variables = dict(word.split("=") for word in words[:-3])
+    if variables.get("PYCE_BACKEND") in {"c", "numba"} - set(pyce.backends()):
+        pytest.skip(f"{words[0]} is not available")
+    said = run_python("-m", "pyce", **variables).stdout
+    for value in variables.values():
+        assert re.search(rf"(?m)\b{value}\b.* in use$|{value}\b", said)
+
+
+# ---------------------------------------------------------------------------------------------
+# Links
+
+
+def anchors(file):
+    """What `#…` may name in a file: headings, and the functions of a page of functions."""
+    prose = re.sub(r"(?ms)^(```+).*?^\1$", "", text_of(file))
+    for heading in re.findall(r"(?m)^#+ (.*)$", prose):
+        yield re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+    yield from (f"pyce.{name}" for name in re.findall(r"(?m)^::: pyce\.(\w+)$", prose))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_links_lead_somewhere(file):
+    """In the repository; `make docs` looks at those of the site."""
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(file)):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / file).parent / path).resolve() if path else ROOT / file
+        known = target.is_file() and ROOT in target.parents
+        if not known or (anchor and anchor not in anchors(target.relative_to(ROOT))):
+            wrong.append(link)
+    assert wrong == []
+
+
+# ---------------------------------------------------------------------------------------------
+# The backend that a page writes down
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    name = "pyce._backends.plain"
+    module = types.ModuleType(name)
+    run_blocks("docs/extending.md", module.__dict__)
+    line = ("plain", None, "")
+    assert f'`("{line[0]}", {line[1]}, "{line[2]}")`' in text_of("docs/extending.md")
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(_backends, "_REGISTRY", (*_backends._REGISTRY, line))
+    monkeypatch.setattr(_backends, "NAMES", (*_backends.NAMES, "plain"))
+    monkeypatch.setattr(_backends, "_loaded", dict(_backends._loaded))
+    assert pyce.backends()[-1] == "plain"
+    return module
+
+
+def test_the_backend_of_the_page_is_one(plain):
+    wanted = {n for n in vars(_backends.Backend) if not n.startswith("_")}
+    wanted |= set(_backends.Backend.__annotations__)
+    assert wanted <= set(vars(plain))
+    rng = np.random.default_rng(0)
+    x, soft = rng.normal(size=(3, 4, 5)), rng.uniform(size=(3, 4, 5))
+    w, targets = rng.uniform(0.5, 2, (4, 3, 5)), rng.uniform(size=(3, 4, 5))
+
+    def everything(axis, kind, **options):
+        rows = np.delete(x.shape, axis)
+        target = np.arange(np.prod(rows)).reshape(rows) % x.shape[axis]
+        if kind == "ignored":
+            target[1] = -100
+        options = dict(options, axis=axis)
+        options["weight"] = w[0, 0, : x.shape[axis]]
+        options["sample_weight"] = np.resize(w, rows)
+        target = soft if kind == "probabilities" else target
+        loss, grad, lse = pyce.cross_entropy_with_grad(x, target, return_lse=True, **options)
+        grad_loss = np.resize(w, rows) if options["reduction"] == "none" else 2.0
+        back = pyce.cross_entropy_backward(grad_loss, x, target, lse, **options)
+        yield from (loss, grad, lse, back, pyce.cross_entropy(x, target, **options))
+        yield from (pyce.softmax(x, axis), pyce.log_softmax(x, axis), pyce.logsumexp(x, axis))
+        yield from pyce.binary_cross_entropy_with_grad(
+            x, targets, weight=2.0, pos_weight=x**2, reduction=options["reduction"]
+        )
+
+    kinds = ("labels", "ignored", "probabilities")
+    for axis, kind, reduction, smoothing in itertools.product(
+        range(3), kinds, ("mean", "sum", "none"), (0.0, 0.2)
+    ):
+        results = {}
+        for name in ("plain", "numpy"):
+            with pyce.use_backend(name):
+                options = {"reduction": reduction, "label_smoothing": smoothing}
+                results[name] = list(everything(axis, kind, **options))
+        for ours, theirs in zip(results["plain"], results["numpy"], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
