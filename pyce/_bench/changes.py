@@ -1,0 +1,91 @@
+"""What became slower or faster between two runs on machines of one kind: beyond noise, or not.
+
+Compared are times over the floor's of the same round, since what ails a machine ails its memory,
+too. The observations are the medians of blocks (see `measure`), and the test is Mann and Whitney's,
+which asks nothing of their distribution: eight blocks before and eight after give a p of 0.0002
+when each one after is slower than all before. Holm's correction allows for the many tests of a run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from pyce._bench.results import Item, Key, Run
+
+# The chance to call anything at all changed where nothing is.
+LEVEL = 0.05
+# Changes below this are of no interest, however certain.
+LEAST = 1.05
+
+
+@dataclass(frozen=True)
+class Change:
+    """One item of two runs.
+
+    ratio   : the time over the floor's after, over that before; above 1 is slower
+    p       : of the two-sided test, corrected for the number of tests
+    verdict : "slower", "faster", "same", or "unknown" where there were too few blocks to tell
+    """
+
+    key: Key
+    ratio: float
+    p: float
+    verdict: str
+
+
+def compare(before: Run, after: Run) -> list[Change]:
+    """A `Change` for each of pyce's own items that both runs measured, in the order of `after`."""
+    from scipy.stats import mannwhitneyu
+
+    pairs: list[tuple[Key, list[float], list[float]]] = []
+    for key, item in after.items.items():
+        other = before.items.get(key)
+        if other is not None and item.about["kind"] in ("backend", "variant"):
+            pairs.append((key, observations(other), observations(item)))
+    p_values = [
+        float(mannwhitneyu(old, new).pvalue) if old and new else 1.0 for _, old, new in pairs
+    ]
+    # The smallest p that so many blocks can give, which must pass for the test to mean anything.
+    corrected = holm(p_values)
+    found = []
+    for (key, old, new), p in zip(pairs, corrected, strict=True):
+        if min(len(old), len(new)) < 2:
+            found.append(Change(key, _ratio(old, new), 1.0, "unknown"))
+            continue
+        ratio = _ratio(old, new)
+        verdict = "same"
+        if p < LEVEL and max(ratio, 1 / ratio) > LEAST:
+            verdict = "slower" if ratio > 1 else "faster"
+        elif _best_p(len(old), len(new)) * len(pairs) >= LEVEL:
+            verdict = "unknown"
+        found.append(Change(key, ratio, p, verdict))
+    return found
+
+
+def observations(item: Item) -> list[float]:
+    """Block by block: time over the floor's; seconds where there is no floor."""
+    found: list[float] = item.about["over_floor"] or item.about["blocks"]
+    return found
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Each p as it must be read beside the others (Holm's step-down correction)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected = [1.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def _ratio(old: list[float], new: list[float]) -> float:
+    return statistics.median(new) / statistics.median(old) if old and new else 1.0
+
+
+def _best_p(before: int, after: int) -> float:
+    """The two-sided p when the samples do not overlap."""
+    from math import comb
+
+    return 2 / comb(before + after, after)
