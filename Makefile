@@ -9,10 +9,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
-TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl
+TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
+	pytest-benchmark rich matplotlib jinja2 scipy
 STRESS_NEEDS := $(TEST_NEEDS) torch
 LINT_NEEDS := numpy ruff mypy clang-format
-BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib
+BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
@@ -118,6 +119,7 @@ format: .venv/.lint ## rewrite the sources in the project's style
 
 bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
 	$(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+	$(BIN)/python -m pyce report $(RESULTS)/latest.json --output $(RESULTS)/report
 
 bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 	$(BIN)/python -m pyce bench --full --output $(RESULTS)/latest.json
@@ -135,7 +137,7 @@ accuracy-peers: .venv/.peers .venv/.test $(EXTENSION) ## the same with PyTorch b
 	$(BIN)/python -m bench.accuracy
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
-	$(BIN)/python -m bench.report --readme README.md
+	$(BIN)/python -m pyce._bench.readme README.md
 	$(BIN)/python -m bench.accuracy --readme README.md
 
 clean: ## remove what was built and installed

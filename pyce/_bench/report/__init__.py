@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyce._bench import terminal
 from pyce._bench.terminal import Unusable
@@ -75,9 +75,9 @@ def load(paths: list[Path]) -> tuple[list[Run], list[Check]]:
     return sorted(runs, key=lambda run: run.when), found
 
 
-def read(path: Path) -> object:
+def read(path: Path) -> Any:
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:

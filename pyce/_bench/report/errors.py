@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from itertools import pairwise
-from typing import Any
 
 from pyce._bench.report import checks
 from pyce._bench.report.checks import KINDS, Check, Regimes
@@ -25,7 +24,7 @@ from pyce._bench.report.pictures import WIDTH
 
 def draw(check: Check, number: int) -> list[Picture]:
     """How errors are spread, and the largest of each regime, for each dtype."""
-    made = []
+    made: list[Picture] = []
     with drawing():
         for dtype, regimes in check.results.items():
             made += [

@@ -213,7 +213,9 @@ class History:
         for shown in self.shown:
             keys = {item.key for here in shown.places.values() for item in here.values()}
             content = shown.run.content
-            some = [one for one in content["benchmarks"] if Item(one["extra_info"], 0.0).key in keys]
+            some = [
+                one for one in content["benchmarks"] if Item(one["extra_info"], 0.0).key in keys
+            ]
             found.append(Run(shown.run.path, {**content, "benchmarks": some}))
         return found
 

@@ -272,14 +272,15 @@ def _losses(shown: Shown) -> Section:
 
 
 def _goals(lines: list[Line]) -> Section:
-    cells, bad = [], set()
+    cells: list[list[str]] = []
+    bad: set[int] = set()
     for number, line in enumerate(lines):
         word = "met"
         if not line.met:
             bad.add(number)
             word = f"missed by {_missed(line)}"
-        cells.append([line.about, line.workload, line.limit, ratio(line.figure), word])
-    table = Table(["goal", "workload", "limit", "measured", ""], cells, 2, bad=bad)
+        cells.append([line.about, line.workload, word, line.limit, ratio(line.figure)])
+    table = Table(["goal", "workload", "", "limit", "measured"], cells, 3, bad=bad)
     text = f"{len(lines) - len(bad)} of {len(lines)} are met."
     return Section("Goals", "goals", text, tables=[table])
 
@@ -365,7 +366,8 @@ def _changes(history: History) -> list[Table]:
     pairs = [(str(number), changes) for number, changes in enumerate(history.changes, start=2)]
     if history.since_first:
         pairs.append((f"1 to {len(history.runs)}", history.since_first))
-    lines, bad = [], set()
+    lines: list[list[str]] = []
+    bad: set[int] = set()
     for name, changes in pairs:
         for change in sorted(changes, key=lambda change: -change.ratio):
             if change.verdict in CHANGED:
@@ -424,7 +426,8 @@ def _all_figures(shown: Shown) -> Section:
 
 
 def _figures(shown: Shown, items: Iterable[Item], title: str) -> Table:
-    lines, bad = [], set()
+    lines: list[list[str]] = []
+    bad: set[int] = set()
     lost = {(loss.workload, loss.operation, loss.faster) for loss in shown.losses}
     for item in items:
         about = item.about

@@ -102,9 +102,10 @@ def roofline(shown: Shown) -> Picture:
         f"under the line of the floor. The highest is {most:.0f} GB/s.",
         "Bytes that must be moved, per second: higher is better. The black line is the floor, what "
         "a copy (or, for the loss alone, a read) of the same buffers reaches: nothing can be in "
-        "the grey above it for long. Lines join the float32 workloads with index targets; small "
-        "hollow marks are other dtypes and targets. Dotted: where what is touched fills a cache; "
-        "dashed: what memory alone gives.",
+        "the grey above it for long, but where targets are probabilities: these must be read, too, "
+        "and the floor does not. Lines join the float32 workloads with index targets; small hollow "
+        "marks are other dtypes and targets. Dotted: where what is touched fills a cache of one "
+        "processor; dashed: what memory alone gives.",
         made,
     )
 
@@ -194,7 +195,6 @@ def _floors(shown: Shown) -> str:
 def _caches(panel: Any, shown: Shown, operation: str) -> None:
     """Lines where logits, and the gradient with them, fill a cache."""
     arrays = 1 if operation == "forward" else 2
-    left, right = panel.get_xlim()
     for level, count in (shown.run.machine.get("caches") or {}).items():
         if level in ("L2", "L3"):
             panel.axvline(count / arrays, color=MUTED, linestyle=":", linewidth=1.2, zorder=1)
@@ -275,13 +275,14 @@ def over_floor(shown: Shown) -> Picture:
     values = [v for p in shown.places for n in shown.names if (v := shown.over_floor(p, n))]
     lost = {(loss.workload, loss.operation) for loss in shown.losses}
     for panel, operation in zip(panels, shown.operations, strict=True):
-        for name in reversed(shown.names):  # ours on top
+        for number, name in enumerate(shown.names):
             found = [
                 (value, line + offset[name])
                 for line, workload in enumerate(shown.workloads)
                 if (value := shown.over_floor((workload, operation), name))
             ]
             marks = _markers(name, shown.names, 6.5)
+            marks["zorder"] = 9 - number  # ours on top
             panel.plot(*_columns(found), linestyle="none", **marks)
         where = [
             (shown.over_floor((workload, operation), shown.ours), line + offset[shown.ours])
@@ -419,7 +420,10 @@ def scaling_pairs(shown: Shown) -> Picture:
     for panel, operation in zip(panels, operations, strict=True):
         for number, name in enumerate(names):
             found = [
-                (shown.scaling[workload, operation][name][many], line - 0.33 + step * (number + 0.5))
+                (
+                    shown.scaling[workload, operation][name][many],
+                    line - 0.33 + step * (number + 0.5),
+                )
                 for line, workload in enumerate(shown.workloads)
                 if many in shown.scaling.get((workload, operation), {}).get(name, {})
             ]
@@ -598,9 +602,7 @@ _OPERATIONS = {
 
 def history_of(history: History, name: str, file: str) -> Picture | None:
     """A small panel for each workload: time over the floor's, run after run, of one backend."""
-    workloads = list(
-        dict.fromkeys(w for w, o in history.places if history.series((w, o), name))
-    )
+    workloads = list(dict.fromkeys(w for w, o in history.places if history.series((w, o), name)))
     if not workloads:
         return None
     made, panels = _grid(workloads, 1.9)
@@ -656,17 +658,9 @@ def history_of(history: History, name: str, file: str) -> Picture | None:
 
 
 def _mark(panel: Any, number: int, at: float, verdict: str) -> None:
-    up = verdict == "slower"
-    panel.annotate(
-        "",
-        (number, at),
-        xytext=(0, 13 if up else -13),
-        textcoords="offset points",
-        ha="center",
-        va="center",
-    )
     from matplotlib.transforms import ScaledTranslation
 
+    up = verdict == "slower"
     inches = ScaledTranslation(0, (11 if up else -11) / 72, panel.figure.dpi_scale_trans)
     panel.plot(
         [number],
@@ -719,5 +713,3 @@ def _history_legend(made: Any, panels: list[Any]) -> None:
 def listed(names: Iterable[str], last: str = "and") -> str:
     some = list(names)
     return f" {last} ".join([", ".join(some[:-1]), some[-1]] if len(some) > 1 else some)
-
-
