@@ -49,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps({"written": [str(path) for path in written], **made.facts}, indent=1))
     else:
         for sentence in made.sentences:
-            print(sentence)
+            print(page.printable(sentence))
         print(f"written: {written[0]} and {len(written) - 1} pictures beside it")
     return terminal.FINE
 

@@ -69,7 +69,7 @@ class Page:
         )
         template = environment.get_template("page.html.j2")
         text: str = template.render(
-            page=self, theme=THEME, version=pyce.__version__, printable=_printable
+            page=self, theme=THEME, version=pyce.__version__, printable=printable
         )
         return text
 
@@ -81,7 +81,7 @@ class Page:
         return [page, *(picture.save(folder) for picture in self.pictures)]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without characters that HTML must not hold."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
@@ -156,11 +156,7 @@ def _facts(
         for check in found
     ]
     for check in found:
-        broken = len(check.failures)
-        said.append(
-            f"Accuracy ({check.path.name}): "
-            + (f"{broken} promises are broken." if broken else "every promise holds.")
-        )
+        said.append(f"Accuracy ({check.path.name}): " + _broken(check))
     return facts, said
 
 
@@ -287,16 +283,12 @@ def _goals(lines: list[Line]) -> Section:
 
 def _missed(line: Line) -> str:
     limit = float(line.limit.split()[-1])
-    return f"{100 * abs(line.figure / limit - 1):.0f} %"
+    return f"{ratio(100 * abs(line.figure / limit - 1))} %"
 
 
 def _check(check: Check, number: int) -> Section:
     machine = check.machine
-    about = [
-        f"{check.path.name}: {len(check.failures)} promises are broken."
-        if check.failures
-        else f"{check.path.name}: every promise holds."
-    ]
+    about = [f"{check.path.name}: {_broken(check)}"]
     if machine:
         about.append(
             f"pyce {machine.get('pyce', '')} on {machine.get('processor', '')}, "
@@ -314,6 +306,13 @@ def _check(check: Check, number: int) -> Section:
         pictures=errors.draw(check, number),
         tables=tables,
     )
+
+
+def _broken(check: Check) -> str:
+    if not check.failures:
+        return "every promise holds."
+    many = len(check.failures)
+    return f"{many} promise{'s are' if many > 1 else ' is'} broken."
 
 
 def _errors(check: Check, regimes: Regimes, title: str) -> Table:

@@ -370,9 +370,11 @@ def speed_ups(shown: Shown) -> list[Picture]:
                 0.92,
                 left=1,
                 color=color,
-                label=words(name),
                 zorder=2,
             )
+            # Not the bars' own: the first may be hatched.
+            marks = {"marker": "s", "markersize": 8, "color": color, "label": words(name)}
+            panel.plot([], [], linestyle="none", **marks)
             for bar, (value, y) in zip(bars, found, strict=True):
                 if value < 1:
                     bar.set(hatch="//////", edgecolor=INK, linewidth=0.6)
@@ -647,8 +649,8 @@ def history_of(history: History, name: str, file: str) -> Picture | None:
         file,
         f"{name}, run by run",
         f"A panel for each workload: time over the floor's of {name} over {len(history.runs)} "
-        f"runs, with intervals. {slower} points are marked as slower than the run before, "
-        f"{faster} as faster.",
+        f"runs, with intervals. Points that are marked: {slower} slower than the run before, "
+        f"{faster} faster.",
         "Medians of time over the floor's and their 95 % intervals (the range, where a run has "
         "fewer than six blocks). A triangle up: slower than the run before, beyond noise by a "
         "test corrected for how many are compared; a triangle down: faster.",
