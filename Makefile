@@ -10,10 +10,10 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
-	pytest-benchmark scipy rich
+	pytest-benchmark rich matplotlib jinja2 scipy
 STRESS_NEEDS := $(TEST_NEEDS) torch
 LINT_NEEDS := numpy ruff mypy clang-format
-BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn scipy ml_dtypes rich matplotlib jinja2
+BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
@@ -149,7 +149,7 @@ accuracy-peers: .venv/.peers .venv/.test $(EXTENSION) ## the same with PyTorch b
 	$(BIN)/python -m bench.accuracy
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
-	$(BIN)/python -m bench.report --readme README.md
+	$(BIN)/python -m pyce._bench.readme README.md
 	$(BIN)/python -m bench.accuracy --readme README.md
 
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html

@@ -1,0 +1,165 @@
+"""The pictures of what check found: errors in units in the last place (ULP)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from itertools import pairwise
+
+from pyce._bench.report import checks
+from pyce._bench.report.checks import KINDS, Check, Regimes
+from pyce._bench.report.looks import (
+    INK,
+    SHADE,
+    Picture,
+    drawing,
+    figure,
+    legend,
+    look,
+    power,
+    words,
+)
+from pyce._bench.report.pictures import WIDTH
+
+
+def draw(check: Check, number: int) -> list[Picture]:
+    """How errors are spread, and the largest of each regime, for each dtype."""
+    made: list[Picture] = []
+    with drawing():
+        for dtype, regimes in check.results.items():
+            made += [
+                histogram(check, regimes, words(dtype), f"errors-{number}-{len(made) + 1}"),
+                largest(check, regimes, words(dtype), f"errors-{number}-{len(made) + 2}"),
+            ]
+    return made
+
+
+def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
+    """How many results have which error, in all regimes."""
+    names, edges = checks.candidates(regimes), check.edges
+    made = figure(WIDTH, 6.6)
+    panels = list(made.subplots(2, 1))
+    labels = [checks.label(name) for name in names]
+    width = 0.84 / max(1, len(names))
+    beyond = {}
+    for panel, kind in zip(panels, KINDS, strict=True):
+        bound = bisect_left(edges, check.limit(kind)) + 1  # the bins before are within it
+        lowest = 1.0
+        for number, name in enumerate(names):
+            some = [
+                by[name][kind]["histogram"] for by in regimes.values() if kind in by.get(name, {})
+            ]
+            counts = [sum(column) for column in zip(*some, strict=True)]
+            total = max(1, sum(counts))
+            beyond[name, kind] = sum(counts[bound:]) / total
+            share = [count / total for count in counts]
+            lowest = min([lowest, *(part for part in share if part)])
+            at = [i - 0.42 + width * (number + 0.5) for i in range(len(edges))]
+            color, _ = look(labels[number], labels)
+            panel.bar(at, share, width * 0.92, color=color, label=words(labels[number]))
+        panel.axvline(bound - 0.5, color=INK, linewidth=2)
+        panel.text(
+            bound - 0.42,
+            0.97,
+            f"promised: at most {check.limit(kind):g} ULP",
+            transform=panel.get_xaxis_transform(),
+            va="top",
+        )
+        ticks = ["nearest\nnumber"]
+        for low, high in pairwise(edges):
+            ticks.append(f"> {power(low)}" if math.isinf(high) else f"≤ {power(high)}")
+        panel.set_xticks(range(len(edges)), ticks, fontsize=8)
+        panel.set_yscale("log")
+        panel.set_ylim(lowest / 3, 2)
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter(lambda value, _: _percent(value))
+        panel.set_ylabel("share of results (logarithmic)")
+        panel.set_title(f"{kind}, {dtype}")
+        panel.grid(axis="y")
+    panels[-1].set_xlabel("error in ULP")
+    legend(made, panels)
+    said = ", ".join(
+        f"{checks.label(name)} {_percent(max(beyond[name, kind] for kind in KINDS))}"
+        for name in names
+    )
+    return Picture(
+        file,
+        f"Errors, {dtype}",
+        f"Bars: the share of losses and of gradients in {dtype} with which error in units in the "
+        f"last place, for each backend and library. Beyond what is promised: {said}.",
+        "How many results have which error against exact results, all regimes taken together. "
+        "½ ULP or less is the nearest number there is.",
+        made,
+    )
+
+
+def _percent(value: float) -> str:
+    if value == 0:
+        return "none"
+    return f"{100 * value:.3g} %" if value >= 1e-6 else f"{value:.0e}".replace("e-0", "e−")
+
+
+def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
+    """The largest error of each regime."""
+    names = checks.candidates(regimes)
+    labels = [checks.label(name) for name in names]
+    made = figure(WIDTH, 1.5 + 0.34 * len(regimes))
+    panels = list(made.subplots(1, 2, sharey=True))
+    apart = 0.6 / max(1, len(names) - 1)
+    worst = {}
+    for panel, kind in zip(panels, KINDS, strict=True):
+        for number, name in enumerate(names):
+            found = [
+                (value, line - 0.3 + apart * number)
+                for line, by in enumerate(regimes.values())
+                if (value := by.get(name, {}).get(kind, {}).get("max")) is not None
+            ]
+            worst[name, kind] = max((value for value, _ in found), default=0.0)
+            color, marker = look(labels[number], labels)
+            panel.plot(
+                [min(max(value, 0.05), 1e17) for value, _ in found],
+                [y for _, y in found],
+                linestyle="none",
+                marker=marker,
+                markersize=6,
+                color=color,
+                markeredgewidth=0,
+                label=words(labels[number]),
+            )
+        for line, by in enumerate(regimes.values()):
+            if all(kinds.get(kind, {}).get("max") is None for kinds in by.values()):
+                panel.text(
+                    0.5,
+                    line,
+                    "below the normal numbers",
+                    va="center",
+                    fontsize=8,
+                    transform=panel.get_yaxis_transform(),
+                )
+        panel.axvline(check.limit(kind), color=INK, linewidth=2, zorder=1, label="promised at most")
+        panel.set_xscale("log")
+        panel.set_xlim(left=0.04)
+        panel.minorticks_off()
+        panel.xaxis.set_major_formatter(lambda value, _: power(value))
+        panel.set_yticks(range(len(regimes)), [words(check.title(name)) for name in regimes])
+        panel.set_ylim(len(regimes) - 0.4, -0.6)
+        panel.tick_params(axis="y", length=0)
+        panel.set_xlabel("largest error in ULP (logarithmic)")
+        panel.set_title(f"{kind}, {dtype}")
+        panel.grid(axis="x")
+        for line in range(0, len(regimes), 2):
+            panel.axhspan(line - 0.5, line + 0.5, color=SHADE, linewidth=0, zorder=0)
+    legend(made, panels)
+    said = "; ".join(
+        f"{checks.label(name)} {' and '.join(checks.figure(worst[name, kind]) for kind in KINDS)}"
+        for name in names
+    )
+    return Picture(
+        file,
+        f"Largest errors, {dtype}",
+        f"Points for each regime: the largest error of loss and gradient in {dtype}, in units in "
+        f"the last place, for each backend and library. The largest of all: {said}.",
+        "The largest error of each regime: further left is better; left of the black line is what "
+        "is promised.",
+        made,
+    )

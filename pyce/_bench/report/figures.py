@@ -1,0 +1,266 @@
+"""What the pictures and the page show, taken out of the files: no drawing here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from pyce._bench.changes import Change, compare
+from pyce._bench.results import Item, Run
+
+OPERATIONS = ("fused", "forward", "backward")
+TITLES = {"fused": "loss and gradient", "forward": "loss alone", "backward": "gradient alone"}
+FLOORS = {"fused": "copy", "forward": "read", "backward": "copy"}
+REFERENCE = "pyce numpy"
+
+Place = tuple[str, str]  # workload, operation
+
+
+def name_of(item: Item) -> str:
+    """The candidate without its number of threads."""
+    if item.about["kind"] == "floor":
+        return "floor"
+    if item.about["kind"] == "backend":
+        return f"pyce {item.about['backend']}"
+    return str(item.about["candidate"])
+
+
+class Loss(NamedTuple):
+    """Someone was faster than the backend that is chosen by default."""
+
+    workload: str
+    operation: str
+    faster: str
+    ratio: float  # our time over theirs
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The figures of a run for one number of threads: pyce's own, or else the most measured."""
+
+    run: Run
+
+    @cached_property
+    def _losses(self) -> list[Item]:
+        return [item for item in self.run.items.values() if item.about["operation"] in OPERATIONS]
+
+    @cached_property
+    def threads(self) -> int:
+        counts = {i.about["threads"] for i in self._losses if i.about["kind"] == "backend"}
+        own: int = self.run.machine["threads"]
+        return own if own in counts else max(counts, default=own)
+
+    @cached_property
+    def places(self) -> dict[Place, dict[str, Item]]:
+        """{(workload, operation): {name: item}} of floor, backends and peers."""
+        found: dict[Place, dict[str, Item]] = {}
+        for item in self._losses:
+            if item.about["kind"] == "variant":
+                continue
+            here = found.setdefault((item.about["workload"], item.about["operation"]), {})
+            # NumPy's has one number of threads whatever was asked for.
+            here[name_of(item)] = max(
+                here.get(name_of(item), item),
+                item,
+                key=lambda i: (i.about["threads"] == self.threads, i.about["threads"]),
+            )
+        return found
+
+    @cached_property
+    def workloads(self) -> list[str]:
+        return list(dict.fromkeys(workload for workload, _ in self.places))
+
+    @cached_property
+    def operations(self) -> list[str]:
+        found = {operation for _, operation in self.places}
+        return [operation for operation in OPERATIONS if operation in found]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of all but the floor: backends as they were measured, then peers."""
+        found: dict[str, bool] = {}
+        for here in self.places.values():
+            for name, item in here.items():
+                if name != "floor":
+                    found[name] = item.about["kind"] == "peer"
+        return sorted(found, key=lambda name: found[name])
+
+    @cached_property
+    def ours(self) -> str:
+        """The first of the backends, which are measured in the order of preference."""
+        return self.names[0] if self.names else ""
+
+    @cached_property
+    def training(self) -> dict[str, Item]:
+        """{backend: item} of the digits."""
+        return {i.about["backend"]: i for i in self.run.items.values() if "losses" in i.about}
+
+    def over_floor(self, place: Place, name: str) -> float | None:
+        here = self.places.get(place, {})
+        if name not in here:
+            return None
+        own = here[name].over_floor
+        if own is None and "floor" in here:
+            own = here[name].seconds / here["floor"].seconds
+        return own
+
+    def ratio(self, place: Place, name: str) -> float | None:
+        """How many times as long as ours the named candidate takes."""
+        here = self.places.get(place, {})
+        if name not in here or self.ours not in here:
+            return None
+        return here[name].seconds / here[self.ours].seconds
+
+    @cached_property
+    def losses(self) -> list[Loss]:
+        """Worst first."""
+        found = []
+        for (workload, operation), here in self.places.items():
+            for name in here:
+                ratio = self.ratio((workload, operation), name)
+                if name not in ("floor", self.ours) and ratio is not None and ratio < 1:
+                    found.append(Loss(workload, operation, name, 1 / ratio))
+        return sorted(found, key=lambda loss: -loss.ratio)
+
+    @cached_property
+    def scaling(self) -> dict[Place, dict[str, dict[int, float]]]:
+        """{(workload, operation): {name: {threads: speed-up over the fewest}}}."""
+        times: dict[Place, dict[str, dict[int, float]]] = {}
+        for item in self._losses:
+            if item.about["kind"] in ("floor", "backend"):
+                here = times.setdefault((item.about["workload"], item.about["operation"]), {})
+                here.setdefault(name_of(item), {})[item.about["threads"]] = item.seconds
+        found: dict[Place, dict[str, dict[int, float]]] = {}
+        for place, by_name in times.items():
+            for name, by_threads in by_name.items():
+                if len(by_threads) > 1:
+                    fewest = by_threads[min(by_threads)]
+                    found.setdefault(place, {})[name] = {
+                        count: fewest / by_threads[count] for count in sorted(by_threads)
+                    }
+        return found
+
+    @cached_property
+    def thread_counts(self) -> list[int]:
+        return sorted(
+            {
+                count
+                for by_name in self.scaling.values()
+                for by_threads in by_name.values()
+                for count in by_threads
+            }
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Intervals and history
+
+
+class Interval(NamedTuple):
+    low: float
+    middle: float
+    high: float
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The median, and an interval that holds the true one with that probability at least.
+
+    Its ends are order statistics, so nothing is supposed of the distribution. Fewer than six values
+    can't be that sure: they give their range.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    outside, cut = 0.0, 0  # how many values can be left out at each end
+    while cut < n // 2:
+        outside += 2 * math.comb(n, cut) / 2**n
+        if outside > 1 - confidence:
+            break
+        cut += 1
+    first = max(cut - 1, 0)
+    middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+    return Interval(ordered[first], middle, ordered[n - 1 - first])
+
+
+@dataclass(frozen=True)
+class History:
+    """Runs of one kind of machine, oldest first."""
+
+    kind: str
+    runs: list[Run]
+
+    @cached_property
+    def shown(self) -> list[Shown]:
+        return [Shown(run) for run in self.runs]
+
+    @cached_property
+    def changes(self) -> list[list[Change]]:
+        """What changed from each run to the next."""
+        return [compare(before, after) for before, after in pairwise(self._tracked)]
+
+    @cached_property
+    def since_first(self) -> list[Change]:
+        """What changed from the first run to the last, which many small steps add up to."""
+        return compare(self._tracked[0], self._tracked[-1]) if len(self.runs) > 2 else []
+
+    @cached_property
+    def _tracked(self) -> list[Run]:
+        """The runs with what is shown of them alone: each test more makes all tests blunter."""
+        found = []
+        for shown in self.shown:
+            keys = {item.key for here in shown.places.values() for item in here.values()}
+            content = shown.run.content
+            some = [
+                one for one in content["benchmarks"] if Item(one["extra_info"], 0.0).key in keys
+            ]
+            found.append(Run(shown.run.path, {**content, "benchmarks": some}))
+        return found
+
+    @property
+    def labels(self) -> list[str]:
+        return [f"{run.machine['pyce']} {run.commit}".strip() for run in self.runs]
+
+    @cached_property
+    def backends(self) -> list[str]:
+        names = (
+            name
+            for shown in self.shown
+            for here in shown.places.values()
+            for name, item in here.items()
+            if item.about["kind"] == "backend"
+        )
+        return list(dict.fromkeys(names))
+
+    @cached_property
+    def places(self) -> list[Place]:
+        return list(dict.fromkeys(place for shown in self.shown for place in shown.places))
+
+    def series(self, place: Place, name: str) -> dict[int, Interval]:
+        """{number of the run: time over the floor's}."""
+        found = {}
+        for number, shown in enumerate(self.shown):
+            item = shown.places.get(place, {}).get(name)
+            if item and item.about["over_floor"]:
+                found[number] = interval(item.about["over_floor"])
+        return found
+
+    def verdicts(self, place: Place, name: str) -> dict[int, str]:
+        """{number of the run: "slower" or "faster" than the run before, where it is}."""
+        found = {}
+        for number, changes in enumerate(self.changes, start=1):
+            item = self.shown[number].places.get(place, {}).get(name)
+            for change in changes:
+                if item and change.key == item.key and change.verdict in ("slower", "faster"):
+                    found[number] = change.verdict
+        return found
+
+
+def histories(runs: Iterable[Run]) -> list[History]:
+    """One for each kind of machine: figures of different kinds are never compared."""
+    kinds: dict[str, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault(run.machine["kind"], []).append(run)
+    return [History(kind, some) for kind, some in kinds.items()]

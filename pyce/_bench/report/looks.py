@@ -1,0 +1,254 @@
+"""How pictures look: colours, markers, axes; and how one drawing serves a light and a dark page."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Name: on light, on dark. Okabe and Ito's colours, told apart by the colour-blind too.
+THEME = {
+    "paper": ("#ffffff", "#14171b"),
+    "ink": ("#1b1e23", "#e9ebee"),
+    "muted": ("#5c636d", "#a3abb6"),
+    "grid": ("#dcdfe3", "#333942"),
+    "shade": ("#f0f1f4", "#20252c"),
+    "blue": ("#0072b2", "#4aa3df"),
+    "orange": ("#e69f00", "#f2b136"),
+    "green": ("#009e73", "#2cc39a"),
+    "vermillion": ("#d55e00", "#ff8a4c"),
+    "purple": ("#cc79a7", "#e79cc6"),
+    "sky": ("#56b4e9", "#a9defc"),
+    "grey": ("#7b7f86", "#8f969f"),
+}
+PAPER, INK, MUTED, GRID, SHADE, *_ = (light for light, _ in THEME.values())
+SLOWER, FASTER = THEME["vermillion"][0], THEME["blue"][0]
+
+# Name: colour, marker: the shapes say the same as the colours.
+LOOKS = {
+    "floor": ("ink", "_"),
+    "pyce c": ("blue", "o"),
+    "pyce numba": ("orange", "s"),
+    "pyce numpy": ("green", "^"),
+    "torch": ("vermillion", "v"),
+    "PyTorch": ("vermillion", "v"),
+    "torch.compile": ("purple", "D"),
+    "JAX + optax": ("sky", "P"),
+    "scikit-learn": ("grey", "X"),
+}
+OTHERS = [("purple", "<"), ("grey", ">"), ("sky", "h"), ("vermillion", "p"), ("muted", "*")]
+
+
+def look(name: str, names: Sequence[str] = ()) -> tuple[str, str]:
+    """Colour and marker; of an unknown one, by its place among the unknown of `names`."""
+    if name not in LOOKS:
+        unknown = [other for other in names if other not in LOOKS]
+        color, marker = OTHERS[unknown.index(name) % len(OTHERS) if name in unknown else 0]
+    else:
+        color, marker = LOOKS[name]
+    return THEME[color][0], marker
+
+
+def words(text: str, most: int = 44) -> str:
+    """A name out of a file as a picture can show it: printable, on one line, not too long."""
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib's own settings, whatever the user's are, for as long as something is drawn.
+
+    Names come from files: they are never taken for formulas.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "text.parse_math": False,
+                "font.size": 9,
+                "axes.titlesize": 10,
+                "axes.titleweight": "bold",
+                "figure.titlesize": 12,
+                "axes.edgecolor": MUTED,
+                "axes.labelcolor": INK,
+                "text.color": INK,
+                "xtick.color": INK,
+                "ytick.color": INK,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.axisbelow": True,
+                "axes.facecolor": "none",
+                "legend.frameon": False,
+                "grid.color": GRID,
+                "svg.fonttype": "path",
+                "svg.hashsalt": "pyce",
+            }
+        )
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty figure, in inches; no window and no backend is chosen for it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def legend(made: Any, panels: Sequence[Any], columns: int = 5) -> None:
+    """One legend below for all panels."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    made.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(columns, max(1, len(handles))),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Logarithmic axes
+
+# From few ticks a decade to many.
+_STEPS: tuple[tuple[float, ...], ...] = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
+    tuple(i / 10 for i in range(10, 100)),
+    tuple(i / 100 for i in range(100, 1000)),
+)
+
+
+def ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers from low to high, as many as fit without crowding."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    best: list[float] = []
+    for steps in _STEPS:
+        found = [step * 10.0**decade for decade in decades for step in steps]
+        found = [value for value in found if low <= value * (1 + 1e-9) and value <= high]
+        if len(found) > most and best:
+            break
+        best = found[:: math.ceil(len(found) / most)] if found else best
+    return best
+
+
+def logarithmic(axis: Any, low: float, high: float, most: int = 7) -> None:
+    """A logarithmic axis from low to high, with round numbers and no exponents."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    name = axis.axis_name
+    getattr(axis.axes, f"set_{name}scale")("log")
+    getattr(axis.axes, f"set_{name}lim")(low, high)
+    axis.set_major_locator(FixedLocator(ticks(low, high, most)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def plain(value: float) -> str:
+    """A tick's number: thousands apart, and powers of ten where it would be long."""
+    if value >= 1e6 or 0 < value < 1e-3:
+        return power(value)
+    return f"{value:,.0f}".replace(",", " ") if value >= 1000 else f"{value:.4g}"
+
+
+def power(value: float) -> str:
+    if 0.01 < value < 1000:
+        return f"{value:g}"
+    digits = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+    return "10" + str(round(math.log10(value))).translate(digits)
+
+
+def sized(count: float) -> str:
+    """Bytes with their unit."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing.
+
+    name    of the file
+    title   heading on the page
+    alt     what it shows, for who can't see it
+    caption how to read it
+    aside   whether the page shows it only on request
+    """
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    figure: Any
+    aside: bool = False
+
+    def save(self, folder: Path) -> Path:
+        """As PNG, light."""
+        path = folder / f"{self.name}.png"
+        with drawing():
+            self.figure.savefig(path, dpi=144, facecolor=PAPER)
+        return path
+
+    def svg(self) -> str:
+        """To stand in a page that defines THEME's names as CSS variables."""
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        with drawing():
+            self.figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
+        return themed(stream.getvalue(), self.name, self.alt)
+
+
+def themed(svg: str, name: str, alt: str) -> str:
+    """The svg element alone, its colours as CSS variables, its ids those of no other picture, and
+    nothing in it that can't be seen.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    size = re.findall(r'viewBox="([^"]+)"', svg)[0]
+    head = f'<svg viewBox="{size}" role="img" aria-label="{html.escape(alt)}">'
+    svg = head + svg[svg.index(">") + 1 :]
+    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
+    svg = re.sub(
+        r'\sid="([^"]+)"', lambda one: f' id="{ids[one[1]]}"' if one[1] in ids else "", svg
+    )
+    svg = re.sub(
+        r'(?:\sxlink:href="#|\b(url)\(#)([^")]+)',
+        lambda one: ("url(#" if one[1] else ' href="#') + ids[one[2]],
+        svg,
+    )
+    variables = {light: f"var(--{variable})" for variable, (light, _) in THEME.items()}
+    svg = re.sub(
+        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
+        lambda one: f"{one[1]}: {variables.get(one[2], one[2])}",
+        svg,
+    )
+    svg = re.sub(r'(\b(?:x|y|d)="|translate\()[^")]+', lambda one: _short(one[0]), svg)
+    svg = re.sub(r"<defs>\s*</defs>|\s+(?=/?>)", "", svg)
+    return re.sub(r">\s+<", "><", svg).replace("\n", " ")
+
+
+def _short(numbers: str) -> str:
+    """Hundredths of a point will do."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", numbers)

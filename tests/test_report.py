@@ -1,0 +1,519 @@
+"""`python -m pyce report`: what it says, shows and refuses, of files that are made here."""
+
+import copy
+import json
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import pyce.__main__
+from pyce._bench import readme, results, terminal
+from pyce._bench.report import checks, figures
+from pyce._bench.results import Run
+
+HOSTILE = "<script>alert(1)</script>&\"'$\\frac{$"
+MACHINE = {
+    "kind": "some-cpu-2-threads",
+    "processor": "Some CPU",
+    "processors": 2,
+    "caches": {"L1d": 2**15, "L2": 2**20, "L3": 2**25},
+    "bandwidth": {"read": 4e10, "copy": 5e10},
+    "isa": "avx2",
+    "threads": 2,
+    "compiler": "gcc 12",
+    "pyce": "0.1.0",
+    "system": "Linux x86_64",
+    "versions": {"Python": "3.12.1", "numpy": "2.0.0"},
+}
+ELEMENTS = {"64x10": 640, "1024x1000": 1_024_000, "2048x32000": 65_536_000}
+# Times over the floor's.
+TIMES = {"pyce c": 2.0, "pyce numba": 4.0, "pyce numpy": 60.0, "torch": 9.0, "JAX + optax": 5.0}
+
+
+def item(workload, elements, operation, name, over, threads=2, noise=None):
+    """An entry of pytest-benchmark's JSON, as `bench` writes it."""
+    noise = noise or random.Random(0)
+    floor = 2e-7 + elements * 8e-11 / threads
+    blocks = [over * noise.lognormvariate(0, 0.02) for _ in range(8)]
+    backend = name.removeprefix("pyce ") if name.startswith("pyce ") else None
+    kind = "floor" if name == "floor" else "backend" if backend else "peer"
+    suffix = ", 1 thread" if threads == 1 else ""
+    about = {
+        "workload": workload,
+        "stands_for": "a test",
+        "shape": [elements],
+        "dtype": "float32",
+        "target": "index",
+        "axis": -1,
+        "elements": elements,
+        "operation": operation,
+        "candidate": name + suffix,
+        "kind": kind,
+        "backend": backend,
+        "threads": threads,
+        "isa": None,
+        "bytes": 8 * elements,
+        "target_bytes": 512,
+        "blocks": [block * floor for block in blocks],
+        "over_floor": blocks,
+        "calls": 1,
+    }
+    return {"name": name, "extra_info": about, "stats": {"median": over * floor}}
+
+
+def content(seed=0, slower=(), elements=ELEMENTS, kind=MACHINE["kind"], day=1):
+    """A file: every workload, operation and candidate; `slower` are (place, name, factor)."""
+    noise = random.Random(seed)
+    factors = {key: factor for *key, factor in slower for key in [tuple(key)]}
+    entries = []
+    for workload, size in elements.items():
+        for operation in figures.OPERATIONS:
+            for name, over in {"floor": 1.0, **TIMES}.items():
+                if operation == "backward" and not name.startswith(("pyce", "floor")):
+                    continue
+                over = over * factors.get((workload, operation, name), 1)
+                entries.append(item(workload, size, operation, name, over, 2, noise))
+                if name in ("floor", "pyce c"):
+                    entries.append(item(workload, size, operation, name, over, 1, noise))
+    for backend in ("c", "numpy"):
+        digits = {
+            "workload": "digits",
+            "stands_for": "regression",
+            "dtype": "float32",
+            "target": "index",
+            "operation": "training",
+            "candidate": f"pyce {backend}",
+            "kind": "backend",
+            "backend": backend,
+            "threads": 2,
+            "isa": None,
+            "blocks": [0.1],
+            "over_floor": [],
+            "calls": 1,
+            "accuracy": 0.96,
+            "losses": [2.3 / (1 + step) for step in range(30)],
+        }
+        entries.append({"name": backend, "extra_info": digits, "stats": {"median": 0.1}})
+    return {
+        "machine_info": {"node": "a-host-name", "pyce": {**MACHINE, "kind": kind}},
+        "commit_info": {"id": f"{day:09x}" + "0" * 31, "dirty": False},
+        "benchmarks": entries,
+        "datetime": f"2026-01-{day:02}T12:00:00.5+00:00",
+        "version": "5.0.0",
+    }
+
+
+def run_of(**options):
+    return Run(Path("made.json"), content(**options))
+
+
+def check_content():
+    def statistics(largest):
+        return {
+            "numbers": 100,
+            "right": 0.9,
+            "median": 0.3,
+            "99.9%": largest,
+            "max": largest,
+            "histogram": [90, 9, 1, 0],
+        }
+
+    kinds = {"loss": statistics(0.8), "gradient": statistics(None)}
+    return {
+        "command": "check",
+        "verdict": "wrong",
+        "failures": [{"text": "c, float32, random: <b>wrong</b>"}],
+        "titles": {"random": "random logits"},
+        "edges": [0.5, 1, 2],
+        "limits": {"cross-entropy": {"loss": 1.0, "gradient": 2.0}},
+        "machine": MACHINE,
+        "results": {"float32": {"random": {"c": kinds, "PyTorch": kinds}, "odd": {"c": kinds}}},
+    }
+
+
+def write(folder, name, made):
+    path = folder / name
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path
+
+
+def report(*arguments):
+    return pyce.__main__.main(["report", *map(str, arguments)])
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures
+
+
+def test_losses_are_found_worst_first():
+    run = run_of(
+        slower=[("64x10", "fused", "pyce c", 10), ("1024x1000", "forward", "JAX + optax", 0.16)]
+    )
+    losses = figures.Shown(run).losses
+    assert [(x.workload, x.operation, x.faster) for x in losses] == [
+        ("64x10", "fused", "pyce numba"),
+        ("64x10", "fused", "JAX + optax"),
+        ("1024x1000", "forward", "JAX + optax"),
+        ("64x10", "fused", "torch"),
+    ]
+    assert losses[0].ratio == pytest.approx(5)
+
+
+def test_shown_are_the_figures_with_all_threads():
+    shown = figures.Shown(run_of())
+    assert shown.threads == 2
+    assert shown.names == list(TIMES)
+    for here in shown.places.values():
+        assert {one.about["threads"] for one in here.values()} == {2}
+    assert shown.over_floor(("64x10", "fused"), "pyce c") == pytest.approx(2, rel=0.05)
+    assert shown.scaling["2048x32000", "fused"]["pyce c"] == {1: 1, 2: pytest.approx(2, rel=1e-3)}
+
+
+def test_a_run_on_other_threads_than_pyces_own():
+    made = content()
+    some = [b for b in made["benchmarks"] if b["extra_info"]["threads"] == 1]
+    shown = figures.Shown(Run(Path("x"), {**made, "benchmarks": some}))
+    assert (shown.threads, shown.names) == (1, ["pyce c"])
+    assert shown.over_floor(("64x10", "fused"), "pyce c") is not None
+    assert not shown.scaling
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (6, (0, 5)), (8, (0, 7)), (9, (1, 7))]
+)
+def test_intervals_hold_the_median_95_times_of_100(count, ends):
+    """Of n values, that the k smallest and k largest are beyond it is 2·Σ C(n, i)/2ⁿ, i < k."""
+    values = list(range(count))
+    random.Random(0).shuffle(values)
+    found = figures.interval(values)
+    assert (found.low, found.high) == ends
+    assert found.middle == (count - 1) / 2
+
+
+def test_history_marks_a_slow_down_beyond_noise_and_no_other():
+    pytest.importorskip("scipy")
+    place, name = ("1024x1000", "fused"), "pyce c"
+    runs = [run_of(seed=1, day=1), run_of(seed=2, day=2)]
+    runs += [run_of(seed=s, day=s, slower=[(*place, name, 1.3)]) for s in (3, 4)]
+    (history,) = figures.histories(runs)
+    assert history.verdicts(place, name) == {2: "slower"}
+    marked = {
+        (p, n): found
+        for p in history.places
+        for n in history.backends
+        if (found := history.verdicts(p, n))
+    }
+    assert marked == {(place, name): {2: "slower"}}
+    assert [c.key for c in history.since_first if c.verdict == "slower"] == [(*place, name)]
+    (back,) = figures.histories([runs[3], runs[0]])
+    assert back.verdicts(place, name) == {1: "faster"}
+
+
+def test_history_marks_nothing_in_equal_runs():
+    pytest.importorskip("scipy")
+    (history,) = figures.histories([run_of(seed=seed) for seed in range(10, 16)])
+    assert [len(changes) for changes in history.changes] == [27] * 5  # the backends, not the peers
+    assert all(c.verdict == "same" for changes in history.changes for c in changes)
+
+
+def test_other_kinds_of_machines_are_never_compared():
+    runs = [run_of(kind="a"), run_of(kind="b"), run_of(kind="a", seed=1)]
+    found = figures.histories(runs)
+    assert [(history.kind, len(history.runs)) for history in found] == [("a", 2), ("b", 1)]
+
+
+# ---------------------------------------------------------------------------------------------
+# The README's tables
+
+
+def test_peers_markdown_bolds_a_loss():
+    text = readme.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]))
+    rows = [line for line in text.splitlines() if line.startswith("| 64x10, a test")]
+    assert [re.findall(r"\*\*(.+?)\*\*", row) for row in rows] == [["0.45 ×"], []]
+    assert "| workload | floor | pyce c | pyce numba | pyce numpy | torch | JAX + optax |" in text
+    assert "1 thread" not in text and "digits" not in text
+    goal = r"\| fused, time over the copy floor \| 2048x32000 \| ≤ 1.25 \| \*\*(.+)\*\* \|"
+    assert float(re.search(goal, text)[1]) == pytest.approx(2, rel=0.05)
+    assert "| two threads over one | 1024x1000 | ≤ 1.05 | 0.501 |" in text
+
+
+def test_replace_touches_only_what_is_between_the_markers(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nz\n", encoding="utf-8")
+    readme.replace(path, "bench", "new ≤\n")
+    expected = "a\n<!-- bench:begin -->\n\nnew ≤\n\n<!-- bench:end -->\nz\n"
+    assert path.read_text(encoding="utf-8") == expected
+    with pytest.raises(terminal.Unusable, match="accuracy:begin"):
+        readme.replace(path, "accuracy", "new")
+    assert path.read_text(encoding="utf-8") == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "can't read"),
+        ("{", "is no JSON"),
+        ("[]", "neither"),
+        ('{"results": {}}', "neither"),
+        ('{"benchmarks": [{"extra_info": {}}], "machine_info": {"pyce": {}}}', "neither"),
+        ('{"benchmarks": [], "machine_info": {"pyce": {}}}', "no figures"),
+    ],
+)
+def test_a_file_of_something_else(tmp_path, capsys, text, said):
+    path = tmp_path / "file.json"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    assert report(path, "-o", tmp_path / "out") == terminal.UNUSABLE
+    message = capsys.readouterr().err
+    assert message.startswith("pyce: ") and said in message and "file.json" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
+    path = write(tmp_path, "run.json", content())
+    monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
+    assert report(path, "-o", tmp_path / "out") == terminal.UNUSABLE
+    message = capsys.readouterr().err
+    assert "matplotlib, jinja2" in message and "scipy" not in message and "[bench]" in message
+    assert report(path, write(tmp_path, "b.json", content())) == terminal.UNUSABLE
+    assert "scipy" in capsys.readouterr().err
+
+
+def test_help_needs_no_extra(run_python):
+    code = (
+        "import sys\n"
+        "for name in ('matplotlib', 'jinja2', 'rich', 'scipy'): sys.modules[name] = None\n"
+        "from pyce.__main__ import main\n"
+        "main(['report', '--help'])\n"
+    )
+    assert "FILE" in run_python("-c", code).stdout
+
+
+def test_check_files_are_told_apart():
+    assert checks.is_check(check_content()) and not results.is_run(check_content())
+    assert results.is_run(content()) and not checks.is_check(content())
+    broken = check_content()
+    del broken["results"]["float32"]["random"]["c"]["loss"]["histogram"]
+    assert not checks.is_check(broken)
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+class Parsed(HTMLParser):
+    """What a browser would find: text, ids, references, and whether tags are closed in order."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.references, self.tags, self.alts = [], [], [], []
+        self.rows, self.text = [], []
+        self._open = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self._open += [] if tag in self.VOID else [tag]
+        self._note(tag, dict(attributes))
+
+    def handle_startendtag(self, tag, attributes):
+        self._note(tag, dict(attributes))
+
+    def _note(self, tag, attributes):
+        self.tags.append(tag)
+        self.rows += [[]] if tag == "tr" else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.references.append(value)
+            self.references += re.findall(r"url\((.+?)\)", value or "")
+        if tag == "svg":
+            self.alts.append(attributes.get("aria-label"))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self._open and self._open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a report of a history of two runs, a run of another machine, and a check."""
+    for name in ("matplotlib", "jinja2", "scipy"):
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("report")
+    elements = {**ELEMENTS, HOSTILE: 5000}
+    losses = [("64x10", "fused", "torch", 0.1), (HOSTILE, "forward", "JAX + optax", 0.2)]
+    slower = [("1024x1000", "fused", "pyce c", 1.3), ("64x10", "fused", "pyce c", 0.7)]
+    made = [
+        content(seed=1, elements=elements, day=1),
+        content(seed=2, elements=elements, day=2, slower=[*losses, *slower]),
+        content(seed=3, elements=elements, day=1, kind="other"),
+    ]
+    paths = [write(folder, f"{i}.json", one) for i, one in enumerate(made)]
+    paths.insert(0, write(folder, "check.json", check_content()))
+    assert report(*paths, "--output", folder / "out") == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Parsed((written / "index.html").read_text(encoding="utf-8"))
+
+
+def test_page_has_every_workload_and_every_loss(page):
+    for workload in (*ELEMENTS, HOSTILE):
+        assert any(row[:1] == [workload] for row in page.rows)
+    losses = [row for row in page.rows if len(row) == 6 and row[3].endswith("as fast")]
+    assert [row[:4] for row in losses] == [
+        [HOSTILE, "loss alone", "JAX + optax", "2 × as fast"],
+        ["64x10", "loss and gradient", "torch", "1.56 × as fast"],
+    ]
+    (goal,) = [
+        row for row in page.rows if row[:2] == ["fused, time over the copy floor", "2048x32000"]
+    ]
+    assert re.fullmatch(r"missed by [56]\d(\.\d)? %", goal[2]) and goal[3] == "≤ 1.25"
+
+
+def test_page_marks_the_change_of_the_history(page):
+    changes = [row for row in page.rows if row[-1:] in (["slower"], ["faster"])]
+    assert [(*row[:4], row[-1]) for row in changes] == [
+        ("2", "1024x1000", "loss and gradient", "pyce c", "slower"),
+        ("2", "64x10", "loss and gradient", "pyce c", "faster"),
+    ]
+    alts = [alt for alt in page.alts if "marked: 1 slower than the run before, 1 faster" in alt]
+    assert len(alts) == 1 and "pyce c" in alts[0]
+
+
+def test_page_shows_the_check(page):
+    text = "".join(page.text)
+    assert "1 promise is broken" in text and "c, float32, random: <b>wrong</b>" in text
+    assert ["random logits", "0.80 / –", "0.80 / –"] in page.rows
+    assert ["odd", "0.80 / –", "– / –"] in page.rows
+
+
+def test_page_is_escaped_and_complete_in_itself(written, page):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    assert "script" not in page.tags and "b" not in page.tags
+    assert "<script>alert" not in text
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {r[1:] for r in page.references} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+    assert "//" not in re.sub(r"\s//\s", "", re.sub(r"<style>.*?</style>", "", text, flags=re.S))
+    assert "@import" not in text
+    assert "a-host-name" not in text
+    assert str(written) not in text
+
+
+def test_pictures_have_alternatives_and_colours_of_the_theme(written, page):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    assert len(page.alts) == len(list(written.glob("*.png"))) >= 9
+    assert all(page.alts) and len(set(page.alts)) == len(page.alts)
+    assert "prefers-color-scheme: dark" in text
+    used = set(re.findall(r"var\((--\w+)\)", text))
+    assert used <= set(re.findall(r"(--\w+):", text))
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S):
+        assert not re.findall(r"(?:fill|stroke): ?#", svg)  # would be the same on light and dark
+
+
+def test_pictures_are_not_blank(written):
+    from matplotlib.image import imread
+
+    for path in written.glob("*.png"):
+        pixels = imread(path)[..., :3]
+        colours = {tuple(colour) for colour in pixels[::4, ::4].reshape(-1, 3).round(1)}
+        inked = (pixels.min(axis=-1) < 0.9).mean()
+        assert len(colours) > 8 and 0.01 < inked < 0.9, path.name
+
+
+def test_a_picture_for_each_part(written):
+    names = {path.stem for path in written.glob("*.png")}
+    assert names == {
+        *("roofline", "over-floor", "speed-up", "threads", "digits"),
+        *("history-1-1", "history-1-2", "history-1-3"),
+        *("errors-1-1", "errors-1-2"),
+    }
+
+
+def test_several_numbers_of_threads_are_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    from pyce._bench.report import pictures
+
+    made = content(elements={"64x10": 640, "1024x1000": 1_024_000})
+    more = [
+        item(workload, elements, "fused", name, 2.0, threads)
+        for workload, elements in ELEMENTS.items()
+        for name in ("floor", "pyce c")
+        for threads in (4, 8)
+    ]
+    for one in more:
+        one["extra_info"]["candidate"] += f", {one['extra_info']['threads']} threads"
+    made["benchmarks"] += more
+    shown = figures.Shown(Run(Path("x"), made))
+    assert shown.thread_counts == [1, 2, 4, 8]
+    (threads,) = [p for p in pictures.draw(shown) if p.name == "threads"]
+    assert "1, 2, 4 and 8 threads" in threads.alt
+    panels = [axes.get_title() for axes in threads.figure.axes if axes.get_visible()]
+    assert panels == list(ELEMENTS)
+
+
+def test_json_says_what_was_written_and_found(tmp_path, capsys):
+    for name in ("matplotlib", "jinja2"):
+        pytest.importorskip(name)
+    made = content(elements={"64x10": 640}, slower=[("64x10", "fused", "torch", 0.1)])
+    made["benchmarks"] = [b for b in made["benchmarks"] if "losses" not in b["extra_info"]]
+    path = write(tmp_path, "run.json", made)
+    assert report(path, "--json", "-o", tmp_path / "out") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert all(Path(path).stat().st_size > 1000 for path in said["written"])
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {Path(p).name for p in said["written"]}
+    assert [(x["workload"], x["faster"]) for x in said["losses"]] == [("64x10", "torch")]
+    assert said["goals"]["missed"][0]["workload"] == "64x10"
+
+
+def test_a_check_alone(tmp_path, capsys):
+    for name in ("matplotlib", "jinja2"):
+        pytest.importorskip(name)
+    path = write(tmp_path, "check.json", check_content())
+    assert report(path, "-o", tmp_path / "out") == 0
+    assert "1 promise is broken" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("errors-*.png"))) == 2
+
+
+def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, run_python):
+    for name in ("matplotlib", "jinja2"):
+        pytest.importorskip(name)
+    path = write(tmp_path, "check.json", check_content())
+    code = (
+        "import sys, matplotlib\n"
+        "matplotlib.rcParams['font.size'] = 33\n"
+        "def settings():\n"
+        "    # Asking for the backend would choose one.\n"
+        "    return {k: matplotlib.rcParams[k] for k in matplotlib.rcParams if k != 'backend'}\n"
+        "before = settings()\n"
+        "from pyce.__main__ import main\n"
+        f"assert main(['report', {str(path)!r}, '-o', {str(tmp_path / 'out')!r}]) == 0\n"
+        "assert settings() == before\n"
+        "print('matplotlib.pyplot' in sys.modules)\n"
+    )
+    assert run_python("-c", code).stdout.splitlines()[-1] == "False"
+
+
+def test_the_input_is_left_as_it_is():
+    made = content()
+    before = copy.deepcopy(made)
+    shown = figures.Shown(Run(Path("x"), made))
+    assert shown.losses == [] and made == before
