@@ -117,6 +117,17 @@ def test_ci_runs_what_make_has(job):
     assert called or any("-m pyce" in run for run in commands(job))
 
 
+def test_ci_calls_commands_that_there_are():
+    shown = subprocess.run(
+        [sys.executable, "-m", "pyce", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    runs = [PROJECT, *(run for job in JOBS.values() for run in commands(job))]
+    called = {name for run in runs for name in re.findall(r"-m pyce ([a-z]+)", run)}
+    assert called == {"bench", "check", "compare", "report"}
+    for name in called:
+        assert re.search(rf"\b{name}\b", shown), name
+
+
 def test_every_check_of_the_container_runs_in_ci():
     """.ci/run is CI in one container: the same targets, told the same."""
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
