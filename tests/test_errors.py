@@ -197,7 +197,8 @@ def test_other_functions_name_the_index_alike(backend, call):
         X > 0,
         X.astype(np.int16).view(np.recarray),
         X.astype(ml_dtypes.bfloat16).view(np.dtype(ml_dtypes.bfloat16).newbyteorder()),
-        X.astype(np.longdouble),
+        # Some processors have none that is longer.
+        *([X.astype(np.longdouble)] if np.dtype(np.longdouble).itemsize > 8 else []),
         X.astype("datetime64[s]"),
         np.zeros(ROWS, [("a", float), ("b", float)]),
         [[1j, 2]] * ROWS,

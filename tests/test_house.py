@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_proc
 
 import pyce
 
@@ -236,6 +237,7 @@ MIB = 2**20
         (1, "float64", False),
     ],
 )
+@needs_proc
 def test_memory_beside_inputs_and_outputs(backend, run_python, axis, kind, soft):
     """1 MiB, two rows per thread and 32 bytes per row; never anything of the logits' size."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:

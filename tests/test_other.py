@@ -484,10 +484,12 @@ def test_threads_are_limited_by_the_process(monkeypatch):
 
     pyce.set_num_threads(5)
     for processors, quota, expected in ((8, math.inf, 5), (3, math.inf, 3), (8, 1.5, 2), (1, 9, 1)):
-        monkeypatch.setattr(_threads.os, "sched_getaffinity", lambda _, n=processors: range(n))
+        monkeypatch.setattr(
+            _threads.os, "sched_getaffinity", lambda _, n=processors: range(n), raising=False
+        )
         monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
         assert pyce.get_num_threads() == expected
-    monkeypatch.delattr(_threads.os, "sched_getaffinity")
+    monkeypatch.delattr(_threads.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
     assert pyce.get_num_threads() == 4

@@ -1,6 +1,7 @@
 """threadpoolctl sees pyce and limits it, whichever is imported first."""
 
 import threadpoolctl
+from conftest import needs_proc
 
 import pyce
 from pyce import _threads
@@ -46,6 +47,7 @@ print('fine')
 """
 
 
+@needs_proc
 def test_in_any_order(backend, run_python):
     if "c" not in pyce.backends():
         return  # it looks at loaded libraries: without the extension there is none

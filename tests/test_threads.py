@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import needs_proc
 
 import pyce
 
@@ -124,6 +125,7 @@ print(most)
 
 
 @pytest.mark.parametrize(("threads", "callers"), [(1, 1), (1, 4), (3, 1), (3, 5)])
+@needs_proc
 def test_never_more_threads_than_asked_for(backend, run_python, threads, callers):
     """The callers' threads and, beside them, one less than asked for."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:
@@ -210,6 +212,7 @@ print(tasks() - before)
 """
 
 
+@needs_proc
 def test_the_number_of_threads_changes_while_calls_run(backend, run_python):
     """Results stay right, and what the last number leaves over ends with the next large call."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:
@@ -259,6 +262,7 @@ print(most)
 """
 
 
+@needs_proc
 def test_sixty_four_callers(backend, run_python):
     """No deadlock, the right answers, and two threads beside the callers'."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:
@@ -303,6 +307,7 @@ print('fine')
 """
 
 
+@needs_proc
 def test_no_thread_is_to_be_had(backend, run_python):
     """Where the system refuses threads, the caller does all the work."""
     if backend.name == "numba":
@@ -521,6 +526,7 @@ os._exit(0 if np.isfinite(loss) else 3)
 
 
 @pytest.mark.parametrize("layer", ["workqueue", "omp"])
+@needs_proc
 def test_numba_was_started_before_the_fork_and_pyce_after(run_python, layer):
     if layer not in layers():
         pytest.skip(f"Numba has no layer {layer} here")

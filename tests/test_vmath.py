@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import WITHOUT_C
 
@@ -20,6 +21,11 @@ PROGRAM = sorted((TESTS / "c" / "vmath").glob("*.c"))
 # As csrc/build_ffi.py has them.
 FLAGS = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-unused-function"]
+
+# The reference is computed in long double, which on some processors is no longer than double.
+needs_long_double = pytest.mark.skipif(
+    np.dtype(np.longdouble).itemsize == 8, reason="long double is double"
+)
 
 EXHAUSTIVE = os.environ.get("PYCE_TEST_EXHAUSTIVE") == "1"
 STEP, TIMEOUT = (1, 3600) if EXHAUSTIVE else (101, 300)
@@ -48,6 +54,7 @@ def run(program, step):
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
+@needs_long_double
 def test_exponentials_and_logarithms_are_as_exact_as_stated(tmp_path):
     done = run(build(tmp_path), STEP)
     print(done.stdout)
@@ -66,6 +73,7 @@ MUTATIONS = {
 }
 
 
+@needs_long_double
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_check_sees_a_small_mistake(tmp_path, name):
     """What holds the functions to their bounds fails where one is slightly off."""

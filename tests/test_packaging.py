@@ -1,0 +1,160 @@
+"""What is packed, what is pinned, and what CI is told: all of it agrees with the tree."""
+
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "setup.py").exists():
+    pytest.skip("these are about the tree, not an installed package", allow_module_level=True)
+
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+PYTHONS = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PROJECT)
+PATHS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS}
+JOBS = {
+    f"{file}: {name}": job for file, flow in WORKFLOWS.items() for name, job in flow["jobs"].items()
+}
+job = pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+
+
+# ---------------------------------------------------------------------------------------------
+# Packages
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Where setuptools puts what it packs: lib/ as in the wheel, SOURCES.txt lists the sdist."""
+    place = tmp_path_factory.mktemp("packed")
+    setup = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(place)]
+    command = [*setup, "build_py", "--build-lib", str(place / "lib")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def files(folder):
+    """The names of all files in a folder, but for what was made from others."""
+    made = re.compile(r"__pycache__|\.(so|pyc|o)$|/_pyce\.c$")
+    paths = (p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder.parent).as_posix() for p in paths if not made.search(p.as_posix())}
+
+
+def test_the_wheel_has_every_file_of_the_package_and_no_other(packed):
+    assert files(packed / "lib" / "pyce") == files(ROOT / "pyce")
+    assert [p.name for p in (packed / "lib").iterdir()] == ["pyce"]
+
+
+def test_the_sdist_has_what_building_needs(packed):
+    listed = set((packed / "pyce.egg-info" / "SOURCES.txt").read_text().splitlines())
+    assert files(ROOT / "csrc") | files(ROOT / "pyce") <= listed
+    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= listed
+
+
+# ---------------------------------------------------------------------------------------------
+# Pins
+
+
+def test_make_installs_what_is_pinned():
+    """Each package by one version, on every Python."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    named = re.findall(r"^\w+_NEEDS := ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)
+    named += re.findall(r"\$\(PIP\) (.*)", MAKEFILE)
+    text = re.sub(r"\$\(\w+\)|[\\\n]", " ", " ".join(named))
+    needs = set(re.sub(r'"([\w-]+)[^"]*"', r"\1", text).split())
+    assert {"numpy", "torch", "tensorflow-cpu", "ruff", "cibuildwheel"} <= needs
+    for name, version in product(sorted(needs), PYTHONS):
+        there = {"python_version": version}
+        found = [p for p in pins if p.name == name and (not p.marker or p.marker.evaluate(there))]
+        assert len(found) == 1, (name, version)
+
+
+# ---------------------------------------------------------------------------------------------
+# CI
+
+
+def combinations(job):
+    """What a job's matrix makes of it, a dictionary for each."""
+    matrix = dict(job.get("strategy", {}).get("matrix", {}))
+    included = matrix.pop("include", [])
+    made = [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
+    return [m for m in made if m] + included or [{}]
+
+
+def commands(job):
+    """Everything that a job runs, for every combination of its matrix."""
+    for values in combinations(job):
+        for step in job["steps"]:
+            name = re.compile(r"\$\{\{ matrix\.(\w+) \}\}")
+            yield name.sub(lambda m, v=values: str(v.get(m[1], "")), step.get("run", ""))
+
+
+def test_every_supported_python_is_tested():
+    lowest = int(re.search(r'requires-python = ">=3\.(\d+)"', PROJECT)[1])
+    newest = int(PYTHONS[-1].split(".")[1])
+    assert [f"3.{minor}" for minor in range(lowest, newest + 1)] == PYTHONS
+    tested = combinations(WORKFLOWS["ci.yml"]["jobs"]["test"])
+    assert [c["python"] for c in tested if c["os"] == tested[0]["os"]] == PYTHONS
+    assert {c["python"] for c in tested} == set(PYTHONS)
+    wheels = re.search(r"^build = (\[.*\])", PROJECT, re.MULTILINE)[1]
+    assert re.findall(r'"cp3(\d+)-\*"', wheels) == [p.split(".")[1] for p in PYTHONS]
+
+
+@job
+def test_ci_runs_what_make_has(job):
+    targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+    called = {name for run in commands(job) for name in re.findall(r"\bmake\s+(\S*)", run)}
+    assert called <= targets
+    assert called or any("-m pyce" in run for run in commands(job))
+
+
+def test_ci_calls_commands_that_there_are():
+    shown = subprocess.run(
+        [sys.executable, "-m", "pyce", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    runs = [PROJECT, *(run for job in JOBS.values() for run in commands(job))]
+    called = {name for run in runs for name in re.findall(r"-m pyce ([a-z]+)", run)}
+    assert called == {"bench", "check", "compare", "report"}
+    for name in called:
+        assert re.search(rf"\b{name}\b", shown), name
+
+
+def test_every_check_of_the_container_runs_in_ci():
+    """.ci/run is CI in one container: the same targets, told the same."""
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    runs = " ".join(run for job in JOBS.values() for run in commands(job))
+    steps = [step for job in JOBS.values() for step in job["steps"]]
+    told = {name: value for step in steps for name, value in step.get("env", {}).items()}
+    alone = re.findall(r"^make ([\w-]+)(.*)", text, re.MULTILINE)
+    assert len(alone) > 3
+    for target, options in alone:
+        assert re.search(rf"make {target}\b", runs), target
+        for name, value in re.findall(r'([A-Z_]+)="([^"]*)"', options):
+            assert told[name] == value
+
+
+@job
+def test_jobs_end_and_may_do_little(job):
+    assert 0 < job["timeout-minutes"] <= 90
+    assert "permissions" not in job
+    for step in job["steps"]:
+        used = step.get("uses")
+        assert used is None or re.fullmatch(r"actions/[\w-]+@v\d+", used), used
+        if used and used.startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("flow", WORKFLOWS.values(), ids=WORKFLOWS)
+def test_workflows_may_only_read(flow):
+    assert flow["permissions"] == {"contents": "read"}
+    assert flow["concurrency"]["cancel-in-progress"] is True
+    assert "secrets" not in str(flow)
