@@ -67,12 +67,12 @@ def main(options: argparse.Namespace) -> int:
     findings = Findings()
     tables: dict[str, Any] = {"results": {}, "targets": {}}
     steps = list(_steps(options, dtypes, runners, findings, tables, left_out))
-    for number, (what, step) in enumerate(steps):
-        _progress(f"[{number + 1}/{len(steps)}] {what}")
-        try:
+    try:
+        for number, (what, step) in enumerate(steps):
+            _progress(f"[{number + 1}/{len(steps)}] {what}")
             step()
-        finally:
-            _progress("")
+    finally:
+        _progress("")
     content = {
         "command": "check",
         "verdict": "wrong" if findings.failures else "right",
@@ -218,7 +218,7 @@ def _torch(work: Work) -> list[tuple[str, str, Any]]:
 def _progress(text: str) -> None:
     """What is being done, on one line of a terminal."""
     if sys.stderr.isatty():
-        print(f"\r{'':79}\r{text[:79]}", end="", file=sys.stderr, flush=True)
+        print(f"\r{text[:79]:79}\r{text[:79]}", end="", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -273,7 +273,8 @@ def _show(
     else:
         print(
             f"\nverdict: right: {_count(len(backends), 'backend')} ({'; '.join(names)}), "
-            f"{_count(seen, 'regime')}, {_count(findings.numbers, 'number')}"
+            + f"{_count(seen, 'regime')}, " * (seen > 0)
+            + _count(findings.numbers, "number")
         )
 
 
