@@ -227,16 +227,16 @@ def test_a_bad_label_that_is_noticed_too_late(monkeypatch, found_in, dtype, few_
     assert f"{promises.LABELS}: NO" in text
 
 
-@pytest.mark.parametrize("error", [ValueError("row 7  9, 0..9 "), None])
+@pytest.mark.parametrize("error", [ValueError, None])
 def test_a_bad_label_without_its_error(monkeypatch, found_in, error, few_rows):
     right = _arguments.Problem.check_labels
 
     def other(self):
         try:
             right(self)
-        except IndexError:
+        except IndexError as right_one:
             if error:
-                raise error from None
+                raise error(str(right_one)) from None
             self.labels = np.zeros_like(self.labels)
 
     monkeypatch.setattr(_arguments.Problem, "check_labels", other)
@@ -305,7 +305,8 @@ def test_bytes_that_depend_on_something(
     failures, _ = found_in(arguments)
     assert {f["check"] for f in failures} == {"bytes"}
     line = promises.THREADS if kind == "threads" else promises.PLACE
-    assert any(line in f["what"] for f in failures)
+    cases = " ".join(f["case"] for f in failures if line in f["what"])
+    assert ("20000x10" in cases and "4300x1000" in cases) if kind == "threads" else "alone" in cases
 
 
 # ---------------------------------------------------------------------------------------------
