@@ -149,15 +149,14 @@ bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for b
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	PYTHONPATH=. $(BIN)/python bench/scaling.py
 
-accuracy: .venv/.bench .venv/.test $(EXTENSION) ## errors of every backend in units in the last place: tables and pictures
-	$(BIN)/python -m bench.accuracy
+accuracy: .venv/.bench $(EXTENSION) ## check every backend's errors in units in the last place, in every regime
+	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
 
-accuracy-peers: .venv/.peers .venv/.test $(EXTENSION) ## the same with PyTorch beside
-	$(BIN)/python -m bench.accuracy
+accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
+	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
-	$(BIN)/python -m pyce._bench.readme README.md
-	$(BIN)/python -m bench.accuracy --readme README.md
+	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/promises.md
 
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

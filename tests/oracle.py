@@ -4,326 +4,43 @@ Two oracles, checked against each other in `test_oracle.py`:
 
 - `textbook`: the formulas as books print them, in mpmath with so many digits that no cancellation
   matters. For a handful of rows.
-- `reference`: the same in double-double arithmetic (pairs of float64, about 31 digits), vectorised,
-  for rows of any length. Sums leave out the class in question instead of computing 1 - p.
+- `reference`, of `pyce._bench.exact`: the same in double-double arithmetic, for rows of any length.
 
 `ulp_error` measures a result against either.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import mpmath
 import numpy as np
 
-# ---------------------------------------------------------------------------------------------
-# Double-double arithmetic
+from pyce._bench.exact import (
+    DD,
+    as_dd,
+    bernoulli,
+    log,
+    reference,
+    smallest_normal,
+    softmax_rows,
+    ulp,
+    ulp_error,
+)
 
-
-def two_sum(a, b):
-    """a + b as its rounded value and the exact rest (Knuth)."""
-    s = a + b
-    t = s - a
-    return s, (a - (s - t)) + (b - t)
-
-
-def two_product(a, b):
-    """a * b as its rounded value and the exact rest (Dekker); |a| and |b| below 2**996."""
-    product = a * b
-    c = 134217729.0 * a
-    a1 = c - (c - a)
-    a2 = a - a1
-    c = 134217729.0 * b
-    b1 = c - (c - b)
-    b2 = b - b1
-    return product, ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2
-
-
-class DD:
-    """An array of unevaluated sums hi + lo of float64, |lo| <= ulp(hi)/2."""
-
-    __slots__ = ("hi", "lo")
-
-    def __init__(self, hi, lo=None):
-        self.hi = np.asarray(hi, dtype=np.float64)
-        self.lo = np.zeros_like(self.hi) if lo is None else np.asarray(lo, dtype=np.float64)
-
-    def __add__(self, other):
-        other = as_dd(other)
-        s, e = two_sum(self.hi, other.hi)
-        t, f = two_sum(self.lo, other.lo)
-        s, e = two_sum(s, e + t)
-        return DD(*two_sum(s, e + f))
-
-    def __neg__(self):
-        return DD(-self.hi, -self.lo)
-
-    def __sub__(self, other):
-        return self + -as_dd(other)
-
-    def __mul__(self, other):
-        other = as_dd(other)
-        p, e = two_product(self.hi, other.hi)
-        return DD(*two_sum(p, e + (self.hi * other.lo + self.lo * other.hi)))
-
-    def __truediv__(self, other):
-        other = as_dd(other)
-        q1 = self.hi / other.hi
-        r = self - other * q1
-        q2 = r.hi / other.hi
-        r = r - other * q2
-        return DD(*two_sum(q1, q2)) + r.hi / other.hi
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __getitem__(self, key):
-        return DD(self.hi[key], self.lo[key])
-
-    def reshape(self, *shape):
-        return DD(self.hi.reshape(*shape), self.lo.reshape(*shape))
-
-    def moveaxis(self, source, destination):
-        return DD(
-            np.moveaxis(self.hi, source, destination), np.moveaxis(self.lo, source, destination)
-        )
-
-    def scaled(self, power):
-        """self * 2**power, exact but for underflow."""
-        return DD(np.ldexp(self.hi, power), np.ldexp(self.lo, power))
-
-    def where(self, condition, otherwise):
-        other = as_dd(otherwise)
-        return DD(np.where(condition, self.hi, other.hi), np.where(condition, self.lo, other.lo))
-
-    def sum(self, axis=-1):
-        """The sum along an axis, by halves."""
-        terms = self.moveaxis(axis, -1)
-        if terms.hi.shape[-1] == 0:
-            return DD(np.zeros(terms.hi.shape[:-1]))
-        while (n := terms.hi.shape[-1]) > 1:
-            half = n // 2
-            pairs = terms[..., :half] + terms[..., half : 2 * half]
-            if n % 2:
-                last = pairs[..., :1] + terms[..., -1:]
-                pairs.hi[..., :1], pairs.lo[..., :1] = last.hi, last.lo
-            terms = pairs
-        return terms[..., 0]
-
-
-def as_dd(value):
-    return value if isinstance(value, DD) else DD(value)
-
-
-def _constant(text):
-    with mpmath.workdps(60):
-        exact = mpmath.mpf(text) if isinstance(text, str) else text
-        hi = float(exact)
-        return DD(hi, float(exact - hi))
-
-
-with mpmath.workdps(60):
-    LN2 = _constant(mpmath.log(2))
-    _INVERSE_FACTORIALS = [_constant(1 / mpmath.factorial(k)) for k in range(14)]
-
-
-def expm1_small(r):
-    """exp(r) - 1 for |r| < 0.006 by the Taylor series."""
-    tail = np.zeros_like(r.hi)
-    for k in range(13, 7, -1):  # below 2**-53 of the result: float64 is enough
-        tail = (tail + _INVERSE_FACTORIALS[k].hi) * r.hi
-    total = DD(tail)
-    for k in range(7, 1, -1):
-        total = (total + _INVERSE_FACTORIALS[k]) * r
-    return total * r + r
-
-
-def exp(x):
-    """exp(x) for |x| < 1100 to about 2**-95."""
-    n = np.rint(x.hi / LN2.hi)
-    q = expm1_small((x - LN2 * n).scaled(-6))
-    for _ in range(6):
-        q = q.scaled(1) + q * q
-    return (q + 1.0).scaled(n.astype(np.int64))
-
-
-def log(x):
-    """log(x) for normal x > 0, to about 2**-95 beside 1."""
-    y = DD(np.log(x.hi))
-    for _ in range(2):
-        y = y + x * exp(-y) - 1.0
-    return y
-
-
-def log1p(x):
-    """log(1 + x) for x >= 0, to about 2**-95 relatively."""
-    small = x.hi < 2.0**-9
-    safe = x.where(~small, 1.0)
-    y = DD(np.log1p(safe.hi))
-    for _ in range(2):
-        y = y + (safe + 1.0) * exp(-y) - 1.0
-    r = x.where(small, 0.0)
-    series = DD(np.zeros_like(x.hi))
-    for k in range(13, 0, -1):
-        series = (DD(1.0) / float(k) - series) * r
-    return series.where(small, y)
-
-
-# ---------------------------------------------------------------------------------------------
-# Softmax and the loss in double-double
-
-
-@dataclass
-class Softmax:
-    """The rows of `x` (rows, classes): what softmax and its kin are made of."""
-
-    p: DD  # probabilities
-    one_minus_p: DD
-    minus_log_p: DD  # inf for -inf logits
-    lse: DD  # (rows,)
-    invalid: np.ndarray  # (rows,): NaN, +inf or only -inf
-
-
-def softmax_rows(x):
-    x = np.array(x, dtype=np.float64)
-    invalid = np.isnan(x).any(1) | (x == np.inf).any(1) | (x == -np.inf).all(1)
-    x[invalid] = 0.0
-    rows = np.arange(len(x))
-    top = x.argmax(1)
-    m = x[rows, top][:, None]
-    with np.errstate(all="ignore"):
-        hi, lo = two_sum(x, -m)
-    d = DD(hi, np.where(np.isfinite(lo), lo, 0.0))
-    gone = d.hi < -1000.0  # exp underflows even in float64
-    e = exp(d.where(~gone, 0.0)).where(~gone, 0.0)
-    without_top = DD(e.hi.copy(), e.lo.copy())
-    without_top.hi[rows, top] = without_top.lo[rows, top] = 0.0
-    rest = without_top.sum()
-    total = (rest + 1.0)[:, None]
-    others = total - e
-    others.hi[rows, top], others.lo[rows, top] = rest.hi, rest.lo
-    log_total = log1p(rest)
-    minus_log_p = log_total[:, None] - d.where(np.isfinite(d.hi), 0.0)
-    minus_log_p = minus_log_p.where(np.isfinite(d.hi), np.inf)
-    return Softmax(e / total, others / total, minus_log_p, log_total + DD(m[:, 0]), invalid)
-
-
-@dataclass
-class Reference:
-    loss: DD
-    lse: DD  # positions; 0 for ignored rows
-    grad: DD  # the logits' shape
-    terms: np.ndarray  # size that the gradient's error is measured by, the logits' shape
-
-
-def reference(
-    logits,
-    target,
-    *,
-    axis=-1,
-    weight=None,
-    sample_weight=None,
-    ignore_index=-100,
-    label_smoothing=0.0,
-    reduction="mean",
-    normalizer=None,
-    grad_loss=1.0,
-):
-    """Loss, lse and gradient of softmax cross-entropy; the parameters are those of pyce.
-
-    A row has the loss sum_c b_c (-log p_c) and the gradient p sum(b) - b with
-    b_c = w_c ((1 - eps) t_c + eps/C).
-    """
-    target = np.asarray(target)
-    moved = np.moveaxis(np.asarray(logits).astype(np.float64), axis, -1)
-    positions, classes = moved.shape[:-1], moved.shape[-1]
-    x = moved.reshape(-1, classes)
-    count = len(x)
-    w = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
-    sw = np.ones(count)
-    if sample_weight is not None:
-        sw = np.asarray(sample_weight, np.float64).reshape(-1)
-    hard = target.dtype.kind in "iu"
-    if hard:
-        y = np.array([int(v) for v in target.reshape(-1)], dtype=object)
-        keep = np.array([v != ignore_index for v in y], dtype=bool)
-        y = np.where(keep, y, 0).astype(np.int64)
-        t = DD((np.arange(classes) == y[:, None]).astype(np.float64))
-        denominator = (DD(w[y]) * sw)[keep].sum()
-    else:
-        keep = np.ones(count, dtype=bool)
-        t = DD(np.moveaxis(target.astype(np.float64), axis, -1).reshape(-1, classes))
-        denominator = DD(sw).sum()
-    if label_smoothing:
-        t = t * DD(*two_sum(1.0, -label_smoothing)) + DD(label_smoothing) / float(classes)
-    b = t * w
-    x = np.where(keep[:, None], x, 0.0)
-    soft = softmax_rows(x)
-
-    # The loss. Terms with b = 0 count for nothing, were -log p infinite.
-    zero = b.hi == 0.0
-    cost = soft.minus_log_p.where(~zero & np.isfinite(soft.minus_log_p.hi), 0.0)
-    infinite = (~zero & ~np.isfinite(soft.minus_log_p.hi)).any(1)
-    # Powers of two keep the products of finfo.min from overflowing on the way.
-    huge = np.where(np.abs(cost.hi).max(1, initial=0.0) > 2.0**900, 64, 0)
-    losses = (b * cost.scaled(-huge[:, None])).sum().scaled(huge)
-    losses = losses.where(~infinite, np.inf).where(~soft.invalid, np.nan)
-    with np.errstate(all="ignore"):
-        losses = _times(losses, DD(sw)).where(keep, 0.0)
-
-    # The gradient: p (B - b) - b (1 - p), where B - b is summed without b.
-    rows = np.arange(count)
-    largest = np.abs(b.hi).argmax(1)
-    without = DD(b.hi.copy(), b.lo.copy())
-    without.hi[rows, largest] = without.lo[rows, largest] = 0.0
-    others = b.sum()[:, None] - b
-    rest = without.sum()
-    others.hi[rows, largest], others.lo[rows, largest] = rest.hi, rest.lo
-    grad = soft.p * others - b * soft.one_minus_p
-    terms = np.maximum(np.abs((soft.p * b.sum()[:, None]).hi), np.abs(b.hi))
-    if hard and not label_smoothing:
-        terms = np.abs(grad.hi)
-
-    if reduction == "mean" and normalizer is not None:
-        denominator = DD(float(normalizer))
-    elif reduction != "mean":
-        denominator = DD(1.0)
-    with np.errstate(all="ignore"):
-        loss = losses.reshape(positions)
-        if reduction != "none":
-            loss = losses.sum() if np.isfinite(losses.hi).all() else DD(losses.hi.sum())
-            if reduction == "mean" and normalizer is not None and not keep.any():
-                loss = DD(0.0)
-            elif np.isfinite(loss.hi) and denominator.hi != 0.0:
-                loss = loss / denominator
-            else:
-                loss = DD(loss.hi / denominator.hi)
-        scale = np.broadcast_to(np.asarray(grad_loss, np.float64).reshape(-1), (count,))
-        scale = DD(scale) * sw / denominator
-        grad = grad * scale[:, None]
-        terms = terms * np.abs(scale.hi[:, None])
-    dead = soft.invalid[:, None]
-    grad = grad.where(~dead, np.nan).where(keep[:, None], 0.0)
-    shape = (*positions, classes)
-    return Reference(
-        loss,
-        soft.lse.where(~soft.invalid, np.nan).where(keep, 0.0).reshape(positions),
-        grad.reshape(shape).moveaxis(-1, axis),
-        np.moveaxis(np.where(keep[:, None], terms, 0.0).reshape(shape), -1, axis),
-    )
-
-
-def _times(a, b):
-    """a * b where a may be infinite, NaN, or so large that its product must be scaled."""
-    finite = np.isfinite(a.hi)
-    huge = np.where(finite & (np.abs(a.hi) > 2.0**900), 64, 0)
-    product = (a.where(finite, 0.0).scaled(-huge) * b).scaled(huge)
-    return product.where(finite, a.hi * b.hi)
-
-
-# ---------------------------------------------------------------------------------------------
-# The textbook, in mpmath
+__all__ = [
+    "DD",
+    "DIGITS",
+    "as_dd",
+    "bernoulli",
+    "digits_for",
+    "log",
+    "reference",
+    "smallest_normal",
+    "softmax_rows",
+    "split",
+    "textbook",
+    "ulp",
+    "ulp_error",
+]
 
 DIGITS = 700  # exp(-1400) next to 1 leaves more than 60 digits
 
@@ -360,47 +77,3 @@ def split(value):
         lo = [float(v - h) for v, h in zip(values, hi, strict=True)]
     result = DD(hi, lo)
     return result if isinstance(value, list) else result[0]
-
-
-# ---------------------------------------------------------------------------------------------
-# Measuring
-
-# dtype name: digits of the significand, exponent of the smallest normal number
-FORMATS = {
-    "float16": (11, -14),
-    "bfloat16": (8, -126),
-    "float32": (24, -126),
-    "float64": (53, -1022),
-}
-
-
-def smallest_normal(dtype):
-    return 2.0 ** FORMATS[np.dtype(dtype).name][1]
-
-
-def ulp(value, dtype):
-    """The spacing of `dtype` at |value| (at the lower side of a power of two: above it)."""
-    digits, lowest = FORMATS[np.dtype(dtype).name]
-    _, exponent = np.frexp(value)
-    exponent = np.where(np.asarray(value) == 0.0, lowest, exponent)
-    return np.ldexp(1.0, np.maximum(exponent - 1, lowest) - (digits - 1))
-
-
-def ulp_error(actual, exact, terms=None):
-    """|actual - exact| in units in the last place of actual's dtype, as float64.
-
-    The unit is taken at |exact|, or at `terms` where the result is a difference of terms of that
-    size. A NaN or an infinity that is not in the right place, or is missing, is infinitely wrong.
-    """
-    actual = np.asarray(actual)
-    exact = as_dd(exact)
-    got = actual.astype(np.float64)
-    if got.shape != exact.hi.shape:
-        raise AssertionError(f"shape {got.shape}, expected {exact.hi.shape}")
-    size = np.abs(exact.hi) if terms is None else np.maximum(np.abs(exact.hi), terms)
-    with np.errstate(all="ignore"):
-        error = np.abs((got - exact.hi) - exact.lo)
-        error = error / ulp(np.where(np.isfinite(size), size, 1.0), actual.dtype)
-    same = (np.isnan(got) & np.isnan(exact.hi)) | (got == exact.hi) & ~np.isfinite(got)
-    error = np.where(same, 0.0, error)
-    return np.where(np.isfinite(error), error, np.inf)

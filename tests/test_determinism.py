@@ -157,6 +157,16 @@ def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
     assert digest(results(x.swapaxes(1, 2), y, axis=1)) == last
 
 
+@by_dtype
+@pytest.mark.parametrize("rows", [2, 5, 15, 16, 17, 40])
+def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, rows, dtype):
+    """Dealt one by one or in tiles. Many sums, since few are rounded differently."""
+    for seed in range(20):
+        x, y = make(2049, rows, dtype, seed)
+        expected = pyce.cross_entropy(x, y)
+        assert pyce.cross_entropy(np.ascontiguousarray(x.T), y, axis=0) == expected
+
+
 @pytest.mark.parametrize("option", ["plain", "smoothing", "ignored"])
 @by_dtype
 @pytest.mark.parametrize(

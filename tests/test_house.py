@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -69,6 +70,11 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path):
 def test_only_the_command_knows_the_benchmarks(path):
     for name in imports(path):
         assert not within(name, "pyce._bench"), name
+
+
+def test_the_exact_results_share_nothing_with_the_kernels():
+    for name in imports(PACKAGE / "_bench" / "exact.py"):
+        assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}, name
 
 
 def test_import_is_light(run_python):

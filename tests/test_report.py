@@ -238,6 +238,9 @@ def test_peers_markdown_bolds_a_loss():
     goal = r"\| fused, time over the copy floor \| 2048x32000 \| ≤ 1.25 \| \*\*(.+)\*\* \|"
     assert float(re.search(goal, text)[1]) == pytest.approx(2, rel=0.05)
     assert "| two threads over one | 1024x1000 | ≤ 1.05 | 0.501 |" in text
+    short = readme.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]), full=False)
+    assert rows[0] in short and "Loss alone" not in short and "| limit |" not in short
+    assert re.search(r"Missed: .*time over the copy floor: 2048x32000 \S+ \(≤ 1.25\)", short)
 
 
 def test_replace_touches_only_what_is_between_the_markers(tmp_path):

@@ -8,4 +8,7 @@ candidates  the registry of who is measured: backends, floors, peers
 measure     how: in turn, on the same buffers, in blocks
 suite       pytest items that hand the figures to pytest-benchmark
 results     the files that pytest-benchmark writes, read again
+exact       what results should be, in twice the precision, by code that shares nothing with pyce
+regimes     kinds of logits and targets, made up; `real` has real ones
+promises    what is promised, and the comparisons that show whether it holds
 """

@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only workloads of this name (its beginning, a pattern like '*x1000*', or what they "
         "stand for); may be given again",
     )
-    add("--dtype", type=_listed(DTYPES), help="only these: " + ",".join(DTYPES))
-    add("--operation", type=_listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
-    add("-b", "--backend", type=_names, help="only these backends, for example c,numpy")
+    add("--dtype", type=terminal.listed(DTYPES), help="only these: " + ",".join(DTYPES))
+    add("--operation", type=terminal.listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
+    add("-b", "--backend", type=terminal.names, help="only these backends, for example c,numpy")
     add(
         "--threads",
         type=_counts,
@@ -66,24 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the file's content and nothing else")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _listed(choices: tuple[str, ...]) -> Any:
-    def names(text: str) -> list[str]:
-        found = _names(text)
-        for name in found:
-            if name not in choices:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
-        return found
-
-    return names
-
-
 def _counts(text: str) -> list[int]:
     try:
-        found = [int(name) for name in _names(text)]
+        found = [int(name) for name in terminal.names(text)]
     except ValueError:
         found = []
     if not found or min(found) < 1:

@@ -26,7 +26,7 @@ _LIBRARIES = ("numpy", "numba", "llvmlite", "torch", "jax", "optax", "scikit-lea
 _LARGE = 2**28
 
 
-def fingerprint() -> dict[str, Any]:
+def fingerprint(bandwidth: bool = True) -> dict[str, Any]:
     """The machine and what runs on it.
 
     kind         what baselines are kept by: processor, logical processors, last cache, instruction
@@ -34,7 +34,8 @@ def fingerprint() -> dict[str, Any]:
     processor    the model's name
     processors   logical ones that this process may use
     caches       {"L1d": bytes, "L2": …, "L3": …} of the first processor
-    bandwidth    {"read": bytes/s, "copy": bytes read and written/s}, measured now, past the caches
+    bandwidth    {"read": bytes/s, "copy": bytes read and written/s}, measured now, past the caches;
+                 not without `bandwidth`
     isa, threads, compiler, pyce    of `pyce.info()`
     system       operating system and architecture
     versions     of Python and the libraries that are installed
@@ -51,7 +52,9 @@ def fingerprint() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
     }
-    return {"kind": kind(about), **about, "bandwidth": bandwidth()}
+    if bandwidth:
+        about["bandwidth"] = measure_bandwidth()
+    return {"kind": kind(about), **about}
 
 
 def kind(about: dict[str, Any]) -> str:
@@ -99,7 +102,7 @@ def caches() -> dict[str, int]:
 _CACHE = ("level", "type", "size")
 
 
-def bandwidth() -> dict[str, float]:
+def measure_bandwidth() -> dict[str, float]:
     """Of memory: bytes a second that pyce's threads read, and read and write in a copy.
 
     Without the C extension a copy by NumPy, on one thread.

@@ -1,38 +1,71 @@
-"""The tables of a README: `python -m pyce._bench.readme README.md` puts them between its markers.
+"""Put measured tables between the markers of Markdown files: `python -m pyce._bench.readme FILE…`.
 
-They are those of the last `make bench-peers`.
+    bench           loss and gradient in float32, and which goals are missed
+    bench-full      every workload with class indices, and every goal
+    accuracy        the largest errors in float32
+    accuracy-full   in float64, too
+
+A file has a block's markers, `<!-- bench:begin -->` and `<!-- bench:end -->`, once or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from pyce._bench import goals, results, terminal
+from pyce._bench import goals, promises, regimes, results, terminal
+from pyce._bench.check import FLOATS, figure_of
 from pyce._bench.results import Item, Run
 from pyce._bench.terminal import Unusable, ratio, readable
 
-PEERS = Path("bench/results/peers.json")
+BENCH = Path("bench/results/peers.json")
+ACCURACY = Path("bench/results/accuracy.json")
 TITLES = {"fused": "Loss and gradient", "forward": "Loss alone"}
+KINDS = ("loss", "gradient")
 
 
-def main(options: argparse.Namespace) -> int:
-    replace(options.readme, "bench", peers_markdown(results.load(options.bench)))
-    return terminal.FINE
+# ---------------------------------------------------------------------------------------------
+# Speed
 
 
-def peers_markdown(run: Run) -> str:
-    """The comparison with the peers as Markdown: a table for each operation, and how to read it."""
+def peers_markdown(run: Run, full: bool = True) -> str:
+    """pyce and the peers: a table for each operation, how to read it, and the goals.
+
+    Unless `full`, of loss and gradient in float32 alone.
+    """
+    operations = TITLES if full else {"fused": TITLES["fused"]}
     items = [
         item
         for item in run.items.values()
-        if item.about["target"] == "index" and "," not in item.about["candidate"]
+        if item.about["operation"] in operations
+        and item.about["target"] == "index"
+        and "," not in item.about["candidate"]
+        and (full or item.about["dtype"] == "float32")
     ]
-    losses = [item for item in items if item.about["operation"] in TITLES]
-    names = list(dict.fromkeys(item.about["candidate"] for item in losses))
+    names = list(dict.fromkeys(item.about["candidate"] for item in items))
     names = [name for name in names if name != "floor"]
-    machine = run.machine
+    parts = [_how(run.machine, names)]
+    for operation, title in operations.items():
+        rows: dict[str, dict[str, Item]] = {}
+        for item in items:
+            if item.about["operation"] == operation:
+                row = f"{item.about['workload']}, {item.about['stands_for']}"
+                rows.setdefault(row, {})[item.about["candidate"]] = item
+        if rows:
+            parts.append(f"**{title}**\n\n" + _table(rows, names))
+    lines = goals.lines(run)
+    if lines and full:
+        parts.append("**Goals**, those that are missed in bold\n\n" + _goals(lines))
+    elif lines:
+        parts.append(_missed(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(machine: dict[str, Any], names: list[str]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     floor = "numpy.copyto of the logits to the gradient, on one thread"
     if machine["isa"]:
@@ -40,26 +73,14 @@ def peers_markdown(run: Run) -> str:
             "the faster of a parallel memcpy and a parallel non-temporal copy of the logits to the "
             "gradient (for the loss alone: reading the logits)"
         )
-    parts = [
+    return (
         f"Measured on {machine['processor']} with {machine['threads']} threads"
         + (f", {machine['isa']}, {machine['compiler']}" if machine["isa"] else "")
         + f"; {versions}. Medians of the candidates called in turn on the same buffers. "
         f"In brackets: how many times as long as {names[0] if names else 'pyce'}; bold where it "
         f"takes less. The floor is {floor}. pyce and scikit-learn write the gradient to a "
         "given array; the others return a new one."
-    ]
-    for operation, title in TITLES.items():
-        rows: dict[str, dict[str, Item]] = {}
-        for item in losses:
-            if item.about["operation"] == operation:
-                row = f"{item.about['workload']}, {item.about['stands_for']}"
-                rows.setdefault(row, {})[item.about["candidate"]] = item
-        if rows:
-            parts.append(f"**{title}**\n\n" + _table(rows, names))
-    lines = goals.lines(run)
-    if lines:
-        parts.append("**Goals**, those that are missed in bold\n\n" + _goals(lines))
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def _goals(lines: list[goals.Line]) -> str:
@@ -70,13 +91,31 @@ def _goals(lines: list[goals.Line]) -> str:
     return "\n".join(rows)
 
 
+def _missed(lines: list[goals.Line]) -> str:
+    """How many goals are met, and which are not."""
+    missed: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.met:
+            figure = f"{line.workload} {ratio(line.figure)} ({line.limit})"
+            missed.setdefault(line.about, []).append(figure)
+    met = len(lines) - sum(map(len, missed.values()))
+    text = f"**Goals**: {met} of {len(lines)} are met."
+    if missed:
+        text += " Missed: " + "; ".join(
+            f"{about}: {', '.join(figures)}" for about, figures in missed.items()
+        )
+        text += "."
+    return text
+
+
 def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
     lines = [
         "| " + " | ".join(["workload", "floor", *names]) + " |",
         "| --- |" + " ---: |" * (len(names) + 1),
     ]
     for workload, row in rows.items():
-        floor, ours = row["floor"].seconds, row[names[0]].seconds
+        floor, ours = row["floor"].seconds, row[names[0]]
+        over = ours.over_floor or ours.seconds / floor
         cells = [workload, readable(floor)]
         for name in names:
             if name not in row:
@@ -84,28 +123,110 @@ def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
                 continue
             time = row[name].seconds
             if name == names[0]:
-                cells.append(f"{readable(ours)} ({ratio(ours / floor)} × floor)")
+                cells.append(f"{readable(time)} ({ratio(over)} × floor)")
                 continue
-            times_ours = f"{ratio(time / ours)} ×"
-            times_ours = f"**{times_ours}**" if time < ours else times_ours
+            times_ours = f"{ratio(time / ours.seconds)} ×"
+            times_ours = f"**{times_ours}**" if time < ours.seconds else times_ours
             cells.append(f"{readable(time)} ({times_ours})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def replace(readme: Path, name: str, content: str) -> None:
-    """Replace what stands between the markers of that name in `readme`."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    text = readme.read_text(encoding="utf-8")
+# ---------------------------------------------------------------------------------------------
+# Accuracy
+
+
+def accuracy_markdown(found: dict[str, Any], dtypes: Sequence[str] = FLOATS) -> str:
+    """The largest errors that `python -m pyce check -o` wrote down, in the regimes promised."""
+    bounds = promises.LIMITS["cross-entropy"]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in found["versions"].items()
+        if name in ("torch", "numpy")
+    )
+    shapes = ", ".join(f"{rows}×{classes}" for rows, classes in found["shapes"])
+    parts = [
+        f"Largest errors in units in the last place, loss / gradient, over {shapes}; those beyond "
+        f"{bounds['loss']:g} / {bounds['gradient']:g} in bold; – where the truth is below the "
+        f"normal numbers. {versions}."
+    ]
+    for dtype in dtypes:
+        by_regime = found["results"][dtype]
+        names = list(next(iter(by_regime.values())))
+        lines = [f"| {dtype} | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+        for regime in regimes.PROMISED:
+            if regime in by_regime:
+                cells = [_cell(by_regime[regime][name]) for name in names]
+                lines.append("| " + " | ".join([regimes.TITLES[regime], *cells]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(about: dict[str, Any]) -> str:
+    figures = []
+    for kind in KINDS:
+        most = about[kind]["max"]
+        beyond = most is not None and most > promises.LIMITS["cross-entropy"][kind]
+        figures.append(f"**{figure_of(most)}**" if beyond else figure_of(most))
+    return " / ".join(figures)
+
+
+# ---------------------------------------------------------------------------------------------
+# The files
+
+
+def replace(page: Path, name: str, content: str) -> None:
+    """Replace what stands between the markers of that name in `page`."""
+    begin, end = _markers(name)
+    text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise Unusable(f"{readme.name} must have the lines {begin} and {end}, once each")
+        raise Unusable(f"{page.name} must have the lines {begin} and {end}, once each")
     before, rest = text.split(begin)
     _, after = rest.split(end)
-    readme.write_text(f"{before}{begin}\n\n{content}\n{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n\n{content}\n{end}{after}", encoding="utf-8")
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def main(options: argparse.Namespace) -> int:
+    blocks: dict[str, Callable[[], str]] = {
+        "bench": lambda: peers_markdown(results.load(options.bench), full=False),
+        "bench-full": lambda: peers_markdown(results.load(options.bench)),
+        "accuracy": lambda: accuracy_markdown(_accuracy(options.accuracy), FLOATS[:1]),
+        "accuracy-full": lambda: accuracy_markdown(_accuracy(options.accuracy)),
+    }
+    for page in options.pages:
+        text = page.read_text(encoding="utf-8")
+        found = [name for name in blocks if any(marker in text for marker in _markers(name))]
+        if not found:
+            raise Unusable(f"{page.name} must have the lines {_markers('bench')[0]} … of a block")
+        for name in found:
+            replace(page, name, blocks[name]())
+    return terminal.FINE
+
+
+def _accuracy(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}") from None
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m pyce._bench.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("pages", nargs="+", type=Path, metavar="FILE", help="a file with markers")
+    add("--bench", type=Path, default=BENCH, help="written by bench --peers (default: %(default)s)")
+    add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
+    return made
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m pyce._bench.readme", description=__doc__)
-    parser.add_argument("readme", type=Path, help="the file with the markers")
-    parser.add_argument("--bench", type=Path, default=PEERS, help=f"(default: {PEERS})")
-    sys.exit(terminal.run(main, parser.parse_args()))
+    sys.exit(terminal.run(main, parser().parse_args()))

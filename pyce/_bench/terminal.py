@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -25,6 +26,24 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
         )
 
 
+def names(text: str) -> list[str]:
+    """What an option lists, separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def listed(choices: tuple[str, ...]) -> Any:
+    """The type of an option that lists some of the choices."""
+
+    def some(text: str) -> list[str]:
+        found = names(text)
+        for name in found:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
+        return found
+
+    return some
+
+
 def run(command: Callable[[Any], int], options: Any) -> int:
     """The command's exit status, whatever happens to it."""
     try:
@@ -38,9 +57,13 @@ def run(command: Callable[[Any], int], options: Any) -> int:
         print("pyce: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough. Python would complain of it once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return FINE
+
+
+def silence() -> None:
+    """The reader of what is printed has seen enough: no more of it, and no complaint at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(**options: Any) -> Any:

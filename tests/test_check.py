@@ -1,0 +1,454 @@
+"""`python -m pyce check`: right where the promises hold, and every kind of broken one is found."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+
+import pyce
+from pyce import _arguments
+from pyce.__main__ import main
+from pyce._backends import numpy as numpy_backend
+from pyce._bench import check, promises, readme, regimes
+
+QUICK = ["check", "--backend", "numpy", "--dtype", "float32", "--regime", "confident30"]
+# What makes a check of the whole quick, also for a program in another process.
+SMALL = """
+from pyce._bench import check, promises
+check.SHAPES = ((30, 10), (3, 65))
+promises.CLASSES = (1, 17)
+promises.LARGE = ((20_000, 10),)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(check, "SHAPES", ((30, 10), (3, 65)))
+    monkeypatch.setattr(promises, "CLASSES", (1, 17))
+    monkeypatch.setattr(promises, "LARGE", ((20_000, 10),))
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """No rows of the table but some."""
+    monkeypatch.setattr(promises, "ROWS", {"lengths": "1 to 17 classes", "shared": "shared"})
+
+
+def broken(monkeypatch, function, spoil, backend=numpy_backend):
+    """The backend's function, whose results `spoil` then changes."""
+    right = getattr(backend, function)
+
+    def wrong(*arguments):
+        result = right(*arguments)
+        changed = spoil(*arguments)
+        return result if changed is None else changed
+
+    monkeypatch.setattr(backend, function, wrong)
+
+
+# ---------------------------------------------------------------------------------------------
+# All is well
+
+
+def test_what_is_promised_holds(backend, capsys, few_rows, monkeypatch):
+    """Also of other regimes than the table of cases has, in every dtype."""
+    if backend.isa not in (None, pyce.info()["isas"][0]):
+        return  # the command takes the instruction sets itself
+    monkeypatch.setattr(promises, "shared", lambda *_: None)  # Numba would compile another kernel
+    # In float32 alone with Numba, which compiles anew for each.
+    dtypes = ["float32"] if backend.name == "numba" else list(check.DTYPES)
+    options = ["--dtype", ",".join(dtypes), "--regime", "runner-up,text"]
+    assert main(["check", "-b", backend.name, *options]) == 0
+    text, errors = capsys.readouterr()
+    assert errors == ""
+    assert "verdict: right: 1 backend (" + backend.name in text
+    assert " 2 regimes, " in text
+    for dtype in check.FLOATS:
+        assert (f"{dtype}: largest errors in ULP" in text) == (dtype in dtypes)
+    for line in (promises.LABELS, promises.SPECIAL):
+        assert f"{line}: yes" in text
+    assert (f"{promises.HALF} (float16, bfloat16): yes" in text) == ("float16" in dtypes)
+    if backend.name == "c":
+        if len(pyce.info()["isas"]) > 1:
+            assert f"{promises.ISAS} ({', '.join(pyce.info()['isas'])}): yes" in text
+        assert f"{promises.MACHINES}: yes" in text
+        assert f"{promises.PLACE}: yes" in text
+
+
+def test_every_row_of_the_table(capsys, tmp_path):
+    path = tmp_path / "new" / "accuracy.json"
+    assert main([*QUICK, "--json", "-o", str(path)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(printed)
+    assert json.loads(path.read_text(encoding="utf-8")) == found
+    assert (found["command"], found["verdict"], found["failures"]) == ("check", "right", [])
+    assert found["machine"]["kind"] and "bandwidth" not in found["machine"]
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["numbers"] > 1000
+    about = found["results"]["float32"]["confident30"]["numpy"]
+    for kind in ("loss", "gradient"):
+        assert 0 < about[kind]["right"] <= 1
+        assert (
+            0
+            <= about[kind]["median"]
+            <= about[kind]["max"]
+            <= promises.LIMITS["cross-entropy"][kind]
+        )
+        assert sum(about[kind]["histogram"]) == about[kind]["numbers"] > 0
+    assert set(found["targets"]["float32"]) == set(promises.ROWS) - {"shared"}
+    assert set(found["titles"]) >= {*regimes.REGIMES, *found["targets"]["float32"]}
+
+
+def test_work_shared_among_threads(c_backends, many_processors, few_rows, capsys):
+    """Some of the rows, with one thread and with all."""
+    pyce.set_num_threads(2)
+    assert main(["check", "-b", "c", "--dtype", "float32", "--regime", "random"]) == 0
+    text = capsys.readouterr().out
+    assert f"{promises.THREADS} (1 and 2): yes" in text
+    pyce.set_num_threads(1)
+    assert main(["check", "-b", "c", "--dtype", "float32", "--regime", "random", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["targets"]["float32"]["shared"]["c"]["gradient"]["numbers"] > 0
+    assert found["left_out"]["threads"] == "this process may use one"
+    assert promises.THREADS not in found["checks"]
+
+
+def test_every_regime_has_a_title():
+    assert set(regimes.TITLES) == set(regimes.REGIMES)
+    assert set(regimes.PROMISED) <= set(regimes.TITLES)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is broken is found
+
+
+@pytest.fixture
+def found_in(tmp_path, capsys):
+    """A function: the failures of a run whose exit status is 1, and what it printed."""
+    return lambda arguments=QUICK: _found_in(tmp_path / "accuracy.json", capsys, arguments)
+
+
+def _found_in(path, capsys, arguments):
+    assert main([*arguments, "-o", str(path)]) == 1
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["verdict"] == "wrong"
+    text = capsys.readouterr().out
+    assert "verdict: WRONG" in text
+    assert text.count("BROKEN ") == min(len(content["failures"]), check.MOST)
+    assert content["failures"][0]["text"] in text
+    return content["failures"], text
+
+
+def off(array, ulps):
+    """Move numbers away from 0 by so many units in the last place."""
+    bits = array.view(f"i{array.itemsize}")
+    bits[(array != 0) & np.isfinite(array)] += ulps
+
+
+def test_wrong_losses(monkeypatch, found_in, few_rows):
+    broken(monkeypatch, "forward", lambda p: off(p.losses, 5) if p.losses is not None else None)
+    failures, text = found_in()
+    first = failures[0]
+    assert (first["check"], first["backend"], first["dtype"]) == ("accuracy", "numpy", "float32")
+    assert "confident30" in first["case"] and first["what"].startswith("loss at")
+    assert 4 < first["error"] < 6 and first["limit"] == 2
+    assert "confident30-30x10" in text and "ULP off, at most 2 promised" in text
+    assert "! / " in text
+
+
+@pytest.mark.parametrize("function", ["forward_backward", "backward"])
+def test_wrong_gradients(monkeypatch, found_in, few_rows, function):
+    broken(monkeypatch, function, lambda p: off(p.grad, 6))
+    failures, text = found_in()
+    assert any(f["check"] == "accuracy" and f["what"].startswith("gradient") for f in failures)
+    assert "at most 4 promised" in text
+
+
+def test_a_gradient_below_the_normal_numbers(monkeypatch, found_in, few_rows):
+    """On the wrong side of 0."""
+
+    def spoil(p):
+        p.grad[np.abs(p.grad) < 1e-38] *= -1
+
+    broken(monkeypatch, "forward_backward", spoil)
+    arguments = [*QUICK[:-1], "spread140"]
+    failures, text = found_in(arguments)
+    assert "infinitely wrong" in text
+    assert failures[0]["error"] == promises.INFINITE
+
+
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_wrong_matrices(monkeypatch, found_in, few_rows, function):
+    broken(monkeypatch, function, lambda x, axis, out: off(out, 6))
+    failures, _ = found_in()
+    assert {f["what"].split(" at ")[0] for f in failures} == {function}
+
+
+def test_one_kind_of_target_is_wrong(monkeypatch, found_in):
+    """Every row of the table sees something of its own."""
+
+    def spoil(p):
+        if p.weight is not None:
+            off(p.grad, 8)
+
+    broken(monkeypatch, "forward_backward", spoil)
+    failures, _ = found_in()
+    assert all("weight" in f["case"] or "mean" in f["case"] or "sum" in f["case"] for f in failures)
+
+
+def test_wrong_half_types(monkeypatch, found_in, few_rows):
+    def spoil(p):
+        if p.dtype_name == "float16":
+            off(p.grad, 1)
+
+    broken(monkeypatch, "backward", spoil)
+    failures, text = found_in(["check", "-b", "numpy", "--dtype", "float16"])
+    assert {f["check"] for f in failures} >= {"half types"}
+    assert f"{promises.HALF} (float16): NO" in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_bad_label_that_is_noticed_too_late(monkeypatch, found_in, dtype, few_rows):
+    right = _arguments.Problem.check_labels
+
+    def late(self):
+        if self.grad is not None and self.grad.size:
+            self.grad.flat[-1] = 0.5
+        right(self)
+
+    monkeypatch.setattr(_arguments.Problem, "check_labels", late)
+    failures, text = found_in(["check", "-b", "numpy", "--dtype", dtype, "--regime", "random"])
+    assert {f["check"] for f in failures} == {"errors"}
+    assert {f["got"] for f in failures} == {"out was written"}
+    assert f"{promises.LABELS}: NO" in text
+
+
+@pytest.mark.parametrize("error", [ValueError, None])
+def test_a_bad_label_without_its_error(monkeypatch, found_in, error, few_rows):
+    right = _arguments.Problem.check_labels
+
+    def other(self):
+        try:
+            right(self)
+        except IndexError as right_one:
+            if error:
+                raise error(str(right_one)) from None
+            self.labels = np.zeros_like(self.labels)
+
+    monkeypatch.setattr(_arguments.Problem, "check_labels", other)
+    failures, _ = found_in(["check", "-b", "numpy", "--dtype", "float16"])
+    wanted = "ValueError" if error else "no error"
+    assert any(f["check"] == "errors" and f["got"].startswith(wanted) for f in failures)
+
+
+def test_a_nan_that_spreads(monkeypatch, found_in, few_rows):
+    def spoil(p):
+        if np.isnan(p.grad).any():
+            p.grad[...] = np.nan
+
+    broken(monkeypatch, "forward_backward", spoil)
+    failures, text = found_in()
+    assert {f["check"] for f in failures} == {"special values"}
+    assert f"{promises.SPECIAL}: NO" in text
+    assert "NaN at the target" in text
+
+
+def test_an_exception_ends_nothing(monkeypatch, found_in, few_rows):
+    def wrong(p):
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(numpy_backend, "backward", wrong)
+    failures, text = found_in()
+    assert any(f["got"] == "RuntimeError: no such instruction" for f in failures)
+    assert "special values" in {f["check"] for f in failures}
+    assert "no such instruction" in text
+
+
+def test_other_bytes(monkeypatch, found_in, few_rows, c_backends):
+    """One bit, on one instruction set: within the limit of every error."""
+    from pyce._backends import c
+
+    last = str(c_backends[-1])
+
+    def spoil(p):
+        if c.isa() == c_backends[-1].isa:
+            off(p.grad, 1)
+
+    broken(monkeypatch, "forward_backward", spoil, c)
+    arguments = ["check", "-b", "c", "--dtype", "float32", "--regime", "random"]
+    failures, text = found_in(arguments)
+    assert {(f["check"], f["backend"]) for f in failures} == {("bytes", last)}
+    assert f"{promises.MACHINES}: NO" in text
+    if len(c_backends) > 1:
+        assert f"{promises.ISAS} (" in text and "): NO" in text
+
+
+@pytest.mark.parametrize("kind", ["threads", "place"])
+def test_bytes_that_depend_on_something(
+    monkeypatch, found_in, few_rows, c_backends, many_processors, kind
+):
+    from pyce._backends import c
+
+    pyce.set_num_threads(2)
+
+    def spoil(p):
+        alone = p.rows == 1 and p.classes > 10
+        if pyce.get_num_threads() == 1 if kind == "threads" else alone:
+            off(p.grad, 1)
+
+    broken(monkeypatch, "forward_backward", spoil, c)
+    arguments = ["check", "-b", "c", "--dtype", "float32", "--regime", "random"]
+    failures, _ = found_in(arguments)
+    assert {f["check"] for f in failures} == {"bytes"}
+    line = promises.THREADS if kind == "threads" else promises.PLACE
+    cases = " ".join(f["case"] for f in failures if line in f["what"])
+    assert ("20000x10" in cases and "4300x1000" in cases) if kind == "threads" else "alone" in cases
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+def test_what_can_not_be_checked(capsys, monkeypatch, tmp_path):
+    assert main(["check", "-b", "cuda"]) == 2
+    assert "cuda" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--dtype", "float128"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "--regime", "rndom"])
+    assert ended.value.code == 2
+    (tmp_path / "file").touch()
+    assert main([*QUICK, "-o", str(tmp_path / "file" / "accuracy.json")]) == 2
+    monkeypatch.setenv("PYCE_BACKEND", "cuda")
+    monkeypatch.setattr("pyce._backends._loaded", {})
+    assert main(QUICK) == 2
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(promises, "accuracy", interrupted)
+    assert main(QUICK) == 130
+    assert capsys.readouterr().err == "pyce: interrupted\n"
+
+
+WITHOUT = """
+import sys
+blocked = ("pyce._pyce", "numba", "rich", "ml_dtypes", "sklearn", "torch")
+sys.modules.update(dict.fromkeys(blocked))
+{small}
+from pyce.__main__ import main
+sys.exit(main({arguments}))
+"""
+
+
+def test_with_numpy_alone(run_python):
+    """Neither the C extension nor anything else: that is said, and the rest is checked."""
+    arguments = ["check", "--dtype", "float32,float16", "--regime", "text,random", "--peers"]
+    done = run_python("-c", WITHOUT.format(small=SMALL, arguments=arguments))
+    assert done.stderr == ""
+    assert "not checked: c: the C extension was not built" in done.stdout
+    for name in ("numba: ", "bfloat16: ml_dtypes", "digits: scikit-learn", "PyTorch: "):
+        assert f"not checked: {name}" in done.stdout
+    assert re.search(r"^real: letters of a text  +0\.\d\d / 0\.\d\d$", done.stdout, re.MULTILINE)
+    assert "verdict: right: 1 backend (numpy), 2 regimes, " in done.stdout
+    arguments = ["check", "-b", "c"]
+    done = run_python("-c", WITHOUT.format(small=SMALL, arguments=arguments), check=False)
+    assert done.returncode == 2
+    assert "the C extension was not built" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_hangs_up(run_python):
+    """Nothing is complained of, and the exit status is that of the check."""
+    code = SMALL + f"from pyce.__main__ import main\nimport sys\nsys.exit(main({QUICK}))"
+    spoiled = "from pyce import _arguments\n_arguments.Problem.check_labels = lambda self: None\n"
+    for program, status in ((code, 0), (spoiled + code, 1)):
+        with subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            process.stdout.close()
+            errors = process.stderr.read()
+        assert errors == b""
+        assert process.returncode == status
+
+
+class Peer:
+    """A library that computes as books print it, in float32."""
+
+    @staticmethod
+    def answer(work):
+        x = work.logits
+        e = np.exp(x - x.max(1, keepdims=True))
+        p = e / e.sum(1, keepdims=True)
+        rows = np.arange(len(x))
+        with np.errstate(divide="ignore"):
+            loss = -np.log(p[rows, work.target])
+        grad = p.copy()
+        grad[rows, work.target] -= 1
+        return [("loss", "loss", loss), ("gradient", "gradient", grad)]
+
+
+def test_peers_are_shown_and_never_judged(monkeypatch, capsys, few_rows, tmp_path):
+    real = check.importlib.util.find_spec
+    monkeypatch.setattr(
+        check.importlib.util, "find_spec", lambda name: "torch" if name == "torch" else real(name)
+    )
+    monkeypatch.setattr(check, "_torch", Peer.answer)
+    path = tmp_path / "accuracy.json"
+    assert main([*QUICK, "--peers", "-o", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "PyTorch" in text and "!" not in text.split("ULP")[1].split("beyond")[1]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert found["results"]["float32"]["confident30"]["PyTorch"]["gradient"]["max"] > 1000
+
+
+def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
+    about = {"numbers": 2, "right": 0.5, "median": 0.4, "99.9%": 1.0, "histogram": [2]}
+
+    def of(loss, gradient):
+        return {"loss": {**about, "max": loss}, "gradient": {**about, "max": gradient}}
+
+    results = {
+        "random": {"c": of(0.67, 1.88), "PyTorch": of(4.32, 2e7)},
+        "text": {"c": of(0.5, 0.5), "PyTorch": of(1.0, 1.0)},
+        "confident100": {"c": of(None, None), "PyTorch": of(None, promises.INFINITE)},
+    }
+    found = {
+        "versions": {"Python": "3.12", "numpy": "2.4.6", "torch": "2.13.0"},
+        "shapes": [[3000, 10], [3, 32000]],
+        "results": {"float32": results},
+    }
+    saved, page = tmp_path / "accuracy.json", tmp_path / "README.md"
+    saved.write_text(json.dumps(found))
+    page.write_text("before\n<!-- accuracy:begin -->\nold\n<!-- accuracy:end -->\nafter\n")
+    options = readme.parser().parse_args([str(page), "--accuracy", str(saved)])
+    assert readme.main(options) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- accuracy:begin -->\n\nLargest errors in units")
+    assert text.endswith("\n<!-- accuracy:end -->\nafter\n")
+    assert "over 3000×10, 3×32000; those beyond 2 / 4 in bold" in text
+    assert "numpy 2.4.6, torch 2.13.0." in text
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| float32 | c | PyTorch |",
+        "| --- | ---: | ---: |",
+        "| random | 0.67 / 1.88 | **4.32** / **2e7** |",
+        "| confident by 100 | – / – | – / **∞** |",
+    ]
+    page.write_text("no markers")
+    with pytest.raises(check.Unusable, match="must have the lines"):
+        readme.main(options)
+
+
+def test_the_exact_results_of_real_data():
+    """The letters are a language: a loss of two to three nats, and −inf where nothing follows."""
+    logits, labels = promises.real.text()
+    right = oracle.reference(logits, labels, reduction="mean")
+    assert 1.5 < right.loss.hi < 3.5
+    assert np.isneginf(logits).any()
