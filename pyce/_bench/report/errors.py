@@ -159,7 +159,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         f"Largest errors, {dtype}",
         f"Points for each regime: the largest error of loss and gradient in {dtype}, in units in "
         f"the last place, for each backend and library. The largest of all: {said}.",
-        "The largest error of each regime: further left is better; left of the black line is what "
+        "The largest error of each regime: further left is better; left of the thick line is what "
         "is promised.",
         made,
     )

@@ -150,7 +150,8 @@ def _facts(
             if change.verdict in CHANGED
         ]
         for history in histories:
-            said += _of_changes(history)
+            where = f"{history.kind}: " if len(histories) > 1 else ""
+            said += [where + sentence for sentence in _of_changes(history)]
     facts["checks"] = [
         {"file": check.path.name, "verdict": check.verdict, "failures": check.failures}
         for check in found

@@ -100,7 +100,7 @@ def roofline(shown: Shown) -> Picture:
         f"Throughput in gigabytes a second against the size of the logits, both logarithmic, for "
         f"{listed(TITLES[o] for o in operations)}, with a line for each backend and library "
         f"under the line of the floor. The highest is {most:.0f} GB/s.",
-        "Bytes that must be moved, per second: higher is better. The black line is the floor, what "
+        "Bytes that must be moved, per second: higher is better. The thick line is the floor, what "
         "a copy (or, for the loss alone, a read) of the same buffers reaches: nothing can be in "
         "the grey above it for long, but where targets are probabilities: these must be read, too, "
         "and the floor does not. Lines join the float32 workloads with index targets; small hollow "
