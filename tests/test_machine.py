@@ -24,6 +24,6 @@ def test_bandwidth_is_that_of_work_that_was_done(monkeypatch):
 
     monkeypatch.setattr(machine, "_LARGE", 2**24)
     monkeypatch.setattr(machine, "lib", Watched(machine.lib))
-    found = machine.bandwidth()
+    found = machine.measure_bandwidth()
     assert sorted(found) == ["copy", "read"] and min(found.values()) > 0
     assert len(statuses) >= 3 and not any(statuses)

@@ -2,8 +2,9 @@
 
 Compared are times over the floor's of the same round, since what ails a machine ails its memory,
 too. The observations are the medians of blocks (see `measure`), and the test is Mann and Whitney's,
-which asks nothing of their distribution: eight blocks before and eight after give a p of 0.0002
-when each one after is slower than all before. Holm's correction allows for the many tests of a run.
+which asks nothing of their distribution: ten blocks before and ten after give a p of 0.00001 when
+each one after is slower than all before. That is enough for Holm's correction, which allows for the
+many tests of a run: some hundreds.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import pyce
-from pyce._bench.measure import seconds
+from pyce._bench.measure import done, seconds
 
 try:
     from pyce._pyce import ffi, lib
@@ -113,11 +113,11 @@ def measure_bandwidth() -> dict[str, float]:
     threads = pyce.get_num_threads()
     a, b = ffi.from_buffer(source), ffi.from_buffer(to)
     copy = min(
-        seconds(lambda: _done(lib.pyce_copy(b, a, _LARGE, 0, threads)), repeat=5),
-        seconds(lambda: _done(lib.pyce_copy(b, a, _LARGE, 1, threads)), repeat=5),
+        seconds(lambda: done(lib.pyce_copy(b, a, _LARGE, 0, threads)), repeat=5),
+        seconds(lambda: done(lib.pyce_copy(b, a, _LARGE, 1, threads)), repeat=5),
     )
     return {
-        "read": _LARGE / seconds(lambda: _done(lib.pyce_read(a, _LARGE, threads)), repeat=5),
+        "read": _LARGE / seconds(lambda: done(lib.pyce_read(a, _LARGE, threads)), repeat=5),
         "copy": 2 * _LARGE / copy,
     }
 
@@ -128,12 +128,6 @@ def _aligned(size: int) -> npt.NDArray[np.uint8]:
     start = -memory.__array_interface__["data"][0] % 64
     aligned: npt.NDArray[np.uint8] = memory[start : start + size]
     return aligned
-
-
-def _done(status: int) -> None:
-    """What was refused takes no time: it must not be measured."""
-    if status:
-        raise RuntimeError(ffi.string(lib.pyce_status_text(status)).decode())
 
 
 def versions() -> dict[str, str]:
