@@ -212,8 +212,10 @@ def test_the_file_is_that_of_pytest_benchmark(written):
 
 def test_the_tools_of_pytest_benchmark_read_it(written, run_python):
     path, _ = written
-    done = run_python("-m", "pytest_benchmark", "compare", str(path), "--group-by=group")
-    assert "benchmark '64x10 fused'" in done.stdout
+    (kept,) = (path.parent / "baselines").glob("*.json")
+    files = (str(path), str(kept))
+    done = run_python("-m", "pytest_benchmark", "compare", *files, "--group-by=group")
+    assert "benchmark '64x10 fused': 6 tests" in done.stdout
     assert "pyce numpy" in done.stdout
 
 
@@ -235,12 +237,24 @@ def test_the_baseline_names_no_host(written):
     before, after = results.load(path), results.load(kept)
     assert kept.name.startswith(before.machine["kind"])
     assert set(after.items) == set(before.items)
-    assert all(after.items[key].seconds == item.seconds for key, item in before.items.items())
+    for key, item in before.items.items():
+        assert after.items[key].seconds == pytest.approx(item.seconds, rel=1e-4)
+        assert after.items[key].over_floor == pytest.approx(item.over_floor, rel=1e-4)
+        assert after.items[key].about["blocks"] == pytest.approx(item.about["blocks"], rel=1e-4)
     content = kept.read_text()
     assert '"node"' not in content
     assert '"data"' not in content
     assert f'"{socket.gethostname()}"' not in content
-    assert len(content) < len(path.read_text())
+    assert len(content) < len(path.read_text()) / 2
+    assert "UNSERIALIZABLE" not in path.read_text()
+
+
+def test_a_baseline_is_drawn(written, run_python, tmp_path):
+    pytest.importorskip("matplotlib")
+    path, _ = written
+    (kept,) = (path.parent / "baselines").glob("*.json")
+    run_python("-m", "pyce", "report", str(path), str(kept), "--output", str(tmp_path))
+    assert "64x10" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
 def test_json_is_all_that_is_printed(run_python, tmp_path):

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pyce._bench import results
 
+# What each item keeps, and of its `extra_info` and `stats` what it does not.
+ITEM = ("group", "name", "fullname", "param", "extra_info", "stats")
+LEFT_OUT = ("losses", "data", "ld15iqr", "hd15iqr", "total")
 # Of `machine_info`; `pyce` is the fingerprint.
 KEPT = ("machine", "python_implementation", "python_version", "system", "release", "pyce")
 
@@ -22,11 +26,27 @@ def keep(file: Path, folder: Path) -> Path:
     content["machine_info"] = {
         name: value for name, value in content["machine_info"].items() if name in KEPT
     }
-    for one in content["benchmarks"]:
-        one["stats"].pop("data", None)
-        one["extra_info"].pop("losses", None)
+    items = [_short(one) for one in content.pop("benchmarks")]
     name = f"{run.machine['kind']}--{run.when[:10]}-{run.commit or run.machine['pyce']}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in items)
+    head = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
+    path.write_text(f'{head},\n "benchmarks": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     return path
+
+
+def _short(one: dict[str, Any]) -> dict[str, Any]:
+    """An item without what is of no use later, its figures to five digits."""
+    kept = {name: one[name] for name in ITEM}
+    for part in ("extra_info", "stats"):
+        kept[part] = {
+            name: _rounded(value) for name, value in one[part].items() if name not in LEFT_OUT
+        }
+    return kept
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

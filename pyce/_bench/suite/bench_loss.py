@@ -14,7 +14,11 @@ from pyce._bench.suite.plan import Plan, about
 from pyce._bench.workloads import Workload
 
 
-def bench_loss(
+def bench_loss(workload: str, operation: str, candidate: str, plan: Plan, record: Any) -> None:
+    _measured(plan.workload(workload), operation, plan.candidate(candidate), plan, record)
+
+
+def _measured(
     workload: Workload, operation: str, candidate: Candidate, plan: Plan, record: Any
 ) -> None:
     outcome = plan.outcome(workload, operation, candidate)

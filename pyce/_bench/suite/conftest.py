@@ -27,12 +27,10 @@ def pytest_sessionfinish(session: Any) -> None:
 def pytest_generate_tests(metafunc: Any) -> None:
     plan = metafunc.config.stash[PLAN]
     if {"workload", "operation", "candidate"} <= set(metafunc.fixturenames):
-        items = plan.items()
-        metafunc.parametrize(
-            ("workload", "operation", "candidate"),
-            items,
-            ids=[f"{w.name}-{operation}-{c.name}" for w, operation, c in items],
-        )
+        # By name, since pytest-benchmark writes them down.
+        items = [(w.name, operation, c.name) for w, operation, c in plan.items()]
+        names = ("workload", "operation", "candidate")
+        metafunc.parametrize(names, items, ids=["-".join(item) for item in items])
     elif "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", training_backends(plan))
 

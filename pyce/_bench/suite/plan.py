@@ -53,6 +53,12 @@ class Plan:
             if candidate.does(workload, operation)
         ]
 
+    def workload(self, name: str) -> Workload:
+        return next(workload for workload in self.workloads if workload.name == name)
+
+    def candidate(self, name: str) -> Candidate:
+        return next(candidate for candidate in self.candidates if candidate.name == name)
+
     def outcome(self, workload: Workload, operation: str, candidate: Candidate) -> Outcome:
         """Measures the whole workload when the first of its items is asked for."""
         name = workload.name
