@@ -96,7 +96,7 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
 def _percent(value: float) -> str:
     if value == 0:
         return "none"
-    return f"{100 * value:.3g} %" if value >= 1e-6 else f"{value:.0e}".replace("e-0", "e−")
+    return f"{100 * value:.9f}".rstrip("0").rstrip(".") + " %"
 
 
 def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
