@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pyce
+from pyce.__main__ import parser
 from pyce._bench import baseline, bench, changes, compare, goals, machine, results, workloads
 from pyce._bench.candidates import Candidate, backends
 from pyce._bench.measure import Effort, Figures, Wrong, in_turn, measure
@@ -279,6 +280,41 @@ def test_what_cant_be_measured(run_python, tmp_path, arguments, words):
     assert done.returncode == UNUSABLE
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert path.read_text() == "as it was"
+
+
+def test_the_output_is_never_removed(run_python, tmp_path):
+    """What is there may be a device: it is written to, as any program's output is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)  # open at both ends, so that nobody waits
+    try:
+        run_bench(run_python, "-w", "nothing", "-o", str(pipe), check=False)
+        done = run_bench(run_python, *FEW, "-o", str(pipe))
+        assert "written" in done.stdout
+        assert pipe.is_fifo()
+        assert os.read(reader, 1) == b"{"
+    finally:
+        os.close(reader)
+
+
+def test_an_output_that_cant_be_written(run_python, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "bench.json"):
+        done = run_bench(run_python, *FEW, "-o", str(place), check=False)
+        assert done.returncode == UNUSABLE
+        assert f"can't write {place}" in done.stderr
+        assert "[1/1]" not in done.stderr  # said before anything is measured
+        assert "Traceback" not in done.stderr
+
+
+def test_what_was_there_stays_when_nothing_is_measured(tmp_path, monkeypatch):
+    path = tmp_path / "kept.json"
+    path.write_text("as it was")
+    monkeypatch.setattr(bench, "_measure", lambda *_: (INTERRUPTED, []))
+    options = parser().parse_args(["bench", *FEW, "-o", str(path)])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(options)
     assert path.read_text() == "as it was"
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,29 +88,41 @@ def main(options: argparse.Namespace) -> int:
             terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
         return terminal.FINE
     terminal.require("bench", "pytest", "pytest_benchmark")
-    from pyce._bench import baseline
-
     plan, digits = _plan(options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.unlink(missing_ok=True)
-    status, failures = _measure(plan, digits, options)
-    if not options.output.exists():
-        for text in failures:
-            print(text, file=sys.stderr)
-        if status == terminal.INTERRUPTED:
-            raise KeyboardInterrupt
-        raise Unusable("nothing was measured")
-    if options.baseline and status == terminal.FINE:
-        print(f"baseline: {baseline.keep(options.output, options.baseline)}", file=sys.stderr)
-    if options.json:
-        print(options.output.read_text(encoding="utf-8"))
-    else:
-        _show(options)
-    for text in failures:
-        print(text, file=sys.stderr)
+    terminal.writable(options.output)
+    # Measured into a file of its own: what was there before stays until there is something better.
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / OUTPUT
+        status, failures = _measure(plan, digits, measured)
+        try:
+            if measured.exists():
+                _keep(measured, options, status)
+        finally:
+            for text in failures:
+                print(text, file=sys.stderr)
+        if not measured.exists():
+            if status == terminal.INTERRUPTED:
+                raise KeyboardInterrupt
+            raise Unusable("nothing was measured")
     if status == terminal.INTERRUPTED:
         print("pyce: interrupted; what was measured by then is above", file=sys.stderr)
     return status
+
+
+def _keep(measured: Path, options: argparse.Namespace, status: int) -> None:
+    """Show what was measured, and write it where it was asked for."""
+    from pyce._bench import baseline
+
+    content = measured.read_text(encoding="utf-8")
+    if options.json:
+        print(content)
+    else:
+        _show(measured, options.goals)
+    terminal.write(options.output, content)
+    if not options.json:
+        print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
+    if options.baseline and status == terminal.FINE:
+        print(f"baseline: {baseline.keep(measured, options.baseline)}", file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
@@ -174,7 +187,7 @@ class _Session:
             self.failures.append(report.longreprtext)
 
 
-def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int, list[str]]:
+def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
     """Run the suite; the exit status, and what failed."""
     import pytest
 
@@ -185,7 +198,7 @@ def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int,
     arguments += [
         f"-c{suite / 'pytest.ini'}",
         f"--rootdir={suite}",
-        f"--benchmark-json={options.output.absolute()}",
+        f"--benchmark-json={output}",
         "--benchmark-quiet",
         "-ppytest_benchmark.plugin",
         *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
@@ -318,10 +331,10 @@ class progress:
 # The table
 
 
-def _show(options: argparse.Namespace) -> None:
+def _show(measured: Path, with_goals: bool) -> None:
     from pyce._bench import goals, results
 
-    run = results.load(options.output)
+    run = results.load(measured)
     show_times(run)
     for item in run.items.values():
         if "accuracy" in item.about:
@@ -329,7 +342,7 @@ def _show(options: argparse.Namespace) -> None:
                 f"{item.about['stands_for']} on digits, {item.about['candidate']}: "
                 f"{readable(item.seconds)}, held-out accuracy {item.about['accuracy']:.2%}"
             )
-    if options.goals:
+    if with_goals:
         lines = [
             (
                 goal.about,
@@ -341,7 +354,6 @@ def _show(options: argparse.Namespace) -> None:
             for goal in goals.lines(run)
         ]
         terminal.table("Goals", ("goal", "workload", "limit", "measured", ""), lines, left=2)
-    print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
 
 
 def show_times(run: Run) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 # Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
@@ -24,6 +26,28 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
         raise Unusable(
             f"`python -m pyce {command}` needs {', '.join(missing)}: pip install 'pyce[{extra}]'"
         )
+
+
+def writable(path: Path) -> None:
+    """Raise `Unusable` unless a file can be written there: to be asked before minutes of work.
+
+    Nothing is written or removed: what is there may be the only one, or a device.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"can't write {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise Unusable(f"can't write {path}: {os.strerror(errno.EISDIR)}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise Unusable(f"can't write {path}: {os.strerror(errno.EACCES)}")
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Unusable(f"can't write {path}: {error.strerror}") from None
 
 
 def names(text: str) -> list[str]:
