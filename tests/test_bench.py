@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import statistics
@@ -318,6 +319,47 @@ def test_what_was_there_stays_when_nothing_is_measured(tmp_path, monkeypatch):
     assert path.read_text() == "as it was"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PYCE_BACKEND", "fortran"), ("PYCE_NUM_THREADS", "0"), ("PYCE_NUM_THREADS", "many")],
+)
+def test_an_environment_that_cant_be(run_python, tmp_path, variable, value):
+    path = str(tmp_path / "one.json")
+    done = run_bench(run_python, *FEW, "-o", path, check=False, **{variable: value})
+    assert done.returncode == UNUSABLE
+    assert done.stderr.startswith(f"pyce: {variable} must be")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_terminal_that_knows_ascii_alone(run_python, tmp_path):
+    path = str(tmp_path / "one.json")
+    done = run_bench(run_python, *FEW, "-o", path, PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert re.search(r"\d (us|ms)", done.stdout)
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+def test_nothing_can_be_printed(tmp_path, how):
+    """What was measured is kept, and nobody sees a traceback."""
+    path = tmp_path / "one.json"
+    if how == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    redirected = {"closed": ">&-", "full": ">/dev/full"}[how]
+    command = shlex.join([sys.executable, "-m", "pyce", "bench", *FEW, "-o", str(path)])
+    done = subprocess.run(
+        f"{command} {redirected}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == (FINE if how == "closed" else UNUSABLE)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert results.load(path).workloads == ["64x10"]
+
+
 WRONG = """
 import sys
 import numpy as np
@@ -532,6 +574,15 @@ def test_a_change_is_found(tmp_path, factor, verdict):
     for change in found[:3]:
         assert change.p < changes.LEVEL
         assert change.ratio == pytest.approx(factor, rel=0.1)
+
+
+def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
+    before = {(f"w{i}", "fused", "pyce c"): [1 + 0.001 * b for b in range(10)] for i in range(340)}
+    after = {key: [value + 0.0001 for value in over] for key, over in before.items()}
+    after["w7", "fused", "pyce c"] = [value * 1.3 for value in before["w7", "fused", "pyce c"]]
+    runs = run_of(tmp_path, "a.json", before), run_of(tmp_path, "b.json", after)
+    changed = [c.key[0] for c in changes.compare(*runs) if c.verdict != "same"]
+    assert changed == ["w7"]
 
 
 def test_certain_but_small_is_no_change(tmp_path):
