@@ -40,12 +40,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(options: argparse.Namespace) -> int:
-    from pyce._info import describe, info
+    from pyce._info import describe
 
-    try:
-        print(json.dumps(info()) if options.json else describe())
-    except ValueError as error:
-        raise terminal.Unusable(str(error)) from None
+    about = terminal.info()
+    print(json.dumps(about) if options.json else describe())
     return terminal.FINE
 
 

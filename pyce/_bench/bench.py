@@ -88,6 +88,7 @@ def main(options: argparse.Namespace) -> int:
             terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
         return terminal.FINE
     terminal.require("bench", "pytest", "pytest_benchmark")
+    terminal.info()
     plan, digits = _plan(options)
     terminal.writable(options.output)
     # Measured into a file of its own: what was there before stays until there is something better.
@@ -114,11 +115,13 @@ def _keep(measured: Path, options: argparse.Namespace, status: int) -> None:
     from pyce._bench import baseline
 
     content = measured.read_text(encoding="utf-8")
-    if options.json:
-        print(content)
-    else:
-        _show(measured, options.goals)
-    terminal.write(options.output, content)
+    try:
+        terminal.write(options.output, content)
+    finally:
+        if options.json:
+            print(content)
+        else:
+            _show(measured, options.goals)
     if not options.json:
         print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
     if options.baseline and status == terminal.FINE:

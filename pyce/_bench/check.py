@@ -102,10 +102,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _runners(asked: list[str] | None, left_out: dict[str, str]) -> list[Runner]:
     """The backends asked for, or all that work; C once for each instruction set, widest first."""
-    try:
-        info = pyce.info()
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    info = terminal.info()
     found = []
     for name in asked or info["backends"]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
 import importlib.util
 import os
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyce
 
 # Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
 FINE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -70,6 +73,7 @@ def listed(choices: tuple[str, ...]) -> Any:
 
 def run(command: Callable[[Any], int], options: Any) -> int:
     """The command's exit status, whatever happens to it."""
+    _open_streams()
     try:
         status = command(options)
         sys.stdout.flush()
@@ -83,6 +87,41 @@ def run(command: Callable[[Any], int], options: Any) -> int:
     except BrokenPipeError:
         silence()
         return FINE
+    except OSError as error:
+        if error.filename is not None:
+            raise  # a file's error is for the command to explain
+        print(f"pyce: can't write: {error.strerror}", file=sys.stderr)
+        silence()
+        return UNUSABLE
+
+
+def info() -> dict[str, Any]:
+    """`pyce.info()`; `Unusable` where an environment variable of pyce's can't be."""
+    try:
+        return pyce.info()
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
+# What to print in the place of characters that the terminal's encoding has not.
+_PLAIN = {"µ": "u", "μ": "u", "−": "-", "–": "-", "×": "x", "…": "..."}
+
+
+def _open_streams() -> None:
+    """Closed streams take what is printed, and none stumbles over a character."""
+    codecs.register_error("pyce", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the program
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="pyce")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter, "?") for letter in text), error.end
 
 
 def silence() -> None:
