@@ -219,6 +219,17 @@ def test_the_tools_of_pytest_benchmark_read_it(written, run_python):
     assert "pyce numpy" in done.stdout
 
 
+def test_what_is_measured_again_is_the_same(written):
+    path, _ = written
+    threads = str(pyce.get_num_threads())
+    run = results.load(path)
+    assert compare.again(run)[:2] == ["--backend", "numpy"]
+    assert compare.again(run)[2:] == ["--threads", threads]
+    run.items["64x10", "fused", "pyce numpy"].about["kind"] = "variant"
+    run.items["64x10", "fused", "floor"].about.update(kind="backend", backend="c", threads=7)
+    assert compare.again(run) == ["--backend", "c", "--threads", "7", "--peers"]
+
+
 def test_what_is_read_is_what_was_written(written):
     path, done = written
     run = results.load(path)
@@ -358,6 +369,18 @@ def test_nothing_can_be_printed(tmp_path, how):
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
     assert results.load(path).workloads == ["64x10"]
+
+
+@pytest.mark.parametrize("option", ["--backend", "--threads", "--dtype", "--operation"])
+def test_what_an_option_lists(capsys, option):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["bench", option, ","])
+    assert option in capsys.readouterr().err
+    name = {"--backend": "c", "--threads": "1", "--dtype": "float32", "--operation": "fused"}[
+        option
+    ]
+    options = vars(parser().parse_args(["bench", option, f"{name},{name}"]))
+    assert [str(one) for one in options[option.removeprefix("--")]] == [name]
 
 
 WRONG = """
@@ -603,6 +626,19 @@ def test_what_others_take_is_no_change_of_ours(tmp_path):
     items = {("w", "fused", who): [1.0] * 8 for who in ("floor", "torch", "pyce c")}
     run = run_of(tmp_path, "a.json", items)
     assert [change.key[2] for change in changes.compare(run, run)] == ["pyce c"]
+
+
+def test_a_file_without_a_kind_of_machine(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"machine_info": {"pyce": {}}, "benchmarks": []}')
+    with pytest.raises(Unusable, match="was not written by"):
+        results.load(path)
+
+
+def test_outside_of_a_repository_there_is_no_commit(tmp_path):
+    run = run_of(tmp_path, "a.json", {})
+    run.content["commit_info"] = {"id": "unversioned", "dirty": False}
+    assert run.commit == ""
 
 
 def test_holm():

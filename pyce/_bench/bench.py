@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _counts(text: str) -> list[int]:
     try:
-        found = [int(name) for name in terminal.names(text)]
+        found = list(dict.fromkeys(int(name) for name in terminal.names(text)))
     except ValueError:
         found = []
     if not found or min(found) < 1:

@@ -54,8 +54,11 @@ def write(path: Path, text: str) -> None:
 
 
 def names(text: str) -> list[str]:
-    """What an option lists, separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """What an option lists, separated by commas; each once."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("nothing is listed")
+    return list(dict.fromkeys(found))
 
 
 def listed(choices: tuple[str, ...]) -> Any:
