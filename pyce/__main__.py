@@ -48,8 +48,13 @@ def show(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return terminal.run(_run, arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     options = parser().parse_args(arguments)
-    return terminal.run(options.run, options)
+    status: int = options.run(options)
+    return status
 
 
 if __name__ == "__main__":

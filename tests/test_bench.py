@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import pyce
+from pyce import __main__ as pyce_main
 from pyce.__main__ import parser
 from pyce._bench import baseline, bench, changes, compare, goals, machine, results, workloads
 from pyce._bench.candidates import Candidate, backends
@@ -312,8 +313,10 @@ def test_the_output_is_never_removed(run_python, tmp_path):
 
 def test_an_output_that_cant_be_written(run_python, tmp_path):
     (tmp_path / "file").write_text("")
-    for place in (tmp_path, tmp_path / "file" / "bench.json"):
-        done = run_bench(run_python, *FEW, "-o", str(place), check=False)
+    inside = tmp_path / "file" / "folder"
+    for option, place in (("-o", tmp_path), ("-o", inside), ("--baseline", inside)):
+        where = ("-o", str(tmp_path / "fine.json"), option, str(place))
+        done = run_bench(run_python, *FEW, *where, check=False)
         assert done.returncode == UNUSABLE
         assert f"can't write {place}" in done.stderr
         assert "[1/1]" not in done.stderr  # said before anything is measured
@@ -435,7 +438,18 @@ def test_nothing_was_measured_before_ctrl_c(run_python, tmp_path):
     )
     done = run_python("-c", code, "bench", *FEW, "-o", str(tmp_path / "no.json"), check=False)
     assert done.returncode == INTERRUPTED
+    assert done.stderr.splitlines()[-1] == "pyce: interrupted"
+    assert "Warning" not in done.stderr
     assert not (tmp_path / "no.json").exists()
+
+
+def test_ctrl_c_while_the_commands_are_imported(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyce_main, "parser", stop)
+    assert pyce_main.main(["bench"]) == INTERRUPTED
+    assert capsys.readouterr().err == "pyce: interrupted\n"
 
 
 def test_the_suite_runs_under_pytest_itself(run_python):

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,8 @@ def main(options: argparse.Namespace) -> int:
     terminal.info()
     plan, digits = _plan(options)
     terminal.writable(options.output)
+    if options.baseline:
+        terminal.writable(options.baseline / "its-name.json")
     # Measured into a file of its own: what was there before stays until there is something better.
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / OUTPUT
@@ -207,7 +210,10 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
         *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
     ]
     with _without_other_plugins(), progress(plan, digits) as plan.display:
-        status = pytest.main(arguments, plugins=[_Named(session)])
+        with warnings.catch_warnings():
+            # That nothing was measured before Ctrl-C is said in our words.
+            warnings.filterwarnings("ignore", message=".*no benchmarks have been run")
+            status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
     statuses = {
