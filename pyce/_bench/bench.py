@@ -209,11 +209,14 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
         "-ppytest_benchmark.plugin",
         *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
     ]
-    with _without_other_plugins(), progress(plan, digits) as plan.display:
-        with warnings.catch_warnings():
-            # That nothing was measured before Ctrl-C is said in our words.
-            warnings.filterwarnings("ignore", message=".*no benchmarks have been run")
-            status = pytest.main(arguments, plugins=[_Named(session)])
+    with (
+        _without_other_plugins(),
+        progress(plan, digits) as plan.display,
+        warnings.catch_warnings(),
+    ):
+        # That nothing was measured before Ctrl-C is said in our words.
+        warnings.filterwarnings("ignore", message=".*no benchmarks have been run")
+        status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
     statuses = {
