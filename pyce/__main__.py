@@ -40,18 +40,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(options: argparse.Namespace) -> int:
-    from pyce._info import describe, info
+    from pyce._info import describe
 
-    try:
-        print(json.dumps(info()) if options.json else describe())
-    except ValueError as error:
-        raise terminal.Unusable(str(error)) from None
+    about = terminal.info()
+    print(json.dumps(about) if options.json else describe())
     return terminal.FINE
 
 
 def main(arguments: list[str] | None = None) -> int:
+    return terminal.run(_run, arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     options = parser().parse_args(arguments)
-    return terminal.run(options.run, options)
+    status: int = options.run(options)
+    return status
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import statistics
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 import pyce
+from pyce import __main__ as pyce_main
+from pyce.__main__ import parser
 from pyce._bench import baseline, bench, changes, compare, goals, machine, results, workloads
 from pyce._bench.candidates import Candidate, backends
 from pyce._bench.measure import Effort, Figures, Wrong, in_turn, measure
@@ -219,6 +222,17 @@ def test_the_tools_of_pytest_benchmark_read_it(written, run_python):
     assert "pyce numpy" in done.stdout
 
 
+def test_what_is_measured_again_is_the_same(written):
+    path, _ = written
+    threads = str(pyce.get_num_threads())
+    run = results.load(path)
+    assert compare.again(run)[:2] == ["--backend", "numpy"]
+    assert compare.again(run)[2:] == ["--threads", threads]
+    run.items["64x10", "fused", "pyce numpy"].about["kind"] = "variant"
+    run.items["64x10", "fused", "floor"].about.update(kind="backend", backend="c", threads=7)
+    assert compare.again(run) == ["--backend", "c", "--threads", "7", "--peers"]
+
+
 def test_what_is_read_is_what_was_written(written):
     path, done = written
     run = results.load(path)
@@ -296,6 +310,96 @@ def test_what_cant_be_measured(run_python, tmp_path, arguments, words):
     assert path.read_text() == "as it was"
 
 
+def test_the_output_is_never_removed(run_python, tmp_path):
+    """What is there may be a device: it is written to, as any program's output is."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR)  # open at both ends, so that nobody waits
+    try:
+        run_bench(run_python, "-w", "nothing", "-o", str(pipe), check=False)
+        done = run_bench(run_python, *FEW, "-o", str(pipe))
+        assert "written" in done.stdout
+        assert pipe.is_fifo()
+        assert os.read(reader, 1) == b"{"
+    finally:
+        os.close(reader)
+
+
+def test_an_output_that_cant_be_written(run_python, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "folder"
+    for option, place in (("-o", tmp_path), ("-o", inside), ("--baseline", inside)):
+        where = ("-o", str(tmp_path / "fine.json"), option, str(place))
+        done = run_bench(run_python, *FEW, *where, check=False)
+        assert done.returncode == UNUSABLE
+        assert f"can't write {place}" in done.stderr
+        assert "[1/1]" not in done.stderr  # said before anything is measured
+        assert "Traceback" not in done.stderr
+
+
+def test_what_was_there_stays_when_nothing_is_measured(tmp_path, monkeypatch):
+    path = tmp_path / "kept.json"
+    path.write_text("as it was")
+    monkeypatch.setattr(bench, "_measure", lambda *_: (INTERRUPTED, []))
+    options = parser().parse_args(["bench", *FEW, "-o", str(path)])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(options)
+    assert path.read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PYCE_BACKEND", "fortran"), ("PYCE_NUM_THREADS", "0"), ("PYCE_NUM_THREADS", "many")],
+)
+def test_an_environment_that_cant_be(run_python, tmp_path, variable, value):
+    path = str(tmp_path / "one.json")
+    done = run_bench(run_python, *FEW, "-o", path, check=False, **{variable: value})
+    assert done.returncode == UNUSABLE
+    assert done.stderr.startswith(f"pyce: {variable} must be")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_terminal_that_knows_ascii_alone(run_python, tmp_path):
+    path = str(tmp_path / "one.json")
+    done = run_bench(run_python, *FEW, "-o", path, PYTHONIOENCODING="ascii", NO_COLOR="1")
+    assert re.search(r"\d (us|ms)", done.stdout)
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+def test_nothing_can_be_printed(tmp_path, how):
+    """What was measured is kept, and nobody sees a traceback."""
+    path = tmp_path / "one.json"
+    if how == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    redirected = {"closed": ">&-", "full": ">/dev/full"}[how]
+    command = shlex.join([sys.executable, "-m", "pyce", "bench", *FEW, "-o", str(path)])
+    done = subprocess.run(
+        f"{command} {redirected}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == (FINE if how == "closed" else UNUSABLE)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert results.load(path).workloads == ["64x10"]
+
+
+@pytest.mark.parametrize("option", ["--backend", "--threads", "--dtype", "--operation"])
+def test_what_an_option_lists(capsys, option):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["bench", option, ","])
+    assert option in capsys.readouterr().err
+    name = {"--backend": "c", "--threads": "1", "--dtype": "float32", "--operation": "fused"}[
+        option
+    ]
+    options = vars(parser().parse_args(["bench", option, f"{name},{name}"]))
+    assert [str(one) for one in options[option.removeprefix("--")]] == [name]
+
+
 WRONG = """
 import sys
 import numpy as np
@@ -348,7 +452,18 @@ def test_nothing_was_measured_before_ctrl_c(run_python, tmp_path):
     )
     done = run_python("-c", code, "bench", *FEW, "-o", str(tmp_path / "no.json"), check=False)
     assert done.returncode == INTERRUPTED
+    assert done.stderr.splitlines()[-1] == "pyce: interrupted"
+    assert "Warning" not in done.stderr
     assert not (tmp_path / "no.json").exists()
+
+
+def test_ctrl_c_while_the_commands_are_imported(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyce_main, "parser", stop)
+    assert pyce_main.main(["bench"]) == INTERRUPTED
+    assert capsys.readouterr().err == "pyce: interrupted\n"
 
 
 def test_the_suite_runs_under_pytest_itself(run_python):
@@ -512,6 +627,15 @@ def test_a_change_is_found(tmp_path, factor, verdict):
         assert change.ratio == pytest.approx(factor, rel=0.1)
 
 
+def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
+    before = {(f"w{i}", "fused", "pyce c"): [1 + 0.001 * b for b in range(10)] for i in range(340)}
+    after = {key: [value + 0.0001 for value in over] for key, over in before.items()}
+    after["w7", "fused", "pyce c"] = [value * 1.3 for value in before["w7", "fused", "pyce c"]]
+    runs = run_of(tmp_path, "a.json", before), run_of(tmp_path, "b.json", after)
+    changed = [c.key[0] for c in changes.compare(*runs) if c.verdict != "same"]
+    assert changed == ["w7"]
+
+
 def test_certain_but_small_is_no_change(tmp_path):
     before = run_of(tmp_path, "a.json", noisy(1, noise=1e-4))
     after = run_of(tmp_path, "b.json", noisy(2, 1.02, noise=1e-4))
@@ -530,6 +654,19 @@ def test_what_others_take_is_no_change_of_ours(tmp_path):
     items = {("w", "fused", who): [1.0] * 8 for who in ("floor", "torch", "pyce c")}
     run = run_of(tmp_path, "a.json", items)
     assert [change.key[2] for change in changes.compare(run, run)] == ["pyce c"]
+
+
+def test_a_file_without_a_kind_of_machine(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"machine_info": {"pyce": {}}, "benchmarks": []}')
+    with pytest.raises(Unusable, match="was not written by"):
+        results.load(path)
+
+
+def test_outside_of_a_repository_there_is_no_commit(tmp_path):
+    run = run_of(tmp_path, "a.json", {})
+    run.content["commit_info"] = {"id": "unversioned", "dirty": False}
+    assert run.commit == ""
 
 
 def test_holm():

@@ -265,8 +265,11 @@ def test_replace_touches_only_what_is_between_the_markers(tmp_path):
         ("{", "is no JSON"),
         ("[]", "neither"),
         ('{"results": {}}', "neither"),
-        ('{"benchmarks": [{"extra_info": {}}], "machine_info": {"pyce": {}}}', "neither"),
-        ('{"benchmarks": [], "machine_info": {"pyce": {}}}', "no figures"),
+        (
+            '{"benchmarks": [{"extra_info": {}}], "machine_info": {"pyce": {"kind": "k"}}}',
+            "neither",
+        ),
+        ('{"benchmarks": [], "machine_info": {"pyce": {"kind": "k"}}}', "no figures"),
     ],
 )
 def test_a_file_of_something_else(tmp_path, capsys, text, said):

@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _counts(text: str) -> list[int]:
     try:
-        found = [int(name) for name in terminal.names(text)]
+        found = list(dict.fromkeys(int(name) for name in terminal.names(text)))
     except ValueError:
         found = []
     if not found or min(found) < 1:
@@ -87,29 +89,46 @@ def main(options: argparse.Namespace) -> int:
             terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
         return terminal.FINE
     terminal.require("bench", "pytest", "pytest_benchmark")
-    from pyce._bench import baseline
-
+    terminal.info()
     plan, digits = _plan(options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.unlink(missing_ok=True)
-    status, failures = _measure(plan, digits, options)
-    if not options.output.exists():
-        for text in failures:
-            print(text, file=sys.stderr)
-        if status == terminal.INTERRUPTED:
-            raise KeyboardInterrupt
-        raise Unusable("nothing was measured")
-    if options.baseline and status == terminal.FINE:
-        print(f"baseline: {baseline.keep(options.output, options.baseline)}", file=sys.stderr)
-    if options.json:
-        print(options.output.read_text(encoding="utf-8"))
-    else:
-        _show(options)
-    for text in failures:
-        print(text, file=sys.stderr)
+    terminal.writable(options.output)
+    if options.baseline:
+        terminal.writable(options.baseline / "its-name.json")
+    # Measured into a file of its own: what was there before stays until there is something better.
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / OUTPUT
+        status, failures = _measure(plan, digits, measured)
+        try:
+            if measured.exists():
+                _keep(measured, options, status)
+        finally:
+            for text in failures:
+                print(text, file=sys.stderr)
+        if not measured.exists():
+            if status == terminal.INTERRUPTED:
+                raise KeyboardInterrupt
+            raise Unusable("nothing was measured")
     if status == terminal.INTERRUPTED:
         print("pyce: interrupted; what was measured by then is above", file=sys.stderr)
     return status
+
+
+def _keep(measured: Path, options: argparse.Namespace, status: int) -> None:
+    """Show what was measured, and write it where it was asked for."""
+    from pyce._bench import baseline
+
+    content = measured.read_text(encoding="utf-8")
+    try:
+        terminal.write(options.output, content)
+    finally:
+        if options.json:
+            print(content)
+        else:
+            _show(measured, options.goals)
+    if not options.json:
+        print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
+    if options.baseline and status == terminal.FINE:
+        print(f"baseline: {baseline.keep(measured, options.baseline)}", file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
@@ -174,7 +193,7 @@ class _Session:
             self.failures.append(report.longreprtext)
 
 
-def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int, list[str]]:
+def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
     """Run the suite; the exit status, and what failed."""
     import pytest
 
@@ -185,12 +204,18 @@ def _measure(plan: Any, digits: bool, options: argparse.Namespace) -> tuple[int,
     arguments += [
         f"-c{suite / 'pytest.ini'}",
         f"--rootdir={suite}",
-        f"--benchmark-json={options.output.absolute()}",
+        f"--benchmark-json={output}",
         "--benchmark-quiet",
         "-ppytest_benchmark.plugin",
         *("-qq", "--no-header", "--capture=no", "-pno:warnings"),
     ]
-    with _without_other_plugins(), progress(plan, digits) as plan.display:
+    with (
+        _without_other_plugins(),
+        progress(plan, digits) as plan.display,
+        warnings.catch_warnings(),
+    ):
+        # That nothing was measured before Ctrl-C is said in our words.
+        warnings.filterwarnings("ignore", message=".*no benchmarks have been run")
         status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
@@ -318,10 +343,10 @@ class progress:
 # The table
 
 
-def _show(options: argparse.Namespace) -> None:
+def _show(measured: Path, with_goals: bool) -> None:
     from pyce._bench import goals, results
 
-    run = results.load(options.output)
+    run = results.load(measured)
     show_times(run)
     for item in run.items.values():
         if "accuracy" in item.about:
@@ -329,7 +354,7 @@ def _show(options: argparse.Namespace) -> None:
                 f"{item.about['stands_for']} on digits, {item.about['candidate']}: "
                 f"{readable(item.seconds)}, held-out accuracy {item.about['accuracy']:.2%}"
             )
-    if options.goals:
+    if with_goals:
         lines = [
             (
                 goal.about,
@@ -341,7 +366,6 @@ def _show(options: argparse.Namespace) -> None:
             for goal in goals.lines(run)
         ]
         terminal.table("Goals", ("goal", "workload", "limit", "measured", ""), lines, left=2)
-    print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
 
 
 def show_times(run: Run) -> None:

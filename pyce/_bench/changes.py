@@ -44,10 +44,11 @@ def compare(before: Run, after: Run) -> list[Change]:
         other = before.items.get(key)
         if other is not None and item.about["kind"] in ("backend", "variant"):
             pairs.append((key, observations(other), observations(item)))
+    # Exact: SciPy's approximation, its default for so many, can't pass the correction.
     p_values = [
-        float(mannwhitneyu(old, new).pvalue) if old and new else 1.0 for _, old, new in pairs
+        float(mannwhitneyu(old, new, method="exact").pvalue) if old and new else 1.0
+        for _, old, new in pairs
     ]
-    # The smallest p that so many blocks can give, which must pass for the test to mean anything.
     corrected = holm(p_values)
     found = []
     for (key, old, new), p in zip(pairs, corrected, strict=True):
@@ -58,6 +59,7 @@ def compare(before: Run, after: Run) -> list[Change]:
         verdict = "same"
         if p < LEVEL and max(ratio, 1 / ratio) > LEAST:
             verdict = "slower" if ratio > 1 else "faster"
+        # The smallest p that so many blocks can give must pass for the test to mean anything.
         elif _best_p(len(old), len(new)) * len(pairs) >= LEVEL:
             verdict = "unknown"
         found.append(Change(key, ratio, p, verdict))

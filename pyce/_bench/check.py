@@ -52,10 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     left_out: dict[str, str] = {}
     if options.output:
-        try:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unusable(f"can't write {options.output}: {error.strerror}") from None
+        terminal.writable(options.output)
     with warnings.catch_warnings():
         # That the C kernels are missing is said below.
         warnings.filterwarnings("ignore", "pyce runs on", RuntimeWarning)
@@ -91,10 +88,7 @@ def main(options: argparse.Namespace) -> int:
     }
     text = json.dumps(content, indent=1, allow_nan=False)
     if options.output:
-        try:
-            options.output.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise Unusable(f"can't write {options.output}: {error.strerror}") from None
+        terminal.write(options.output, text + "\n")
     try:
         if options.json:
             print(text)
@@ -108,10 +102,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _runners(asked: list[str] | None, left_out: dict[str, str]) -> list[Runner]:
     """The backends asked for, or all that work; C once for each instruction set, widest first."""
-    try:
-        info = pyce.info()
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    info = terminal.info()
     found = []
     for name in asked or info["backends"]:
         try:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
     if not found:
         raise Unusable(f"{base.path} and {new.path} have nothing in common")
     if options.confirm:
-        found = confirmed(found, base, _measured_again)
+        found = confirmed(found, base, partial(_measured_again, new))
     slower = [change for change in found if change.verdict == "slower"]
     if options.json:
         print(json.dumps({"base": str(base.path), "changes": [_plain(c) for c in found]}))
@@ -89,12 +90,23 @@ def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run
     ]
 
 
-def _measured_again(workloads: list[str]) -> Run:
+def again(new: Run) -> list[str]:
+    """The options of `bench` that measure the candidates of a run: it compares like with like."""
+    own = [item.about for item in new.items.values() if item.about["kind"] == "backend"]
+    names = dict.fromkeys(about["backend"] for about in own if about["backend"])
+    counts = dict.fromkeys(str(about["threads"]) for about in own)
+    # The variants, and what takes turns with the others.
+    peers = ["--peers"] if new.candidates("variant", "peer") else []
+    return ["--backend", ",".join(names), "--threads", ",".join(counts), *peers]
+
+
+def _measured_again(new: Run, workloads: list[str]) -> Run:
     from pyce._bench import results
 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "again.json"
         command = [sys.executable, "-m", "pyce", "bench", "--json", "--output", str(output)]
+        command += again(new)
         for name in workloads:
             command += ["--exactly", name]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)

@@ -78,6 +78,8 @@ class Run:
         """The commit it was measured at, short, with a + where files had been changed; or ""."""
         info = self.content.get("commit_info") or {}
         name = str(info.get("id") or "")[:9]
+        if name == "unversioned"[:9]:
+            return ""  # pytest-benchmark's word where there is no repository
         return name + ("+" if name and info.get("dirty") else "")
 
     @property
@@ -115,8 +117,9 @@ def load(path: Path) -> Run:
 
 def is_run(content: Any) -> bool:
     try:
-        return "pyce" in content["machine_info"] and all(
-            "candidate" in one["extra_info"] for one in content["benchmarks"]
+        return "kind" in content["machine_info"]["pyce"] and all(
+            {"candidate", "kind", "over_floor"} <= set(one["extra_info"])
+            for one in content["benchmarks"]
         )
     except (KeyError, TypeError):
         return False

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import errno
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import pyce
 
 # Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
 FINE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -26,9 +31,34 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
         )
 
 
+def writable(path: Path) -> None:
+    """Raise `Unusable` unless a file can be written there: to be asked before minutes of work.
+
+    Nothing is written or removed: what is there may be the only one, or a device.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"can't write {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise Unusable(f"can't write {path}: {os.strerror(errno.EISDIR)}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise Unusable(f"can't write {path}: {os.strerror(errno.EACCES)}")
+
+
+def write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Unusable(f"can't write {path}: {error.strerror}") from None
+
+
 def names(text: str) -> list[str]:
-    """What an option lists, separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """What an option lists, separated by commas; each once."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("nothing is listed")
+    return list(dict.fromkeys(found))
 
 
 def listed(choices: tuple[str, ...]) -> Any:
@@ -46,6 +76,7 @@ def listed(choices: tuple[str, ...]) -> Any:
 
 def run(command: Callable[[Any], int], options: Any) -> int:
     """The command's exit status, whatever happens to it."""
+    _open_streams()
     try:
         status = command(options)
         sys.stdout.flush()
@@ -59,6 +90,41 @@ def run(command: Callable[[Any], int], options: Any) -> int:
     except BrokenPipeError:
         silence()
         return FINE
+    except OSError as error:
+        if error.filename is not None:
+            raise  # a file's error is for the command to explain
+        print(f"pyce: can't write: {error.strerror}", file=sys.stderr)
+        silence()
+        return UNUSABLE
+
+
+def info() -> dict[str, Any]:
+    """`pyce.info()`; `Unusable` where an environment variable of pyce's can't be."""
+    try:
+        return pyce.info()
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
+# What to print in the place of characters that the terminal's encoding has not.
+_PLAIN = {"µ": "u", "μ": "u", "−": "-", "–": "-", "×": "x", "…": "..."}
+
+
+def _open_streams() -> None:
+    """Closed streams take what is printed, and none stumbles over a character."""
+    codecs.register_error("pyce", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the program
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="pyce")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter, "?") for letter in text), error.end
 
 
 def silence() -> None:
