@@ -636,6 +636,24 @@ def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
     assert changed == ["w7"]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_between_runs_is_no_change(tmp_path, seed):
+    """Every item a few percent off in all of its blocks; the one that changed still stands out."""
+    before, after = noisy(seed, noise=0.01), noisy(1000 + seed, noise=0.01)
+    off = np.exp(np.random.default_rng(seed).normal(0, 0.03, len(after)))
+    off[7] *= 1.4
+    after = {key: [v * f for v in over] for (key, over), f in zip(after.items(), off, strict=True)}
+    runs = run_of(tmp_path, "a.json", before), run_of(tmp_path, "b.json", after)
+    found = changes.compare(*runs)
+    assert {change.key[0] for change in found if change.verdict != "same"} == {"w7"}
+
+
+def test_a_change_of_everything_is_found(tmp_path):
+    before, after = noisy(1), {k: [1.2 * v for v in over] for k, over in noisy(2).items()}
+    found = changes.compare(run_of(tmp_path, "a.json", before), run_of(tmp_path, "b.json", after))
+    assert sum(change.verdict == "slower" for change in found) > 25
+
+
 def test_certain_but_small_is_no_change(tmp_path):
     before = run_of(tmp_path, "a.json", noisy(1, noise=1e-4))
     after = run_of(tmp_path, "b.json", noisy(2, 1.02, noise=1e-4))

@@ -5,10 +5,15 @@ too. The observations are the medians of blocks (see `measure`), and the test is
 which asks nothing of their distribution: ten blocks before and ten after give a p of 0.00001 when
 each one after is slower than all before. That is enough for Holm's correction, which allows for the
 many tests of a run: some hundreds.
+
+Runs of the same code differ by more than blocks of one run do, by what no block sees: where the
+system put the code, how fast the clock was. How much shows in how far the items' ratios lie apart,
+most of which are of code that did not change; what is not well beyond that is no change.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -18,6 +23,8 @@ from pyce._bench.results import Item, Key, Run
 LEVEL = 0.05
 # Changes below this are of no interest, however certain.
 LEAST = 1.05
+# Beyond how many standard deviations of the items' ratios a change must be.
+DEVIATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def compare(before: Run, after: Run) -> list[Change]:
         for _, old, new in pairs
     ]
     corrected = holm(p_values)
+    least = max(LEAST, math.exp(DEVIATIONS * spread([_ratio(old, new) for _, old, new in pairs])))
     found = []
     for (key, old, new), p in zip(pairs, corrected, strict=True):
         if min(len(old), len(new)) < 2:
@@ -57,7 +65,7 @@ def compare(before: Run, after: Run) -> list[Change]:
             continue
         ratio = _ratio(old, new)
         verdict = "same"
-        if p < LEVEL and max(ratio, 1 / ratio) > LEAST:
+        if p < LEVEL and max(ratio, 1 / ratio) > least:
             verdict = "slower" if ratio > 1 else "faster"
         # The smallest p that so many blocks can give must pass for the test to mean anything.
         elif _best_p(len(old), len(new)) * len(pairs) >= LEVEL:
@@ -70,6 +78,18 @@ def observations(item: Item) -> list[float]:
     """Block by block: time over the floor's; seconds where there is no floor."""
     found: list[float] = item.about["over_floor"] or item.about["blocks"]
     return found
+
+
+def spread(ratios: list[float]) -> float:
+    """The standard deviation of the ratios' logarithms, from the median of their distances.
+
+    So it does not see the few that did change, and if all changed alike, that is no spread.
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    if len(logs) < 3:
+        return 0.0
+    middle = statistics.median(logs)
+    return 1.4826 * statistics.median(abs(log - middle) for log in logs)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -89,6 +109,4 @@ def _ratio(old: list[float], new: list[float]) -> float:
 
 def _best_p(before: int, after: int) -> float:
     """The two-sided p when the samples do not overlap."""
-    from math import comb
-
-    return 2 / comb(before + after, after)
+    return 2 / math.comb(before + after, after)
