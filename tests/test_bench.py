@@ -570,8 +570,11 @@ def test_kinds_differ_where_figures_would():
 # Changes
 
 
-def run_of(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00"):
-    """A file with `items`: {(workload, operation, candidate): [time over the floor, by block]}."""
+def run_of(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00", floor=1.0):
+    """A file with `items`: {(workload, operation, candidate): [time over the floor, by block]}.
+
+    `floor` is how many times as fast it was as one that takes a microsecond.
+    """
     benchmarks = []
     for (workload, operation, who), over in items.items():
         info = {
@@ -582,7 +585,7 @@ def run_of(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00"):
             "bytes": 1000,
             "target_bytes": 0,
             "threads": 2,
-            "blocks": [value * 1e-6 for value in over],
+            "blocks": [value * 1e-6 / floor for value in over],
             "over_floor": list(over),
         }
         benchmarks.append({"extra_info": info, "stats": {"median": statistics.median(over) * 1e-6}})
@@ -646,6 +649,15 @@ def test_noise_between_runs_is_no_change(tmp_path, seed):
     runs = run_of(tmp_path, "a.json", before), run_of(tmp_path, "b.json", after)
     found = changes.compare(*runs)
     assert {change.key[0] for change in found if change.verdict != "same"} == {"w7"}
+
+
+@pytest.mark.parametrize(("factor", "floor"), [(1.3, 1.3), (1.0, 0.7)])
+def test_what_only_the_floor_shows_or_only_the_clock_is_no_change(tmp_path, factor, floor):
+    """Memory became faster and nothing took longer; or all became slower, and memory with it."""
+    before = run_of(tmp_path, "a.json", noisy(1))
+    after = run_of(tmp_path, "b.json", noisy(2, factor), floor=floor)
+    changed = changes.compare(before, after)[:3]
+    assert {change.verdict for change in changed} == {"same"}
 
 
 def test_a_change_of_everything_is_found(tmp_path):

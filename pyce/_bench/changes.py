@@ -1,7 +1,10 @@
 """What became slower or faster between two runs on machines of one kind: beyond noise, or not.
 
-Compared are times over the floor's of the same round, since what ails a machine ails its memory,
-too. The observations are the medians of blocks (see `measure`), and the test is Mann and Whitney's,
+Compared are seconds, and times over the floor's of the same round; a change must show in both. All
+of a machine may be slower than it was, and then so is its memory; or memory alone may be faster for
+these arrays, and then nothing took longer. What counts is the smaller change of the two.
+
+The observations are the medians of blocks (see `measure`), and the test is Mann and Whitney's,
 which asks nothing of their distribution: ten blocks before and ten after give a p of 0.00001 when
 each one after is slower than all before. That is enough for Holm's correction, which allows for the
 many tests of a run: some hundreds.
@@ -31,8 +34,8 @@ DEVIATIONS = 4
 class Change:
     """One item of two runs.
 
-    ratio   : the time over the floor's after, over that before; above 1 is slower
-    p       : of the two-sided test, corrected for the number of tests
+    ratio   : the time after over that before, in the view that changed less; above 1 is slower
+    p       : of the two-sided test that is less sure, corrected for the number of tests
     verdict : "slower", "faster", "same", or "unknown" where there were too few blocks to tell
     """
 
@@ -44,26 +47,19 @@ class Change:
 
 def compare(before: Run, after: Run) -> list[Change]:
     """A `Change` for each of pyce's own items that both runs measured, in the order of `after`."""
-    from scipy.stats import mannwhitneyu
-
-    pairs: list[tuple[Key, list[float], list[float]]] = []
-    for key, item in after.items.items():
-        other = before.items.get(key)
-        if other is not None and item.about["kind"] in ("backend", "variant"):
-            pairs.append((key, observations(other), observations(item)))
-    # Exact: SciPy's approximation, its default for so many, can't pass the correction.
-    p_values = [
-        float(mannwhitneyu(old, new, method="exact").pvalue) if old and new else 1.0
-        for _, old, new in pairs
+    pairs = [
+        (key, before.items[key], item)
+        for key, item in after.items.items()
+        if key in before.items and item.about["kind"] in ("backend", "variant")
     ]
-    corrected = holm(p_values)
-    least = max(LEAST, math.exp(DEVIATIONS * spread([_ratio(old, new) for _, old, new in pairs])))
+    views = [[(view(old), view(new)) for view in _VIEWS] for _, old, new in pairs]
+    p_values = holm([max(_p(old, new) for old, new in pair) for pair in views])
+    changes = [[_ratio(old, new) for old, new in pair] for pair in views]
+    apart = max((spread(list(view)) for view in zip(*changes, strict=True)), default=0.0)
+    least = max(LEAST, math.exp(DEVIATIONS * apart))
+    ratios = [_agreed(both) for both in changes]
     found = []
-    for (key, old, new), p in zip(pairs, corrected, strict=True):
-        if min(len(old), len(new)) < 2:
-            found.append(Change(key, _ratio(old, new), 1.0, "unknown"))
-            continue
-        ratio = _ratio(old, new)
+    for (key, _, _), ((old, new), *_), p, ratio in zip(pairs, views, p_values, ratios, strict=True):
         verdict = "same"
         if p < LEVEL and max(ratio, 1 / ratio) > least:
             verdict = "slower" if ratio > 1 else "faster"
@@ -74,10 +70,33 @@ def compare(before: Run, after: Run) -> list[Change]:
     return found
 
 
-def observations(item: Item) -> list[float]:
+def over_floor(item: Item) -> list[float]:
     """Block by block: time over the floor's; seconds where there is no floor."""
     found: list[float] = item.about["over_floor"] or item.about["blocks"]
     return found
+
+
+def seconds(item: Item) -> list[float]:
+    """Block by block."""
+    found: list[float] = item.about["blocks"]
+    return found
+
+
+_VIEWS = (over_floor, seconds)
+
+
+def _p(old: list[float], new: list[float]) -> float:
+    from scipy.stats import mannwhitneyu
+
+    # Exact: SciPy's approximation, its default for so many, can't pass the correction.
+    return float(mannwhitneyu(old, new, method="exact").pvalue)
+
+
+def _agreed(ratios: list[float]) -> float:
+    """The ratio that is nearest to 1; 1 if they are on both sides of it."""
+    if min(ratios) < 1 < max(ratios):
+        return 1.0
+    return min(ratios, key=lambda ratio: abs(math.log(ratio)))
 
 
 def spread(ratios: list[float]) -> float:
@@ -104,7 +123,7 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _ratio(old: list[float], new: list[float]) -> float:
-    return statistics.median(new) / statistics.median(old) if old and new else 1.0
+    return statistics.median(new) / statistics.median(old)
 
 
 def _best_p(before: int, after: int) -> float:

@@ -137,7 +137,7 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
     ]
     if rows:
         terminal.table(
-            "Changes of time over the floor's: above 1 is slower",
+            "Changes of time: above 1 is slower",
             ("workload", "operation", "", "ratio", "p", "verdict"),
             rows,
             left=3,
