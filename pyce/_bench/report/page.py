@@ -346,8 +346,9 @@ def _history(histories: list[History]) -> list[Section]:
                 "History" + (f" ({number})" if len(several) > 1 else ""),
                 f"history-{number}",
                 f"{len(history.runs)} runs on machines of the kind {history.kind}. Each is "
-                "compared with the one before by an exact Mann–Whitney test of the blocks' seconds, "
-                "and of their times over the floor's: a change must show in both, corrected for how many are compared (Holm, 5 %).",
+                "compared with the one before by an exact Mann–Whitney test of the blocks' seconds "
+                "and of their times over the floor's, corrected for how many are compared (Holm, "
+                "5 %). A change must show in both, and stand out from the others.",
                 pictures=drawn.get(history.kind, []),
                 tables=tables,
             )
@@ -362,7 +363,7 @@ def _history(histories: list[History]) -> list[Section]:
 
 
 def _changes(history: History) -> list[Table]:
-    headers = ["to run", "workload", "operation", "", "time, times", "p", ""]
+    headers = ["to run", "workload", "operation", "", "times as long", "p", ""]
     pairs = [(str(number), changes) for number, changes in enumerate(history.changes, start=2)]
     if history.since_first:
         pairs.append((f"1 to {len(history.runs)}", history.since_first))
