@@ -11,7 +11,6 @@ A file has a block's markers, `<!-- bench:begin -->` and `<!-- bench:end -->`, o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -194,8 +193,8 @@ def main(options: argparse.Namespace) -> int:
     blocks: dict[str, Callable[[], str]] = {
         "bench": lambda: peers_markdown(results.load(options.bench), full=False),
         "bench-full": lambda: peers_markdown(results.load(options.bench)),
-        "accuracy": lambda: accuracy_markdown(_accuracy(options.accuracy), FLOATS[:1]),
-        "accuracy-full": lambda: accuracy_markdown(_accuracy(options.accuracy)),
+        "accuracy": lambda: accuracy_markdown(results.read(options.accuracy), FLOATS[:1]),
+        "accuracy-full": lambda: accuracy_markdown(results.read(options.accuracy)),
     }
     for page in options.pages:
         text = page.read_text(encoding="utf-8")
@@ -205,14 +204,6 @@ def main(options: argparse.Namespace) -> int:
         for name in found:
             replace(page, name, blocks[name]())
     return terminal.FINE
-
-
-def _accuracy(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Unusable(f"{error.filename}: {error.strerror}") from None
-    return found
 
 
 def parser() -> argparse.ArgumentParser:

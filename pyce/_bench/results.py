@@ -104,15 +104,20 @@ class Run:
 
 def load(path: Path) -> Run:
     """`Unusable` for what is no file of `bench`."""
+    content = read(path)
+    if not is_run(content):
+        raise Unusable(f"{path} was not written by `python -m pyce bench`")
+    return Run(path, content)
+
+
+def read(path: Path) -> Any:
+    """The JSON of a file, or `Unusable`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:
         raise Unusable(f"{path} is no JSON: {error}") from None
-    if not is_run(content):
-        raise Unusable(f"{path} was not written by `python -m pyce bench`")
-    return Run(path, content)
 
 
 def is_run(content: Any) -> bool:

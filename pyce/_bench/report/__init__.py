@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyce._bench import terminal
 from pyce._bench.terminal import Unusable
@@ -61,7 +61,7 @@ def load(paths: list[Path]) -> tuple[list[Run], list[Check]]:
 
     runs, found = [], []
     for path in dict.fromkeys(paths):
-        content = read(path)
+        content = results.read(path)
         if checks.is_check(content):
             found.append(checks.Check(path, content))
         elif results.is_run(content):
@@ -73,13 +73,3 @@ def load(paths: list[Path]) -> tuple[list[Run], list[Check]]:
                 f"{path} was written by neither `python -m pyce bench` nor `python -m pyce check`"
             )
     return sorted(runs, key=lambda run: run.when), found
-
-
-def read(path: Path) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Unusable(f"can't read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise Unusable(f"{path} is no JSON: {error}") from None
-    return content
