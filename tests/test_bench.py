@@ -260,6 +260,10 @@ def test_the_baseline_names_no_host(written):
     assert '"data"' not in content
     assert f'"{socket.gethostname()}"' not in content
     assert len(content) < len(path.read_text()) / 2
+    # What pytest-benchmark's tables and histograms read.
+    figures = {"min", "max", "mean", "stddev", "median", "iqr", "q1", "q3", "ld15iqr", "hd15iqr"}
+    figures |= {"outliers", "ops", "rounds", "iterations"}
+    assert all(figures <= set(one["stats"]) for one in after.content["benchmarks"])
     assert "UNSERIALIZABLE" not in path.read_text()
 
 
@@ -425,6 +429,30 @@ def test_a_backend_that_is_wrong_fails(run_python, tmp_path):
     # The floor was measured, and is there.
     assert results.load(tmp_path / "wrong.json").candidates("backend") == []
     assert results.load(tmp_path / "wrong.json").candidates("floor") != []
+
+
+ODD_PEERS = """
+import sys
+import numpy as np
+from pyce._bench import peers
+def wrong(data):
+    return lambda: np.float32(1), lambda: (np.float32(1), np.zeros_like(data.logits))
+def broken(data):
+    raise RuntimeError("out of order")
+peers.PEERS.clear()
+peers.PEERS.update({"wrong": wrong, "broken": broken})
+from pyce.__main__ import main
+sys.exit(main(["bench", "--peers", *sys.argv[1:]]))
+"""
+
+
+def test_a_peer_that_fails_is_left_out(run_python, tmp_path):
+    done = run_python("-c", ODD_PEERS, *FEW, "-o", str(tmp_path / "one.json"))
+    assert "left out: wrong: " in done.stderr
+    assert "left out: broken: out of order" in done.stderr
+    run = results.load(tmp_path / "one.json")
+    assert run.candidates("backend") == ["pyce numpy"]
+    assert run.candidates("peer") == []
 
 
 def test_what_was_measured_before_ctrl_c_is_kept(tmp_path):

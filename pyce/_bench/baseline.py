@@ -14,7 +14,7 @@ from pyce._bench import results
 
 # What each item keeps, and of its `extra_info` and `stats` what it does not.
 ITEM = ("group", "name", "fullname", "param", "extra_info", "stats")
-LEFT_OUT = ("losses", "data", "ld15iqr", "hd15iqr", "total")
+LEFT_OUT = ("losses", "data", "total")
 # Of `machine_info`; `pyce` is the fingerprint.
 KEPT = ("machine", "python_implementation", "python_version", "system", "release", "pyce")
 
