@@ -3,7 +3,7 @@
 Asked for: `set_num_threads`, else PYCE_NUM_THREADS, else OMP_NUM_THREADS, else every processor.
 Limits: the CPU affinity of the calling thread, read at every large call; the CPU quotas of the
 process's control group and its ancestors (version 1 and 2), re-read at most once a second; what
-threadpoolctl was told.
+threadpoolctl was told; what the code that calls us runs on (`at_most`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from pyce import _fpenv
@@ -18,6 +21,7 @@ from pyce._arguments import index_number
 
 _asked: int | None = None
 _limit: float = math.inf
+_at_most: ContextVar[float] = ContextVar("pyce_threads", default=math.inf)
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
 
@@ -89,7 +93,17 @@ def get_num_threads() -> int:
 
 def budget() -> int:
     """The same, for the backends: called once for every call that is large enough to share."""
-    return max(1, math.ceil(min(_unlimited(), _limit)))
+    return max(1, math.ceil(min(_unlimited(), _limit, _at_most.get())))
+
+
+@contextmanager
+def at_most(n: int) -> Iterator[None]:
+    """At most `n` threads in calls made in this block, by this thread and task alone."""
+    token = _at_most.set(n)
+    try:
+        yield
+    finally:
+        _at_most.reset(token)
 
 
 def limit(n: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,10 @@ _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
 _new = ffi.new
 _from_buffer = ffi.from_buffer
+_cast = ffi.cast
 _LABELS = ffi.typeof("int64_t[]")
+_LABEL = ffi.typeof("int64_t *")
+_VOID = ffi.typeof("void *")
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
 
@@ -126,6 +130,44 @@ def _common(operation: int, p: Problem, labels: Array) -> Any:
     ):
         return None
     return loss[0]
+
+
+def at_addresses(
+    dtype: str,
+    reduction: str,
+    outer: int,
+    classes: int,
+    inner: int,
+    logits: int,
+    labels: int,
+    grad: int,
+    smoothing: float,
+    ignore_index: int,
+    loss: int,
+    most_threads: Callable[[], int],
+) -> bool:
+    """The same for memory that is no array of NumPy's; `grad` may be 0, for the loss alone.
+
+    All is checked but the values of the labels, int64. False, with nothing written, where it went
+    wrong.
+    """
+    size = outer * classes * inner + _PER_ROW * outer * inner
+    threads = 1 if size < _SERIAL_BELOW else min(_threads.budget(), most_threads())
+    return not _cross_entropy(
+        _FORWARD_BACKWARD if grad else _FORWARD,
+        _DTYPES[dtype],
+        _REDUCTIONS[reduction],
+        threads,
+        outer,
+        classes,
+        inner,
+        _cast(_VOID, logits),
+        _cast(_LABEL, labels),
+        _cast(_VOID, grad),
+        smoothing,
+        ignore_index,
+        _cast(_VOID, loss),
+    )
 
 
 def _loss(operation: int, p: Problem) -> Any:
