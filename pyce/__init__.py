@@ -12,6 +12,7 @@ is available runs. `pyce.info()` tells which.
 
 from __future__ import annotations
 
+import importlib
 from types import TracebackType
 from typing import Any
 
@@ -58,6 +59,15 @@ __all__ = [
 ]
 
 _threadpoolctl.watch()
+
+# Each is imported when it is first asked for: they need more than NumPy, or take longer.
+_LATER = ("sklearn", "torch", "training")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"pyce.{name}")
+    raise AttributeError(f"module 'pyce' has no attribute {name!r}")
 
 
 def backends() -> list[str]:

@@ -487,19 +487,19 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> A
     if grad_loss is None:
         return None, None
     input = saved[0]
-    of_input, of_target = ctx.needs_input_grad[:2]
-    again = torch.is_grad_enabled()
-    rows = _Rows(input, target, weight, *ctx.options) if again or of_target else None
-    return (
-        None
-        if not of_input
-        else rows.gradient(input, grad_loss)
-        if again
-        else torch.ops.pyce.cross_entropy_backward(
+    of_input = of_target = None
+    if torch.is_grad_enabled():  # in operations that can be differentiated again
+        if ctx.needs_input_grad[0]:
+            rows = _Rows(input, target, weight, *ctx.options)
+            of_input = rows.gradient(input, grad_loss)
+    elif ctx.needs_input_grad[0]:
+        of_input = torch.ops.pyce.cross_entropy_backward(
             grad_loss, input, target, kept, weight, *ctx.options
-        ),
-        rows.gradient_of_target(input, grad_loss) if of_target else None,
-    )
+        )
+    if ctx.needs_input_grad[1]:
+        rows = _Rows(input, target, weight, *ctx.options)
+        of_target = rows.gradient_of_target(input, grad_loss)
+    return of_input, of_target
 
 
 # Whether the graph that is being walked will be walked again. Where PyTorch can't tell, it may be.
