@@ -106,11 +106,12 @@ def _named(name: str, threads: int, own: int) -> str:
 
 
 def variants() -> list[Candidate]:
-    """Calls of the C backend that the goals compare with its usual one."""
+    """Calls of the C backend that the goals compare with its usual one, or with a peer's."""
     if "c" not in pyce.backends():
         return []
     threads = pyce.get_num_threads()
     found = [
+        Candidate("pyce torch", "variant", _torch_step, threads, "c", spins=True),
         Candidate("pyce c, in place", "variant", _in_place, threads, "c", result=False),
         Candidate("pyce c, plain", "variant", _plain, threads, "c", result=False),
     ]
@@ -118,6 +119,11 @@ def variants() -> list[Candidate]:
         narrow = Candidate("pyce c, avx2", "variant", measure.operation, threads, "c", "avx2")
         found.append(narrow)
     return found
+
+
+def _torch_step(data: Data, operation: str) -> Call:
+    """Loss and gradient through PyTorch's autograd, as PyTorch's own are measured."""
+    return peers.torch_on_pyce(data)[1]
 
 
 def _in_place(data: Data, operation: str) -> Call:

@@ -85,6 +85,13 @@ def _over_peers(run: Run, workload: str) -> float:
     return float(best / here[OURS].seconds)
 
 
+def _over_torch(run: Run, workload: str) -> float:
+    """How many times as long as a step of pyce.torch the better of PyTorch's own takes."""
+    here = _fused(run, workload)
+    best = min(here["torch"].seconds, here["torch.compile"].seconds)
+    return best / here["pyce torch"].seconds
+
+
 def _over_plain(run: Run, workload: str) -> float:
     """Time over the plain call's, plus the target's bytes at the speed of the floor."""
     here = _fused(run, workload)
@@ -117,6 +124,10 @@ OTHER_TARGETS = tuple(
     for shape in ("1024x1000", "2048x32000")
     for target in ("probabilities", "smoothing", "weight")
 )
+OTHERS = (
+    *("64x10", "128x1000", "1024x1000", "8192x100", "65536x10", "1000000x3", "1x16777216"),
+    *("8x21x512x512-axis1", "1024x1000-bfloat16", "1024x1000-float16", "1024x1000-float64"),
+)
 HALVES = ("2048x32000-bfloat16", "2048x32000-float16")
 
 GOALS = (
@@ -144,5 +155,7 @@ GOALS = (
     Goal("Numba over C", LARGE, _ratio("pyce numba", OURS), 2),
     Goal("the backend chosen over the fastest", ("64x10", "128x1000", *LARGE), _over_own, 1.1),
     Goal("two threads over one", LARGE, _ratio(OURS, "pyce c, 1 thread"), 1.05),
+    Goal("pyce.torch, times faster than PyTorch's best", LLM, _over_torch, 5, True),
+    Goal("pyce.torch, times faster than PyTorch's best", OTHERS, _over_torch, 1, True),
     Goal("AVX2 over AVX-512", LARGE, _ratio("pyce c, avx2", OURS), 1.7),
 )

@@ -34,6 +34,16 @@ def torch_eager(data: Data) -> Calls:
     return _torch_calls(data, torch, cross_entropy)
 
 
+def torch_on_pyce(data: Data) -> Calls:
+    """No peer: PyTorch's tensors and autograd around pyce, called as the two peers are."""
+    import torch
+
+    from pyce.torch import cross_entropy
+
+    torch.set_num_threads(pyce.get_num_threads())
+    return _torch_calls(data, torch, cross_entropy)
+
+
 def torch_compiled(data: Data) -> Calls:
     import torch
 
