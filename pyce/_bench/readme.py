@@ -4,6 +4,7 @@
     bench-full      every workload with class indices, and every goal
     accuracy        the largest errors in float32
     accuracy-full   in float64, too
+    language-model  what `examples/language_model.py` measured; its picture is copied beside
 
 A file has a block's markers, `<!-- bench:begin -->` and `<!-- bench:end -->`, once or not at all.
 """
@@ -23,6 +24,7 @@ from pyce._bench.terminal import Unusable, ratio, readable
 
 BENCH = Path("bench/results/peers.json")
 ACCURACY = Path("bench/results/accuracy.json")
+LANGUAGE_MODEL = Path("bench/results/language-model")
 TITLES = {"fused": "Loss and gradient", "forward": "Loss alone"}
 KINDS = ("loss", "gradient")
 
@@ -171,6 +173,30 @@ def _cell(about: dict[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+# The language model
+
+_PICTURE = "language-model.png"
+_ALT = (
+    "The curves of the training loss lie on each other. Their differences begin at the last bit of "
+    "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
+    "takes with each loss, and how much of it the loss."
+)
+
+
+def language_model_markdown(measured: Path, page: Path) -> str:
+    """The report in the folder `measured`, with the picture, which is copied to `page`'s."""
+    try:
+        report = (measured / "report.md").read_text(encoding="utf-8")
+        picture = (measured / _PICTURE).read_bytes()
+    except OSError as error:
+        raise Unusable(f"can't read {error.filename}: {error.strerror}") from None
+    copy = page.parent / "pictures" / _PICTURE
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(picture)
+    return f"{report}\n![{_ALT}](pictures/{_PICTURE})\n"
+
+
+# ---------------------------------------------------------------------------------------------
 # The files
 
 
@@ -195,6 +221,7 @@ def main(options: argparse.Namespace) -> int:
         "bench-full": lambda: peers_markdown(results.load(options.bench)),
         "accuracy": lambda: accuracy_markdown(results.read(options.accuracy), FLOATS[:1]),
         "accuracy-full": lambda: accuracy_markdown(results.read(options.accuracy)),
+        "language-model": lambda: language_model_markdown(options.language_model, page),
     }
     for page in options.pages:
         text = page.read_text(encoding="utf-8")
@@ -216,6 +243,13 @@ def parser() -> argparse.ArgumentParser:
     add("pages", nargs="+", type=Path, metavar="FILE", help="a file with markers")
     add("--bench", type=Path, default=BENCH, help="written by bench --peers (default: %(default)s)")
     add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
+    add(
+        "--language-model",
+        type=Path,
+        default=LANGUAGE_MODEL,
+        metavar="FOLDER",
+        help="written by examples/language_model.py (default: %(default)s)",
+    )
     return made
 
 

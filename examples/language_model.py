@@ -1,0 +1,396 @@
+"""Train a small GPT with PyTorch's cross-entropy and with pyce's: the same losses, less time.
+
+    python examples/language_model.py            # some minutes
+    python examples/language_model.py --help
+
+The text is the source code of Python's standard library, which every machine has. From top to
+bottom: text, model, a training step and where its time goes, trainings in lock-step, what comes of
+it. All of it is plain PyTorch; within `pyce.torch.patched()` the same code runs on pyce's loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from byte_pairs import BytePairs
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import pyce.torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    vocabulary: int = 32768
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    context: int = 128  # tokens of a sequence
+    batch: int = 8  # sequences
+    steps: int = 300
+    learning_rate: float = 1e-3
+    modules: int | None = None  # of the standard library; None for all
+    seed: int = 0
+
+
+SMALL = Settings(512, width=32, layers=2, heads=2, context=32, batch=4, steps=12, modules=40)
+
+
+# ---------------------------------------------------------------------------------------------
+# Text
+
+# Packages of others, tests, tables of characters, and what tells of the machine.
+LEFT_OUT = re.compile(
+    r"(^|/)(\w+-packages|(\w+_)?tests?|encodings|config-[^/]*)/|(^|/)_sysconfigdata"
+)
+
+
+def standard_library(most: int | None = None) -> list[bytes]:
+    """The source of each module, in the order of their paths. Nothing is imported."""
+    home = Path(sysconfig.get_path("stdlib"))
+    paths = {path.relative_to(home).as_posix(): path for path in home.rglob("*.py")}
+    names = sorted(name for name in paths if not LEFT_OUT.search(name))[:most]
+    if len(names) < 10:
+        sys.exit(f"the sources of the standard library are not in {home}")
+    return [paths[name].read_bytes() for name in names]
+
+
+def batches(tokens: Tensor, settings: Settings, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sequences from anywhere in the text, and what follows each token; the same for each seed."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    last, shape = len(tokens) - settings.context, (settings.batch, 1)
+    for _ in range(count):
+        starts = torch.randint(last, shape, generator=generator)
+        sequences = tokens[starts + torch.arange(settings.context + 1)]
+        yield sequences[:, :-1], sequences[:, 1:]
+
+
+# ---------------------------------------------------------------------------------------------
+# Model
+
+
+class Block(nn.Module):
+    """Causal self-attention, then two layers for each position; each normalises first, and adds."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, context, width)
+        of_heads = self.attention(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = of_heads.permute(2, 0, 3, 1, 4)  # (batch, heads, context, width/heads)
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.project(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GPT(nn.Module):
+    """Decoder only, with learned positions; the head has the embedding's weights, as in GPT-2."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(settings.vocabulary, settings.width)
+        self.position = nn.Embedding(settings.context, settings.width)
+        blocks = (Block(settings.width, settings.heads) for _ in range(settings.layers))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(settings.width)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (batch, context) to (…, vocabulary)
+        x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
+        return F.linear(self.norm(self.blocks(x)), self.embedding.weight)
+
+
+# ---------------------------------------------------------------------------------------------
+# A training step, and where its time goes
+
+PARTS = ("model", "loss", "optimizer")
+
+
+class Training:
+    """A model and its optimizer; of each step the loss, the seconds of each part, the memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        torch.manual_seed(settings.seed)
+        self.model = GPT(settings)
+        parameters, warm_up = self.model.parameters(), 1 + settings.steps // 10
+        self.optimizer = torch.optim.AdamW(
+            parameters, settings.learning_rate, betas=(0.9, 0.95), fused=True
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / warm_up)
+        )
+        self.losses: list[float] = []
+        self.seconds: list[dict[str, float]] = []
+        self.memory: list[int] = []
+
+    def step(self, inputs: Tensor, targets: Tensor) -> None:
+        moments = [perf_counter()]
+
+        def lap(_: object = None) -> None:
+            moments.append(perf_counter())
+
+        logits = self.model(inputs)
+        lap()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        lap()
+        logits.register_hook(lap)  # is called as soon as their gradient is known
+        loss.backward()
+        lap()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        lap()
+        forward, loss_forward, loss_backward, backward, update = (
+            b - a for a, b in pairwise(moments)
+        )
+        times = (forward + backward, loss_forward + loss_backward, update)
+        self.seconds.append(dict(zip(PARTS, times, strict=True)))
+        self.losses.append(loss.item())
+
+    @torch.no_grad()
+    def mean_loss(self, tokens: Tensor, settings: Settings, count: int = 20) -> float:
+        return fmean(
+            F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten()).item()
+            for inputs, targets in batches(tokens, settings, count)
+        )
+
+
+def added_memory(call: Callable[[], None]) -> int:
+    """The most bytes that the process had during the call beyond those before; 0 but on Linux."""
+
+    def status(field: str) -> int:
+        text = Path("/proc/self/status").read_text()
+        return 1024 * int(text.partition(f"{field}:")[2].split()[0])
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    except OSError:
+        call()
+        return 0
+    before = status("VmRSS")
+    call()
+    return max(0, status("VmHWM") - before)
+
+
+# ---------------------------------------------------------------------------------------------
+# Trainings in lock-step
+
+# The third shows what rounding does by itself: PyTorch's loss, and one bit of one weight changed.
+NUDGED = "PyTorch, one bit changed"
+LOSSES: dict[str, Callable] = {
+    "PyTorch": nullcontext,
+    "pyce": pyce.torch.patched,
+    NUDGED: nullcontext,
+}
+
+
+def train(
+    tokens: Tensor, settings: Settings, losses: dict[str, Callable] = LOSSES
+) -> dict[str, Training]:
+    """A training with each loss: the same start, the same batches, a step of each in turn."""
+    trainings = {name: Training(settings) for name in losses}
+    if NUDGED in trainings:
+        with torch.no_grad():
+            weight = trainings[NUDGED].model.blocks[0].attention.weight
+            weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+    order, began = list(losses), perf_counter()
+    for number, batch in enumerate(batches(tokens, settings, settings.steps), 1):
+        for name in order:
+            training = trainings[name]
+            with losses[name]():
+                training.memory.append(added_memory(partial(training.step, *batch)))
+        order.append(order.pop(0))  # none always comes first
+        left = (perf_counter() - began) / number * (settings.steps - number)
+        progress(number, settings.steps, f"loss {training.losses[-1]:.3f}, {left:.0f} s left")
+    return trainings
+
+
+def progress(number: int, steps: int, text: str) -> None:
+    """One line that changes; where that can't be, one for each tenth."""
+    if sys.stdout.isatty():
+        end = "\n" if number == steps else ""
+        print(f"\r\033[Kstep {number}/{steps}, {text}", end=end, flush=True)
+    elif number * 10 // steps > (number - 1) * 10 // steps:
+        print(f"step {number}/{steps}, {text}", flush=True)
+
+
+def measure(settings: Settings) -> dict:
+    """Everything from the text to the loss on what no training has seen, as figures."""
+    texts, began = standard_library(settings.modules), perf_counter()
+    held_out = texts[9::10]
+    del texts[9::10]
+    coding = BytePairs.train(texts, settings.vocabulary)
+    seen, unseen = (torch.tensor(coding.encode(b"\n".join(part))) for part in (texts, held_out))
+    about = (
+        f"{len(seen):,} tokens of {len(texts)} modules; {len(coding.bytes):,} of the "
+        f"{settings.vocabulary:,} in the vocabulary are used"
+    )
+    print(f"{about} ({perf_counter() - began:.0f} s)", flush=True)
+    trainings = train(seen, settings)
+    figures = {}
+    for name, training in trainings.items():
+        pairs = zip(training.losses, trainings["PyTorch"].losses, strict=True)
+        with LOSSES[name]():
+            held_out_loss = training.mean_loss(unseen, settings)
+        figures[name] = {
+            "step": median(sum(step.values()) for step in training.seconds),
+            "share": median(step["loss"] / sum(step.values()) for step in training.seconds),
+            **{part: median(step[part] for step in training.seconds) for part in PARTS},
+            "memory": median(training.memory),
+            "held_out": held_out_loss,
+            "losses": training.losses,
+            "differences": [abs(ours - theirs) for ours, theirs in pairs],
+        }
+    return {
+        "settings": asdict(settings),
+        "text": about,
+        "parameters": sum(p.numel() for p in trainings["PyTorch"].model.parameters()),
+        "machine": machine(),
+        "trainings": figures,
+    }
+
+
+def machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return (
+        f"{name[1] if name else platform.machine()} with {torch.get_num_threads()} threads; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"pyce {pyce.__version__} ({pyce.info()['isa'] or pyce.info()['backend']})"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# What comes of it
+
+
+def report(figures: dict) -> str:
+    """What was measured, and a table, in Markdown."""
+    theirs, ours, nudged = figures["trainings"].values()
+
+    def row(what: str, figure: str, form: str, scale: float = 1, times: bool = True) -> list[str]:
+        a, b = scale * theirs[figure], scale * ours[figure]
+        return [what, form.format(a), form.format(b), f"{a / b:.3g} ×" if times and b else ""]
+
+    settings = figures["settings"]
+    rows = [
+        ["", "PyTorch", "pyce", "PyTorch / pyce"],
+        ["---", "---:", "---:", "---:"],
+        row("a training step", "step", "{:.1f} ms", 1e3),
+        row("in it the loss, forward and backward", "loss", "{:.2f} ms", 1e3),
+        row("the loss's share of the step", "share", "{:.1f} %", 100, False),
+        row("loss on held-out text", "held_out", "{:.5f}", 1, False),
+    ]
+    if theirs["memory"]:
+        rows.append(row("memory that a step adds, at most", "memory", "{:.0f} MiB", 2**-20))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = "\n".join(
+        "".join(f"| {cell:{'>' if i else '<'}{widths[i]}} " for i, cell in enumerate(cells)) + "|"
+        for cells in rows
+    )
+    return f"""\
+Measured on {figures["machine"]}. {figures["parameters"] / 1e6:.1f} million parameters; \
+{settings["steps"]} steps with {settings["batch"] * settings["context"]} × \
+{settings["vocabulary"]} logits; {figures["text"]}. Medians over the steps.
+
+{table}
+
+The two losses are apart by {ours["differences"][0]:.1g} at the first step and by \
+{max(ours["differences"]):.1g} at most. Those of two trainings with PyTorch's own function, one of \
+which begins with the last bit of one weight changed: by {max(nudged["differences"]):.1g} at most.
+"""
+
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+VERMILLION, BLUE, GREY, LIGHT = "#d55e00", "#0072b2", "#7b7f86", "#c9cdd3"
+
+
+def draw(figures: dict, path: Path) -> None:
+    """The losses, how far they are apart, and where the time of a step goes."""
+    theirs, ours, nudged = figures["trainings"].values()
+    steps = range(1, len(ours["losses"]) + 1)
+    picture = Figure(figsize=(8, 8.5), layout="constrained")
+    losses, apart, times = picture.subplots(3, 1, height_ratios=(3, 2, 1.3))
+    losses.plot(steps, theirs["losses"], color=VERMILLION, linewidth=5, alpha=0.4, label="PyTorch")
+    losses.plot(steps, ours["losses"], color=BLUE, linewidth=1, label="pyce")
+    losses.set(ylabel="nats per token", xlim=(0, len(steps)))
+
+    # Nothing is drawn where they are the same to the last bit.
+    label = "PyTorch and PyTorch, one bit of a weight changed"
+    apart.plot(steps, nudged["differences"], ".", color=GREY, markersize=4, label=label)
+    apart.plot(steps, ours["differences"], ".", color=BLUE, markersize=4, label="PyTorch and pyce")
+    apart.set(yscale="log", ylabel="nats per token", xlabel="step", xlim=(0, len(steps)))
+
+    for y, (training, color) in enumerate(((ours, BLUE), (theirs, VERMILLION))):
+        end = 0.0
+        for part, shade in zip(PARTS, (LIGHT, color, GREY), strict=True):
+            width = 1e3 * training[part]
+            times.barh(y, width, left=end, color=shade, height=0.6)
+            if training is theirs:
+                times.text(end + width / 2, y + 0.4, part, ha="center")
+            end += width
+        times.text(end, y, f"  {training['share']:.0%} in the loss", va="center")
+    times.set(xlabel="ms", xlim=(0, 1.25 * end), ylim=(-0.5, 1.8))
+    times.set_yticks((0, 1), ("pyce", "PyTorch"))
+
+    titles = ("Training loss", "How far two losses are apart", "Time of a training step")
+    for panel, title in zip((losses, apart, times), titles, strict=True):
+        panel.set_title(title, loc="left", weight="bold")
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in (losses, apart):
+        panel.grid(color="#e4e6e9")
+        panel.legend(frameon=False)
+    picture.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--steps", type=int, help=f"of each training (default: {Settings.steps})")
+    add("--seed", type=int, default=0, help="of the weights and the batches (default: 0)")
+    add("--threads", type=int, help="of PyTorch and pyce (default: every processor)")
+    add("--small", action="store_true", help="a tiny model and little text: seconds")
+    add("--output", type=Path, default=Path("build/language-model"), metavar="FOLDER")
+    add("--json", type=Path, metavar="FILE", help="every figure (default: figures.json there)")
+    options = parser.parse_args()
+    if any(count is not None and count < 1 for count in (options.steps, options.threads)):
+        parser.error("steps and threads must be at least 1")
+    settings = replace(SMALL if options.small else Settings(), seed=options.seed)
+    if options.steps:
+        settings = replace(settings, steps=options.steps)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        pyce.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    figures = measure(settings)
+    (options.json or options.output / "figures.json").write_text(json.dumps(figures))
+    (options.output / "report.md").write_text(report(figures), encoding="utf-8")
+    draw(figures, options.output / "language-model.png")
+    print(f"\n{report(figures)}\nPicture and figures are in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,371 @@
+"""The example that trains a language model: its parts, and a small run as a reader starts it."""
+
+import json
+import os
+import sys
+import sysconfig
+import time
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import needs_proc
+from hypothesis import given
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("matplotlib")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+if not EXAMPLES.is_dir():
+    pytest.skip("examples are not part of an installed package", allow_module_level=True)
+sys.path.insert(0, str(EXAMPLES))
+try:
+    import byte_pairs
+    import language_model
+finally:
+    sys.path.remove(str(EXAMPLES))
+
+import torch.nn.functional as F  # noqa: E402
+
+import pyce.torch  # noqa: E402
+from pyce._bench import readme, terminal  # noqa: E402
+
+TINY = replace(language_model.SMALL, vocabulary=300, width=16, steps=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.tensor(list(language_model.standard_library(10)[0] * 9))
+
+
+# ---------------------------------------------------------------------------------------------
+# The whole
+
+
+def test_a_small_run(run_python, tmp_path):
+    script = EXAMPLES / "language_model.py"
+    folder, extra = tmp_path / "new" / "folder", tmp_path / "extra.json"
+    options = ["--small", "--threads", "1", "--seed", "3", "--output", folder, "--json", extra]
+    said = run_python(script, *options).stdout
+    figures = json.loads(extra.read_text())
+    settings = figures["settings"]
+    assert (settings["steps"], settings["seed"], settings["vocabulary"]) == (12, 3, 512)
+    assert "with 1 threads" in figures["machine"]
+
+    theirs, ours, nudged = (
+        figures["trainings"][name] for name in ("PyTorch", "pyce", language_model.NUDGED)
+    )
+    for training in (theirs, ours, nudged):
+        assert len(training["losses"]) == len(training["differences"]) == 12
+        assert 0 < training["loss"] < training["step"] and 0 < training["share"] < 1
+        assert training["losses"][-1] < training["losses"][0] - 0.05
+        # A model that has learnt, and has not seen the answers, does better than guessing.
+        assert 1 < training["held_out"] < np.log(512)
+    assert abs(theirs["losses"][0] - np.log(512)) < 0.1
+    # Some units in the last place of a loss of 6, amplified over a dozen steps.
+    np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(nudged["losses"], theirs["losses"], rtol=0, atol=1e-4)
+    assert abs(ours["held_out"] - theirs["held_out"]) < 1e-4
+    assert max(theirs["differences"]) == 0
+    apart = np.abs(np.subtract(ours["losses"], theirs["losses"]))
+    np.testing.assert_array_equal(ours["differences"], apart)
+
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert report in said and "step 12/12" in said
+    assert "12 steps with 128 × 512 logits" in report
+    row = next(line for line in report.splitlines() if line.startswith("| a training step"))
+    assert f"{1e3 * theirs['step']:.1f} ms" in row and f"{1e3 * ours['step']:.1f} ms" in row
+    picture = (folder / "language-model.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and 10_000 < len(picture) < 100_000
+
+
+@pytest.mark.parametrize("options", [["--steps", "0"], ["--threads", "-1"]])
+def test_counts_that_can_not_be(options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["language_model.py", *options])
+    with pytest.raises(SystemExit) as end:
+        language_model.main()
+    assert end.value.code == 2
+    assert "must be at least 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------
+# Text
+
+
+def test_the_text_is_the_same_every_time(monkeypatch):
+    loaded = set(sys.modules)
+    texts = language_model.standard_library()
+    assert set(sys.modules) == loaded
+    assert len(texts) > 200 and sum(map(len, texts)) > 4e6
+    rglob = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *a: reversed(list(rglob(*a))))
+    assert language_model.standard_library() == texts
+    assert language_model.standard_library(20) == texts[:20]
+
+
+@pytest.mark.parametrize("name", ["os.py", "json/decoder.py", "unittest/case.py", "doctest.py"])
+def test_what_is_text(name):
+    assert not language_model.LEFT_OUT.search(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "site-packages/numpy/__init__.py",
+        "dist-packages/six.py",
+        "test/test_os.py",
+        "idlelib/idle_test/htest.py",
+        "lib2to3/tests/support.py",
+        "encodings/cp037.py",
+        "config-3.13-x86_64-linux-gnu/python-config.py",
+        "_sysconfigdata__linux_x86_64-linux-gnu.py",
+    ],
+)
+def test_what_is_left_out(name):
+    assert language_model.LEFT_OUT.search(name)
+
+
+def test_a_python_without_sources(monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match=r"sources of the standard library are not in"):
+        language_model.standard_library()
+
+
+def test_batches(tokens):
+    first, again, other = (
+        list(language_model.batches(tokens, replace(TINY, seed=seed), 3)) for seed in (0, 0, 1)
+    )
+    assert len(first) == 3
+    for (inputs, targets), (inputs_again, _), (others, _) in zip(first, again, other, strict=True):
+        assert inputs.shape == targets.shape == (TINY.batch, TINY.context)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert torch.equal(inputs, inputs_again) and not torch.equal(inputs, others)
+    assert not torch.equal(first[0][0], first[1][0])
+
+
+# ---------------------------------------------------------------------------------------------
+# Byte-pair encoding
+
+
+def naive(texts, vocabulary):
+    """The merges, each pair counted anew for each, and the tokens of all texts."""
+    words = [list(word) for text in texts for word in byte_pairs.WORD.findall(text)]
+    merges = {}
+    while 256 + len(merges) < vocabulary:
+        counts = Counter(pair for word in words for pair in pairwise(word))
+        best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)
+        if best is None or counts[best] < 2:
+            break
+        token = merges[best] = 256 + len(merges)
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == best:
+                    word[i : i + 2] = [token]
+                i += 1
+    return merges, [token for word in words for token in word]
+
+
+TEXTS = st.lists(st.text("ab c", max_size=60).map(str.encode), max_size=3)
+
+
+@given(TEXTS, st.integers(256, 290))
+def test_merges_are_those_of_counting_anew(texts, vocabulary):
+    merges, encoded = naive(texts, vocabulary)
+    coding = byte_pairs.BytePairs.train(texts, vocabulary)
+    assert list(coding.merges.items()) == list(merges.items())
+    assert [token for text in texts for token in coding.encode(text)] == encoded
+
+
+def test_merges_of_a_real_text():
+    text = (EXAMPLES / "byte_pairs.py").read_bytes()
+    merges, encoded = naive([text], 400)
+    coding = byte_pairs.BytePairs.train([text], 400)
+    assert coding.merges == merges and len(coding.bytes) == 400
+    assert coding.encode(text) == encoded and len(encoded) < len(text) / 2
+    assert coding.decode(encoded) == text
+
+
+CODING = byte_pairs.BytePairs.train([(EXAMPLES / "byte_pairs.py").read_bytes()], 600)
+
+
+@given(st.binary(max_size=60) | st.text().map(lambda text: text.encode("utf-8", "replace")))
+def test_any_bytes_come_back(text):
+    tokens = CODING.encode(text)
+    assert CODING.decode(tokens) == text
+    assert all(0 <= token < len(CODING.bytes) for token in tokens)
+
+
+def test_words():
+    text = b"def f(x1):\n    return  x == 'na\xc3\xafve'"
+    words = [b"def", b" f", b"(", b"x", b"1", b"):", b"\n   ", b" return", b" ", b" x", b" =="]
+    words += [b" '", b"na\xc3\xafve", b"'"]
+    assert byte_pairs.WORD.findall(text) == words
+
+
+# ---------------------------------------------------------------------------------------------
+# Model and training
+
+
+def test_the_model_sees_no_future():
+    torch.manual_seed(0)
+    model = language_model.GPT(TINY)
+    tokens = torch.randint(TINY.vocabulary, (2, TINY.context))
+    changed = tokens.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % TINY.vocabulary
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert before.shape == (2, TINY.context, TINY.vocabulary)
+    torch.testing.assert_close(after[:, :20], before[:, :20], rtol=0, atol=1e-6)
+    assert ((after - before)[:, 20:].abs().amax(-1) > 1e-3).all()
+    # And it sees all of the past: a first token changes what follows the last.
+    changed = tokens.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % TINY.vocabulary
+    with torch.no_grad():
+        assert ((model(changed) - before)[:, -1].abs().amax(-1) > 1e-6).all()
+
+
+def test_the_model_is_as_large_as_told():
+    count = sum(p.numel() for p in language_model.GPT(language_model.Settings()).parameters())
+    assert 4e6 < count < 8e6
+    assert language_model.Settings().vocabulary >= 32_000
+
+
+def test_the_same_seed_gives_the_same_curve(tokens):
+    same = language_model.train(tokens, TINY, {"one": nullcontext, "other": nullcontext})
+    assert same["one"].losses == same["other"].losses
+    assert len(same["one"].losses) == TINY.steps
+    ours = {"one": pyce.torch.patched, "other": pyce.torch.patched}
+    of_pyce = language_model.train(tokens, TINY, ours)
+    assert of_pyce["one"].losses == of_pyce["other"].losses
+    other = language_model.train(tokens, replace(TINY, seed=1), {"one": nullcontext})
+    assert other["one"].losses != same["one"].losses
+
+
+def test_one_bit_is_changed(tokens):
+    trainings = language_model.train(tokens, replace(TINY, steps=0))
+    weights, nudged, of_pyce = (
+        torch.cat([p.detach().flatten() for p in trainings[name].model.parameters()])
+        for name in ("PyTorch", language_model.NUDGED, "pyce")
+    )
+    assert torch.equal(weights, of_pyce)
+    bits = weights.view(torch.int32) ^ nudged.view(torch.int32)
+    assert (bits != 0).sum() == 1
+    changed = bits != 0
+    np.testing.assert_array_max_ulp(weights[changed].numpy(), nudged[changed].numpy(), maxulp=1)
+
+
+def test_each_loss_is_its_own(tokens, monkeypatch):
+    """In turn, none always first; the step's function is that which the context puts there."""
+    called = []
+    for name, module in (("PyTorch", F), ("pyce", pyce.torch)):
+        original = module.cross_entropy
+
+        def spy(*arguments, name=name, original=original):
+            called.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, "cross_entropy", spy)
+    losses = {name: language_model.LOSSES[name] for name in ("PyTorch", "pyce")}
+    language_model.train(tokens, replace(TINY, steps=3), losses)
+    assert called == ["PyTorch", "pyce", "pyce", "PyTorch", "PyTorch", "pyce"]
+
+
+class Slow(torch.autograd.Function):
+    """The sum, and a tenth of a second each way."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        time.sleep(0.1)
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(0.1)
+        return gradient.expand(ctx.shape)
+
+
+def test_the_time_of_the_loss_is_its_own(tokens, monkeypatch):
+    training = language_model.Training(TINY)
+    inputs, targets = next(language_model.batches(tokens, TINY, 1))
+    began = time.perf_counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "cross_entropy", lambda logits, target: Slow.apply(logits))
+        training.step(inputs, targets)
+    taken = time.perf_counter() - began
+    assert training.seconds[0]["loss"] >= 0.2
+    assert sum(training.seconds[0].values()) <= taken
+    assert training.seconds[0]["model"] <= taken - 0.2
+
+    def sleep(*_):
+        time.sleep(0.1)
+
+    training.model.norm.register_forward_hook(sleep)
+    training.model.norm.register_full_backward_hook(sleep)
+    began = time.perf_counter()
+    training.step(inputs, targets)
+    taken = time.perf_counter() - began
+    assert training.seconds[1]["model"] >= 0.2
+    assert training.seconds[1]["loss"] <= taken - 0.2
+
+    training.optimizer.register_step_post_hook(sleep)
+    training.step(inputs, targets)
+    assert training.seconds[2]["optimizer"] >= 0.1
+
+
+@needs_proc
+def test_the_memory_that_a_call_adds():
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the high-water mark can't be set")
+    assert 60e6 < language_model.added_memory(lambda: np.ones(8_000_000)) < 120e6
+
+
+def test_the_learning_rate_warms_up(tokens):
+    training = language_model.Training(replace(TINY, steps=30))
+    rates = []
+    for inputs, targets in language_model.batches(tokens, TINY, 6):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        training.step(inputs, targets)
+    np.testing.assert_allclose(rates, TINY.learning_rate * np.array([0.25, 0.5, 0.75, 1, 1, 1]))
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+def test_the_page_gets_what_was_measured(tmp_path):
+    page, measured = tmp_path / "page.md", tmp_path / "measured"
+    page.write_text(
+        "before\n<!-- language-model:begin -->\nold\n<!-- language-model:end -->\nafter\n"
+    )
+    options = readme.parser().parse_args([str(page), "--language-model", str(measured)])
+    with pytest.raises(terminal.Unusable, match=r"can't read .*report\.md: No such file"):
+        readme.main(options)
+    assert "old" in page.read_text()
+    measured.mkdir()
+    (measured / "report.md").write_text("| a step |\n")
+    (measured / "language-model.png").write_bytes(b"picture")
+    assert readme.main(options) == terminal.FINE
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- language-model:begin -->\n\n| a step |\n\n![The curves")
+    assert text.endswith("(pictures/language-model.png)\n\n<!-- language-model:end -->\nafter\n")
+    assert (tmp_path / "pictures" / "language-model.png").read_bytes() == b"picture"
+
+
+def test_the_page_has_its_picture():
+    docs = EXAMPLES.parent / "docs"
+    assert "(pictures/language-model.png)" in (docs / "language-model.md").read_text("utf-8")
+    assert (docs / "pictures" / "language-model.png").stat().st_size < 100_000
