@@ -588,7 +588,7 @@ class Bench:
     def __init__(self, limits: dict[str, float]):
         self.home = Path(tempfile.mkdtemp(prefix="mutants"))
         self.limits = limits
-        for folder in ("csrc", "pyce", "tests", "docs", "bench"):
+        for folder in ("csrc", "pyce", "tests", "docs", "bench", "examples"):
             ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.o")
             shutil.copytree(ROOT / folder, self.home / folder, ignore=ignore)
         for file in ("pyproject.toml", "setup.py", "Makefile", *ROOT.glob("*.md")):

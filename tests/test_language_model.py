@@ -333,6 +333,25 @@ def test_the_memory_that_a_call_adds():
     assert 60e6 < language_model.added_memory(lambda: np.ones(8_000_000)) < 120e6
 
 
+def test_a_step_is_that_of_a_plain_loop(tokens):
+    settings = replace(TINY, steps=5)
+    training = language_model.train(tokens, settings, {"PyTorch": nullcontext})["PyTorch"]
+    torch.manual_seed(settings.seed)
+    model = language_model.GPT(settings)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.95))
+    losses = []
+    for inputs, targets in language_model.batches(tokens, settings, 5):
+        loss = -model(inputs).log_softmax(-1).gather(-1, targets[..., None]).mean()
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters), strict=True
+        ):
+            parameter.grad = gradient
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(training.losses, losses, rtol=1e-5)
+
+
 def test_the_learning_rate_warms_up(tokens):
     training = language_model.Training(replace(TINY, steps=30))
     rates = []
