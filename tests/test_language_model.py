@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import needs_proc
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -201,6 +201,7 @@ def test_merges_of_a_real_text():
 CODING = byte_pairs.BytePairs.train([(EXAMPLES / "byte_pairs.py").read_bytes()], 600)
 
 
+@example(bytes(range(256)))
 @given(st.binary(max_size=60) | st.text().map(lambda text: text.encode("utf-8", "replace")))
 def test_any_bytes_come_back(text):
     tokens = CODING.encode(text)
@@ -235,6 +236,13 @@ def test_the_model_sees_no_future():
     changed[:, 0] = (changed[:, 0] + 1) % TINY.vocabulary
     with torch.no_grad():
         assert ((model(changed) - before)[:, -1].abs().amax(-1) > 1e-6).all()
+
+
+def test_the_model_knows_where_it_is():
+    model = language_model.GPT(TINY)
+    with torch.no_grad():
+        logits = model(torch.zeros((1, TINY.context), dtype=int))[0]
+    assert ((logits[1:] - logits[:-1]).abs().amax(-1) > 1e-4).all()
 
 
 def test_the_model_is_as_large_as_told():
