@@ -493,9 +493,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> A
             rows = _Rows(input, target, weight, *ctx.options)
             of_input = rows.gradient(input, grad_loss)
     elif ctx.needs_input_grad[0]:
-        of_input = torch.ops.pyce.cross_entropy_backward(
-            grad_loss, input, target, kept, weight, *ctx.options
-        )
+        watched = _is_compiling() or _dispatch_modes() or type(input) not in _PLAIN
+        gradient = torch.ops.pyce.cross_entropy_backward if watched else _operator_backward
+        of_input = gradient(grad_loss, input, target, kept, weight, *ctx.options)
     if ctx.needs_input_grad[1]:
         rows = _Rows(input, target, weight, *ctx.options)
         of_target = rows.gradient_of_target(input, grad_loss)
