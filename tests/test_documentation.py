@@ -3,7 +3,8 @@
 The `python` and `pycon` blocks of a file run in its order and in one namespace, as one who reads it
 would type them; the output of `pycon` is compared as doctest does it. Blocks that import a library
 run in a test of their own for it, among those that need none, and are skipped where it is missing:
-`make test-peers` installs them. A page whose first block imports one is run with it alone. The commands of `sh` blocks, and those named within sentences, are
+`make test-peers` installs them. A page whose first block imports one is run with it alone.
+The commands of `sh` blocks, and those named within sentences, are
 looked up; `python -m pyce` by itself is run. Blocks of `text` show what is no code. Every block has
 to say which it is.
 """
@@ -154,7 +155,7 @@ def run_blocks(file, namespace, library=None):
 
 
 def sessions(file):
-    """The libraries that are run with, one at a time. A page that begins with one is all about it."""
+    """The libraries to run it with, one by one; a page that begins with one is about it."""
     found = python_blocks(file)
     begins = bool(found) and bool(libraries(found[0]))
     return needed(file) if begins else [None, *needed(file)]
