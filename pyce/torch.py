@@ -174,7 +174,7 @@ def cross_entropy(
             raise NotImplementedError("no gradient is computed for weight: detach it")
     if ignore_index >= 0 and target.dtype in _NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
-    if not traced and (_transforms_active() or forward_ad._current_level >= 0):
+    if _transforms_active() or (not traced and forward_ad._current_level >= 0):
         return _torch_cross_entropy(
             input,
             target,

@@ -543,6 +543,31 @@ def test_compiled_for_any_batch(compiler):
             assert_close(got, expected)
 
 
+def test_compiled_transforms():
+    from torch.func import grad, vmap
+
+    torch.compiler.reset()
+    logits, target = example()
+    logits = logits.detach()
+    for transform in (vmap, grad, lambda f: vmap(grad(f))):
+        compiled = torch.compile(lambda x, t, f=transform(ours): f(x, t), backend="aot_eager")
+        assert_close(compiled(logits, target), transform(theirs)(logits, target))
+
+
+def test_compiled_backward():
+    """The backward pass alone is traced: what it does there can't depend on numbers."""
+    from torch._dynamo import compiled_autograd
+
+    torch.compiler.reset()
+    for dtype in (torch.float32, torch.float16):
+        logits, target = example(dtype=dtype)
+        expected = 2 * step(ours, logits, target)[1]
+        loss = 2 * ours(logits, target)
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            loss.backward()
+        assert_close(logits.grad, expected)
+
+
 def test_the_compiled_graph_holds_the_operator():
     torch.compiler.reset()
     seen = []
