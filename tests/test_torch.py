@@ -469,6 +469,16 @@ def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backen
     assert read == [logits.data_ptr(), target.data_ptr()]
 
 
+def largest(function):
+    """The most memory that PyTorch or NumPy took at once, in bytes, and the result."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        tracemalloc.start()
+        result = function()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return result, max([peak, *(e.self_cpu_memory_usage for e in profile.events())])
+
+
 @dtypes
 @reductions
 def test_inference_allocates_and_keeps_nothing(dtype, reduction):
@@ -476,27 +486,29 @@ def test_inference_allocates_and_keeps_nothing(dtype, reduction):
     logits = torch.randn(rows, classes).to(dtype).requires_grad_()
     target = torch.randint(classes, (rows,))
 
-    def largest(function):
-        with torch.profiler.profile(profile_memory=True) as profile:
-            tracemalloc.start()
-            loss = function()
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-        sizes = [e.self_cpu_memory_usage for e in profile.events()]
-        return loss, max([peak, *sizes])
+    def call():
+        return ours(logits, target, reduction=reduction)
 
-    with torch.no_grad():
-        ours(logits, target, reduction=reduction)  # what is made once
-        for context in (torch.no_grad, torch.inference_mode):
-            with context():
-                kept, (loss, most) = saved_by(
-                    lambda: largest(lambda: ours(logits, target, reduction=reduction))
-                )
-            assert kept == []
-            assert loss.grad_fn is None
-            assert most < logits.numel()  # bytes: a fraction of the logits
-    _, most = largest(lambda: ours(logits, target, reduction=reduction))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            call()  # what is made once
+            kept, (loss, most) = saved_by(lambda: largest(call))
+        assert kept == []
+        assert loss.grad_fn is None
+        assert most < logits.numel()  # bytes: a fraction of the logits
+    _, most = largest(call)
     assert dtype is torch.float16 or most >= logits.numel() * logits.element_size()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@reductions
+def test_the_backward_pass_allocates_nothing(scale, reduction):
+    logits = torch.randn(300, 4096, requires_grad=True)
+    target = torch.randint(4096, (300,))
+    for loss in (ours(logits, target, reduction=reduction) for _ in range(2)):
+        logits.grad = None
+        most = largest(lambda loss=loss: loss.backward(torch.full(loss.shape, scale)))[1]
+    assert most < logits.numel()
 
 
 def test_the_gradient_is_freed_with_the_graph_and_not_with_the_loss():
