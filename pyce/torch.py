@@ -155,7 +155,7 @@ def cross_entropy(
         and (weight is None or type(weight) in _PLAIN)
     )
     traced = _is_compiling()
-    if not (plain or traced) and has_torch_function_variadic(input, target, weight):
+    if not traced and has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
             cross_entropy,
             (input, target, weight),
@@ -174,7 +174,7 @@ def cross_entropy(
             raise NotImplementedError("no gradient is computed for weight: detach it")
     if ignore_index >= 0 and target.dtype in _NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
-    if not traced and (_transforms_active() or forward_ad._current_level >= 0):
+    if _transforms_active() or (not traced and forward_ad._current_level >= 0):
         return _torch_cross_entropy(
             input,
             target,
@@ -313,15 +313,13 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and what `keep` says."""
     if (
-        weight is None
-        and keep != _LSE
+        keep != _LSE
         and target.dtype is torch.int64
-        and reduction != "none"
         and input.is_contiguous()
         and target.is_contiguous()
     ):
         found = _at_addresses(
-            input, target, reduction, ignore_index, label_smoothing, keep == _GRADIENT, wide
+            input, target, weight, reduction, ignore_index, label_smoothing, keep == _GRADIENT, wide
         )
         if found is not None:
             return found
@@ -343,12 +341,14 @@ def _run(
             kept = torch.from_numpy(lse)
         else:
             loss = pyce.cross_entropy(x, _array(target), **options)
-    return torch.as_tensor(loss).to(torch.float32 if wide else input.dtype), kept
+    found = torch.from_numpy(np.asarray(loss))
+    return found.to(torch.float32 if wide else input.dtype), kept
 
 
 def _at_addresses(
     input: Tensor,
     target: Tensor,
+    weight: Tensor | None,
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
@@ -367,23 +367,35 @@ def _at_addresses(
     address = input.data_ptr()
     if len(shape) == 2:
         inner = 1
-        fits = target.shape == shape[:1]
-    else:
+        rows = shape[:1]
+    elif len(shape) > 2:
         inner = math.prod(shape[2:])
-        fits = len(shape) > 2 and target.shape == shape[:1] + shape[2:]
+        rows = shape[:1] + shape[2:]
+    else:
+        return None
     if (
         backend.NAME != "c"
-        or not fits
+        or target.shape != rows
         or name is None
         or not address
         or input.is_neg()
-        or (reduction != "mean" and reduction != "sum")
+        or reduction not in arguments.REDUCTIONS
         or not (label_smoothing == 0.0 or _is_fraction(label_smoothing))
         or not (ignore_index == -100 or _is_index(ignore_index))
     ):
         return None
+    if weight is not None:
+        if (
+            weight.dtype not in _NAMES
+            or weight.shape != shape[1:2]
+            or weight.is_neg()
+            or not weight.data_ptr()
+        ):
+            return None
+        weight = weight.detach().to(torch.float64).contiguous()
     kept = _empty(input) if with_gradient else None
-    loss = torch.empty((), dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    none = reduction == "none"
+    loss = input.new_empty(rows if none else (), dtype=torch.float32 if dtype in _HALVES else dtype)
     done = backend.at_addresses(  # type: ignore[attr-defined]
         name,
         reduction,
@@ -392,10 +404,12 @@ def _at_addresses(
         inner,
         address,
         target.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
         0 if kept is None else kept.data_ptr(),
         float(label_smoothing),
         ignore_index,
-        loss.data_ptr(),
+        loss.data_ptr() if none else 0,
+        0 if none else loss.data_ptr(),
         torch.get_num_threads,
     )
     if not done:
@@ -414,7 +428,7 @@ def _is_index(value: Any) -> bool:
 def _empty(input: Tensor) -> Tensor:
     """Memory for a gradient: C-contiguous, of the input's shape and dtype."""
     if input.numel() * input.element_size() < _HUGE:
-        return torch.empty(input.shape, dtype=input.dtype)
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
     if input.dtype is torch.bfloat16:
         return torch.from_numpy(np.empty(input.shape, np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.empty(input.shape, _NAMES[input.dtype]))
@@ -493,9 +507,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> A
             rows = _Rows(input, target, weight, *ctx.options)
             of_input = rows.gradient(input, grad_loss)
     elif ctx.needs_input_grad[0]:
-        of_input = torch.ops.pyce.cross_entropy_backward(
-            grad_loss, input, target, kept, weight, *ctx.options
-        )
+        watched = _is_compiling() or _dispatch_modes() or type(input) not in _PLAIN
+        gradient = torch.ops.pyce.cross_entropy_backward if watched else _operator_backward
+        of_input = gradient(grad_loss, input, target, kept, weight, *ctx.options)
     if ctx.needs_input_grad[1]:
         rows = _Rows(input, target, weight, *ctx.options)
         of_target = rows.gradient_of_target(input, grad_loss)
@@ -544,7 +558,9 @@ class _Rows:
         self.dtype = dtype = like.dtype if like.dtype is torch.float64 else torch.float32
         shape = [1] * like.dim()
         shape[axis] = classes
-        weights = torch.ones(classes, dtype=dtype) if weight is None else weight.detach().to(dtype)
+        weights = (
+            like.new_ones(classes, dtype=dtype) if weight is None else weight.detach().to(dtype)
+        )
         self.weights = weights.reshape(shape)
         self.kept = 1.0 - label_smoothing
         share: Any = 1.0
@@ -599,7 +615,7 @@ class _Rows:
 
 def _operator(*inputs: Any) -> tuple[Tensor, Tensor]:
     loss, kept = _run(*inputs)
-    return loss, torch.empty(0) if kept is None else kept
+    return loss, loss.new_empty((0,), dtype=torch.float32) if kept is None else kept
 
 
 def _operator_fake(
@@ -619,7 +635,7 @@ def _operator_fake(
         rows if reduction == "none" else (), dtype=torch.float32 if wide else input.dtype
     )
     if keep == _GRADIENT:
-        return loss, torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        return loss, torch.empty_like(input, memory_format=torch.contiguous_format)
     return loss, (
         input.new_empty(rows, dtype=torch.float64)
         if keep == _LSE
@@ -661,7 +677,7 @@ def _operator_backward(
 
 
 def _operator_backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
-    return torch.empty(input.shape, dtype=input.dtype, device=input.device)
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"

@@ -3,7 +3,8 @@
 The `python` and `pycon` blocks of a file run in its order and in one namespace, as one who reads it
 would type them; the output of `pycon` is compared as doctest does it. Blocks that import a library
 run in a test of their own for it, among those that need none, and are skipped where it is missing:
-`make test-peers` installs them. The commands of `sh` blocks, and those named within sentences, are
+`make test-peers` installs them. A page whose first block imports one is run with it alone.
+The commands of `sh` blocks, and those named within sentences, are
 looked up; `python -m pyce` by itself is run. Blocks of `text` show what is no code. Every block has
 to say which it is.
 """
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
+WITH_LIBRARY = {"torch"}  # pyce's modules that are named as the library they are for
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -107,10 +109,16 @@ def libraries(block):
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {needs(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.partition(".")[0])
+            names.add(needs(node.module))
     return names - set(sys.stdlib_module_names) - {"numpy", "pyce"}
+
+
+def needs(module):
+    """The library that a module is of; pyce's for another library need that one."""
+    library = module.removeprefix("pyce.").partition(".")[0]
+    return library if library in WITH_LIBRARY else module.partition(".")[0]
 
 
 def python_blocks(file):
@@ -146,7 +154,14 @@ def run_blocks(file, namespace, library=None):
     return namespace
 
 
-RUNS = [(file, library) for file in FILES for library in [None, *needed(file)]]
+def sessions(file):
+    """The libraries to run it with, one by one; a page that begins with one is about it."""
+    found = python_blocks(file)
+    begins = bool(found) and bool(libraries(found[0]))
+    return needed(file) if begins else [None, *needed(file)]
+
+
+RUNS = [(file, library) for file in FILES for library in sessions(file)]
 
 
 @pytest.mark.parametrize(("file", "library"), [run for run in RUNS if python_blocks(run[0])])
@@ -181,35 +196,69 @@ def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
         run_blocks("page.md", {})
 
 
-FUNCTIONS = [name for name in pyce.__all__ if name != "__version__"]
+# Modules with functions of their own, and the page that has them.
+MODULES = {"pyce.torch": "docs/torch.md"}
 
 
-@pytest.mark.parametrize("name", ["pyce", *FUNCTIONS])
+def public(module):
+    """The names of a module's functions and classes, with its own."""
+    return [f"{module.__name__}.{name}" for name in module.__all__ if name != "__version__"]
+
+
+def thing_of(name):
+    """What a dotted name stands for."""
+    parts = name.split(".")
+    found = pyce
+    for part in parts[1:]:
+        found = getattr(found, part)
+    return found
+
+
+FUNCTIONS = public(pyce)
+THINGS = ["pyce", *FUNCTIONS]
+for module in MODULES:
+    if needs(module) == "pyce" or importlib.util.find_spec(needs(module)):
+        THINGS += [module, *public(thing_of(module))]
+
+
+@pytest.mark.parametrize("name", [name for name in THINGS if name not in MODULES])
 def test_examples_of_docstrings(name):
-    thing = pyce if name == "pyce" else getattr(pyce, name)
+    thing = thing_of(name)
     namespace = {"pyce": pyce, "np": np}
+    for module in MODULES:
+        library = needs(module)
+        if name.startswith(f"{module}.") and library != "pyce":
+            namespace[library] = importlib.import_module(library)
     test = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), namespace, name, None, None)
     assert test.examples, "no example"
     run_session(test)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [name for name in THINGS if name not in ("pyce", *MODULES)])
 def test_docstrings_describe_parameters_and_results(name):
     """Or name the function that does."""
-    function = getattr(pyce, name)
+    function = thing_of(name)
     text = inspect.getdoc(function)
     parameters = inspect.signature(function).parameters
-    if not re.search(r"(?i)parameters\b[^.-]* (?:of|as in)\s+`\w+`", text):
+    if not re.search(r"(?i)(?:parameters\b[^.-]*|\n +as) (?:of|as in|for)\s+`\w+`", text):
         for parameter in parameters:
-            assert re.search(rf"(?m)^{parameter} : ", text), parameter
-    if name not in ("set_backend", "set_num_threads", "use_backend"):
+            assert re.search(rf"(?m)^(?:\w+, )*{parameter}(?:, \w+)* : ", text), parameter
+    settings = {"pyce.set_backend", "pyce.set_num_threads", "pyce.use_backend"}
+    contexts = {"pyce.torch.patched"}
+    if name not in settings | contexts and not inspect.isclass(function):
         assert "\nReturns\n-------\n" in text
 
 
 def test_every_function_is_on_a_page():
     pages = "".join(text_of(file) for file in FILES if file.startswith("docs/api/"))
-    assert sorted(re.findall(r"(?m)^::: pyce\.(\w+)$", pages)) == sorted(FUNCTIONS)
+    assert sorted(re.findall(r"(?m)^::: (\S+)$", pages)) == sorted(FUNCTIONS)
     assert "`pyce.__version__`" in pages
+
+
+@pytest.mark.parametrize("module", [name for name in THINGS if name in MODULES])
+def test_every_function_of_a_module_is_on_its_page(module):
+    shown = re.findall(r"(?m)^::: (\S+)$", text_of(MODULES[module]))
+    assert sorted(shown) == sorted(public(thing_of(module)))
 
 
 # ---------------------------------------------------------------------------------------------

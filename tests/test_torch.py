@@ -8,6 +8,7 @@ import random
 import shutil
 import threading
 import tracemalloc
+import warnings
 import weakref
 
 import numpy as np
@@ -23,6 +24,12 @@ from torch.testing import assert_close  # noqa: E402
 import pyce  # noqa: E402
 import pyce.torch  # noqa: E402
 from pyce import _threads  # noqa: E402
+
+# What PyTorch says of its own parts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+]
 
 theirs = F.cross_entropy
 ours = pyce.torch.cross_entropy
@@ -437,7 +444,9 @@ def test_float16_keeps_the_logits_where_they_lie():
 def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backend):
     read = []
     logits, target = example(dtype=dtype)
-    weight = None if way == "fast" else torch.ones(5)
+    weight = None
+    if way == "general":
+        target = target.int()
 
     def at_addresses(*arguments):
         read.extend(arguments[5:7])
@@ -460,6 +469,16 @@ def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backen
     assert read == [logits.data_ptr(), target.data_ptr()]
 
 
+def largest(function):
+    """The most memory that PyTorch or NumPy took at once, in bytes, and the result."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        tracemalloc.start()
+        result = function()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return result, max([peak, *(e.self_cpu_memory_usage for e in profile.events())])
+
+
 @dtypes
 @reductions
 def test_inference_allocates_and_keeps_nothing(dtype, reduction):
@@ -467,27 +486,29 @@ def test_inference_allocates_and_keeps_nothing(dtype, reduction):
     logits = torch.randn(rows, classes).to(dtype).requires_grad_()
     target = torch.randint(classes, (rows,))
 
-    def largest(function):
-        with torch.profiler.profile(profile_memory=True) as profile:
-            tracemalloc.start()
-            loss = function()
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-        sizes = [e.self_cpu_memory_usage for e in profile.events()]
-        return loss, max([peak, *sizes])
+    def call():
+        return ours(logits, target, reduction=reduction)
 
-    with torch.no_grad():
-        ours(logits, target, reduction=reduction)  # what is made once
-        for context in (torch.no_grad, torch.inference_mode):
-            with context():
-                kept, (loss, most) = saved_by(
-                    lambda: largest(lambda: ours(logits, target, reduction=reduction))
-                )
-            assert kept == []
-            assert loss.grad_fn is None
-            assert most < logits.numel()  # bytes: a fraction of the logits
-    _, most = largest(lambda: ours(logits, target, reduction=reduction))
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            call()  # what is made once
+            kept, (loss, most) = saved_by(lambda: largest(call))
+        assert kept == []
+        assert loss.grad_fn is None
+        assert most < logits.numel()  # bytes: a fraction of the logits
+    _, most = largest(call)
     assert dtype is torch.float16 or most >= logits.numel() * logits.element_size()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@reductions
+def test_the_backward_pass_allocates_nothing(scale, reduction):
+    logits = torch.randn(300, 4096, requires_grad=True)
+    target = torch.randint(4096, (300,))
+    for loss in (ours(logits, target, reduction=reduction) for _ in range(2)):
+        logits.grad = None
+        most = largest(lambda loss=loss: loss.backward(torch.full(loss.shape, scale)))[1]
+    assert most < logits.numel()
 
 
 def test_the_gradient_is_freed_with_the_graph_and_not_with_the_loss():
@@ -541,6 +562,31 @@ def test_compiled_for_any_batch(compiler):
             assert_close(got, expected)
 
 
+def test_compiled_transforms():
+    from torch.func import grad, vmap
+
+    torch.compiler.reset()
+    logits, target = example()
+    logits = logits.detach()
+    for transform in (vmap, grad, lambda f: vmap(grad(f))):
+        compiled = torch.compile(transform(ours), backend="aot_eager")
+        assert_close(compiled(logits, target), transform(theirs)(logits, target))
+
+
+def test_compiled_backward():
+    """The backward pass alone is traced: what it does there can't depend on numbers."""
+    from torch._dynamo import compiled_autograd
+
+    torch.compiler.reset()
+    for dtype in (torch.float32, torch.float16):
+        logits, target = example(dtype=dtype)
+        expected = 2 * step(ours, logits, target)[1]
+        loss = 2 * ours(logits, target)
+        with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+            loss.backward()
+        assert_close(logits.grad, expected)
+
+
 def test_the_compiled_graph_holds_the_operator():
     torch.compiler.reset()
     seen = []
@@ -559,21 +605,8 @@ def test_exported_and_traced():
     other = torch.randn(6, 5)
     program = torch.export.export(pyce.torch.CrossEntropyLoss(), (logits.detach(), target))
     assert torch.equal(program.module()(other, target), ours(other, target))
-    with pytest.warns(DeprecationWarning) if _jit_is_deprecated() else _nothing():
-        traced = torch.jit.trace(lambda x, t: ours(x, t), (logits.detach(), target))
+    traced = torch.jit.trace(lambda x, t: ours(x, t), (logits.detach(), target))
     assert torch.equal(traced(other, target), ours(other, target))
-
-
-def _jit_is_deprecated():
-    return "deprecated" in (torch.jit.trace.__doc__ or "").lower() or hasattr(
-        torch.jit.trace, "__deprecated__"
-    )
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_modes_see_the_operator():
@@ -637,6 +670,40 @@ def test_tensors_that_override_functions_are_asked():
     assert torch.equal(loss.as_subclass(torch.Tensor), ours(logits, target, reduction="none"))
 
 
+def test_modes_that_override_functions_are_asked():
+    from torch.overrides import TorchFunctionMode
+
+    seen = []
+
+    class Asked(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Asked():
+        ours(*example())
+    assert ours in seen
+
+
+@targets
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_results_are_where_the_logits_are(kind, dtype):
+    """Whatever the default device is."""
+    logits, _ = example(dtype=dtype)
+    target, options = kinds_of_target(dtype=dtype)[kind]
+    expected = step(ours, logits, target, **options)
+    torch.set_default_device("meta")
+    try:
+        found = step(ours, logits, target, **options)
+        loss = ours(logits, target, **options)
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        torch.autograd.grad(first.sum(), logits)
+    finally:
+        torch.set_default_device(None)
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
 @dtypes
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
 def test_autocast(dtype, soft):
@@ -674,6 +741,9 @@ def test_autocast_around_a_model():
 
 LOGITS = torch.zeros(4, 3)
 LABELS = torch.tensor([0, 1, 2, 1])
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch's word on how new they are
+    SPARSE_ROWS = torch.eye(4).to_sparse_csr()
 REFUSED = {
     "no tensor": ((LOGITS.numpy(), LABELS), {}, TypeError, "input must be a tensor, got ndarray"),
     "a list of labels": ((LOGITS, [0, 1, 2, 1]), {}, TypeError, "target must be a tensor"),
@@ -685,7 +755,7 @@ REFUSED = {
     "another device": ((LOGITS.to("meta"), LABELS), {}, ValueError, "on the CPU, and is on meta"),
     "labels elsewhere": ((LOGITS, LABELS.to("meta")), {}, ValueError, "target must be on the CPU"),
     "sparse logits": ((LOGITS.to_sparse(), LABELS), {}, ValueError, "dense .*sparse_coo"),
-    "sparse rows": ((torch.eye(4).to_sparse_csr(), LABELS), {}, ValueError, "dense .*sparse_csr"),
+    "sparse rows": ((SPARSE_ROWS, LABELS), {}, ValueError, "dense .*sparse_csr"),
     "sparse target": ((LOGITS, LOGITS.to_sparse()), {}, ValueError, "target must be a dense"),
     "no dimension": ((torch.tensor(1.0), torch.tensor(0)), {}, ValueError, "at least one dim"),
     "no classes": ((torch.zeros(2, 0), LABELS[:2]), {}, ValueError, "at least one class"),
@@ -820,8 +890,8 @@ def test_patches_that_overlap():
     assert F.cross_entropy is theirs
 
 
-@pytest.mark.parametrize("weight", [None, torch.ones(1000)], ids=["fast", "general"])
-def test_no_more_threads_than_pytorch_is_allowed(weight, monkeypatch):
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32], ids=["fast", "general"])
+def test_no_more_threads_than_pytorch_is_allowed(kind, monkeypatch):
     seen = []
     budget = _threads.budget
     monkeypatch.setattr(_threads, "_unlimited", lambda: 8.0)
@@ -839,7 +909,7 @@ def test_no_more_threads_than_pytorch_is_allowed(weight, monkeypatch):
             torch.set_num_threads(threads)
             seen.clear(), asked.clear()
             with torch.no_grad():
-                ours(logits, target, weight)
+                ours(logits, target.to(kind))
             assert (asked or seen) == [threads]
     finally:
         torch.set_num_threads(before)

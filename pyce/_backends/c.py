@@ -45,6 +45,7 @@ _from_buffer = ffi.from_buffer
 _cast = ffi.cast
 _LABELS = ffi.typeof("int64_t[]")
 _LABEL = ffi.typeof("int64_t *")
+_DOUBLE = ffi.typeof("double *")
 _VOID = ffi.typeof("void *")
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
@@ -140,34 +141,68 @@ def at_addresses(
     inner: int,
     logits: int,
     labels: int,
+    weight: int,
     grad: int,
     smoothing: float,
     ignore_index: int,
+    losses: int,
     loss: int,
     most_threads: Callable[[], int],
 ) -> bool:
-    """The same for memory that is no array of NumPy's; `grad` may be 0, for the loss alone.
+    """Forward, or fused with a `grad`, for memory that is no array of NumPy's; 0 is no address.
 
-    All is checked but the values of the labels, int64. False, with nothing written, where it went
-    wrong.
+    All is contiguous and checked, but for the values of the labels, int64; the weights are float64.
+    Writes row losses for "none", else the loss. False, with nothing written, where it went wrong.
     """
     size = outer * classes * inner + _PER_ROW * outer * inner
     threads = 1 if size < _SERIAL_BELOW else min(_threads.budget(), most_threads())
-    return not _cross_entropy(
-        _FORWARD_BACKWARD if grad else _FORWARD,
-        _DTYPES[dtype],
-        _REDUCTIONS[reduction],
-        threads,
-        outer,
-        classes,
-        inner,
-        _cast(_VOID, logits),
-        _cast(_LABEL, labels),
-        _cast(_VOID, grad),
-        smoothing,
-        ignore_index,
-        _cast(_VOID, loss),
+    operation = _FORWARD_BACKWARD if grad else _FORWARD
+    if not (weight or losses):
+        return not _cross_entropy(
+            operation,
+            _DTYPES[dtype],
+            _REDUCTIONS[reduction],
+            threads,
+            outer,
+            classes,
+            inner,
+            _cast(_VOID, logits),
+            _cast(_LABEL, labels),
+            _cast(_VOID, grad),
+            smoothing,
+            ignore_index,
+            _cast(_VOID, loss),
+        )
+    stride = classes * inner
+    c = _new(
+        _PROBLEM,
+        (
+            operation,
+            _DTYPES[dtype],
+            _INDEX64,
+            0,
+            _REDUCTIONS[reduction],
+            threads,
+            outer,
+            classes,
+            inner,
+            (_cast(_VOID, logits), _NULL, stride, inner),
+            (_cast(_VOID, grad), _NULL, stride, inner) if grad else _NO_OPERAND,
+            _NO_OPERAND,
+            _cast(_LABEL, labels),
+            _cast(_DOUBLE, weight),
+            _NULL,
+            _NULL,
+            1.0,
+            0.0,
+            smoothing,
+            ignore_index,
+            _NULL,
+            _cast(_VOID, losses),
+            _cast(_VOID, loss),
+        ),
     )
+    return not _run(c)
 
 
 def _loss(operation: int, p: Problem) -> Any:
