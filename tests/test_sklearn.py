@@ -327,6 +327,8 @@ def test_small_data_stays_on_the_caller(monkeypatch):
     monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
     with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
         assert (threads, executor) == (1, None)
+    with pyce.sklearn._threads((1500, 10**6), (10,)) as (threads, executor):
+        assert (threads, executor) == (1, None)
     with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, _):
         assert threads == 4
         with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, executor):
@@ -395,7 +397,8 @@ def test_layouts(layout):
     np.testing.assert_allclose(model.predict_proba(other), plain.predict_proba(X), atol=1e-8)
 
 
-def test_fortran_order_is_not_copied(monkeypatch):
+def test_blocks_are_views_and_contiguous(monkeypatch):
+    """Whatever BLAS would copy, each time, is copied once; nothing else is."""
     blocks = []
     share = pyce.sklearn._Share.__init__
 
@@ -409,6 +412,10 @@ def test_fortran_order_is_not_copied(monkeypatch):
         blocks.clear()
         SoftmaxRegression().fit(given, y)
         assert blocks and all(np.shares_memory(given, x) for x in blocks)
+    for given in (np.repeat(X, 2, 1)[:, ::2], unaligned(X)):
+        blocks.clear()
+        SoftmaxRegression().fit(given, y)
+        assert blocks and all(x.flags.c_contiguous and x.flags.aligned for x in blocks)
 
 
 def test_read_only_and_mapped(tmp_path):
