@@ -75,7 +75,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     max_iter : int
         Iterations of the solver at most.
     tol : float
-        The solver stops when no derivative of the objective is larger than this.
+        The solver stops when no derivative of the objective is larger than this, or when a step
+        changes the objective by no more than rounding does.
     warm_start : bool
         Whether `fit` starts from the last solution, if there is one, instead of from 0.
 
@@ -234,6 +235,20 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n_samples, n_classes)
             With two classes of shape (n_samples,): above 0 where the second is the likelier.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError
+            Values that are not finite, another number of features than `fit` saw, other names.
+
+        Examples
+        --------
+        >>> from pyce.sklearn import SoftmaxRegression
+        >>> model = SoftmaxRegression(tol=1e-8).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 2])
+        >>> print(model.decision_function([[1.5]]).shape)
+        (1, 3)
         """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
@@ -242,7 +257,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> Array:
-        """The likeliest class of each sample.
+        """The likeliest class of each sample. Errors are those of `decision_function`.
 
         Parameters
         ----------
@@ -253,6 +268,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n_samples,)
             Labels; of classes that are equally likely the first.
+
+        Examples
+        --------
+        >>> from pyce.sklearn import SoftmaxRegression
+        >>> model = SoftmaxRegression(tol=1e-8).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 2])
+        >>> print(model.predict([[-1.0], [9.0]]))
+        [0 2]
         """
         scores = self.decision_function(X)
         which = (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
@@ -262,6 +284,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Array:
         """The probability of each class: `pyce.softmax` of the scores.
 
+        Errors are those of `decision_function`.
+
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
@@ -271,6 +295,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
+
+        Examples
+        --------
+        >>> from pyce.sklearn import SoftmaxRegression
+        >>> model = SoftmaxRegression(tol=1e-8).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 2])
+        >>> print(model.predict_proba([[0.0]]).round(2))
+        [[0.85 0.12 0.04]]
         """
         logits = self._logits(X)
         return pyce.softmax(logits, out=logits)
@@ -278,7 +309,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithms of the probabilities: `pyce.log_softmax` of the scores.
 
-        They are right also where the probabilities round to 0 or 1, and never −inf.
+        Right also where the probabilities round to 0 or 1, and never −inf. Errors are those of
+        `decision_function`.
 
         Parameters
         ----------
@@ -289,6 +321,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
+
+        Examples
+        --------
+        >>> from pyce.sklearn import SoftmaxRegression
+        >>> model = SoftmaxRegression(tol=1e-8).fit([[0.0], [1.0], [2.0], [3.0]], [0, 0, 1, 2])
+        >>> print((model.predict_log_proba([[5000.0]]) > -1e5).all())
+        True
         """
         logits = self._logits(X)
         return pyce.log_softmax(logits, out=logits)
