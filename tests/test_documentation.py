@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-WITH_LIBRARY = {"torch"}  # pyce's modules that are named as the library they are for
+WITH_LIBRARY = {"sklearn", "torch"}  # pyce's modules that are named as the library they are for
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -197,7 +197,7 @@ def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
 
 
 # Modules with functions of their own, and the page that has them.
-MODULES = {"pyce.torch": "docs/torch.md"}
+MODULES = {"pyce.sklearn": "docs/sklearn.md", "pyce.torch": "docs/torch.md"}
 
 
 def public(module):
