@@ -274,11 +274,11 @@ class _Display:
             self.shown = len(text)
 
     def epoch(self, epoch: int, history: History) -> None:
-        text = f"{self._head(epoch)}: loss {history.loss[-1]:.4f}"
-        text += f", accuracy {history.accuracy[-1]:.4f}"
+        loss, accuracy = f"loss {history.loss[-1]:.4f}", f"accuracy {history.accuracy[-1]:.4f}"
         if history.held_out_loss:
-            text += f"; held out: loss {history.held_out_loss[-1]:.4f}"
-            text += f", accuracy {history.held_out_accuracy[-1]:.4f}"
+            loss += f", held out {history.held_out_loss[-1]:.4f}"
+            accuracy += f", held out {history.held_out_accuracy[-1]:.4f}"
+        text = f"{self._head(epoch)}: {loss}; {accuracy}"
         start = "\r" if self.shown else ""
         self._print(f"{start}{text}{' ' * (self.shown - len(text))}\n")
         self.shown = 0

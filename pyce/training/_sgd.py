@@ -163,7 +163,7 @@ class SGD:
         if self.momentum:
             b = self._buffers[i]
             if b is None:
-                b = self._buffers[i] = g.copy()
+                b = self._buffers[i] = np.array(g)  # an array even of a scalar
             else:
                 b *= self.momentum
                 b += (1 - self.dampening) * g
