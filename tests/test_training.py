@@ -1146,7 +1146,9 @@ def test_cropped_to_another_shape(pillow):
         ((4, 80), (80, 20), (slice(8, 12), slice(None))),
     ):
         expected = np.asarray(image.resize(whole, pillow.Resampling.BILINEAR))[part]
-        np.testing.assert_array_equal(presize([image], size, dtype=np.uint8)[0], expected)
+        # But for the last bit of the weights' rounding.
+        found = presize([image], size, dtype=np.uint8)[0].astype(int)
+        np.testing.assert_allclose(found, expected.astype(int), rtol=0, atol=1)
 
 
 def test_sizes_and_kinds_may_differ(pillow, tmp_path):
