@@ -183,7 +183,8 @@ def test_it_stops_when_the_loss_diverges():
     assert len(lr_find(follow(losses), num_iter=5, smoothing=0, divergence=5).losses) == 5
     assert len(lr_find(follow(losses), num_iter=5, smoothing=0, divergence=2).losses) == 3
     with_zero = [1.0, 0.0, 1e9, 1e9]
-    assert len(lr_find(follow(with_zero), num_iter=4, divergence=math.inf).losses) == 4
+    on = lr_find(follow(with_zero), num_iter=4, smoothing=0, divergence=math.inf)
+    assert len(on.losses) == 4
 
 
 def test_no_divergence_below_where_it_began():
@@ -283,6 +284,14 @@ def test_the_fall_and_rise_after_divergence_do_not_count():
     assert curve.steepest < curve.before_rise < 0.1
 
 
+def test_a_loss_that_rises_before_it_falls():
+    """The fall is that from the peak, even if it ends hardly below the beginning."""
+    t = np.linspace(0, 1, 100)
+    losses = 1 + np.sin(np.pi * t) ** 2 - 1e-8 * t
+    curve = lr_find(follow(losses), smoothing=0)
+    assert curve.rates[60] < curve.steepest < curve.rates[90]
+
+
 def test_a_loss_that_never_turns_up():
     curve = lr_find(follow(falling_and_rising(100)[:70]), num_iter=70)
     assert curve.steepest is not None
@@ -299,6 +308,9 @@ def test_a_loss_that_is_nan_after_its_fall():
 RNG = np.random.default_rng(5)
 NOTHING_TO_SEE = {
     "constant": [1.0] * 100,
+    "constant in decimals": [2.3] * 100,
+    "falling by what is rounding": 2.3 - 1e-9 * np.arange(100),
+    "three steps down and up": [3.0, 2.0, 1.0, 5.0, 5.0, 5.0],
     "constant but for rounding": 1 + 1e-8 * RNG.normal(size=100),
     "rising from the start": np.linspace(1, 3, 100),
     "rising with noise": np.linspace(1, 3, 100) + 0.05 * RNG.normal(size=100),
@@ -684,6 +696,13 @@ def test_gradients_that_do_not_fit_change_nothing(gradients, words):
     assert optimizer.state_dict()["buffers"] == [None, None]
 
 
+def test_complex_gradients():
+    w = np.ones(2)
+    with pytest.raises(TypeError, match="real numbers"):
+        SGD([w], lr=0.1).step([w * 1j])
+    assert w.tolist() == [1, 1]
+
+
 def test_an_optimizer_goes_on_from_its_state():
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(6, 1, 3))
@@ -801,8 +820,8 @@ def test_inputs_are_only_read(classifier):
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [
-        (np.zeros((9, 5)), ValueError, r"\(9, 5\) has not 6 features"),
-        (np.zeros(6), ValueError, "has not 6 features"),
+        (np.zeros((9, 5)), ValueError, r"6 features for each sample, got \(9, 5\)"),
+        (np.zeros(6), ValueError, r"must be \(N, …\)"),
         (np.zeros((9, 6), complex), TypeError, "complex128"),
         ([["a"] * 6] * 9, TypeError, "real numbers"),
     ],
@@ -1002,6 +1021,10 @@ def test_the_seed_settles_everything(classifier):
         ({"epochs": 0}, ValueError, "epochs must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"held_out": ([1, 2], [1])}, ValueError, "differ in length"),
+        ({"held_out": np.zeros((3, 6))}, TypeError, "held_out must be two arrays"),
+        ({"held_out": 3}, TypeError, "held_out must be two arrays"),
+        ({"x": np.zeros((0, 6)), "y": []}, ValueError, "no samples"),
+        ({"progress": "yes"}, TypeError, "progress must be .* got 'yes'"),
         ({"y": [1]}, ValueError, "differ in length"),
         ({"label_smoothing": 2}, ValueError, "label_smoothing"),
         ({"y": np.full(300, 4)}, IndexError, "target of row 0 is 4"),

@@ -208,7 +208,7 @@ def train(
     Raises
     ------
     ValueError
-        For x and y of different lengths, and numbers below 1; nothing is trained then.
+        For no samples, x and y of different lengths, and numbers below 1; nothing is trained then.
     TypeError, ValueError, IndexError
         As of the model, the optimizer and `pyce.cross_entropy`, from the batch where it shows.
 
@@ -223,6 +223,10 @@ def train(
     """
     x, y = _samples(x, y)
     epochs, batch_size = _positive(epochs, "epochs"), _positive(batch_size, "batch_size")
+    if not len(x):
+        raise ValueError("there are no samples to train on")
+    if not (held_out is None or (isinstance(held_out, (tuple, list)) and len(held_out) == 2)):
+        raise TypeError("held_out must be two arrays, x and y")
     others = None if held_out is None else _samples(*held_out)
     rng = np.random.default_rng(seed)
     history = History()
@@ -254,7 +258,9 @@ class _Display:
 
     def __init__(self, progress: bool | TextIO, epochs: int, batches: int) -> None:
         self.stream = (sys.stderr if progress else None) if isinstance(progress, bool) else progress
-        self.live = self.stream is not None and self.stream.isatty()
+        if not (self.stream is None or hasattr(self.stream, "write")):
+            raise TypeError(f"progress must be True, False or a text stream, got {progress!r}")
+        self.live = self.stream is not None and getattr(self.stream, "isatty", bool)()
         self.epochs, self.batches = epochs, batches
         self.shown, self.next = 0, 0.0
 

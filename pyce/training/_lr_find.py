@@ -75,7 +75,7 @@ class LRCurve:
     @cached_property
     def _suggestions(self) -> tuple[float | None, float | None]:
         finite = int(np.isfinite(self.losses).sum())
-        if finite < 5:
+        if not finite:
             return None, None
         skipped = finite // 10
         smoothed = self.smoothed[skipped:finite]

@@ -106,7 +106,9 @@ class _Classifier:
         if x.dtype.kind not in "fiub":
             raise TypeError(f"x must be real numbers, got {x.dtype}")
         if x.ndim < 2 or math.prod(x.shape[1:]) != len(first):
-            raise ValueError(f"x of shape {x.shape} has not {len(first)} features for each sample")
+            raise ValueError(
+                f"x must be (N, …) with {len(first)} features for each sample, got {x.shape}"
+            )
         flat: Array = x.astype(first.dtype, copy=False).reshape(len(x), len(first))
         return flat
 

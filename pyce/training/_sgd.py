@@ -129,6 +129,8 @@ class SGD:
 
         Raises
         ------
+        TypeError
+            For complex gradients; nothing is changed then.
         ValueError
             For another number of gradients, or one of another shape; nothing is changed then.
 
@@ -142,6 +144,8 @@ class SGD:
         """
         if len(gradients) != len(self.parameters):
             raise ValueError(f"{len(gradients)} gradients for {len(self.parameters)} parameters")
+        if any(np.iscomplexobj(g) for g in gradients):
+            raise TypeError("gradients must be real numbers")
         given = [
             None if g is None else np.asarray(g, dtype=p.dtype)
             for p, g in zip(self.parameters, gradients, strict=True)
@@ -213,7 +217,7 @@ class SGD:
         """
         wanted = {*_OPTIONS, "buffers"}
         if set(state) != wanted:
-            differing = ", ".join(sorted(wanted ^ set(state)))
+            differing = ", ".join(sorted(map(str, wanted ^ set(state))))
             raise ValueError(f"this is no state of SGD: {differing} missing or too many")
         buffers = [
             None if b is None else np.array(b, dtype=p.dtype)
