@@ -1204,6 +1204,11 @@ def test_floats_are_from_0_to_1(pillow, dtype, deep):
     found = presize([array], 4, dtype=dtype)
     assert found.dtype == dtype
     assert (found[:, :, 2:] == 1).all() and (found[:, :, :2] == 0).all()
+    part = presize([array // 7], 4, dtype=dtype)
+    expected = (array // 7).astype(max(dtype, np.float32, key=lambda d: np.dtype(d).itemsize))
+    np.testing.assert_array_equal(
+        part[0], (expected / expected.dtype.type(array.max())).astype(dtype)
+    )
     raw = presize([array // 5], 4, dtype=array.dtype)
     np.testing.assert_array_equal(raw[0], array // 5)
 
