@@ -1,10 +1,7 @@
 """`SoftmaxRegression`: scikit-learn's own checks, the solutions of `LogisticRegression`, and the
 optimum as plain NumPy sees it."""
 
-import doctest
-import inspect
 import pickle
-import re
 import threading
 import tracemalloc
 import warnings
@@ -12,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from test_documentation import ROOT, run_session
 
 import pyce
 
@@ -648,26 +644,3 @@ def test_a_missing_library_is_named(run_python):
         code = f"import sys; sys.modules[{missing!r}] = None; import pyce.sklearn"
         error = run_python("-c", code, check=False).stderr.strip().splitlines()[-1]
         assert error.startswith("ImportError: ") and "pip install 'pyce[sklearn]'" in error
-
-
-METHODS = ["fit", "decision_function", "predict", "predict_proba", "predict_log_proba"]
-
-
-@pytest.mark.parametrize("name", ["", *METHODS])
-def test_docstrings(name):
-    thing = getattr(SoftmaxRegression, name) if name else SoftmaxRegression
-    text = inspect.getdoc(thing)
-    for parameter in inspect.signature(thing).parameters:
-        if parameter != "self":
-            assert re.search(rf"(?m)^{parameter} : ", text), parameter
-    assert not name or "\nReturns\n-------\n" in text
-    test = doctest.DocTestParser().get_doctest(text, {}, thing.__qualname__, None, None)
-    assert test.examples, "no example"
-    run_session(test)
-
-
-def test_every_method_is_documented():
-    own = {n for n in vars(SoftmaxRegression) if not n.startswith(("_", "set_"))}
-    assert own == set(METHODS)
-    page = (ROOT / "docs" / "sklearn.md").read_text(encoding="utf-8")
-    assert "\n::: pyce.sklearn.SoftmaxRegression\n" in page

@@ -1,10 +1,8 @@
 """pyce.training: the range test, SGD, classifiers, training, and images of one size."""
 
 import copy
-import doctest
 import errno
 import importlib.util
-import inspect
 import io
 import itertools
 import math
@@ -13,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_documentation import run_session
 
 import pyce
-from pyce import training
 from pyce.training import (
     SGD,
     HiddenLayerClassifier,
@@ -54,57 +50,6 @@ def test_nothing_is_imported_before_it_is_used(run_python):
     code = "import sys, pyce\nassert 'pyce.training' not in sys.modules\nimport pyce.training\n"
     code += f"print(sorted({libraries!r} & set(sys.modules)))"
     assert run_python("-c", code).stdout.strip() == "[]"
-
-
-def documented():
-    """(name, object) of everything public, methods too."""
-    yield "pyce.training", training
-    for name in training.__all__:
-        thing = getattr(training, name)
-        yield name, thing
-        if inspect.isclass(thing):
-            for method, function in inspect.getmembers(thing, inspect.isfunction):
-                if not method.startswith("_"):
-                    yield f"{name}.{method}", function
-
-
-DOCUMENTED = dict(documented())
-NEEDS = {"presize": "PIL", "LRCurve.plot": "matplotlib"}
-
-
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_examples_of_docstrings(name, tmp_path, monkeypatch):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
-    monkeypatch.chdir(tmp_path)
-    text, namespace = inspect.getdoc(DOCUMENTED[name]), {"pyce": pyce, "np": np}
-    test = doctest.DocTestParser().get_doctest(text, namespace, name, None, None)
-    assert test.examples, "no example"
-    run_session(test)
-
-
-@pytest.mark.parametrize("name", [name for name in DOCUMENTED if name != "pyce.training"])
-def test_docstrings_describe_parameters_and_results(name):
-    thing = DOCUMENTED[name]
-    text = inspect.getdoc(thing)
-    if name in ("LRCurve", "History"):  # made by functions, not by the caller
-        named = [n for n, _ in inspect.getmembers(thing) if n in ("steepest", "before_rise")]
-        named += thing.__dataclass_fields__
-    else:
-        named = [n for n in inspect.signature(thing).parameters if n != "self"]
-        assert (
-            inspect.isclass(thing)
-            or "\nReturns\n" in text
-            or "-> None" in str(inspect.signature(thing)).replace("'", "")
-        )
-    for parameter in named:
-        assert re.search(rf"(?m)^(\w+, )*{parameter}(, \w+)* : ", text), parameter
-
-
-def test_everything_is_on_the_page():
-    page = Path(__file__).parents[1] / "docs" / "training.md"
-    shown = re.findall(r"(?m)^::: pyce\.training\.(\w+)$", page.read_text(encoding="utf-8"))
-    assert sorted(shown) == sorted(training.__all__)
 
 
 @pytest.mark.parametrize(
