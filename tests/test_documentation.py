@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-WITH_LIBRARY = {"torch"}  # pyce's modules that are named as the library they are for
+WITH_LIBRARY = {"sklearn", "torch"}  # pyce's modules that are named as the library they are for
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -197,55 +197,68 @@ def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
 
 
 # Modules with functions of their own, and the page that has them.
-MODULES = {"pyce.torch": "docs/torch.md"}
+MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in ("sklearn", "torch", "training")}
+
+
+# Libraries that an example needs beside its module's.
+NEEDS = {"pyce.training.presize": "PIL", "pyce.training.LRCurve.plot": "matplotlib"}
 
 
 def public(module):
-    """The names of a module's functions and classes, with its own."""
+    """The full names of a module's functions and classes."""
     return [f"{module.__name__}.{name}" for name in module.__all__ if name != "__version__"]
 
 
+def methods(name):
+    """Those that a class defines itself, by full name."""
+    thing = thing_of(name)
+    own = vars(thing).items() if inspect.isclass(thing) else ()
+    return [f"{name}.{n}" for n, f in own if inspect.isfunction(f) and not n.startswith("_")]
+
+
 def thing_of(name):
-    """What a dotted name stands for."""
-    parts = name.split(".")
+    """What a full name stands for."""
     found = pyce
-    for part in parts[1:]:
+    for part in name.split(".")[1:]:
         found = getattr(found, part)
     return found
 
 
 FUNCTIONS = public(pyce)
-THINGS = ["pyce", *FUNCTIONS]
-for module in MODULES:
-    if needs(module) == "pyce" or importlib.util.find_spec(needs(module)):
-        THINGS += [module, *public(thing_of(module))]
+HERE = [m for m in MODULES if needs(m) == "pyce" or importlib.util.find_spec(needs(m))]
+THINGS = [*FUNCTIONS, *(name for module in HERE for name in public(thing_of(module)))]
+THINGS += [method for name in THINGS for method in methods(name)]
 
 
-@pytest.mark.parametrize("name", [name for name in THINGS if name not in MODULES])
-def test_examples_of_docstrings(name):
-    thing = thing_of(name)
+@pytest.mark.parametrize("name", ["pyce", "pyce.training", *THINGS])
+def test_examples_of_docstrings(name, tmp_path, monkeypatch):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    monkeypatch.chdir(tmp_path)
     namespace = {"pyce": pyce, "np": np}
-    for module in MODULES:
-        library = needs(module)
-        if name.startswith(f"{module}.") and library != "pyce":
-            namespace[library] = importlib.import_module(library)
-    test = doctest.DocTestParser().get_doctest(inspect.getdoc(thing), namespace, name, None, None)
+    if name.startswith("pyce.torch."):
+        namespace["torch"] = importlib.import_module("torch")
+    text = inspect.getdoc(thing_of(name))
+    test = doctest.DocTestParser().get_doctest(text, namespace, name, None, None)
     assert test.examples, "no example"
     run_session(test)
 
 
-@pytest.mark.parametrize("name", [name for name in THINGS if name not in ("pyce", *MODULES)])
+@pytest.mark.parametrize("name", THINGS)
 def test_docstrings_describe_parameters_and_results(name):
     """Or name the function that does."""
-    function = thing_of(name)
-    text = inspect.getdoc(function)
-    parameters = inspect.signature(function).parameters
+    thing = thing_of(name)
+    text = inspect.getdoc(thing)
+    signature = inspect.signature(thing)
+    named = [parameter for parameter in signature.parameters if parameter != "self"]
+    made_by_us = getattr(thing, "__dataclass_fields__", None)
+    if made_by_us:
+        named = [*made_by_us, *(n for n, v in vars(thing).items() if isinstance(v, property))]
     if not re.search(r"(?i)(?:parameters\b[^.-]*|\n +as) (?:of|as in|for)\s+`\w+`", text):
-        for parameter in parameters:
+        for parameter in named:
             assert re.search(rf"(?m)^(?:\w+, )*{parameter}(?:, \w+)* : ", text), parameter
-    settings = {"pyce.set_backend", "pyce.set_num_threads", "pyce.use_backend"}
-    contexts = {"pyce.torch.patched"}
-    if name not in settings | contexts and not inspect.isclass(function):
+    gives = "None" not in str(signature.return_annotation).replace("Iterator[None]", "None")
+    if not inspect.isclass(thing) and gives:
         assert "\nReturns\n-------\n" in text
 
 
@@ -255,7 +268,7 @@ def test_every_function_is_on_a_page():
     assert "`pyce.__version__`" in pages
 
 
-@pytest.mark.parametrize("module", [name for name in THINGS if name in MODULES])
+@pytest.mark.parametrize("module", HERE)
 def test_every_function_of_a_module_is_on_its_page(module):
     shown = re.findall(r"(?m)^::: (\S+)$", text_of(MODULES[module]))
     assert sorted(shown) == sorted(public(thing_of(module)))

@@ -1,0 +1,298 @@
+"""Mini-batches, training, and measuring what was trained."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+import pyce
+from pyce._arguments import index_number
+
+Array = npt.NDArray[Any]
+
+# Rows that `evaluate` takes at a time: the logits of many classes stay within memory.
+_ROWS = 1024
+# What pyce.cross_entropy leaves out.
+_IGNORED = -100
+
+
+class Model(Protocol):
+    """What can be trained: the classifiers here, and any object like them."""
+
+    def logits(self, x: Any) -> Array: ...
+
+    def loss_and_gradients(
+        self, x: Any, y: Any, *, label_smoothing: float = 0.0
+    ) -> tuple[Any, list[Array]]: ...
+
+
+class Optimizer(Protocol):
+    lr: float
+
+    def step(self, gradients: Any) -> None: ...
+
+
+@dataclass
+class History:
+    """How a training went: a number for each epoch in each list.
+
+    Attributes
+    ----------
+    loss, accuracy : list of float
+        On the training data after the epoch, without label smoothing.
+    held_out_loss, held_out_accuracy : list of float
+        On the held-out data; empty without.
+
+    Examples
+    --------
+    >>> from pyce.training import History
+    >>> History().loss
+    []
+    """
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    held_out_loss: list[float] = field(default_factory=list)
+    held_out_accuracy: list[float] = field(default_factory=list)
+
+
+def _samples(x: Any, y: Any) -> tuple[Array, Array]:
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
+        raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} differ in length")
+    return x, y
+
+
+def _positive(value: Any, what: str) -> int:
+    number = index_number(value, what)
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}")
+    return number
+
+
+def minibatches(x: Any, y: Any, size: int, seed: Any = None) -> Iterator[tuple[Array, Array]]:
+    """All samples in random order, in batches; the last one may be smaller.
+
+    Parameters
+    ----------
+    x, y : array_like
+        Samples and targets, along the first axis.
+    size : int
+        Samples in a batch, at least 1.
+    seed : int or numpy.random.Generator, optional
+        Of the order. A generator gives every epoch another order, an int the same each time.
+
+    Returns
+    -------
+    iterator of (ndarray, ndarray)
+        Copies: a batch may be written to.
+
+    Raises
+    ------
+    ValueError
+        For x and y of different lengths, and a size below 1.
+
+    Examples
+    --------
+    >>> from pyce.training import minibatches
+    >>> [len(y) for x, y in minibatches(np.zeros((10, 2)), np.arange(10), size=4)]
+    [4, 4, 2]
+    """
+    x, y = _samples(x, y)
+    size = _positive(size, "size")
+    order = np.random.default_rng(seed).permutation(len(x))
+
+    def batches() -> Iterator[tuple[Array, Array]]:
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            yield x[some], y[some]
+
+    return batches()
+
+
+def evaluate(model: Model, x: Any, y: Any) -> tuple[float, float]:
+    """The mean loss and the accuracy of a model, computed in parts of 1024 samples.
+
+    Parameters
+    ----------
+    model : LinearClassifier, HiddenLayerClassifier, or any object with `logits(x)`
+        What to measure.
+    x, y : array_like
+        Samples, and class indices or probabilities. Rows of the class index −100 do not count.
+
+    Returns
+    -------
+    loss : float
+        As of `pyce.cross_entropy`; NaN where no row counts.
+    accuracy : float
+        As of `pyce.accuracy`; NaN where no row counts.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As of the model and `pyce.cross_entropy`.
+
+    Examples
+    --------
+    >>> from pyce.training import LinearClassifier, evaluate
+    >>> loss, accuracy = evaluate(LinearClassifier(2, 3, seed=0), np.zeros((5, 2)), [0, 0, 1, 2, 0])
+    >>> print(round(loss, 4), accuracy)
+    1.0986 0.6
+    """
+    x, y = _samples(x, y)
+    loss, right, counted = 0.0, 0.0, 0
+    for start in range(0, len(x), _ROWS):
+        part = slice(start, start + _ROWS)
+        logits, target = model.logits(x[part]), y[part]
+        count = len(target) if target.ndim > 1 else int(np.count_nonzero(target != _IGNORED))
+        loss += float(pyce.cross_entropy(logits, target, reduction="sum"))
+        if count:
+            right += count * pyce.accuracy(logits, target)
+        counted += count
+    return (loss / counted, right / counted) if counted else (math.nan, math.nan)
+
+
+def train(
+    model: Model,
+    x: Any,
+    y: Any,
+    optimizer: Optimizer,
+    *,
+    epochs: int = 10,
+    batch_size: int = 64,
+    label_smoothing: float = 0.0,
+    held_out: tuple[Any, Any] | None = None,
+    schedule: Callable[[float], float] | None = None,
+    seed: Any = None,
+    progress: bool | TextIO = True,
+) -> History:
+    """Train a classifier on mini-batches, and measure it after each epoch.
+
+    Parameters
+    ----------
+    model : LinearClassifier, HiddenLayerClassifier, or any object with the same methods
+        Trained in place.
+    x, y : array_like
+        Samples and targets, as for the model's `loss_and_gradients`.
+    optimizer : SGD, or any object with `step(gradients)`
+        Of the model's parameters. `schedule` sets its `lr`.
+    epochs : int
+        How often to go through the samples, at least 1.
+    batch_size : int
+        At least 1; the last batch of an epoch may be smaller.
+    label_smoothing : float
+        Of the loss that is trained with; what is measured is without.
+    held_out : (array_like, array_like), optional
+        Samples and targets to measure on beside those that are trained on.
+    schedule : callable, optional
+        The learning rate for the share of the training that is done, from 0 to less than 1: set as
+        the optimizer's `lr` before each batch. `lambda done: rate * (1 - done)` falls to 0.
+    seed : int or numpy.random.Generator, optional
+        Of the order of the samples.
+    progress : bool or text stream
+        Where to print a line for each epoch: standard error (True), nowhere (False), or a stream.
+        On a terminal the line counts the batches while the epoch runs.
+
+    Returns
+    -------
+    History
+        Loss and accuracy after each epoch.
+
+    Raises
+    ------
+    ValueError
+        For no samples, x and y of different lengths, and numbers below 1; nothing is trained then.
+    TypeError, ValueError, IndexError
+        As of the model, the optimizer and `pyce.cross_entropy`, from the batch where it shows.
+
+    Examples
+    --------
+    >>> from pyce.training import SGD, HiddenLayerClassifier, train
+    >>> x, y = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), [0, 1, 1, 0]
+    >>> model = HiddenLayerClassifier(2, 16, 2, seed=0)
+    >>> optimizer = SGD(model.parameters, lr=0.5, momentum=0.9)
+    >>> train(model, x, y, optimizer, epochs=50, progress=False).accuracy[-1]
+    1.0
+    """
+    x, y = _samples(x, y)
+    epochs, batch_size = _positive(epochs, "epochs"), _positive(batch_size, "batch_size")
+    if not len(x):
+        raise ValueError("there are no samples to train on")
+    if not (held_out is None or (isinstance(held_out, (tuple, list)) and len(held_out) == 2)):
+        raise TypeError("held_out must be two arrays, x and y")
+    others = None if held_out is None else _samples(*held_out)
+    rng = np.random.default_rng(seed)
+    history = History()
+    batches = math.ceil(len(x) / batch_size)
+    with _Display(progress, epochs, batches) as display:
+        for epoch in range(1, epochs + 1):
+            for number, (some, target) in enumerate(minibatches(x, y, batch_size, rng), start=1):
+                display.batch(epoch, number)
+                if schedule is not None:
+                    done = (epoch - 1 + (number - 1) / batches) / epochs
+                    optimizer.lr = schedule(done)
+                _, gradients = model.loss_and_gradients(
+                    some, target, label_smoothing=label_smoothing
+                )
+                optimizer.step(gradients)
+            loss, accuracy = evaluate(model, x, y)
+            history.loss.append(loss)
+            history.accuracy.append(accuracy)
+            if others is not None:
+                loss, accuracy = evaluate(model, *others)
+                history.held_out_loss.append(loss)
+                history.held_out_accuracy.append(accuracy)
+            display.epoch(epoch, history)
+    return history
+
+
+class _Display:
+    """A line for each epoch; on a terminal, its beginning counts batches meanwhile."""
+
+    def __init__(self, progress: bool | TextIO, epochs: int, batches: int) -> None:
+        self.stream = (sys.stderr if progress else None) if isinstance(progress, bool) else progress
+        if not (self.stream is None or hasattr(self.stream, "write")):
+            raise TypeError(f"progress must be True, False or a text stream, got {progress!r}")
+        self.live = self.stream is not None and getattr(self.stream, "isatty", bool)()
+        self.epochs, self.batches = epochs, batches
+        self.shown, self.next = 0, 0.0
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown:
+            self._print("\r" + " " * self.shown + "\r")
+
+    def batch(self, epoch: int, number: int) -> None:
+        now = time.monotonic()
+        if self.live and now >= self.next:
+            self.next = now + 0.1
+            text = f"{self._head(epoch)}: batch {number}/{self.batches}"
+            self._print(f"\r{text}{' ' * (self.shown - len(text))}")
+            self.shown = len(text)
+
+    def epoch(self, epoch: int, history: History) -> None:
+        loss, accuracy = f"loss {history.loss[-1]:.4f}", f"accuracy {history.accuracy[-1]:.4f}"
+        if history.held_out_loss:
+            loss += f", held out {history.held_out_loss[-1]:.4f}"
+            accuracy += f", held out {history.held_out_accuracy[-1]:.4f}"
+        text = f"{self._head(epoch)}: {loss}; {accuracy}"
+        start = "\r" if self.shown else ""
+        self._print(f"{start}{text}{' ' * (self.shown - len(text))}\n")
+        self.shown = 0
+
+    def _head(self, epoch: int) -> str:
+        return f"epoch {epoch:{len(str(self.epochs))}}/{self.epochs}"
+
+    def _print(self, text: str) -> None:
+        if self.stream is not None:
+            self.stream.write(text)
+            self.stream.flush()

@@ -1,0 +1,300 @@
+"""Two classifiers whose loss and gradient are pyce's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pyce
+from pyce._arguments import index_number
+
+Array = npt.NDArray[Any]
+
+
+class _Classifier:
+    """What both share; each has its way from x to the logits, and back."""
+
+    parameters: list[Array]
+    _names: tuple[str, ...]
+
+    def _forward(self, x: Array) -> tuple[Array, Array]:
+        """(what the last layer is given, logits)"""
+        raise NotImplementedError
+
+    def _backward(self, x: Array, given: Array, grad: Array) -> list[Array]:
+        """From the gradient with respect to the logits to those with respect to the parameters."""
+        raise NotImplementedError
+
+    def logits(self, x: Any) -> Array:
+        """The scores of the classes.
+
+        Parameters
+        ----------
+        x : array_like
+            Real numbers (N, …): for each sample, as many as the model has features.
+
+        Returns
+        -------
+        ndarray
+            (N, classes) in the model's dtype.
+
+        Raises
+        ------
+        TypeError
+            For what is no real numbers.
+        ValueError
+            For another number of features.
+
+        Examples
+        --------
+        >>> from pyce.training import LinearClassifier
+        >>> images = np.zeros((2, 8, 8))
+        >>> LinearClassifier(features=64, classes=10).logits(images).shape
+        (2, 10)
+        """
+        return self._forward(self._flat(x))[1]
+
+    def loss_and_gradients(
+        self, x: Any, y: Any, *, label_smoothing: float = 0.0
+    ) -> tuple[Any, list[Array]]:
+        """The mean loss of a batch, and its gradients with respect to the parameters.
+
+        Parameters
+        ----------
+        x : array_like
+            As for `logits`.
+        y : array_like
+            Class indices (N,) or probabilities (N, classes), as for `pyce.cross_entropy`.
+        label_smoothing : float
+            As for `pyce.cross_entropy`.
+
+        Returns
+        -------
+        loss : numpy scalar
+            In the model's dtype.
+        gradients : list of ndarray
+            In the order, shapes and dtype of `parameters`.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As `logits` and `pyce.cross_entropy`.
+
+        Examples
+        --------
+        >>> from pyce.training import LinearClassifier
+        >>> model = LinearClassifier(features=4, classes=3, seed=0)
+        >>> loss, gradients = model.loss_and_gradients(np.zeros((2, 4)), [0, 2])
+        >>> print(round(float(loss), 4), gradients[1].round(2))
+        1.0986 [-0.17  0.33 -0.17]
+        """
+        x = self._flat(x)
+        given, scores = self._forward(x)
+        # The gradient takes the place of the logits, which nothing needs any more.
+        loss, grad = pyce.cross_entropy_with_grad(
+            scores, y, label_smoothing=label_smoothing, out=scores
+        )
+        return loss, self._backward(x, given, grad)
+
+    def _flat(self, x: Any) -> Array:
+        """(N, features) in the model's dtype."""
+        x = np.asarray(x)
+        first = self.parameters[0]
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"x must be real numbers, got {x.dtype}")
+        if x.ndim < 2 or math.prod(x.shape[1:]) != len(first):
+            raise ValueError(
+                f"x must be (N, …) with {len(first)} features for each sample, got {x.shape}"
+            )
+        flat: Array = x.astype(first.dtype, copy=False).reshape(len(x), len(first))
+        return flat
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters.
+
+        Returns
+        -------
+        dict of ndarray
+            By their names.
+
+        Examples
+        --------
+        >>> from pyce.training import LinearClassifier
+        >>> sorted(LinearClassifier(features=4, classes=3).state_dict())
+        ['bias', 'weight']
+        """
+        return {n: p.copy() for n, p in zip(self._names, self.parameters, strict=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; written in place, so that optimizers see it.
+
+        Parameters
+        ----------
+        state : dict of array_like
+            By the parameters' names, in their shapes.
+
+        Raises
+        ------
+        ValueError
+            For other names or shapes; nothing is changed then.
+
+        Examples
+        --------
+        >>> from pyce.training import LinearClassifier
+        >>> first, second = (LinearClassifier(features=4, classes=3, seed=s) for s in (1, 2))
+        >>> second.load_state_dict(first.state_dict())
+        >>> x = np.ones((1, 4))
+        >>> bool((first.logits(x) == second.logits(x)).all())
+        True
+        """
+        if set(state) != set(self._names):
+            raise ValueError(
+                f"the state needs {', '.join(self._names)}; it has {', '.join(map(str, state))}"
+            )
+        values = [
+            np.asarray(state[name], dtype=p.dtype)
+            for name, p in zip(self._names, self.parameters, strict=True)
+        ]
+        for name, p, value in zip(self._names, self.parameters, values, strict=True):
+            if p.shape != value.shape:
+                raise ValueError(f"{name} has the shape {p.shape}, not {value.shape}")
+        for p, value in zip(self.parameters, values, strict=True):
+            p[...] = value
+
+
+class LinearClassifier(_Classifier):
+    """Softmax regression: logits = x·W + b.
+
+    Parameters
+    ----------
+    features, classes : int
+        The numbers of inputs and of outputs, at least 1.
+    seed : int or numpy.random.Generator, optional
+        Of the initial weights: normal with the variance 1/features; the bias is 0.
+    dtype : {float32, float64}
+        Of the parameters, and so of all that is computed.
+
+    Attributes
+    ----------
+    parameters : list of ndarray
+        W (features, classes) and b (classes,).
+
+    Raises
+    ------
+    TypeError
+        For numbers that are no integers.
+    ValueError
+        For numbers below 1 and other dtypes.
+
+    Examples
+    --------
+    >>> from pyce.training import LinearClassifier
+    >>> model = LinearClassifier(features=4, classes=3, seed=0)
+    >>> model.logits(np.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    _names = ("weight", "bias")
+
+    def __init__(
+        self, features: int, classes: int, *, seed: Any = None, dtype: Any = np.float32
+    ) -> None:
+        features, classes = _count(features, "features"), _count(classes, "classes")
+        rng, dtype = np.random.default_rng(seed), _dtype(dtype)
+        self.parameters = [_normal(rng, features, classes, 1, dtype), np.zeros(classes, dtype)]
+
+    def _forward(self, x: Array) -> tuple[Array, Array]:
+        weight, bias = self.parameters
+        return x, x @ weight + bias
+
+    def _backward(self, x: Array, given: Array, grad: Array) -> list[Array]:
+        return [x.T @ grad, grad.sum(axis=0)]
+
+
+class HiddenLayerClassifier(_Classifier):
+    """One hidden layer of rectified linear units: logits = max(x·W₁ + b₁, 0)·W₂ + b₂.
+
+    Parameters
+    ----------
+    features, hidden, classes : int
+        The numbers of inputs, of hidden units and of outputs, at least 1.
+    seed : int or numpy.random.Generator, optional
+        Of the initial weights: normal with the variances 2/features (He and others,
+        arXiv:1502.01852, 2015) and 1/hidden; the biases are 0.
+    dtype : {float32, float64}
+        Of the parameters, and so of all that is computed.
+
+    Attributes
+    ----------
+    parameters : list of ndarray
+        W₁ (features, hidden), b₁ (hidden,), W₂ (hidden, classes) and b₂ (classes,).
+
+    Raises
+    ------
+    TypeError
+        For numbers that are no integers.
+    ValueError
+        For numbers below 1 and other dtypes.
+
+    Examples
+    --------
+    >>> from pyce.training import HiddenLayerClassifier
+    >>> model = HiddenLayerClassifier(features=4, hidden=16, classes=3, seed=0)
+    >>> model.logits(np.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    _names = ("weight1", "bias1", "weight2", "bias2")
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        classes: int,
+        *,
+        seed: Any = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        features, hidden = _count(features, "features"), _count(hidden, "hidden")
+        classes = _count(classes, "classes")
+        rng, dtype = np.random.default_rng(seed), _dtype(dtype)
+        self.parameters = [
+            _normal(rng, features, hidden, 2, dtype),
+            np.zeros(hidden, dtype),
+            _normal(rng, hidden, classes, 1, dtype),
+            np.zeros(classes, dtype),
+        ]
+
+    def _forward(self, x: Array) -> tuple[Array, Array]:
+        weight1, bias1, weight2, bias2 = self.parameters
+        hidden = x @ weight1 + bias1
+        np.maximum(hidden, 0, out=hidden)
+        return hidden, hidden @ weight2 + bias2
+
+    def _backward(self, x: Array, given: Array, grad: Array) -> list[Array]:
+        back = grad @ self.parameters[2].T
+        back[given <= 0] = 0
+        return [x.T @ back, back.sum(axis=0), given.T @ grad, grad.sum(axis=0)]
+
+
+def _normal(
+    rng: np.random.Generator, inputs: int, outputs: int, gain: float, dtype: np.dtype[Any]
+) -> Array:
+    return rng.normal(0, math.sqrt(gain / inputs), (inputs, outputs)).astype(dtype)
+
+
+def _count(value: Any, what: str) -> int:
+    number = index_number(value, what)
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}")
+    return number
+
+
+def _dtype(value: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(value)
+    if dtype not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+    return dtype

@@ -1,0 +1,256 @@
+"""Images of different sizes, brought to one size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyce._arguments import index_number
+
+Array = npt.NDArray[Any]
+
+METHODS = ("crop", "squash")
+MODES = ("L", "RGB", "RGBA")
+# Pillow's modes that hold colours in another way, and what they count as.
+_TAKEN_FOR = {"1": "L", "La": "LA", "P": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+_TAKEN_FOR |= {"LAB": "RGB", "HSV": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
+_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_DEEP, _FLOATS = "16-bit L", "L of floats"
+
+
+class _Picture(NamedTuple):
+    """An image of Pillow's, and its mode; _DEEP and _FLOATS are in images of the mode F."""
+
+    mode: str
+    image: Any
+
+
+def presize(
+    images: Iterable[Any],
+    size: int | tuple[int, int],
+    method: str = "crop",
+    *,
+    mode: str | None = None,
+    dtype: Any = np.float32,
+) -> Array:
+    """Bring images of different sizes to one size, as one array, before they are batched.
+
+    Pillow resizes them, bilinearly, and without aliasing where they shrink.
+
+    Parameters
+    ----------
+    images : iterable
+        Pillow's images, paths of image files, and arrays, mixed as may be. Arrays are (H, W) or
+        (H, W, 1) for gray images of uint8, bool, uint16 or floats; and (H, W, 2), (H, W, 3) or
+        (H, W, 4) of uint8 for gray with alpha, RGB and RGBA. The orientation that EXIF tells is
+        applied. Of animations the first picture is taken.
+    size : int or (int, int)
+        Height and width of the results; one number for both.
+    method : {"crop", "squash"}
+        "crop" keeps the aspect ratio: the image is resized until its smaller side fits, and what
+        is too long of the other is cut off at both ends. "squash" resizes both sides as needed.
+    mode : {"L", "RGB", "RGBA"}, optional
+        Convert all images to gray, color, or color with alpha; needed where they differ. RGBA to
+        RGB drops the alpha. Images of floats can't be converted.
+    dtype : dtype
+        A floating one scales to 0…1 (images of floats stay as they are). uint8 keeps the numbers
+        as they are, uint16 those of 16-bit images.
+
+    Returns
+    -------
+    ndarray
+        (N, H, W) for gray images, else (N, H, W, channels). Without `mode`, black-and-white images
+        count as gray, and palettes, CMYK and the like as RGB, or RGBA where they are transparent.
+
+    Raises
+    ------
+    ImportError
+        Without Pillow: pip install 'pyce[training]'.
+    TypeError
+        For images that are none of these, named by their index; a single one instead of several.
+    ValueError
+        For no images; ones that can't be read, have no pixels or differ in mode, named by their
+        index; a size below 1; an unknown method, mode or dtype.
+    OSError
+        For files that can't be opened, as FileNotFoundError.
+
+    Examples
+    --------
+    >>> from pyce.training import presize
+    >>> images = [np.full((20, 30), 51, np.uint8), np.full((50, 40), 255, np.uint8)]
+    >>> x = presize(images, 8)
+    >>> print(x.shape, x.dtype, x.max(axis=(1, 2)))
+    (2, 8, 8) float32 [0.2 1. ]
+    >>> presize(images, (4, 6), "squash", mode="RGB", dtype=np.uint8).shape
+    (2, 4, 6, 3)
+    """
+    try:
+        import PIL.Image as pillow
+    except ImportError:
+        raise ImportError("presize needs Pillow: pip install 'pyce[training]'") from None
+    height, width = _size(size)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, or None; got {mode!r}")
+    result = np.dtype(dtype)
+    if result.kind != "f" and result not in (np.uint8, np.uint16):
+        raise ValueError(f"dtype must be floating, uint8 or uint16, got {result}")
+    if isinstance(images, (str, bytes, os.PathLike, pillow.Image)):
+        raise TypeError(f"images must be several, got one {type(images).__name__}")
+    made: list[Array] = []
+    first = ""
+    for i, image in enumerate(images):
+        try:
+            picture = _picture(image)
+            if mode is not None:
+                picture = _converted(picture, mode)
+            array = _numbers(_resized(picture, height, width, method), result)
+        except OSError as error:
+            raise OSError(error.errno, f"image {i}: {error.strerror}", error.filename) from None
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"image {i} {error}") from error.__cause__
+        first = first or picture.mode
+        if picture.mode != first:
+            raise ValueError(
+                f"image {i} is {picture.mode} and image 0 is {first}: mode= converts them"
+            )
+        made.append(array)
+    if not made:
+        raise ValueError("there are no images")
+    return np.stack(made)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(both) != 2:
+        raise ValueError(f"size must be one number, or height and width; got {size!r}")
+    height, width = (index_number(side, "size") for side in both)
+    if min(height, width) < 1:
+        raise ValueError(f"size must be at least 1, got {size!r}")
+    return height, width
+
+
+# What these raise continues a sentence that begins with the image's index.
+
+
+def _picture(image: Any) -> _Picture:
+    import PIL.Image as pillow
+
+    if isinstance(image, np.ndarray):
+        return _of_array(image)
+    if not isinstance(image, (pillow.Image, str, os.PathLike)):
+        raise TypeError(f"is neither an image, a path nor an array, but {type(image).__name__}")
+    try:
+        if isinstance(image, pillow.Image):
+            return _of_image(image)
+        with pillow.open(image) as opened:
+            return _of_image(opened)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise ValueError(f"can't be read: {error}") from error
+    except (MemoryError, _Refused):
+        raise
+    except Exception as error:  # a broken file makes decoders raise anything
+        raise ValueError(f"can't be read: {error}") from error
+
+
+class _Refused(ValueError):
+    """What is refused here, told apart from what decoders raise."""
+
+
+def _of_image(image: Any) -> _Picture:
+    from PIL import ImageOps
+
+    if 0 in image.size:
+        raise _Refused(f"has no pixels: {image.height} by {image.width}")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("L", "LA", "RGB", "RGBA"):
+        return _Picture(image.mode, image)
+    if image.mode == "F":
+        return _Picture(_FLOATS, image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise _Refused("has integers of more than 16 bits")
+        return _Picture(_DEEP, _of_floats(values))
+    if image.mode not in _TAKEN_FOR:
+        raise _Refused(f"has the mode {image.mode}, which is not supported")
+    mode = _TAKEN_FOR[image.mode]
+    if image.mode == "P" and "transparency" in image.info:
+        mode = "RGBA"
+    return _Picture(mode, image.convert(mode))
+
+
+def _of_array(array: Array) -> _Picture:
+    import PIL.Image as pillow
+
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
+        raise ValueError(f"has the shape {array.shape}: (H, W), or (H, W, 1 to 4) is needed")
+    if array.size == 0:
+        raise ValueError(f"has no pixels: its shape is {array.shape}")
+    if array.dtype == np.uint8:
+        mode = _CHANNELS[1 if array.ndim == 2 else array.shape[2]]
+        return _Picture(mode, pillow.fromarray(np.ascontiguousarray(array)))
+    if array.ndim == 2 and array.dtype == bool:
+        return _Picture("L", pillow.fromarray(np.where(array, np.uint8(255), np.uint8(0))))
+    if array.ndim == 2 and array.dtype.kind == "u" and array.itemsize == 2:
+        return _Picture(_DEEP, _of_floats(array))
+    if array.ndim == 2 and array.dtype.kind == "f":
+        return _Picture(_FLOATS, _of_floats(array))
+    raise TypeError(
+        f"is an array of {array.dtype} and the shape {array.shape}: uint8 is needed, or bool, "
+        "uint16 or floats of two dimensions"
+    )
+
+
+def _of_floats(values: Array) -> Any:
+    import PIL.Image as pillow
+
+    return pillow.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _converted(picture: _Picture, mode: str) -> _Picture:
+    import PIL.Image as pillow
+
+    if picture.mode == _FLOATS:
+        raise ValueError(f"has floats, of which there is no {mode}")
+    image = picture.image
+    if picture.mode == _DEEP:
+        image = pillow.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return _Picture(mode, image.convert(mode))
+
+
+def _resized(picture: _Picture, height: int, width: int, method: str) -> _Picture:
+    import PIL.Image as pillow
+
+    image = picture.image
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    if method == "crop":
+        scale = min(image.width / width, image.height / height)
+        left = (image.width - width * scale) / 2
+        top = (image.height - height * scale) / 2
+        box = (left, top, image.width - left, image.height - top)
+    return _Picture(
+        picture.mode, image.resize((width, height), pillow.Resampling.BILINEAR, box=box)
+    )
+
+
+def _numbers(picture: _Picture, dtype: np.dtype[Any]) -> Array:
+    values: Array = np.asarray(picture.image)
+    if dtype.kind != "f":
+        if dtype != {_DEEP: np.uint16, _FLOATS: None}.get(picture.mode, np.uint8):
+            raise ValueError(f"is {picture.mode}, whose numbers {dtype} does not hold")
+        values = np.rint(values)
+    elif picture.mode != _FLOATS:
+        largest = 65535 if picture.mode == _DEEP else 255
+        values = values / np.result_type(dtype, np.float32).type(largest)
+    return values.astype(dtype)

@@ -1,0 +1,646 @@
+"""`SoftmaxRegression`: scikit-learn's own checks, the solutions of `LogisticRegression`, and the
+optimum as plain NumPy sees it."""
+
+import pickle
+import threading
+import tracemalloc
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import pyce
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import pyce.sklearn
+from pyce.sklearn import SoftmaxRegression
+
+
+@pytest.fixture(autouse=True)
+def few_blas_threads():
+    """Small products on busy machines: BLAS threads would wait for each other."""
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+@pytest.fixture(params=pyce.backends())
+def each(request):
+    """Every backend once: the instruction sets give the same bytes."""
+    with pyce.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few rows, on four threads, for data of any size."""
+    monkeypatch.setattr(pyce.sklearn, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(pyce.sklearn, "_LEAST_ROWS", 31)
+    monkeypatch.setattr(pyce.sklearn, "_WORTH", 1)
+    monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
+
+
+def limits():
+    """The threads of BLAS, and of pyce where threadpoolctl finds it."""
+    libraries = (lib for lib in threadpool_info() if lib["user_api"] in ("blas", "pyce"))
+    return [lib["num_threads"] for lib in libraries]
+
+
+def scaled(load):
+    X, y = load(return_X_y=True)
+    return np.ascontiguousarray(StandardScaler().fit_transform(X)), y
+
+
+def synthetic(rows, features, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(rows, features))
+    scores = X @ rng.normal(size=(features, classes)) * 0.4
+    return X, (scores + rng.gumbel(size=scores.shape)).argmax(1)
+
+
+DATA = {
+    "digits": lambda: scaled(load_digits),
+    "iris": lambda: scaled(load_iris),
+    "breast cancer": lambda: scaled(load_breast_cancer),
+    "synthetic": lambda: synthetic(500, 8, 5),
+    "more features than samples": lambda: synthetic(30, 50, 4),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# scikit-learn's conventions
+
+
+quiet = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@quiet
+@parametrize_with_checks([SoftmaxRegression()])
+def test_conventions(estimator, check):
+    check(estimator)
+
+
+@quiet
+@parametrize_with_checks(
+    [SoftmaxRegression(class_weight="balanced"), SoftmaxRegression(warm_start=True)]
+)
+def test_conventions_with_options(estimator, check):
+    check(estimator)
+
+
+@quiet
+@parametrize_with_checks([SoftmaxRegression()])
+@pytest.mark.parametrize("name", [n for n in pyce.backends() if n != pyce.get_backend()])
+def test_conventions_on_other_backends(estimator, check, name):
+    with pyce.use_backend(name):
+        check(estimator)
+
+
+# ---------------------------------------------------------------------------------------------
+# The solution
+
+OPTIONS = {
+    "plain": {},
+    "no intercept": {"fit_intercept": False},
+    "strong penalty": {"C": 1e-3},
+    "balanced": {"class_weight": "balanced"},
+    "class weights": {"class_weight": {0: 3.0, 1: 0.2}},
+}
+
+
+def weights_of(y, kind):
+    if kind == "none":
+        return None
+    weight = np.random.default_rng(1).uniform(0, 2, len(y))
+    weight[::5] = 0
+    return weight
+
+
+def gradient_at(model, X, y, sample_weight=None):
+    """The largest derivative of the objective where the model stands: float64, plain NumPy."""
+    X = X.astype(np.float64)
+    classes = np.unique(y)
+    weight = np.ones(len(y)) if sample_weight is None else np.array(sample_weight, float)
+    if model.class_weight == "balanced":
+        counts = np.array([weight[y == c].sum() for c in classes])
+        weight = weight * (weight.sum() / len(classes) / counts)[np.searchsorted(classes, y)]
+    elif model.class_weight:
+        weight = weight * [model.class_weight.get(c, 1.0) for c in y]
+    W, b = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+    if len(classes) == 2:
+        p = 1 / (1 + np.exp(-(X @ W[0] + b[0])))
+        residual = (p - (y == classes[1]))[:, None]
+    else:
+        z = X @ W.T + b
+        p = np.exp(z - z.max(1, keepdims=True))
+        residual = p / p.sum(1, keepdims=True) - (y[:, None] == classes)
+    residual = residual * weight[:, None] / weight.sum()
+    of_w = residual.T @ X + W / model.C / weight.sum()
+    return max(np.abs(of_w).max(), np.abs(residual.sum(0)).max() if model.fit_intercept else 0)
+
+
+@pytest.mark.parametrize("weights", ["none", "samples"])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("data", DATA)
+def test_the_solution_is_that_of_logistic_regression(data, options, weights):
+    X, y = DATA[data]()
+    sample_weight = weights_of(y, weights)
+    ours = SoftmaxRegression(**OPTIONS[options], tol=1e-7, max_iter=2000)
+    theirs = LogisticRegression(**OPTIONS[options], tol=1e-7, max_iter=2000)
+    ours.fit(X, y, sample_weight)
+    assert gradient_at(ours, X, y, sample_weight) <= 1.01e-7
+    if options == "balanced" and weights == "samples":
+        return  # before 1.7 scikit-learn balances the numbers of samples, whatever their weights
+    theirs.fit(X, y, sample_weight)
+    for name in ("coef_", "intercept_", "classes_", "n_iter_"):
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert mine.shape == other.shape and mine.dtype == other.dtype
+    scale = np.abs(theirs.coef_).max()
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-3 * scale)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=1e-3 * scale)
+    proba = theirs.predict_proba(X)
+    np.testing.assert_allclose(ours.predict_proba(X), proba, atol=2e-4)
+    scores = theirs.decision_function(X)
+    np.testing.assert_allclose(ours.decision_function(X), scores, atol=2e-3 * np.abs(scores).max())
+
+
+def test_the_way_to_the_solution_is_the_same():
+    """The same objective and solver: the same iterations, where rounding does not part them."""
+    for load in (load_digits, load_iris, load_breast_cancer):
+        X, y = scaled(load)
+        ours, theirs = SoftmaxRegression().fit(X, y), LogisticRegression().fit(X, y)
+        assert ours.n_iter_ == theirs.n_iter_
+        np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-8)
+        np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+        assert ours.score(X, y) == theirs.score(X, y)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_every_backend_finds_the_optimum(each, data, fit_intercept):
+    X, y = DATA[data]()
+    model = SoftmaxRegression(tol=1e-6, max_iter=2000, fit_intercept=fit_intercept)
+    sample_weight = weights_of(y, "samples")
+    assert gradient_at(model.fit(X, y, sample_weight), X, y, sample_weight) <= 1.01e-6
+    assert model.intercept_.any() == fit_intercept
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_float32_stays_float32(each, data):
+    X, y = DATA[data]()
+    narrow, wide = X.astype(np.float32), SoftmaxRegression().fit(X, y)
+    model = SoftmaxRegression().fit(narrow, y)
+    assert model.coef_.dtype == model.intercept_.dtype == np.float32
+    assert gradient_at(model, narrow, y) <= 1.1e-4
+    for method in ("decision_function", "predict_proba", "predict_log_proba"):
+        assert getattr(model, method)(narrow).dtype == np.float32
+    np.testing.assert_allclose(model.predict_proba(narrow), wide.predict_proba(X), atol=5e-3)
+
+
+def test_no_penalty():
+    X, y = synthetic(2000, 4, 3)
+    model = SoftmaxRegression(C=np.inf, tol=1e-7).fit(X, y)
+    assert gradient_at(model, X, y) <= 1.01e-7
+    other = LogisticRegression(C=1e12, tol=1e-7).fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X), other.predict_proba(X), atol=1e-5)
+
+
+def test_weights_count_samples():
+    """A weight of 2 is a sample twice, one of 0 none, and all doubled halve the penalty."""
+    X, y = synthetic(200, 4, 3)
+    weight = np.arange(200) % 3
+    options = {"tol": 1e-9, "max_iter": 1000}
+    weighted = SoftmaxRegression(**options).fit(X, y, weight)
+    repeated = SoftmaxRegression(**options).fit(np.repeat(X, weight, 0), np.repeat(y, weight))
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-7)
+    doubled = SoftmaxRegression(C=0.5, **options).fit(X, y, 2 * weight)
+    np.testing.assert_allclose(weighted.coef_, doubled.coef_, atol=1e-7)
+    alike, plain = (SoftmaxRegression().fit(X, y, w) for w in (1.0, None))
+    np.testing.assert_allclose(alike.coef_, plain.coef_, atol=1e-12)
+
+
+def test_a_class_without_weight_is_not_balanced():
+    """Its samples count for nothing, as they do where nothing is balanced."""
+    X, y = synthetic(300, 4, 3)
+    model = SoftmaxRegression(class_weight="balanced").fit(X, y, (y > 0).astype(float))
+    assert np.isfinite(model.coef_).all()
+    assert model.predict_proba(X)[:, 0].max() < 0.1
+
+
+# ---------------------------------------------------------------------------------------------
+# Blocks and threads
+
+
+@pytest.mark.parametrize("data", ["digits", "breast cancer", "iris"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_intercept):
+    X, y = DATA[data]()
+    X, weight = X.astype(dtype), weights_of(y, "samples")
+    columns = (len(np.unique(y)),) if data != "breast cancer" else ()
+    target = y if columns else y.astype(dtype)
+    point = np.random.default_rng(2).normal(size=(X.shape[1] + fit_intercept, *columns)).ravel()
+    results = []
+    for threads in (1, 2, 4):
+        with ThreadPoolExecutor(3) as executor:
+            objective = pyce.sklearn._Objective(
+                X, target, weight, weight.sum(), columns, 1.0, fit_intercept, threads, executor
+            )
+            assert len(objective._shares) == threads
+            assert sum(len(s._blocks) for s in objective._shares) > len(X) / 32
+            results.append(objective(point))
+            again = objective(point)
+        assert again[0] == results[-1][0]
+        np.testing.assert_array_equal(again[1], results[-1][1])
+    tolerance = 1e-12 if dtype == np.float64 else 1e-4
+    for loss, gradient in results[1:]:
+        np.testing.assert_allclose(loss, results[0][0], rtol=tolerance)
+        np.testing.assert_allclose(gradient, results[0][1], atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("data", ["digits", "breast cancer"])
+def test_fits_in_blocks_on_threads(small_blocks, each, data):
+    X, y = DATA[data]()
+    seen = set()
+    threadpool_limits(2, "blas")  # the fixture around this test ends it
+    evaluate = pyce.sklearn._Share.evaluate
+
+    def watched(share, parameters):
+        seen.add((threading.get_ident(), pyce.get_backend()))
+        assert set(limits()) <= {1}
+        return evaluate(share, parameters)
+
+    before = limits()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyce.sklearn._Share, "evaluate", watched)
+        model = SoftmaxRegression(tol=1e-3).fit(X, y)
+    assert len(seen) > 1 and {name for _, name in seen} == {each}
+    assert gradient_at(model, X, y) <= 1.01e-3
+    assert limits() == before
+    assert not any("ThreadPoolExecutor" in t.name for t in threading.enumerate())
+
+
+def test_fits_at_the_same_time(small_blocks):
+    """One of them has the threads; all are right, and BLAS is as it was when they end."""
+    X, y = DATA["digits"]()
+    alone = SoftmaxRegression().fit(X, y)
+    before = limits()
+    with ThreadPoolExecutor(4) as executor:
+        models = list(executor.map(lambda _: SoftmaxRegression().fit(X, y), range(8)))
+    for model in models:
+        np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=1e-6)
+    assert limits() == before
+    assert not pyce.sklearn._alone.locked()
+
+
+def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
+    X, y = DATA["iris"]()
+
+    def fails(share, parameters):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pyce.sklearn._Share, "evaluate", fails)
+        with pytest.raises(MemoryError):
+            SoftmaxRegression().fit(X, y)
+    assert not pyce.sklearn._alone.locked()
+    assert SoftmaxRegression().fit(X, y).score(X, y) > 0.9
+
+
+def test_small_data_stays_on_the_caller(monkeypatch):
+    monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
+    with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
+        assert (threads, executor) == (1, None)
+    with pyce.sklearn._threads((1500, 10**6), (10,)) as (threads, executor):
+        assert (threads, executor) == (1, None)
+    with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, _):
+        assert threads == 4
+        with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, executor):
+            assert (threads, executor) == (1, None)
+
+
+def test_nothing_of_the_size_of_the_scores():
+    X, y = synthetic(40_000, 5, 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        SoftmaxRegression(max_iter=2).fit(X[:2000], y[:2000])
+        tracemalloc.start()
+        try:
+            SoftmaxRegression(max_iter=5).fit(X, y)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < X[:, :1].nbytes * 40
+
+
+# ---------------------------------------------------------------------------------------------
+# Kinds of X and y
+
+
+@pytest.mark.parametrize("data", ["iris", "breast cancer"])
+@pytest.mark.parametrize("kind", ["csr_matrix", "csr_array", "csc_array", "coo_array"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sparse(each, kind, dtype, data):
+    X, y = DATA[data]()
+    X = np.where(np.abs(X) < 0.5, 0, X).astype(dtype)
+    thin = getattr(sparse, kind)(X)
+    model, dense = SoftmaxRegression().fit(thin, y), SoftmaxRegression().fit(X, y)
+    assert model.coef_.dtype == dtype
+    for method in ("predict_proba", "predict_log_proba", "decision_function"):
+        there, here = getattr(model, method)(thin), getattr(dense, method)(X)
+        tolerance = 1e-6 if dtype == np.float64 else 2e-3
+        np.testing.assert_allclose(there, here, atol=tolerance * max(1, np.abs(here).max()))
+
+
+def unaligned(X):
+    raw = np.empty(X.nbytes + 1, np.uint8)
+    view = raw[1:].view(X.dtype).reshape(X.shape)
+    view[...] = X
+    return view
+
+
+LAYOUTS = {
+    "Fortran": np.asfortranarray,
+    "reversed": lambda X: X[::-1, ::-1][::-1, ::-1].copy()[::-1][::-1],
+    "every other row": lambda X: np.repeat(X, 2, 0)[::2],
+    "every other feature": lambda X: np.repeat(X, 2, 1)[:, ::2],
+    "byte-swapped": lambda X: X.astype(X.dtype.newbyteorder()),
+    "unaligned": unaligned,
+    "list": np.ndarray.tolist,
+    "object": lambda X: X.astype(object),
+    "long double": lambda X: X.astype(np.longdouble),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    X, y = DATA["iris"]()
+    other = LAYOUTS[layout](X)
+    model, plain = SoftmaxRegression().fit(other, y), SoftmaxRegression().fit(X, y)
+    np.testing.assert_allclose(model.coef_, plain.coef_, atol=1e-8)
+    np.testing.assert_allclose(model.predict_proba(other), plain.predict_proba(X), atol=1e-8)
+
+
+def test_blocks_are_views_and_contiguous(monkeypatch):
+    """Whatever BLAS would copy, each time, is copied once; nothing else is."""
+    blocks = []
+    share = pyce.sklearn._Share.__init__
+
+    def watched(self, X, *rest):
+        share(self, X, *rest)
+        blocks.extend(x for x, _, _ in self._blocks)
+
+    monkeypatch.setattr(pyce.sklearn._Share, "__init__", watched)
+    X, y = DATA["iris"]()
+    for given in (X, np.asfortranarray(X)):
+        blocks.clear()
+        SoftmaxRegression().fit(given, y)
+        assert blocks and all(np.shares_memory(given, x) for x in blocks)
+    for given in (np.repeat(X, 2, 1)[:, ::2], unaligned(X)):
+        blocks.clear()
+        SoftmaxRegression().fit(given, y)
+        assert blocks and all(x.flags.c_contiguous and x.flags.aligned for x in blocks)
+
+
+def test_read_only_and_mapped(tmp_path):
+    X, y = DATA["iris"]()
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    weight = np.ones(len(y))
+    for array in (y, weight):
+        array.flags.writeable = False
+    model = SoftmaxRegression().fit(mapped, y, weight)
+    np.testing.assert_allclose(model.coef_, SoftmaxRegression().fit(X, y).coef_, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["cherry", "apple", "banana"]),
+        np.array(["cherry", "apple", "banana"], object),
+        np.array([-5, 7, 300], np.int16),
+        np.array([2.0, 0.0, 1.0]),
+    ],
+    ids=lambda labels: str(labels.dtype),
+)
+def test_labels(labels):
+    X, y = DATA["iris"]()
+    model = SoftmaxRegression().fit(X, labels[y])
+    other = LogisticRegression().fit(X, labels[y])
+    np.testing.assert_array_equal(model.classes_, np.sort(labels))
+    assert model.classes_.dtype == other.classes_.dtype
+    np.testing.assert_array_equal(model.predict(X), other.predict(X))
+    np.testing.assert_allclose(model.predict_proba(X), other.predict_proba(X), atol=1e-8)
+
+
+@pytest.mark.parametrize("labels", [[False, True], ["no", "yes"], [-1, 1]], ids=str)
+def test_two_labels(labels):
+    X, y = DATA["breast cancer"]()
+    labels = np.array(labels)
+    model = SoftmaxRegression().fit(X, labels[y])
+    assert model.coef_.shape == (1, X.shape[1]) and model.intercept_.shape == (1,)
+    scores = model.decision_function(X)
+    assert scores.shape == y.shape
+    np.testing.assert_array_equal(model.predict(X), labels[(scores > 0).astype(int)])
+    proba = LogisticRegression().fit(X, labels[y]).predict_proba(X)
+    np.testing.assert_allclose(model.predict_proba(X), proba, atol=1e-8)
+
+
+# ---------------------------------------------------------------------------------------------
+# Predictions
+
+
+@pytest.mark.parametrize("data", ["digits", "breast cancer"])
+def test_probabilities(each, data):
+    X, y = DATA[data]()
+    model = SoftmaxRegression().fit(X, y)
+    proba = model.predict_proba(X)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(model.classes_[proba.argmax(1)], model.predict(X))
+    np.testing.assert_allclose(np.exp(model.predict_log_proba(X)), proba, rtol=1e-12)
+
+
+def test_logarithms_of_certain_predictions():
+    """Where probabilities round to 0 and 1 the logarithms are still right."""
+    model = SoftmaxRegression().fit([[-1.0], [1.0]], [0, 1])
+    score = model.coef_[0, 0] * 1e5
+    np.testing.assert_allclose(
+        model.predict_log_proba([[1e5], [-1e5]]),
+        [[-score, 0], [0, -score]],
+        rtol=1e-12,
+        atol=1e-300,
+    )
+    few = model.predict_log_proba([[60.0]])[0]
+    z = model.decision_function([[60.0]])[0]
+    np.testing.assert_allclose(few, [-z - np.exp(-z), -np.exp(-z)], rtol=1e-9)
+
+
+def test_before_fitting():
+    for method in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+        with pytest.raises(NotFittedError):
+            getattr(SoftmaxRegression(), method)([[1.0]])
+
+
+# ---------------------------------------------------------------------------------------------
+# Stopping and starting
+
+
+def test_too_few_iterations_warn():
+    X, y = load_digits(return_X_y=True)
+    with pytest.warns(ConvergenceWarning, match="3 iterations"):
+        model = SoftmaxRegression(max_iter=3).fit(X, y)
+    assert model.n_iter_ == [3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SoftmaxRegression(max_iter=1000).fit(X, y)
+
+
+def test_a_smaller_tolerance_is_closer():
+    X, y = scaled(load_digits)
+    for tol in (1e-2, 1e-4, 1e-6):
+        model = SoftmaxRegression(tol=tol, max_iter=1000).fit(X, y)
+        assert 0.01 * tol < gradient_at(model, X, y) <= 1.01 * tol
+
+
+@pytest.mark.parametrize("data", ["iris", "breast cancer"])
+def test_warm_start(data):
+    X, y = DATA[data]()
+    model = SoftmaxRegression(warm_start=True).fit(X, y)
+    cold = model.n_iter_[0]
+    np.testing.assert_allclose(model.fit(X, y).n_iter_, 0)
+    model.set_params(C=1.1).fit(X, y)
+    assert 0 < model.n_iter_[0] < cold
+    assert SoftmaxRegression().fit(X, y).fit(X, y).n_iter_[0] == cold
+    with pytest.raises(ValueError, match="warm_start"):
+        model.fit(X[:, :2], y)
+    with pytest.raises(ValueError, match="warm_start"):
+        model.fit(X, np.arange(len(y)) % 5)
+
+
+# ---------------------------------------------------------------------------------------------
+# Within scikit-learn
+
+
+def test_searches_and_pipelines():
+    X, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), SoftmaxRegression())
+    search = GridSearchCV(pipeline, {"softmaxregression__C": [0.01, 1.0, 100.0]}, cv=3).fit(X, y)
+    assert search.best_params_["softmaxregression__C"] != 0.01
+    other = make_pipeline(StandardScaler(), LogisticRegression())
+    scores = cross_val_score(pipeline, X, y, cv=5)
+    np.testing.assert_array_equal(scores, cross_val_score(other, X, y, cv=5))
+    with_threads = GridSearchCV(
+        pipeline, {"softmaxregression__C": [0.01, 1.0]}, cv=2, n_jobs=2
+    ).fit(X, y)
+    assert with_threads.best_score_ > 0.9
+
+
+def test_copies():
+    X, y = DATA["iris"]()
+    model = SoftmaxRegression(C=2.0, tol=1e-5).fit(X, y)
+    restored = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(restored.predict_proba(X), model.predict_proba(X))
+    fresh = clone(model)
+    assert fresh.get_params() == model.get_params() and not hasattr(fresh, "coef_")
+
+
+# ---------------------------------------------------------------------------------------------
+# What can't be
+
+
+X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"C": 0}, "C must be .* got 0"),
+        ({"C": -1.0}, "C must be .* got -1.0"),
+        ({"C": np.nan}, "C must be .* got nan"),
+        ({"C": "1"}, "C must be .* got '1'"),
+        ({"tol": -1e-9}, "tol must be .* got -1e-09"),
+        ({"tol": np.inf}, "tol must be .* got inf"),
+        ({"tol": None}, "tol must be .* got None"),
+        ({"max_iter": -1}, "max_iter must be .* got -1"),
+        ({"max_iter": 1.5}, "max_iter must be .* got 1.5"),
+        ({"fit_intercept": 1}, "fit_intercept must be .* got 1"),
+        ({"warm_start": "no"}, "warm_start must be .* got 'no'"),
+        ({"class_weight": "even"}, "class_weight must be .* got 'even'"),
+        ({"class_weight": [1, 2, 3]}, r"class_weight must be .* got \[1, 2, 3\]"),
+        ({"class_weight": {7: 1.0, 1: 2.0}}, "not in class_weight"),
+    ],
+)
+def test_parameters_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression(**options).fit(X3, Y3)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "sample_weight", "message"),
+    [
+        (X3, [1, 1, 1], None, "only one class: 1$"),
+        (X3, [0.5, 1.5, 2.7], None, "continuous"),
+        (X3, [0, 1], None, "inconsistent"),
+        (X3, None, None, "requires y"),
+        ([0.0, 1.0, 2.0], Y3, None, "2D array"),
+        ([[0.0], [np.nan], [1.0]], Y3, None, "NaN"),
+        ([[0.0], [np.inf], [1.0]], Y3, None, "infinity"),
+        (np.array(X3) + 1j, Y3, None, "Complex"),
+        (X3, Y3, [1.0, 2.0], r"shape \(3,\).*\(2,\)"),
+        (X3, Y3, [[1.0], [2.0], [3.0]], r"\(3, 1\)"),
+        (X3, Y3, [1.0, np.nan, 2.0], "sample_weight contains NaN"),
+        (X3, Y3, [0.0, 0.0, 0.0], "got 0.0"),
+        (X3, Y3, [1.0, -2.0, 0.0], "got -1.0"),
+    ],
+)
+def test_data_that_do_not_fit(X, y, sample_weight, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression().fit(X, y, sample_weight)
+
+
+def test_a_refused_fit_leaves_the_solution():
+    X, y = DATA["iris"]()
+    model = SoftmaxRegression().fit(X, y)
+    before = model.coef_.copy()
+    with pytest.raises(ValueError, match="add up"):
+        model.fit(X, y, np.zeros(len(y)))
+    np.testing.assert_array_equal(model.coef_, before)
+
+
+def test_features_out_of_all_bounds():
+    """Scores that overflow end the search, with a warning at most."""
+    X, y = DATA["iris"]()
+    for factor in (1e150, 1e300):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert np.isfinite(SoftmaxRegression().fit(X * factor, y).coef_).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# The module
+
+
+def test_is_imported_on_request_only(run_python):
+    code = (
+        "import sys, pyce; print(sorted({'pyce.sklearn', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    assert run_python("-c", code).stdout.strip() == "[]"
+
+
+def test_a_missing_library_is_named(run_python):
+    for missing in ("sklearn", "scipy.optimize"):
+        code = f"import sys; sys.modules[{missing!r}] = None; import pyce.sklearn"
+        error = run_python("-c", code, check=False).stderr.strip().splitlines()[-1]
+        assert error.startswith("ImportError: ") and "pip install 'pyce[sklearn]'" in error
