@@ -61,6 +61,7 @@ _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 # What the forward pass keeps for the backward pass.
 _NOTHING = "nothing"
@@ -381,7 +382,8 @@ def _at_addresses(
     shape = input.shape
     dtype = input.dtype
     name = _NAMES.get(dtype)
-    address = input.data_ptr()
+    address = _address(input)
+    labels = _address(target)
     if len(shape) == 2:
         inner = 1
         rows = shape[:1]
@@ -394,8 +396,9 @@ def _at_addresses(
         backend.NAME != "c"
         or target.shape != rows
         or name is None
-        or not address
+        or not (address and labels)
         or input.is_neg()
+        or target.is_neg()
         or reduction not in arguments.REDUCTIONS
         or not (label_smoothing == 0.0 or _is_fraction(label_smoothing))
         or not (ignore_index == -100 or _is_index(ignore_index))
@@ -406,7 +409,7 @@ def _at_addresses(
             weight.dtype not in _NAMES
             or weight.shape != shape[1:2]
             or weight.is_neg()
-            or not weight.data_ptr()
+            or not _address(weight)
         ):
             return None
         weight = weight.detach().to(torch.float64).contiguous()
@@ -420,7 +423,7 @@ def _at_addresses(
         shape[1],
         inner,
         address,
-        target.data_ptr(),
+        labels,
         0 if weight is None else weight.data_ptr(),
         0 if kept is None else kept.data_ptr(),
         float(label_smoothing),
@@ -451,10 +454,16 @@ def _empty(input: Tensor) -> Tensor:
     return torch.from_numpy(np.empty(input.shape, _NAMES[input.dtype]))
 
 
+def _address(tensor: Tensor) -> int:
+    """Where its elements lie; 0 if nowhere, for which `data_ptr` of a view says its offset."""
+    address: int = tensor.data_ptr()
+    return 0 if address == tensor.storage_offset() * tensor.itemsize else address
+
+
 def _array(tensor: Tensor) -> Any:
     """The tensor's memory as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not tensor.data_ptr():
+    if tensor.numel() and not _address(tensor):
         raise ValueError("a tensor without memory: its storage was freed or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
@@ -510,16 +519,18 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> A
     """The gradients of input and target, from those of the loss and of what was kept."""
     kept, target, weight, *saved = ctx.saved_tensors
     if not saved:
-        gradient = None if grad_loss is None else _scaled(kept, grad_loss)
+        second = None
         if grad_kept is not None:
             second = _Rows(kept, target, weight, *ctx.options).curvature(kept, grad_kept)
-            gradient = second if gradient is None else gradient + second
-        return gradient, None
+        if grad_loss is None:
+            return second, None
+        gradient = _scaled(kept, grad_loss)  # last, for it may overwrite what was kept
+        return gradient if second is None else gradient + second, None
     if grad_loss is None:
         return None, None
     input = saved[0]
     of_input = of_target = None
-    if torch.is_grad_enabled():  # in operations that can be differentiated again
+    if _differentiable(grad_loss):
         if ctx.needs_input_grad[0]:
             rows = _Rows(input, target, weight, *ctx.options)
             of_input = rows.gradient(input, grad_loss)
@@ -533,6 +544,18 @@ def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> A
     return of_input, of_target
 
 
+def _differentiable(grad_loss: Tensor) -> bool:
+    """Whether the backward pass must be in operations that PyTorch can differentiate and batch."""
+    return torch.is_grad_enabled() or (
+        not _is_compiling()
+        and (
+            _transforms_active()
+            or forward_ad._current_level >= 0
+            or _is_batched(grad_loss)  # by autograd.grad's is_grads_batched
+        )
+    )
+
+
 # Whether the graph that is being walked will be walked again. Where PyTorch can't tell, it may be.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
@@ -540,7 +563,10 @@ _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph
 def _scaled(kept: Tensor, grad_loss: Tensor) -> Tensor:
     """grad_loss · kept, in `kept` itself where nobody needs that any more."""
     free = not (
-        _is_compiling() or torch.is_grad_enabled() or type(kept) is not Tensor or _graph_is_kept()
+        _is_compiling()
+        or _differentiable(grad_loss)
+        or type(kept) is not Tensor
+        or _graph_is_kept()
     )
     if free and grad_loss.dim() == 0:
         number = grad_loss.item()
@@ -584,7 +610,7 @@ class _Rows:
         if target.is_floating_point():
             self.target = self.weights * (self.kept * target.to(dtype) + label_smoothing / classes)
             if reduction == "mean":
-                share = 1.0 / (like.numel() // classes)
+                share = 1.0 / max(1, like.numel() // classes)
         else:
             index = target.long().unsqueeze(axis)
             counts = (index != ignore_index).to(dtype)
@@ -593,7 +619,7 @@ class _Rows:
             even = self.weights * (label_smoothing / classes)
             self.target = (even * counts).scatter_add(axis, index, self.kept * own)
             if reduction == "mean":
-                share = 1.0 / own.sum()
+                share = torch.where(counts == 0, 0.0, 1.0 / own.sum())
         self.share = share
         self.total = self.target.sum(axis, keepdim=True)
 

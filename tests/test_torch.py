@@ -202,6 +202,16 @@ def test_layouts(layout, backend):
         assert_close(got, expected.float())
 
 
+@pytest.mark.filterwarnings("ignore:.*neg_view")
+def test_targets_and_weights_negated_lazily():
+    logits, target = example()
+    weight = torch.rand(5) + 0.1
+    expected = ours(logits, target, weight)
+    assert torch.equal(ours(logits, torch._neg_view(-target), torch._neg_view(-weight)), expected)
+    with pytest.raises(IndexError, match="target of row 1 is -1"):
+        ours(logits, torch._neg_view(target))
+
+
 def test_segmentation_in_channels_last():
     logits = torch.randn(2, 5, 3, 4).to(memory_format=torch.channels_last).requires_grad_()
     target = torch.randint(5, (2, 3, 4))
@@ -298,6 +308,82 @@ def test_third_derivatives(dtype):
     expected = third(theirs, logits.detach().double().requires_grad_())
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.03)
     assert_close(third(ours, logits).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@dtypes
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_loss_and_a_penalty_on_its_gradient(dtype, scale):
+    """Both derivatives in one walk, each with a factor."""
+
+    def penalised(function, logits):
+        loss = function(logits, target)
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        total = scale * (loss + 3 * (first.to(loss.dtype) ** 2).sum())
+        return torch.autograd.grad(total, logits)[0]
+
+    logits, target = example(dtype=dtype)
+    expected = penalised(theirs, logits.detach().double().requires_grad_())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.01)
+    assert_close(penalised(ours, logits).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@dtypes
+@reductions
+def test_rows_that_are_all_ignored_have_derivatives_of_zero(dtype, reduction):
+    logits, _ = example(dtype=dtype)
+    loss = ours(logits, torch.full((6,), -100), label_smoothing=0.1, reduction=reduction)
+    (first,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    (second,) = torch.autograd.grad((first + first**2).sum(), logits)
+    assert first.count_nonzero() == second.count_nonzero() == 0
+
+
+@reductions
+def test_derivatives_of_no_rows(reduction):
+    logits = torch.zeros(0, 5, requires_grad=True)
+    for target in (torch.zeros(0, 5), torch.zeros(0, 5, requires_grad=True), torch.zeros(0).long()):
+        leaves = [t for t in (logits, target) if t.requires_grad]
+        loss = ours(logits, target, reduction=reduction).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        (second,) = torch.autograd.grad(sum(g.sum() for g in first), logits)
+        assert [g.shape for g in (*first, second)] == [(0, 5)] * (len(leaves) + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@reductions
+@targets
+def test_many_gradients_in_one_pass(dtype, reduction, kind):
+    """As Jacobians are computed."""
+    logits, _ = example(dtype=dtype)
+    target, options = kinds_of_target(dtype=dtype)[kind]
+    leaves = [logits]
+    if target.is_floating_point():
+        leaves.append(target.requires_grad_())
+    loss = ours(logits, target, reduction=reduction, **options)
+    upstream = torch.rand(3, *loss.shape).to(dtype)
+
+    def backward(u):
+        return torch.autograd.grad(loss, leaves, u, retain_graph=True)
+
+    one_by_one = [backward(u) for u in upstream]
+    for together in (
+        torch.vmap(backward)(upstream),
+        torch.autograd.grad(loss, leaves, upstream, is_grads_batched=True),
+    ):
+        for got, expected in zip(together, zip(*one_by_one, strict=True), strict=True):
+            assert_close(got, torch.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_tangent_of_what_comes_from_above(dtype):
+    from torch.autograd import forward_ad
+
+    logits, target = example(dtype=dtype)
+    once = step(ours, logits, target)[1]
+    loss = ours(logits, target)
+    with forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.ones_like(loss), torch.full_like(loss, 3.0))
+        (grad,) = torch.autograd.grad(loss, logits, upstream)
+        assert_close(forward_ad.unpack_dual(grad).tangent, 3 * once)
 
 
 @pytest.mark.parametrize("keep", ["nothing", "gradient", "lse"])
@@ -810,6 +896,37 @@ def test_freed_memory_is_not_read(backend):
             ours(LOGITS, labels, weight)
 
 
+def test_freed_memory_is_not_read_through_a_view(run_python):
+    """Whose address is not 0; in a process of its own, which would end with it."""
+    code = """
+import torch, pyce.torch
+
+def freed(tensor):
+    view = torch.cat([tensor[:1], tensor])[1:]
+    view.untyped_storage().resize_(0)
+    return view
+
+for backend in pyce.backends():
+    with pyce.use_backend(backend):
+        for integer in (torch.int64, torch.int32):
+            for floating in (torch.float32, torch.float64):
+                whole = [
+                    torch.zeros(4, 3, dtype=floating),
+                    torch.ones(4, dtype=integer),
+                    torch.ones(3, dtype=floating),
+                ]
+                for i in range(3):
+                    tensors = [freed(t) if i == j else t for j, t in enumerate(whole)]
+                    try:
+                        pyce.torch.cross_entropy(*tensors)
+                    except ValueError as error:
+                        assert "without memory" in str(error)
+                    else:
+                        raise AssertionError
+"""
+    run_python("-c", code)
+
+
 def test_weights_that_need_a_gradient_may_be_used_without_one():
     weight = torch.ones(3, requires_grad=True)
     with torch.no_grad():
@@ -867,6 +984,20 @@ def test_patched():
     with pytest.raises(KeyError), pyce.torch.patched():
         raise KeyError
     assert F.cross_entropy is theirs
+
+
+def test_patched_compiles_again():
+    torch.compiler.reset()
+    logits, target = example()
+    compiled = torch.compile(torch.nn.CrossEntropyLoss(), backend="eager")
+
+    def is_ours():
+        return "pyce" in compiled(logits, target).grad_fn.name()
+
+    assert not is_ours()
+    with pyce.torch.patched():
+        assert is_ours()
+    assert not is_ours()
 
 
 def test_patches_that_overlap():
