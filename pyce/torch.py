@@ -173,7 +173,7 @@ def cross_entropy(
         _check(weight, "weight")
         if weight.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError("no gradient is computed for weight: detach it")
-    if ignore_index >= 0 and target.dtype in _NAMES:
+    if target.dtype in _NAMES and ignore_index >= 0:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
     if _transforms_active() or (not traced and forward_ad._current_level >= 0):
         return _torch_cross_entropy(
@@ -455,16 +455,19 @@ def _empty(input: Tensor) -> Tensor:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its elements lie; 0 if nowhere, for which `data_ptr` of a view says its offset."""
-    address: int = tensor.data_ptr()
-    return 0 if address == tensor.storage_offset() * tensor.itemsize else address
+    """Where its elements lie; 0 where its storage does not hold them all."""
+    extent = tensor.numel()
+    if not tensor.is_contiguous():
+        extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + extent) * tensor.itemsize
+    return tensor.data_ptr() if end <= tensor.untyped_storage().nbytes() else 0
 
 
 def _array(tensor: Tensor) -> Any:
     """The tensor's memory as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
     if tensor.numel() and not _address(tensor):
-        raise ValueError("a tensor without memory: its storage was freed or never made")
+        raise ValueError("a tensor without memory: its storage was freed, cut or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
     try:

@@ -899,11 +899,17 @@ def test_freed_memory_is_not_read(backend):
 def test_freed_memory_is_not_read_through_a_view(run_python):
     """Whose address is not 0; in a process of its own, which would end with it."""
     code = """
-import torch, pyce.torch
+import itertools, torch, pyce.torch
 
 def freed(tensor):
     view = torch.cat([tensor[:1], tensor])[1:]
     view.untyped_storage().resize_(0)
+    return view
+
+def cut(tensor):
+    whole = tensor.repeat(*[1] * (tensor.dim() - 1), 2)
+    view = whole[..., ::2] if tensor.dim() == 2 else tensor.clone()
+    view.untyped_storage().resize_(view.untyped_storage().nbytes() - view.itemsize * tensor.dim())
     return view
 
 for backend in pyce.backends():
@@ -915,8 +921,8 @@ for backend in pyce.backends():
                     torch.ones(4, dtype=integer),
                     torch.ones(3, dtype=floating),
                 ]
-                for i in range(3):
-                    tensors = [freed(t) if i == j else t for j, t in enumerate(whole)]
+                for i, spoil in itertools.product(range(3), (freed, cut)):
+                    tensors = [spoil(t) if i == j else t for j, t in enumerate(whole)]
                     try:
                         pyce.torch.cross_entropy(*tensors)
                     except ValueError as error:
