@@ -360,7 +360,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         weight = self.class_weight
-        if not (weight is None or isinstance(weight, dict) or weight == "balanced"):
+        balanced = isinstance(weight, str) and weight == "balanced"  # an array is no condition
+        if not (weight is None or isinstance(weight, dict) or balanced):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weight!r}")
 
     def _weights(self, X: Any, y: Array, classes: Array, labels: Array, given: Any) -> Array | None:

@@ -579,6 +579,7 @@ X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
         ({"warm_start": "no"}, "warm_start must be .* got 'no'"),
         ({"class_weight": "even"}, "class_weight must be .* got 'even'"),
         ({"class_weight": [1, 2, 3]}, r"class_weight must be .* got \[1, 2, 3\]"),
+        ({"class_weight": np.ones(3)}, "class_weight must be .* got array"),
         ({"class_weight": {7: 1.0, 1: 2.0}}, "not in class_weight"),
     ],
 )
