@@ -11,6 +11,7 @@ pyce then stay on one thread each, and none waits for another but at the end.
 from __future__ import annotations
 
 import contextvars
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -360,7 +361,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         weight = self.class_weight
-        if not (weight is None or isinstance(weight, dict) or weight == "balanced"):
+        balanced = isinstance(weight, str) and weight == "balanced"  # an array is no condition
+        if not (weight is None or isinstance(weight, dict) or balanced):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weight!r}")
 
     def _weights(self, X: Any, y: Array, classes: Array, labels: Array, given: Any) -> Array | None:
@@ -411,6 +413,25 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 # Several threads of ours need BLAS on one thread each, and that setting is the process's. So one
 # fit at a time has threads; those that others run meanwhile do without, as calls of pyce do.
 _alone = threading.Lock()
+_limits: threadpool_limits | None = None  # on BLAS, while a fit has the threads
+
+
+def _after_fork() -> None:
+    """A fit of another thread has not come along: what it held is free in the child."""
+    global _alone, _limits
+    _alone = threading.Lock()
+    if _limits is not None:
+        _limits.restore_original_limits()
+        _limits = None
+
+
+def _forget_limits() -> None:
+    global _limits
+    _limits = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -418,6 +439,7 @@ def _threads(
     shape: tuple[int, int], columns: tuple[int, ...]
 ) -> Iterator[tuple[int, Executor | None]]:
     """How many threads an evaluation is worth, the caller's with them, and what runs the others."""
+    global _limits
     rows, features = shape
     work = 2 * rows * features * int(np.prod(columns))
     threads = min(pyce.get_num_threads(), work // _WORTH, rows // _LEAST_ROWS)
@@ -426,7 +448,8 @@ def _threads(
             yield 1, None
             return
         stack.callback(_alone.release)
-        stack.enter_context(threadpool_limits({"blas": 1}))
+        stack.callback(_forget_limits)
+        _limits = stack.enter_context(threadpool_limits({"blas": 1}))
         stack.enter_context(at_most(1))  # here, and in the copies of this context
         yield threads, stack.enter_context(ThreadPoolExecutor(threads - 1))
 

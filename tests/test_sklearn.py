@@ -1,6 +1,7 @@
 """`SoftmaxRegression`: scikit-learn's own checks, the solutions of `LogisticRegression`, and the
 optimum as plain NumPy sees it."""
 
+import os
 import pickle
 import threading
 import tracemalloc
@@ -305,6 +306,54 @@ def test_fits_at_the_same_time(small_blocks):
     assert not pyce.sklearn._alone.locked()
 
 
+FORK = """
+import os, signal, threading
+import pyce, pyce.sklearn
+from threadpoolctl import threadpool_info, threadpool_limits
+
+def limits():
+    return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+pyce.get_num_threads = lambda: 2
+work = (200_000, 50), (10,)
+before, fits, ends = limits(), threading.Event(), threading.Event()
+
+def fit():
+    with pyce.sklearn._threads(*work):
+        fits.set()
+        ends.wait()
+
+def forked():
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        free = limits()
+        with pyce.sklearn._threads(*work) as (threads, _):
+            pass
+        os._exit(not (free == limits() == limits_then and threads == 2))
+    assert os.waitpid(pid, 0)[1] == 0
+
+other = threading.Thread(target=fit, daemon=True)
+other.start()
+fits.wait()
+assert limits() == [1] * len(before)
+limits_then = before
+forked()
+ends.set()
+other.join()
+# What the last fit had set aside is no one's any more.
+threadpool_limits(1, "blas")
+limits_then = limits()
+forked()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_fork_is_free_of_the_fits_of_others(run_python):
+    """One that had the threads when its process forked is not in the child to give them back."""
+    run_python("-c", FORK, OPENBLAS_NUM_THREADS="2")
+
+
 def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
     X, y = DATA["iris"]()
 
@@ -579,6 +628,7 @@ X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
         ({"warm_start": "no"}, "warm_start must be .* got 'no'"),
         ({"class_weight": "even"}, "class_weight must be .* got 'even'"),
         ({"class_weight": [1, 2, 3]}, r"class_weight must be .* got \[1, 2, 3\]"),
+        ({"class_weight": np.ones(3)}, "class_weight must be .* got array"),
         ({"class_weight": {7: 1.0, 1: 2.0}}, "not in class_weight"),
     ],
 )

@@ -596,6 +596,15 @@ def test_options_that_pytorch_refuses_too(options):
         SGD([np.zeros(2)], **options)
 
 
+def test_a_rate_of_numpy_is_one_of_python():
+    ours = [np.linspace(-1, 1, 100, dtype=np.float32) for _ in range(2)]
+    for p, kind in zip(ours, (float, np.float64), strict=True):
+        optimizer = SGD([p], lr=1.0)
+        optimizer.lr = kind(0.1)  # as np.geomspace gives, say
+        optimizer.step([np.cos(p)])
+    np.testing.assert_array_equal(*ours)
+
+
 @pytest.mark.parametrize(
     ("parameters", "options", "error", "words"),
     [

@@ -172,7 +172,7 @@ class SGD:
                 b *= self.momentum
                 b += (1 - self.dampening) * g
             g = g + self.momentum * b if self.nesterov else b
-        p -= self.lr * g
+        p -= float(self.lr) * g  # a rate of NumPy's float64 would make float32 wider
 
     def state_dict(self) -> dict[str, Any]:
         """The options and copies of the momentum buffers.
