@@ -538,10 +538,11 @@ int pyce_run(pyce_problem *p) {
 
 int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
                        int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
-                       void *grad, double smoothing, int64_t ignore_index, void *loss) {
+                       const double *weight, void *grad, double smoothing, int64_t ignore_index,
+                       void *loss) {
     int64_t stride;
     if (!loss || operation < PYCE_FORWARD || operation > PYCE_FORWARD_BACKWARD ||
-        reduction < PYCE_MEAN || reduction > PYCE_SUM ||
+        reduction < PYCE_MEAN || reduction > PYCE_NONE ||
         __builtin_mul_overflow(classes, inner, &stride)) {
         return PYCE_BAD_ARGUMENT;
     }
@@ -557,10 +558,12 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .logits = {(void *)(uintptr_t)logits, NULL, stride, inner},
         .result = {grad, NULL, stride, inner},
         .labels = labels,
+        .weight = weight,
         .grad_loss = 1.0,
         .smoothing = smoothing,
         .ignore_index = ignore_index,
-        .reduced = loss,
+        .losses = reduction == PYCE_NONE ? loss : NULL,
+        .reduced = reduction == PYCE_NONE ? NULL : loss,
     };
     return pyce_run(&p);
 }

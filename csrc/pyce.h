@@ -83,12 +83,13 @@ typedef struct {
  * one of these logits makes PYCE_BACKWARD write numbers without a meaning, and nothing worse. */
 int pyce_run(pyce_problem *problem);
 
-/* The common case with less to fill in: contiguous logits (outer, classes, inner), 64-bit labels, no
- * weights, reduced by PYCE_MEAN or PYCE_SUM. PYCE_FORWARD, or PYCE_FORWARD_BACKWARD into `grad`. The
- * loss is a float, or a double for PYCE_FLOAT64. */
+/* The common case with less to fill in: contiguous logits (outer, classes, inner), 64-bit labels, class
+ * weights or NULL, any reduction but PYCE_QUOTIENT. PYCE_FORWARD, or PYCE_FORWARD_BACKWARD into `grad`.
+ * The loss, for PYCE_NONE the losses of the rows, is float, or double for PYCE_FLOAT64. */
 int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
                        int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
-                       void *grad, double smoothing, int64_t ignore_index, void *loss);
+                       const double *weight, void *grad, double smoothing, int64_t ignore_index,
+                       void *loss);
 
 /* Bernoulli loss of n elements of PYCE_FLOAT32 or PYCE_FLOAT64, all contiguous; weight, pos_weight,
  * losses and grad may be NULL, and grad may be the logits. Writes the sum of the weighted losses to

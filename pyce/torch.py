@@ -53,6 +53,13 @@ _NAMES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+# What a loss is computed in.
+_LOSSES = {
+    dtype: torch.empty(
+        (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
+    )
+    for dtype in _NAMES
+}
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
@@ -381,22 +388,19 @@ def _at_addresses(
     backend = current()
     shape = input.shape
     dtype = input.dtype
-    name = _NAMES.get(dtype)
-    address = _address(input)
-    labels = _address(target)
     if len(shape) == 2:
         inner = 1
-        rows = shape[:1]
-    elif len(shape) > 2:
-        inner = math.prod(shape[2:])
-        rows = shape[:1] + shape[2:]
+        fits = target.dim() == 1 and target.numel() == shape[0]
     else:
-        return None
+        inner = math.prod(shape[2:])
+        fits = len(shape) > 2 and target.shape == shape[:1] + shape[2:]
+    address = _address(input, input.nbytes)
+    labels = _address(target, target.nbytes)
     if (
         backend.NAME != "c"
-        or target.shape != rows
-        or name is None
+        or not fits
         or not (address and labels)
+        or dtype not in _NAMES
         or input.is_neg()
         or target.is_neg()
         or reduction not in arguments.REDUCTIONS
@@ -404,32 +408,35 @@ def _at_addresses(
         or not (ignore_index == -100 or _is_index(ignore_index))
     ):
         return None
+    weights = 0
     if weight is not None:
         if (
             weight.dtype not in _NAMES
             or weight.shape != shape[1:2]
             or weight.is_neg()
-            or not _address(weight)
+            or not weight.is_contiguous()
+            or not _address(weight, weight.nbytes)
         ):
             return None
-        weight = weight.detach().to(torch.float64).contiguous()
+        weight = weight.double()
+        weights = weight.data_ptr()
     kept = _empty(input) if with_gradient else None
-    none = reduction == "none"
-    loss = input.new_empty(rows if none else (), dtype=torch.float32 if dtype in _HALVES else dtype)
+    of_all = reduction != "none"
+    like = _LOSSES[dtype]
+    loss = torch.empty_like(like) if of_all else like.new_empty(shape[:1] + shape[2:])
     done = backend.at_addresses(  # type: ignore[attr-defined]
-        name,
+        _NAMES[dtype],
         reduction,
         shape[0],
         shape[1],
         inner,
         address,
         labels,
-        0 if weight is None else weight.data_ptr(),
-        0 if kept is None else kept.data_ptr(),
+        weights,
+        kept.data_ptr() if kept is not None else 0,
         float(label_smoothing),
         ignore_index,
-        loss.data_ptr() if none else 0,
-        0 if none else loss.data_ptr(),
+        loss.data_ptr(),
         torch.get_num_threads,
     )
     if not done:
@@ -447,26 +454,31 @@ def _is_index(value: Any) -> bool:
 
 def _empty(input: Tensor) -> Tensor:
     """Memory for a gradient: C-contiguous, of the input's shape and dtype."""
-    if input.numel() * input.element_size() < _HUGE:
+    if input.nbytes < _HUGE:
         return torch.empty_like(input, memory_format=torch.contiguous_format)
     if input.dtype is torch.bfloat16:
         return torch.from_numpy(np.empty(input.shape, np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.empty(input.shape, _NAMES[input.dtype]))
 
 
-def _address(tensor: Tensor) -> int:
-    """Where its elements lie; 0 where its storage does not hold them all."""
-    extent = tensor.numel()
-    if not tensor.is_contiguous():
-        extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + extent) * tensor.itemsize
-    return tensor.data_ptr() if end <= tensor.untyped_storage().nbytes() else 0
+def _address(tensor: Tensor, extent: int) -> int:
+    """Where its elements lie, `extent` bytes; 0 where its storage does not hold them all."""
+    address: int = tensor.data_ptr()
+    storage = tensor.untyped_storage()
+    begin: int = storage.data_ptr()
+    return address if begin and address + extent <= begin + storage.nbytes() else 0
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from its first element to the end of its last."""
+    steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return int((1 + steps) * tensor.itemsize)
 
 
 def _array(tensor: Tensor) -> Any:
     """The tensor's memory as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not _address(tensor):
+    if tensor.numel() and not _address(tensor, _extent(tensor)):
         raise ValueError("a tensor without memory: its storage was freed, cut or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
@@ -495,7 +507,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
     ) -> Any:
         outputs = _run(input, target, weight, *options)
-        _set_up(ctx, (input, target, weight, *options), outputs)
+        _keep(ctx, input, target, weight, options, outputs[1])
         return outputs
 
     @staticmethod
@@ -507,11 +519,13 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 _apply = super(torch.autograd.Function, _CrossEntropy).apply
 
 
-def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
-    input, target, weight, *ctx.options, keep, _ = inputs
+def _keep(
+    ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any, kept: Any
+) -> None:
+    """Leave what the backward pass needs."""
     ctx.set_materialize_grads(False)
-    kept = output[1]
-    if keep == _LSE:
+    ctx.options = options
+    if options[3] == _LSE:
         ctx.mark_non_differentiable(kept)
         ctx.save_for_backward(kept, target, weight, input)
     else:
@@ -520,43 +534,43 @@ def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad_loss: Tensor | None, grad_kept: Tensor | None) -> Any:
     """The gradients of input and target, from those of the loss and of what was kept."""
-    kept, target, weight, *saved = ctx.saved_tensors
-    if not saved:
+    saved = ctx.saved_tensors
+    if len(saved) == 3:
+        kept = saved[0]
         second = None
         if grad_kept is not None:
-            second = _Rows(kept, target, weight, *ctx.options).curvature(kept, grad_kept)
+            second = _Rows(*saved, *ctx.options[:3]).curvature(kept, grad_kept)
         if grad_loss is None:
             return second, None
         gradient = _scaled(kept, grad_loss)  # last, for it may overwrite what was kept
         return gradient if second is None else gradient + second, None
     if grad_loss is None:
         return None, None
-    input = saved[0]
+    kept, target, weight, input = saved
+    options = ctx.options[:3]
     of_input = of_target = None
     if _differentiable(grad_loss):
         if ctx.needs_input_grad[0]:
-            rows = _Rows(input, target, weight, *ctx.options)
+            rows = _Rows(input, target, weight, *options)
             of_input = rows.gradient(input, grad_loss)
     elif ctx.needs_input_grad[0]:
         watched = _is_compiling() or _dispatch_modes() or type(input) not in _PLAIN
         gradient = torch.ops.pyce.cross_entropy_backward if watched else _operator_backward
-        of_input = gradient(grad_loss, input, target, kept, weight, *ctx.options)
+        of_input = gradient(grad_loss, input, target, kept, weight, *options)
     if ctx.needs_input_grad[1]:
-        rows = _Rows(input, target, weight, *ctx.options)
+        rows = _Rows(input, target, weight, *options)
         of_target = rows.gradient_of_target(input, grad_loss)
     return of_input, of_target
 
 
 def _differentiable(grad_loss: Tensor) -> bool:
     """Whether the backward pass must be in operations that PyTorch can differentiate and batch."""
-    return torch.is_grad_enabled() or (
-        not _is_compiling()
-        and (
-            _transforms_active()
-            or forward_ad._current_level >= 0
-            or _is_batched(grad_loss)  # by autograd.grad's is_grads_batched
-        )
-    )
+    if torch.is_grad_enabled():
+        return True
+    if _is_compiling():
+        return False
+    # Last, gradients that autograd.grad batches itself, by is_grads_batched.
+    return bool(_transforms_active() or forward_ad._current_level >= 0 or _is_batched(grad_loss))
 
 
 # Whether the graph that is being walked will be walked again. Where PyTorch can't tell, it may be.
@@ -571,16 +585,13 @@ def _scaled(kept: Tensor, grad_loss: Tensor) -> Tensor:
         or type(kept) is not Tensor
         or _graph_is_kept()
     )
-    if free and grad_loss.dim() == 0:
-        number = grad_loss.item()
-        return kept if number == 1.0 else kept.mul_(number)
-    if free and grad_loss.numel() and not any(grad_loss.stride()):
-        # Row losses that were summed: one number, spread out.
-        return _scaled(kept, grad_loss[(0,) * grad_loss.dim()])
-    factor = grad_loss
-    if grad_loss.dim():
-        factor = grad_loss.unsqueeze(1)
-    return kept.mul_(factor) if free else (kept * factor).to(kept.dtype)
+    rows = grad_loss.dim()
+    if not free or (rows and (any(grad_loss.stride()) or not grad_loss.numel())):
+        factor = grad_loss.unsqueeze(1) if rows else grad_loss
+        return kept.mul_(factor) if free else (kept * factor).to(kept.dtype)
+    # The losses of rows, summed, have one number spread out over them.
+    number = (grad_loss[(0,) * rows] if rows else grad_loss).item()
+    return kept if number == 1.0 else kept.mul_(number)
 
 
 class _Rows:
@@ -689,6 +700,11 @@ def _operator_fake(
     )
 
 
+def _operator_set_up(ctx: Any, inputs: Any, output: Any) -> None:
+    input, target, weight, *options = inputs
+    _keep(ctx, input, target, weight, options, output[1])
+
+
 def _operator_autograd(ctx: Any, *gradients: Any) -> Any:
     return *_backward(ctx, *gradients), *(None,) * 6
 
@@ -734,7 +750,7 @@ _forward_op = torch.library.custom_op(
     schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide) -> (Tensor, Tensor)",
 )
 _forward_op.register_fake(_operator_fake)
-_forward_op.register_autograd(_operator_autograd, setup_context=_set_up)
+_forward_op.register_autograd(_operator_autograd, setup_context=_operator_set_up)
 _backward_op = torch.library.custom_op(
     "pyce::cross_entropy_backward",
     _operator_backward,

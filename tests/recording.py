@@ -129,8 +129,8 @@ class _Recorder:
 
     @_one_at_a_time
     def pyce_cross_entropy(
-        self, operation, dtype, reduction, threads, outer, classes, inner, logits, labels, grad,
-        smoothing, ignore_index, loss,
+        self, operation, dtype, reduction, threads, outer, classes, inner, logits, labels, weight,
+        grad, smoothing, ignore_index, loss,
     ):  # fmt: skip
         w = self._writer
         size = outer * classes * inner * ITEM_SIZE[dtype]
@@ -139,13 +139,15 @@ class _Recorder:
         w.reals(smoothing)
         w.array(logits, size)
         w.array(labels, 8 * outer * inner)
+        w.array(weight, 8 * classes)
         w.integers(int(grad != ffi.NULL))
         status = lib.pyce_cross_entropy(
-            operation, dtype, reduction, threads, outer, classes, inner, logits, labels, grad,
-            smoothing, ignore_index, loss,
+            operation, dtype, reduction, threads, outer, classes, inner, logits, labels, weight,
+            grad, smoothing, ignore_index, loss,
         )  # fmt: skip
         w.integers(status)
-        w.array(loss, 8 if dtype == lib.PYCE_FLOAT64 else 4)
+        losses = outer * inner if reduction == lib.PYCE_NONE else 1
+        w.array(loss, losses * (8 if dtype == lib.PYCE_FLOAT64 else 4))
         w.array(grad, size)
         return status
 

@@ -707,58 +707,70 @@ def test_a_wrong_lse_spoils_its_own_row_alone(c_backend, shape, target, dtype):
 class Common:
     """The arguments of pyce_cross_entropy, by name."""
 
-    def __init__(self, operation="FORWARD_BACKWARD", dtype="FLOAT32"):
-        raw = self.raw = Raw(operation, dtype)
-        self.loss = ffi.new("double *" if dtype == "FLOAT64" else "float *", -7.25)
+    def __init__(
+        self, operation="FORWARD_BACKWARD", dtype="FLOAT32", reduction="SUM", weighted=False
+    ):
+        raw = self.raw = Raw(operation, dtype, reduction=reduction)
+        count = 6 if reduction == "NONE" else 1
+        self.loss = ffi.new("double[]" if dtype == "FLOAT64" else "float[]", [-7.25] * count)
+        self.weight = np.random.default_rng(1).uniform(0.5, 2, 5)
         self.arguments = {
             "operation": number(operation),
             "dtype": number(dtype),
-            "reduction": lib.PYCE_SUM,
+            "reduction": number(reduction),
             "threads": 2,
             "outer": 6,
             "classes": 5,
             "inner": 1,
             "logits": raw.c.logits.data,
             "labels": ffi.cast("int64_t *", raw.c.labels),
+            "weight": ffi.cast("double *", ffi.from_buffer(self.weight)) if weighted else ffi.NULL,
             "grad": raw.c.result.data,
             "smoothing": 0.0,
             "ignore_index": -100,
-            "loss": self.loss,
+            "loss": ffi.cast("void *", self.loss),
         }
 
     def run(self, **changes):
         return lib.pyce_cross_entropy(*{**self.arguments, **changes}.values())
 
     def assert_refused(self, status="BAD_ARGUMENT", **changes):
-        before = self.raw.memory(), self.loss[0]
+        before = self.raw.memory(), list(self.loss)
         assert self.run(**changes) == number(status)
-        assert (self.raw.memory(), self.loss[0]) == before
+        assert (self.raw.memory(), list(self.loss)) == before
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_common_case(dtype):
-    common, raw = Common("FORWARD_BACKWARD", dtype), Raw("FORWARD_BACKWARD", dtype)
+def test_the_common_case(dtype, reduction, weighted):
+    common = Common("FORWARD_BACKWARD", dtype, reduction, weighted)
+    raw = Raw("FORWARD_BACKWARD", dtype, reduction=reduction)
+    if weighted:
+        raw.point("weight", common.weight)
     assert common.run() == raw.run() == lib.PYCE_OK
-    assert common.loss[0] == (np.float64 if dtype == "FLOAT64" else np.float32)(raw.c.loss)
+    name = "losses" if reduction == "NONE" else "reduced"
+    assert bytes(ffi.buffer(common.loss)) == raw.arrays[name].tobytes()
     assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
 
 
+@pytest.mark.parametrize("reduction", ["SUM", "NONE"])
 @pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
-def test_the_common_case_refuses(operation):
-    common = Common(operation)
+def test_the_common_case_refuses(operation, reduction):
+    common = Common(operation, reduction=reduction, weighted=True)
     changes = [
         {name: value}
         for name, value in OUT_OF_RANGE
         if name in common.arguments and name != "operation"
     ]
     changes += [{"operation": v} for v in (-1, *range(2, 7), 2**31 - 1, -(2**31))]
-    changes += [{"reduction": lib.PYCE_NONE}]
+    changes += [{"reduction": lib.PYCE_QUOTIENT}]
     changes += [dict(zip(("outer", "classes", "inner"), sizes, strict=True)) for sizes in TOO_LARGE]
     null = {"logits": ffi.NULL, "labels": ffi.NULL, "loss": ffi.NULL}
     changes += [{name: value} for name, value in null.items()]
     fused = operation == "FORWARD_BACKWARD"
     changes += [{"grad": ffi.NULL if fused else common.arguments["logits"]}]
-    for name in ("logits", "labels", "grad", "loss"):
+    for name in ("logits", "labels", "weight", "grad", "loss"):
         pointer = common.arguments[name]
         if pointer != ffi.NULL:
             shifted = ffi.cast("char *", pointer) + 2
@@ -766,6 +778,7 @@ def test_the_common_case_refuses(operation):
     if fused:
         changes += [{"grad": ffi.cast("char *", common.arguments["logits"]) + 4}]
         changes += [{"grad": ffi.cast("void *", common.arguments["labels"])}]
+        changes += [{"grad": ffi.cast("void *", common.arguments["weight"])}]
     for change in changes:
         common.assert_refused(**change)
     common.raw.arrays["labels"][3] = 5

@@ -44,6 +44,7 @@ _new = ffi.new
 _from_buffer = ffi.from_buffer
 _cast = ffi.cast
 _LABELS = ffi.typeof("int64_t[]")
+_DOUBLES = ffi.typeof("double[]")
 _LABEL = ffi.typeof("int64_t *")
 _DOUBLE = ffi.typeof("double *")
 _VOID = ffi.typeof("void *")
@@ -109,11 +110,11 @@ def backward(p: Problem) -> None:
     _loss(_BACKWARD, p)
 
 
-def _common(operation: int, p: Problem, labels: Array) -> Any:
+def _common(operation: int, p: Problem, labels: Array) -> Array | None:
     """The case that small calls are made of, with less to fill in; None where it went wrong."""
-    logits = p.logits
-    grad = p.grad
-    loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
+    logits, weight, grad, loss = p.logits, p.weight, p.grad, p.losses
+    if loss is None:
+        loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
     if _cross_entropy(
         operation,
         _DTYPES[p.dtype_name],
@@ -124,13 +125,14 @@ def _common(operation: int, p: Problem, labels: Array) -> Any:
         p.inner,
         _from_buffer(logits),
         _from_buffer(_LABELS, labels),
+        _NULL if weight is None else _from_buffer(_DOUBLES, weight),
         _NULL if grad is None else _from_buffer(grad),
         p.smoothing,
         p.ignore_index,
         _from_buffer(loss),
     ):
         return None
-    return loss[0]
+    return loss
 
 
 def at_addresses(
@@ -145,64 +147,31 @@ def at_addresses(
     grad: int,
     smoothing: float,
     ignore_index: int,
-    losses: int,
     loss: int,
     most_threads: Callable[[], int],
 ) -> bool:
-    """Forward, or fused with a `grad`, for memory that is no array of NumPy's; 0 is no address.
+    """The same for memory that is no array of NumPy's; 0 is no address, and without `grad` only the
+    loss is computed.
 
-    All is contiguous and checked, but for the values of the labels, int64; the weights are float64.
-    Writes row losses for "none", else the loss. False, with nothing written, where it went wrong.
+    All is checked but the values of the labels. False, with nothing written, where it went wrong.
     """
     size = outer * classes * inner + _PER_ROW * outer * inner
-    threads = 1 if size < _SERIAL_BELOW else min(_threads.budget(), most_threads())
-    operation = _FORWARD_BACKWARD if grad else _FORWARD
-    if not (weight or losses):
-        return not _cross_entropy(
-            operation,
-            _DTYPES[dtype],
-            _REDUCTIONS[reduction],
-            threads,
-            outer,
-            classes,
-            inner,
-            _cast(_VOID, logits),
-            _cast(_LABEL, labels),
-            _cast(_VOID, grad),
-            smoothing,
-            ignore_index,
-            _cast(_VOID, loss),
-        )
-    stride = classes * inner
-    c = _new(
-        _PROBLEM,
-        (
-            operation,
-            _DTYPES[dtype],
-            _INDEX64,
-            0,
-            _REDUCTIONS[reduction],
-            threads,
-            outer,
-            classes,
-            inner,
-            (_cast(_VOID, logits), _NULL, stride, inner),
-            (_cast(_VOID, grad), _NULL, stride, inner) if grad else _NO_OPERAND,
-            _NO_OPERAND,
-            _cast(_LABEL, labels),
-            _cast(_DOUBLE, weight),
-            _NULL,
-            _NULL,
-            1.0,
-            0.0,
-            smoothing,
-            ignore_index,
-            _NULL,
-            _cast(_VOID, losses),
-            _cast(_VOID, loss),
-        ),
+    return not _cross_entropy(
+        _FORWARD_BACKWARD if grad else _FORWARD,
+        _DTYPES[dtype],
+        _REDUCTIONS[reduction],
+        1 if size < _SERIAL_BELOW else min(_threads.budget(), most_threads()),
+        outer,
+        classes,
+        inner,
+        _cast(_VOID, logits),
+        _cast(_LABEL, labels),
+        _cast(_DOUBLE, weight) if weight else _NULL,
+        _cast(_VOID, grad) if grad else _NULL,
+        smoothing,
+        ignore_index,
+        _cast(_VOID, loss),
     )
-    return not _run(c)
 
 
 def _loss(operation: int, p: Problem) -> Any:
@@ -211,16 +180,14 @@ def _loss(operation: int, p: Problem) -> Any:
         labels is not None
         and labels.itemsize == 8
         and p.contiguous
-        and p.weight is None
         and p.sample_weight is None
         and p.lse is None
-        and p.losses is None
         and p.normalizer is None
         and p.dtype_name != "bfloat16"
     ):
         loss = _common(operation, p, labels)
         if loss is not None:
-            return loss
+            return None if loss is p.losses else loss[0]
     return _general(operation, p)
 
 

@@ -229,7 +229,7 @@ static void replay_cross_entropy(const char *const *isas) {
     const int threads = (int)integer();
     const int64_t outer = integer(), classes = integer(), inner = integer(), ignore = integer();
     const double smoothing = real();
-    array x = read_array(), y = read_array();
+    array x = read_array(), y = read_array(), w = read_array();
     const int has_grad = (int)integer();
     const int64_t status = integer();
     array loss = read_array(), expected = read_array();
@@ -238,9 +238,10 @@ static void replay_cross_entropy(const char *const *isas) {
     for (; *isas; isas++) {
         pyce_set_isa(*isas);
         array grad = patterned(has_grad ? x.size : -1), got_loss = patterned(loss.size);
-        const int got = pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes,
-                                           inner, x.data, (const int64_t *)y.data, grad.data,
-                                           smoothing, ignore, got_loss.data);
+        const int got =
+            pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes, inner, x.data,
+                               (const int64_t *)y.data, (const double *)w.data, grad.data,
+                               smoothing, ignore, got_loss.data);
         compare_status(*isas, got, status);
         compare("the loss", *isas, got_loss, loss, loss_dtype(dtype));
         if (has_grad) compare("the gradient", *isas, grad, expected, dtype);
@@ -249,6 +250,7 @@ static void replay_cross_entropy(const char *const *isas) {
     }
     free(x.data);
     free(y.data);
+    free(w.data);
     free(loss.data);
     free(expected.data);
 }
