@@ -160,7 +160,7 @@ accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
-	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/promises.md
+	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/torch.md docs/promises.md
 
 demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits: pictures in build/demo
 	$(BIN)/python -m pyce demo --output build/demo

@@ -306,6 +306,14 @@ def index_number(value: Any, what: str) -> int:
     return number
 
 
+def positive_number(value: Any, what: str) -> int:
+    """A whole number of at least 1."""
+    number = index_number(value, what)
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}")
+    return number
+
+
 def indices(
     target: Array, positions: tuple[int, ...], logits: Array, classes: int, ignore_index: int
 ) -> Array:

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from pyce import _fpenv
-from pyce._arguments import index_number
+from pyce._arguments import positive_number
 
 _asked: int | None = None
 _limit: float = math.inf
@@ -63,10 +63,7 @@ def set_num_threads(n: int) -> None:
     1
     """
     global _asked
-    number = index_number(n, "threads")
-    if number < 1:
-        raise ValueError(f"threads must be at least 1, got {number}")
-    _asked = number
+    _asked = positive_number(n, "threads")
 
 
 def get_num_threads() -> int:

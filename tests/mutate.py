@@ -60,6 +60,12 @@ PYTHON_FILES = {
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
     "pyce/_measures.py": ("errors", "other", "contract"),
     "pyce/_backends/c.py": ("contract", "errors", "layouts", "other"),
+    "pyce/torch.py": ("torch",),
+    "pyce/sklearn.py": ("sklearn",),
+    **{
+        f"pyce/training/_{name}.py": ("training",)
+        for name in ("loop", "lr_find", "models", "presize", "sgd", "state")
+    },
 }
 
 FLAGS = ["-g0", "-fPIC", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w"]

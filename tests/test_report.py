@@ -44,7 +44,7 @@ def item(workload, elements, operation, name, over, threads=2, noise=None):
     about = {
         "workload": workload,
         "stands_for": "a test",
-        "shape": [elements],
+        "shape": [int(side) for side in workload.split("x")],
         "dtype": "float32",
         "target": "index",
         "axis": -1,
@@ -64,14 +64,14 @@ def item(workload, elements, operation, name, over, threads=2, noise=None):
     return {"name": name, "extra_info": about, "stats": {"median": over * floor}}
 
 
-def content(seed=0, slower=(), elements=ELEMENTS, kind=MACHINE["kind"], day=1):
+def content(seed=0, slower=(), elements=ELEMENTS, kind=MACHINE["kind"], day=1, times=TIMES):
     """A file: every workload, operation and candidate; `slower` are (place, name, factor)."""
     noise = random.Random(seed)
     factors = {key: factor for *key, factor in slower for key in [tuple(key)]}
     entries = []
     for workload, size in elements.items():
         for operation in figures.OPERATIONS:
-            for name, over in {"floor": 1.0, **TIMES}.items():
+            for name, over in {"floor": 1.0, **times}.items():
                 if operation == "backward" and not name.startswith(("pyce", "floor")):
                     continue
                 over = over * factors.get((workload, operation, name), 1)
@@ -241,6 +241,27 @@ def test_peers_markdown_bolds_a_loss():
     short = readme.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]), full=False)
     assert rows[0] in short and "Loss alone" not in short and "| limit |" not in short
     assert re.search(r"Missed: .*time over the copy floor: 2048x32000 \S+ \(≤ 1.25\)", short)
+
+
+def test_headline_says_what_was_measured():
+    text = " ".join(readme.headline(run_of()).split())
+    assert "than in torch, JAX + optax at every shape measured" in text
+    assert "2.5 to 4.5 times less with 32,000 classes and more" in text
+    assert "at least 2.5 times less with fewer" in text
+    text = readme.headline(run_of(slower=[("64x10", "fused", "torch", 0.1)]))
+    assert "at most shapes measured" in text and "at least 0.45 times" in text
+
+
+def test_torch_markdown_bolds_a_loss():
+    times = {"pyce c": 2.0, "torch": 9.0, "torch.compile": 6.0, "pyce torch": 3.0}
+    slow = [("64x10", "fused", "pyce torch", 4)]
+    run = run_of(times=times, slower=slow)
+    run.machine["versions"]["torch"] = "2.13"
+    rows = [
+        line.split(" | ") for line in readme.torch_markdown(run).splitlines() if "a test" in line
+    ]
+    assert [row[0] for row in rows] == [f"| {name}, a test" for name in ELEMENTS]
+    assert [row[-1] for row in rows] == ["**0.5** |", "2 |", "2 |"]
 
 
 def test_replace_touches_only_what_is_between_the_markers(tmp_path):

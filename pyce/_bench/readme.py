@@ -1,5 +1,7 @@
 """Put measured tables between the markers of Markdown files: `python -m pyce._bench.readme FILE…`.
 
+    bench-headline  how many times faster than the other libraries
+    bench-torch     steps of PyTorch, with its own loss and with pyce's
     bench           loss and gradient in float32, and which goals are missed
     bench-full      every workload with class indices, and every goal
     accuracy        the largest errors in float32
@@ -66,6 +68,50 @@ def peers_markdown(run: Run, full: bool = True) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+MANY = 32_000  # classes
+
+
+def headline(run: Run) -> str:
+    """How many times as long as pyce the peers take for loss and gradient in float32."""
+    times: dict[bool, list[float]] = {True: [], False: []}
+    names: dict[str, None] = {}
+    for item in run.items.values():
+        about = item.about
+        if (about["kind"], about["operation"], about["dtype"]) == ("peer", "fused", "float32"):
+            ours = run.items[about["workload"], "fused", goals.OURS].seconds
+            many = about["shape"][about["axis"]] >= MANY
+            times[many].append(item.seconds / ours)
+            names[about["candidate"]] = None
+    most, least = max(times[True]), min(times[True] + times[False])
+    where = "at every shape measured" if least > 1 else "at most shapes measured"
+    return (
+        f"Loss and gradient together take less time than in {', '.join(names)} {where} on the same "
+        f"machine: {ratio(min(times[True]))} to {ratio(most)} times less with {MANY:,} classes and "
+        f"more, at least {ratio(min(times[False]))} times less with fewer.\n"
+    )
+
+
+def torch_markdown(run: Run) -> str:
+    """A training step's loss, through PyTorch's autograd: its own, and pyce's."""
+    columns = ("torch", "torch.compile", "pyce torch")
+    lines = [
+        "| workload | PyTorch, eager | compiled | `pyce.torch`, eager | times faster |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for (workload, operation, candidate), item in run.items.items():
+        if operation != "fused" or candidate != "pyce torch":
+            continue
+        eager, compiled, ours = (run.items[workload, operation, name] for name in columns)
+        times = min(eager.seconds, compiled.seconds) / ours.seconds
+        cells = [f"{workload}, {item.about['stands_for']}"]
+        cells += [readable(each.seconds) for each in (eager, compiled, ours)]
+        cells.append(ratio(times) if times >= 1 else f"**{ratio(times)}**")
+        lines.append("| " + " | ".join(cells) + " |")
+    about = f"Measured on {run.machine['processor']} with {run.machine['threads']} threads, torch "
+    about += f"{run.machine['versions']['torch']}: loss and `backward()`, medians of calls in turn."
+    return about + "\n\n" + "\n".join(lines) + "\n"
+
+
 def _how(machine: dict[str, Any], names: list[str]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     floor = "numpy.copyto of the logits to the gradient, on one thread"
@@ -79,8 +125,8 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
         + (f", {machine['isa']}, {machine['compiler']}" if machine["isa"] else "")
         + f"; {versions}. Medians of the candidates called in turn on the same buffers. "
         f"In brackets: how many times as long as {names[0] if names else 'pyce'}; bold where it "
-        f"takes less. The floor is {floor}. pyce and scikit-learn write the gradient to a "
-        "given array; the others return a new one."
+        f"takes less. The floor is {floor}. pyce's backends and scikit-learn write the "
+        "gradient to a given array; the others, pyce torch with them, return a new one."
     )
 
 
@@ -217,6 +263,8 @@ def _markers(name: str) -> tuple[str, str]:
 
 def main(options: argparse.Namespace) -> int:
     blocks: dict[str, Callable[[], str]] = {
+        "bench-headline": lambda: headline(results.load(options.bench)),
+        "bench-torch": lambda: torch_markdown(results.load(options.bench)),
         "bench": lambda: peers_markdown(results.load(options.bench), full=False),
         "bench-full": lambda: peers_markdown(results.load(options.bench)),
         "accuracy": lambda: accuracy_markdown(results.read(options.accuracy), FLOATS[:1]),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import pyce
-from pyce._arguments import index_number
+from pyce._arguments import positive_number
 
 Array = npt.NDArray[Any]
 
@@ -70,13 +70,6 @@ def _samples(x: Any, y: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def _positive(value: Any, what: str) -> int:
-    number = index_number(value, what)
-    if number < 1:
-        raise ValueError(f"{what} must be at least 1, got {number}")
-    return number
-
-
 def minibatches(x: Any, y: Any, size: int, seed: Any = None) -> Iterator[tuple[Array, Array]]:
     """All samples in random order, in batches; the last one may be smaller.
 
@@ -106,7 +99,7 @@ def minibatches(x: Any, y: Any, size: int, seed: Any = None) -> Iterator[tuple[A
     [4, 4, 2]
     """
     x, y = _samples(x, y)
-    size = _positive(size, "size")
+    size = positive_number(size, "size")
     order = np.random.default_rng(seed).permutation(len(x))
 
     def batches() -> Iterator[tuple[Array, Array]]:
@@ -222,7 +215,10 @@ def train(
     1.0
     """
     x, y = _samples(x, y)
-    epochs, batch_size = _positive(epochs, "epochs"), _positive(batch_size, "batch_size")
+    epochs, batch_size = (
+        positive_number(epochs, "epochs"),
+        positive_number(batch_size, "batch_size"),
+    )
     if not len(x):
         raise ValueError("there are no samples to train on")
     if not (held_out is None or (isinstance(held_out, (tuple, list)) and len(held_out) == 2)):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import pyce
-from pyce._arguments import index_number
+from pyce._arguments import positive_number
 
 Array = npt.NDArray[Any]
 
@@ -202,7 +202,10 @@ class LinearClassifier(_Classifier):
     def __init__(
         self, features: int, classes: int, *, seed: Any = None, dtype: Any = np.float32
     ) -> None:
-        features, classes = _count(features, "features"), _count(classes, "classes")
+        features, classes = (
+            positive_number(features, "features"),
+            positive_number(classes, "classes"),
+        )
         rng, dtype = np.random.default_rng(seed), _dtype(dtype)
         self.parameters = [_normal(rng, features, classes, 1, dtype), np.zeros(classes, dtype)]
 
@@ -258,8 +261,8 @@ class HiddenLayerClassifier(_Classifier):
         seed: Any = None,
         dtype: Any = np.float32,
     ) -> None:
-        features, hidden = _count(features, "features"), _count(hidden, "hidden")
-        classes = _count(classes, "classes")
+        features, hidden = positive_number(features, "features"), positive_number(hidden, "hidden")
+        classes = positive_number(classes, "classes")
         rng, dtype = np.random.default_rng(seed), _dtype(dtype)
         self.parameters = [
             _normal(rng, features, hidden, 2, dtype),
@@ -284,13 +287,6 @@ def _normal(
     rng: np.random.Generator, inputs: int, outputs: int, gain: float, dtype: np.dtype[Any]
 ) -> Array:
     return rng.normal(0, math.sqrt(gain / inputs), (inputs, outputs)).astype(dtype)
-
-
-def _count(value: Any, what: str) -> int:
-    number = index_number(value, what)
-    if number < 1:
-        raise ValueError(f"{what} must be at least 1, got {number}")
-    return number
 
 
 def _dtype(value: Any) -> np.dtype[Any]:
