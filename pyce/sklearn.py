@@ -411,7 +411,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 # The objective
 
 # Several threads of ours need BLAS on one thread each, and that setting is the process's. So one
-# fit at a time has threads; those that others run meanwhile do without, as calls of pyce do.
+# fit at a time has it; those that others run meanwhile do without threads, as calls of pyce do.
 _alone = threading.Lock()
 _limits: threadpool_limits | None = None  # on BLAS, while a fit has the threads
 
@@ -442,14 +442,20 @@ def _threads(
     global _limits
     rows, features = shape
     work = 2 * rows * features * int(np.prod(columns))
-    threads = min(pyce.get_num_threads(), work // _WORTH, rows // _LEAST_ROWS)
+    worth = min(pyce.get_num_threads(), work // _WORTH)
+    threads = min(worth, rows // _LEAST_ROWS)
     with ExitStack() as stack:
-        if threads < 2 or not _alone.acquire(blocking=False):
+        # The products of few rows with many features are left to BLAS's threads. In small ones
+        # these are in the way: those of NumPy's BLAS and SciPy's, spinning, of each other.
+        if threads < 2 <= worth or not _alone.acquire(blocking=False):
             yield 1, None
             return
         stack.callback(_alone.release)
         stack.callback(_forget_limits)
         _limits = stack.enter_context(threadpool_limits({"blas": 1}))
+        if threads < 2:
+            yield 1, None
+            return
         stack.enter_context(at_most(1))  # here, and in the copies of this context
         yield threads, stack.enter_context(ThreadPoolExecutor(threads - 1))
 

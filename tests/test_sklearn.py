@@ -368,12 +368,22 @@ def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
     assert SoftmaxRegression().fit(X, y).score(X, y) > 0.9
 
 
+def blas():
+    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+
 def test_small_data_stays_on_the_caller(monkeypatch):
+    """And on one thread of BLAS; not so few rows of many features."""
     monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
+    threadpool_limits(2, "blas")  # the fixture around this test ends it
+    before = blas()
     with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
         assert (threads, executor) == (1, None)
+        assert blas() == {1}
+    assert blas() == before
     with pyce.sklearn._threads((1500, 10**6), (10,)) as (threads, executor):
         assert (threads, executor) == (1, None)
+        assert blas() == before
     with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, _):
         assert threads == 4
         with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, executor):
