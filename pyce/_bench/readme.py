@@ -85,9 +85,9 @@ def headline(run: Run) -> str:
     most, least = max(times[True]), min(times[True] + times[False])
     where = "at every shape measured" if least > 1 else "at most shapes measured"
     return (
-        f"Loss and gradient together take less time than in {', '.join(names)} {where} on the same "
-        f"machine: {ratio(min(times[True]))} to {ratio(most)} times less with {MANY:,} classes and "
-        f"more, at least {ratio(min(times[False]))} times less with fewer.\n"
+        f"Loss and gradient together take less time than in {', '.join(names)} {where} on one "
+        f"machine: it is {ratio(min(times[True]))} to {ratio(most)} times as fast with {MANY:,} "
+        f"classes and more, and at least {ratio(min(times[False]))} times with fewer.\n"
     )
 
 
