@@ -44,7 +44,7 @@ def item(workload, elements, operation, name, over, threads=2, noise=None):
     about = {
         "workload": workload,
         "stands_for": "a test",
-        "shape": [int(side) for side in workload.split("x")],
+        "shape": [int(side) for side in re.findall(r"\d+", workload.split("-")[0])] or [elements],
         "dtype": "float32",
         "target": "index",
         "axis": -1,
