@@ -86,19 +86,19 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 
 # SEED=… draws other mutants.
 mutation: .venv/.test $(EXTENSION) ## whether tests see changes of the code: a sample, some ten minutes
-	$(BIN)/python tests/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
+	$(BIN)/python tests/tools/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
 
 mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
-	$(BIN)/python tests/mutate.py --all --jobs 2 --resume
+	$(BIN)/python tests/tools/mutate.py --all --jobs 2 --resume
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
-	$(BIN)/python -m pytest tests/test_peers.py tests/test_docs.py tests/test_documentation.py
+	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py
 
 test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
-	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/test_vmath.py
+	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/c/test_vmath.py
 
 test-stress: .venv/.test $(EXTENSION) ## fork a thousand times for each backend, with torch and Numba beside it
-	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest tests/test_forks.py
+	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest tests/process/test_forks.py
 
 # What ThreadSanitizer can't see, forks, the same program does without it. Both run ten seconds.
 sanitize-threads: ## the pool's test program under ThreadSanitizer
@@ -107,8 +107,8 @@ sanitize-threads: ## the pool's test program under ThreadSanitizer
 	$(C_TESTS) threads
 	timeout 120 build/c/threads 10
 
-fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/test_properties.py: minutes
-	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/test_properties.py
+fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/api/test_properties.py: minutes
+	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/api/test_properties.py
 
 lint: .venv/.lint ## check style, types, the rules of the C sources, and what CI is told
 	$(BIN)/ruff check .

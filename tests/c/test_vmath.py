@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import WITHOUT_C
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 KERNELS = TESTS.parent / "csrc" / "kernels"
 PROGRAM = sorted((TESTS / "c" / "vmath").glob("*.c"))
 # As csrc/build_ffi.py has them.

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not KNOWN, reason="where the registers are is no
 
 # What a program in another process begins with.
 HELPERS = (
-    f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom fpenv import get, put\n"
+    f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+    "from fpenv import get, put\n"
 )
 # The bits that are no flags.
 CONTROL = 0xFFFFFFFF if MACHINE == "aarch64" else 0xFFC0

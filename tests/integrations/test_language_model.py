@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("matplotlib")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 if not EXAMPLES.is_dir():
     pytest.skip("examples are not part of an installed package", allow_module_level=True)
 sys.path.insert(0, str(EXAMPLES))

@@ -28,7 +28,7 @@ import pyce
 from pyce import __main__ as command_line
 from pyce import _backends
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))

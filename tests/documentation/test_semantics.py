@@ -9,7 +9,7 @@ import pytest
 
 import pyce
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 TABLE = TESTS.parent / "docs" / "semantics.md"
 SECTIONS = ("Inputs", "Semantics", "Errors", "Promises")
 NAME = re.compile(r"`([^`\s]*::[^`\s]*)`")
@@ -19,7 +19,7 @@ NAME = re.compile(r"`([^`\s]*::[^`\s]*)`")
 def functions_of(file):
     """The test functions that a file defines."""
     path = TESTS / file
-    if path.parent != TESTS or not path.is_file():
+    if path.parent.parent != TESTS or not path.is_file():
         return frozenset()
     body = ast.parse(path.read_text(encoding="utf-8")).body
     return frozenset(n.name for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -29,7 +29,7 @@ def missing(names):
     """Those of the names `file::test` that are no test, and names that are only begun."""
     for name in names:
         file, _, function = name.partition("::")
-        is_test = function.startswith("test_") and file.startswith("test_")
+        is_test = function.startswith("test_") and "/test_" in file
         if not (is_test and function in functions_of(file)):
             yield name
 
@@ -66,12 +66,12 @@ def faults(text):
             yield f"line {number} names no test"
         if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", held_by):
             yield f"line {number} holds something other than tests in its second cell"
-        seen = [n for n in NAME.findall(elsewhere) if n.startswith("test_peers.py::")]
+        seen = [n for n in NAME.findall(elsewhere) if n.startswith("integrations/test_peers.py::")]
         if elsewhere != "–" and not seen and "from documentation" not in elsewhere:
             yield f"line {number} says of others what no test shows"
     # Half a name is a name that does not exist.
     named = NAME.findall(text) + re.findall(r"`(test_\w+(?:\.py)?)`", text)
-    for name in missing(n for n in named if n not in ("file::test", "test_peers.py")):
+    for name in missing(n for n in named if n not in ("file::test", "integrations/test_peers.py")):
         yield f"{name} does not exist"
 
 
@@ -86,7 +86,11 @@ def test_every_line_names_tests_that_exist():
 def test_every_comparison_is_stated():
     """No test of another library's behaviour without a line."""
     named = set(NAME.findall(text_of_the_table()))
-    tests = {f"test_peers.py::{n}" for n in functions_of("test_peers.py") if n.startswith("test_")}
+    tests = {
+        f"integrations/test_peers.py::{n}"
+        for n in functions_of("integrations/test_peers.py")
+        if n.startswith("test_")
+    }
     assert tests - named == set()
 
 
@@ -102,26 +106,37 @@ def test_the_readme_links_to_the_table():
 
 
 HEAD = "## {0}\n\n| what happens | held by | elsewhere |\n| --- | --- | --- |\n"
-GOOD = "| Logits. | `test_docs.py::test_faults_are_found` | – |\n"
+GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_found` | – |\n"
 
 
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
         (GOOD, None),
-        ("| Logits. | `test_docs.py::test_of_nothing` | – |\n", "does not exist"),
-        ("| Logits. | `test_nowhere.py::test_faults_are_found` | – |\n", "does not exist"),
-        ("| Logits. | `test_docs.py::missing` | – |\n", "does not exist"),
-        ("| Logits. | test_docs.py::test_faults_are_found | – |\n", "names no test"),
+        (
+            "| Logits. | `documentation/test_semantics.py::test_of_nothing` | – |\n",
+            "does not exist",
+        ),
+        ("| Logits. | `api/test_nowhere.py::test_faults_are_found` | – |\n", "does not exist"),
+        ("| Logits. | `documentation/test_semantics.py::missing` | – |\n", "does not exist"),
+        (
+            "| Logits. | documentation/test_semantics.py::test_faults_are_found | – |\n",
+            "names no test",
+        ),
         ("| Logits. | | – |\n", "names no test"),
         ("| Logits. | `test_faults_are_found` | – |\n", "names no test"),
         (GOOD.replace("::", "::`, `"), "does not exist"),
         (GOOD.replace("` |", "` and more |"), "other than tests"),
         (GOOD.replace(" | – |", " |"), "has 2 cells"),
         (GOOD.replace("–", "PyTorch raises."), "no test shows"),
-        (GOOD.replace("–", "PyTorch raises: `test_docs.py::test_faults_are_found`"), "no test"),
+        (
+            GOOD.replace(
+                "–", "PyTorch raises: `documentation/test_semantics.py::test_faults_are_found`"
+            ),
+            "no test",
+        ),
         (GOOD.replace("–", "PyTorch raises (from documentation)."), None),
-        (GOOD.replace("–", "`test_peers.py::test_of_nothing`"), "does not exist"),
+        (GOOD.replace("–", "`integrations/test_peers.py::test_of_nothing`"), "does not exist"),
         ("", "no table in the section Errors"),
     ],
 )

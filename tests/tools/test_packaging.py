@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 if not (ROOT / "setup.py").exists():
     pytest.skip("these are about the tree, not an installed package", allow_module_level=True)
 

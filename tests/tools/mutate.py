@@ -1,10 +1,10 @@
 """Mutation testing: one change at a time to a copy of the sources, and whether tests see it.
 
-    python tests/mutate.py --sample 300 --seed 1    about so many, each file's share by its number
-    python tests/mutate.py --all                    every one: hours
+    python tests/tools/mutate.py --sample 300 --seed 1    about that many mutants
+    python tests/tools/mutate.py --all                    every one: hours
 
-The mutants written by hand, in tests/mutants.py, are always among them. A mutant of C is killed by
-the recorded calls of golden.py and of other tests (tests/c/replay.c), without and with
+The mutants written by hand, in tests/tools/mutants.py, are always among them. A mutant of C is
+killed by the recorded calls of golden.py and of other tests (tests/c/replay.c), without and with
 AddressSanitizer, one of pyce.c or of Python by the tests in Python. A mutant that hangs
 or crashes is killed; one that does not compile is none. The exit status is 1 where fewer than 95 %
 are killed of those that equivalent_mutants.txt does not explain.
@@ -34,7 +34,15 @@ from pathlib import Path
 
 from mutants import EQUIVALENT_WITHIN, NAMED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_file(name: str) -> str:
+    """Where the tests of that name are, from the root of the project."""
+    (found,) = ROOT.glob(f"tests/*/test_{name}.py")
+    return str(found.relative_to(ROOT))
+
+
 BUILD = ROOT / "build" / "mutants"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 LEAST = 0.95
@@ -441,7 +449,7 @@ def named_mutants() -> list[Mutant]:
     for file, old, new, name in NAMED:
         text = source(file)
         if text.count(old) != 1:
-            sys.exit(f"tests/mutants.py, {name!r}: {file} has {text.count(old)} times\n{old}")
+            sys.exit(f"tests/tools/mutants.py, {name!r}: {file} has {text.count(old)} times\n{old}")
         begin = text.index(old)
         found.append(Mutant(file, begin, begin + len(old), new, name))
     return found
@@ -508,7 +516,7 @@ class Plugin:
     def pytest_runtestloop(self):
         with open({to!r}, 'wb') as file, recording.to(file):
             return (yield)
-files = ['tests/test_%s.py' % name for name in {names}]
+files = ['tests/api/test_%s.py' % name for name in {names}]
 sys.exit(pytest.main(['-q', '-k', 'scalar and not fork', *files], [Plugin()]))
 """
 # Golden cases: of each kernel, or all others.
@@ -661,9 +669,9 @@ class Bench:
         given = self.home / "given.json"
         sources = [[module, source(file)], *([module, m.apply()] for m in mutants)]
         given.write_text(json.dumps(sources), encoding="utf-8")
-        tests = [f"tests/test_{name}.py" for name in PYTHON_FILES[file]]
+        tests = [test_file(name) for name in PYTHON_FILES[file]]
         process = subprocess.Popen(
-            [sys.executable, "-B", "tests/mutate_forked.py", given,
+            [sys.executable, "-B", "tests/tools/mutate_forked.py", given,
              str(self.limits["contract"] * 9), str(10**9 if thoroughly else 12), *tests],
             cwd=self.home, env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""}, text=True,
             stdout=subprocess.PIPE, start_new_session=True,
@@ -700,13 +708,13 @@ class Bench:
         code = "import sys; sys.modules['numba'] = None; import pytest; sys.exit(pytest.main())"
         for name in names:
             done = run(
-                [sys.executable, "-B", "-c", code, f"tests/test_{name}.py", "-xq", "-p",
+                [sys.executable, "-B", "-c", code, test_file(name), "-xq", "-p",
                  "no:cacheprovider", "-k", which],
                 cwd=self.home, timeout=self.limits["contract"] * 20,
                 env={**os.environ, "PYTHONPATH": str(self.home), "CI": ""},
             )  # fmt: skip
             if done.returncode not in (0, 5):
-                return f"killed by test_{name}.py"
+                return f"killed by {test_file(name)}"
         return "survived"
 
 
