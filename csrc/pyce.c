@@ -21,6 +21,7 @@
 #include "dispatch.h"
 #include "fpenv.h"
 #include "pool.h"
+#include "reduce.h"
 
 /* What a row costs beside its elements, in elements; and what is worth a thread, in the same measure
    (about 0.2 ns): where one looks out for work, and where it must be woken. */
@@ -144,46 +145,6 @@ static void work_labels(void *context, int64_t begin, int64_t end, void *scratch
     }
 }
 
-/* values[0…n) added up by halves, in place: a tree that depends on n alone. What rounding loses is
-   added at the end. */
-static double fold(double *values, int64_t n) {
-    int64_t size = 1;
-    double lost = 0;
-    while (size < n) size *= 2;
-    for (int64_t half = size / 2; half > 0; half /= 2) {
-        for (int64_t i = 0; i + half < n && i < half; i++) {
-            const double total = values[i] + values[i + half], back = total - values[i];
-            const double less = (values[i] - (total - back)) + (values[i + half] - back);
-            lost += isfinite(less) ? less : 0;
-            values[i] = total;
-        }
-        if (n > half) n = half;
-    }
-    return n ? values[0] + lost : 0.0;
-}
-
-/* The sum of LEAST_TILE row losses that came one by one: bit for bit that of a whole tile (reduce_tile
-   in rows.inc.h), for doubles with what rounding loses. */
-static double sum_of_tile(double *losses, int doubles) {
-    double lanes[LEAST_TILE / 2] = {0}, lost = 0;
-    for (int half = LEAST_TILE / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++) {
-            const double total = losses[i] + losses[i + half], back = total - losses[i];
-            double less = (losses[i] - (total - back)) + (losses[i + half] - back);
-            if (less != less) less = 0;
-            if (half == LEAST_TILE / 2) {
-                lanes[i] = less;
-            } else {
-                lost += less;
-            }
-            losses[i] = total;
-        }
-    }
-    if (!doubles) return losses[0];
-    const double *l = lanes;
-    return losses[0] + (lost + (((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))));
-}
-
 /* Check every label; find how many rows count and the mean's own denominator. */
 static int scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *count,
                        double *weight) {
@@ -213,9 +174,7 @@ static int scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads
                                                      : ((const int32_t *)p->labels)[bad];
             status = PYCE_BAD_LABEL;
         }
-        const double total = *weight + pieces[i].weight, back = total - *weight;
-        lost += (*weight - (total - back)) + (pieces[i].weight - back);
-        *weight = total;
+        compensated_add(weight, pieces[i].weight, &lost);
         *count += pieces[i].count;
     }
     *weight += lost;
@@ -360,12 +319,8 @@ static int arguments_fit(const pyce_problem *p) {
 static double sum_of(const double *values, int64_t n) {
     /* Eight running sums and what they lost, so that they need not wait for each other. */
     double sum[8] = {0}, lost[8] = {0};
-    for (int64_t i = 0; i < n; i++) {
-        const double total = sum[i & 7] + values[i], back = total - sum[i & 7];
-        lost[i & 7] += (sum[i & 7] - (total - back)) + (values[i] - back);
-        sum[i & 7] = total;
-    }
-    return fold(sum, 8) + fold(lost, 8);
+    for (int64_t i = 0; i < n; i++) compensated_add(sum + (i & 7), values[i], lost + (i & 7));
+    return sum_by_halves(sum, 8) + sum_by_halves(lost, 8);
 }
 
 static void describe(const pyce_problem *p, pyce_job *job) {
@@ -512,10 +467,10 @@ __attribute__((noinline)) static int run(pyce_problem *p) {
                 double group[LEAST_TILE] = {0};
                 const int64_t first = i * LEAST_TILE, left = rows - first;
                 memcpy(group, sums + first, (size_t)(left < LEAST_TILE ? left : LEAST_TILE) * 8);
-                sums[i] = sum_of_tile(group, p->dtype == PYCE_FLOAT64);
+                sums[i] = sum_of_tile(group, LEAST_TILE, p->dtype == PYCE_FLOAT64);
             }
         }
-        const double total = fold(sums, n);
+        const double total = sum_by_halves(sums, n);
         const int empty = count == 0 && p->reduction == PYCE_QUOTIENT;
         p->loss = empty ? 0.0 : total / denominator;
         if (p->reduced && p->dtype == PYCE_FLOAT64) memcpy(p->reduced, &p->loss, sizeof p->loss);
@@ -601,7 +556,7 @@ __attribute__((noinline)) static int run_bernoulli(bernoulli_work *b, int thread
     const int use = worth < 1 ? 1 : threads < worth ? threads : (int)worth;
     const pyce_work work = {work_bernoulli, b, pieces, grain_of(pieces, use), 64};
     const int status = pyce_pool_run(&work, use) ? PYCE_NO_MEMORY : PYCE_OK;
-    if (status == PYCE_OK) *total = fold(b->sums, pieces);
+    if (status == PYCE_OK) *total = sum_by_halves(b->sums, pieces);
     if (b->sums != few) free(b->sums);
     return status;
 }
