@@ -9,14 +9,8 @@ from pathlib import Path
 import cffi
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = [
-    "pyce.c",
-    "dispatch.c",
-    "pool.c",
-    "kernels/isa_avx512.c",
-    "kernels/isa_avx2.c",
-    "kernels/isa_scalar.c",
-]
+# The core, and the kernels for each instruction set and dtype (csrc/kernels/targets.h).
+SOURCES = [*sorted(FOLDER.glob("*.c")), *sorted((FOLDER / "kernels" / "instances").glob("*.c"))]
 # Nothing here is about the building machine: the instruction set is chosen at run time. Contraction
 # is off because every fused multiply-add is written as one, so that all dialects round alike.
 COMPILE_ARGS = [
@@ -43,7 +37,7 @@ ffi.cdef(declarations())
 ffi.set_source(
     "pyce._pyce",
     '#include "pyce.h"',
-    sources=[f"csrc/{source}" for source in SOURCES],
+    sources=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in SOURCES],
     include_dirs=["csrc"],
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
     extra_compile_args=COMPILE_ARGS,

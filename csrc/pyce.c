@@ -94,7 +94,7 @@ typedef struct {
     /* For a row that threads share. */
     int64_t row;
     pyce_block *blocks;
-    void *settled;
+    void *state;
 } row_work;
 
 static void work_rows(void *context, int64_t begin, int64_t end, void *scratch) {
@@ -102,17 +102,18 @@ static void work_rows(void *context, int64_t begin, int64_t end, void *scratch) 
     const pyce_job *job = w->job;
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t last = end * job->tile < rows ? end * job->tile : rows;
-    w->kernels->rows[job->p->dtype](job, begin * job->tile, last, scratch, w->sums);
+    w->kernels->rows[job->p->dtype]->run(job, begin * job->tile, last, scratch, w->sums);
 }
 
 static void work_measure(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->measure[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, scratch);
+    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, begin, end, w->blocks, scratch);
 }
 
 static void work_write(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->write[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, w->settled, scratch);
+    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, begin, end, w->blocks, w->state,
+                                              scratch);
 }
 
 /* Pieces that are taken at a time: few enough to share evenly, many enough to run on. */
@@ -294,7 +295,7 @@ static int arguments_fit(const pyce_problem *p) {
     const size_t label_size = p->target == PYCE_INDEX64 ? 8 : 4;
     const size_t label_alignment =
         p->target == PYCE_INDEX64 ? _Alignof(int64_t) : _Alignof(int32_t);
-    const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    const int result = pyce_has_result(p);
     const int in_place = result && same_operand(&p->logits, &p->result);
     const int rows_wanted = losses && !backward && p->reduction == PYCE_NONE;
     const int lse_needed = backward || p->operation == PYCE_LOGSUMEXP;
@@ -328,33 +329,33 @@ static void describe(const pyce_problem *p, pyce_job *job) {
     const int smooth = p->smoothing > 0;
     memset(job, 0, sizeof *job);
     job->p = p;
-    job->own = OWN_MAX;
-    job->dense = DENSE_NONE;
+    job->pivot = PIVOT_MAX;
+    job->soft = SOFT_NONE;
     /* In double precision, S is known well enough only with the largest term apart. */
-    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) job->own = OWN_NONE;
+    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) job->pivot = PIVOT_NONE;
     const double classes = (double)p->classes;
-    job->certain = 1.0 - p->smoothing;
-    job->certain_low = (1.0 - job->certain) - p->smoothing;
-    job->even = p->smoothing / classes;
-    job->even_low = __builtin_fma(-job->even, classes, p->smoothing) / classes;
+    job->on_value = 1.0 - p->smoothing;
+    job->on_value_error = (1.0 - job->on_value) - p->smoothing;
+    job->off_value = p->smoothing / classes;
+    job->off_value_error = __builtin_fma(-job->off_value, classes, p->smoothing) / classes;
     job->label_part = 1.0;
-    job->dense_part = 0;
+    job->soft_part = 0;
     if (p->target == PYCE_PROBABILITIES) {
-        job->dense = DENSE_PROBS;
-        job->dense_part = 1.0;
+        job->soft = SOFT_PROBS;
+        job->soft_part = 1.0;
         job->blended = p->weight || smooth;
     } else if (p->target != PYCE_NO_TARGET) {
         if (smooth) {
-            job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
-            job->label_part = job->certain;
-            job->label_part_low = job->certain_low;
-            job->dense_part = job->even;
-            job->dense_part_low = job->even_low;
+            job->soft = p->weight ? SOFT_WEIGHT : SOFT_ONE;
+            job->label_part = job->on_value;
+            job->label_part_error = job->on_value_error;
+            job->soft_part = job->off_value;
+            job->soft_part_error = job->off_value_error;
         }
         /* Only the label's gradient has p − 1 in it, unless class weights can do that to another. */
-        if (!smooth || !p->weight) job->own = OWN_LABEL;
+        if (!smooth || !p->weight) job->pivot = PIVOT_LABEL;
     }
-    job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
+    job->unweighted = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
     /* Rows go past the caches only where result and logits together would not stay in them. */
     const double bytes = 2.0 * (double)rows * (double)p->classes * (double)item_size[p->dtype];
     job->streaming = bytes > (double)last_cache();
@@ -374,23 +375,23 @@ static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int thread
     const int64_t tiles = (rows + job->tile - 1) / job->tile;
     row_work context = {.kernels = kernels, .job = job, .sums = sums};
     const pyce_work work = {work_rows, &context, tiles, grain_of(tiles, threads),
-                            kernels->scratch[job->p->dtype](job)};
+                            kernels->rows[job->p->dtype]->scratch(job)};
     return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
 }
 
 /* Rows one after the other, each shared by the threads, block by block. */
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
-    const int result = p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+    const int result = pyce_has_result(p);
     void *memory = NULL;
-    if (posix_memalign(&memory, 64, PYCE_SETTLED + (size_t)job->blocks * sizeof(pyce_block))) {
+    if (posix_memalign(&memory, 64, PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block))) {
         return PYCE_NO_MEMORY;
     }
-    pyce_block *blocks = (void *)((char *)memory + PYCE_SETTLED);
+    pyce_block *blocks = (void *)((char *)memory + PYCE_STATE_BYTES);
     row_work context = {.kernels = kernels, .job = job, .blocks = blocks};
-    context.settled = memory;
+    context.state = memory;
     const int64_t grain = grain_of(job->blocks, threads);
-    const size_t scratch = kernels->scratch[p->dtype](job);
+    const size_t scratch = kernels->rows[p->dtype]->scratch(job);
     const pyce_work measure = {work_measure, &context, job->blocks, grain, scratch};
     const pyce_work write = {work_write, &context, job->blocks, grain, scratch};
     int status = PYCE_OK;
@@ -399,7 +400,7 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
         if (pyce_pool_run(&measure, threads)) status = PYCE_NO_MEMORY;
         if (status != PYCE_OK) break;
         double losses[PYCE_TILE];
-        kernels->settle[p->dtype](job, row, blocks, context.settled, losses, sums);
+        kernels->rows[p->dtype]->finalize(job, row, blocks, context.state, losses, sums);
         if (result && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
     free(memory);
@@ -441,7 +442,7 @@ __attribute__((noinline)) static int run(pyce_problem *p) {
     describe(p, &job);
     job.grad_scale = p->grad_loss / denominator;
     const double lost = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
-    job.grad_scale_low = isfinite(lost) ? lost : 0;
+    job.grad_scale_error = isfinite(lost) ? lost : 0;
 
     const int64_t tiles = (rows + job.tile - 1) / job.tile;
     const int reduce = p->operation <= PYCE_FORWARD_BACKWARD && p->reduction != PYCE_NONE;
@@ -453,7 +454,7 @@ __attribute__((noinline)) static int run(pyce_problem *p) {
     }
     int status = PYCE_OK;
     if (rows) {
-        const int wide = p->inner == 1 && p->classes > PYCE_NARROW;
+        const int wide = p->inner == 1 && p->classes > PYCE_FEW;
         const int share = wide && threads > 1 && rows < 2 * (int64_t)threads &&
                           job.blocks >= 4 * (int64_t)threads;
         status = share ? run_shared(kernels, &job, threads, sums)

@@ -287,11 +287,12 @@ INLINE normaliser block_normaliser(const pyce_block *block) {
     return normalise(v_set1((real)block->max));
 }
 
-/* The statistics of a row of several blocks, relative to the normaliser of its maximum; block->scale
-   becomes what the block's e must be multiplied by to have that normaliser. */
+/* The statistics of a row of several blocks, relative to the normaliser of its maximum row->max, which
+   block `top` contains; block->scale becomes what the block's e must be multiplied by to have that
+   normaliser. */
 static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, pyce_block *row) {
     double shift[LANES], exponent[LANES];
-    const double max = blocks[top].max;
+    const double max = row->max;
     const normaliser norm = normalise(v_set1((real)max));
     v_to_doubles(norm.shift, shift);
     v_to_doubles(norm.exponent, exponent);
@@ -307,9 +308,9 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
             sum += block_e[0];
         }
         /* A block of nothing but −inf adds nothing, whatever its normaliser is. */
-        block->scale = block->max == -INFINITE ? 0
-                                               : exp_of_one(block_shift[0] - shift[0],
-                                                            block_exponent[0] - exponent[0]);
+        block->scale = block->max == -INFINITE
+                           ? 0
+                           : exp_of_one(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
         compensated_add(&row->sum, sum * block->scale, &row->sum_error);
         if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
         if (!job->soft) continue;
@@ -340,7 +341,8 @@ static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks,
     const pyce_problem *p = job->p;
     const element *x = logits_of(p, row);
     const int64_t stride = p->logits.class_stride;
-    int64_t top = 0; /* the first block with the row's maximum; of a row of −inf and NaN, the first */
+    int64_t top =
+        0; /* the first block with the row's maximum; of a row of −inf and NaN, the first */
     double max = -INFINITE;
     for (int64_t k = 0; k < job->blocks; k++) {
         if (blocks[k].max > max) {
@@ -348,7 +350,7 @@ static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks,
             top = k;
         }
     }
-    pyce_block all = {.max = 0};
+    pyce_block all = {.max = max};
     if (job->blocks == 1) {
         all = blocks[0];
         blocks[0].scale = 1;

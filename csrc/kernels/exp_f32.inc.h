@@ -7,21 +7,21 @@ ALIGNED static const float exp_table[16] = {
     0x1.ee89fap-1f, 0x1.f199bep-1f, 0x1.f5818ep-1f, 0x1.fa4afap-1f};
 /* 2^(i/16) minus its rounded value, over 2^(i/16). */
 ALIGNED static const float exp_table_error[16] = {0,
-                                         0x1.8d96d4p-25f,
-                                         -0x1.9c0c22p-27f,
-                                         0x1.964904p-25f,
-                                         0x1.125002p-25f,
-                                         0x1.370be4p-25f,
-                                         -0x1.0a3550p-25f,
-                                         -0x1.00d8acp-27f,
-                                         0x1.26055cp-26f,
-                                         -0x1.05cb44p-25f,
-                                         0x1.67a1cap-28f,
-                                         0x1.a3b5e4p-28f,
-                                         -0x1.f9c304p-27f,
-                                         -0x1.6961b4p-28f,
-                                         -0x1.a5217cp-28f,
-                                         0x1.61428ep-28f};
+                                                  0x1.8d96d4p-25f,
+                                                  -0x1.9c0c22p-27f,
+                                                  0x1.964904p-25f,
+                                                  0x1.125002p-25f,
+                                                  0x1.370be4p-25f,
+                                                  -0x1.0a3550p-25f,
+                                                  -0x1.00d8acp-27f,
+                                                  0x1.26055cp-26f,
+                                                  -0x1.05cb44p-25f,
+                                                  0x1.67a1cap-28f,
+                                                  0x1.a3b5e4p-28f,
+                                                  -0x1.f9c304p-27f,
+                                                  -0x1.6961b4p-28f,
+                                                  -0x1.a5217cp-28f,
+                                                  0x1.61428ep-28f};
 
 /* exp(r) − 1 ≈ r·(1 + r·(EXP_2 + r·EXP_3)), within 2^−29. */
 #define EXP_2 0x1.00022p-1f
@@ -48,7 +48,8 @@ INLINE vf exp_parts(vf x, normaliser s, vf *rest) {
     const vf z = vf_sub(x, s.shift);
     const vf t = vf_fma(z, vf_set1(EXP_STEPS * LOG2_E), s.magic);
     const vf n = vf_sub(t, s.magic);
-    const vf r = vf_fnma(n, vf_set1(LN2F_LO / EXP_STEPS), vf_fnma(n, vf_set1(LN2F_HI / EXP_STEPS), z));
+    const vf r =
+        vf_fnma(n, vf_set1(LN2F_LO / EXP_STEPS), vf_fnma(n, vf_set1(LN2F_HI / EXP_STEPS), z));
     vf q = vf_fma(vf_set1(EXP_3), r, vf_set1(EXP_2));
     q = vf_fma(q, r, vf_set1(1.0f));
     *rest = vf_fma(q, r, vf_lookup(t, exp_table_error));

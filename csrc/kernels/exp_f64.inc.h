@@ -6,14 +6,13 @@ ALIGNED static const double exp_table[8] = {
     0x1.ea09e667f3bcdp-1, 0x1.eace5422aa0dbp-1, 0x1.ee89f995ad3adp-1, 0x1.f5818dcfba487p-1};
 /* 2^(i/8) minus its rounded value, over 2^(i/8). */
 ALIGNED static const double exp_table_error[8] = {0,
-                                         -0x1.01b15eaa59348p-55,
-                                         0x1.34d754db0abb6p-55,
-                                         0x1.690cebb7aafb0p-56,
-                                         -0x1.3b3efbf5e2228p-54,
-                                         0x1.db72fc1f0eab4p-55,
-                                         0x1.c1a7792cb3387p-55,
-                                         0x1.4a385a63d07a7p-56};
-
+                                                  -0x1.01b15eaa59348p-55,
+                                                  0x1.34d754db0abb6p-55,
+                                                  0x1.690cebb7aafb0p-56,
+                                                  -0x1.3b3efbf5e2228p-54,
+                                                  0x1.db72fc1f0eab4p-55,
+                                                  0x1.c1a7792cb3387p-55,
+                                                  0x1.4a385a63d07a7p-56};
 
 /* exp(r) − 1 ≈ r + r²·(1/2 + r·(EXP_3 + r·(EXP_4 + r·(EXP_5 + r·(EXP_6 + r·EXP_7))))), within 2^−56. */
 #define EXP_3 0x1.555555555556ap-3

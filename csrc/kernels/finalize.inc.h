@@ -171,14 +171,12 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     vd pivot_grad;
     if (COMPENSATED) {
         /* (scale + error)·(whole + error)·(inverse + error) − factor, but for terms of second order. */
-        const vd scaled_error =
-            vd_fma(scale, whole.error,
-                   vd_fma(f.scale.error, whole.value,
-                          vd_fma(scale, whole.value, vd_sub(zero, scaled))));
+        const vd scaled_error = vd_fma(
+            scale, whole.error,
+            vd_fma(f.scale.error, whole.value, vd_fma(scale, whole.value, vd_sub(zero, scaled))));
         const vd product_error = vd_fma(scaled, inverse, vd_sub(zero, factor));
-        const vd factor_error = vd_add(
-            product_error,
-            vd_fma(scaled, vd_load(s->inverse_error + i), vd_mul(scaled_error, inverse)));
+        const vd factor_error = vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
+                                                             vd_mul(scaled_error, inverse)));
         vd_store(s->factor_error + i, factor_error);
         const vd error = vd_fma(vd_load(s->without_pivot_error + i), factor,
                                 vd_mul(without_pivot, factor_error));

@@ -34,10 +34,10 @@ INLINE void finalize_sums(const pyce_job *job, row_state *s) {
     const vd others_error = vd_add(rest_error, vd_drop(at_max, swap_error));
     const vd remainder = vd_add(vd_fnma(q, e_m.error, vd_fnma(q, e, others)), others_error);
     vd_store(s->quotient_error, vd_div(remainder, e));
-    const vd without_error = vd_add(
-        rest_error,
-        vd_drop(at_max,
-                vd_add(less_error, vd_add(error_of_sum(less, e, vd_add(less, e)), e_m.error))));
+    const vd without_error =
+        vd_add(rest_error,
+               vd_drop(at_max, vd_add(less_error,
+                                      vd_add(error_of_sum(less, e, vd_add(less, e)), e_m.error))));
     const vd sum_error = vd_add(vd_add(without_error, vd_keep(at_max, e_m.error)),
                                 error_of_sum(without_pivot, pivot_e, sum));
     const vd inverse = vd_add(vd_div(one, sum), bad);
@@ -89,9 +89,9 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vd_pair ratio = pair_mul(without_pivot, inverse);
     const vd_pair p_pivot = pair_mul(pair_of(vd_load(s->pivot_e), zero), inverse);
     const vd_pair p_label = pair_mul(pair_of(vd_load(s->label_e), zero), inverse);
-    const vd_pair pivot_grad =
-        pair_select(vd_nlt(ratio.value, vd_set1(0.5)), pair_sub(pair_mul(*whole, p_pivot), at_pivot),
-                    pair_sub(pair_sub(*whole, at_pivot), pair_mul(*whole, ratio)));
+    const vd_pair pivot_grad = pair_select(
+        vd_nlt(ratio.value, vd_set1(0.5)), pair_sub(pair_mul(*whole, p_pivot), at_pivot),
+        pair_sub(pair_sub(*whole, at_pivot), pair_mul(*whole, ratio)));
     vd_store(s->pivot_grad, pair_value(pair_mul(f->scale, pivot_grad)));
     const vd_pair at_label = pair_add(f->label, pair_mul(soft_part, label_b));
     const vd_pair label_grad = pair_sub(pair_mul(*whole, p_label), at_label);

@@ -1,4 +1,4 @@
-/* The kernels for one target and one dtype of logits. An instance (instances/*.c) includes the
+/* The kernels for one target and one dtype of logits. An instance (csrc/kernels/instances) includes the
  * target's simd_*.h, its dtype_*.h, and this file; the order below is the order of dependence. */
 #include "pairs.inc.h"       /* two-sum and numbers carried as pairs */
 #include "vmath.inc.h"       /* normaliser, exponentials, log1p */

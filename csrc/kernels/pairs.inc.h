@@ -12,9 +12,7 @@ INLINE vd error_of_finite_sum(vd a, vd b, vd sum) {
 }
 /* An error that may be added: 0 where it is not finite, so that an infinite or NaN sum stays what it
    is. two_sum of reduce.h has the same rule, and says why. */
-INLINE vd finite_error(vd error) {
-    return vd_keep(vd_eq(vd_sub(error, error), vd_set1(0)), error);
-}
+INLINE vd finite_error(vd error) { return vd_keep(vd_eq(vd_sub(error, error), vd_set1(0)), error); }
 INLINE vd error_of_sum(vd a, vd b, vd sum) { return finite_error(error_of_finite_sum(a, b, sum)); }
 
 /* An unevaluated sum value + error: error is small compared with value. */

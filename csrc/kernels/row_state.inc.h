@@ -7,7 +7,7 @@ typedef struct {
     double rest[LANES]; /* Σ e without the pivot */
     double rest_error[LANES];
     double pivot_x[LANES], label_x[LANES];
-    double pivot_b[LANES], label_b[LANES]; /* float64 logits: the targets, not yet blended */
+    double pivot_b[LANES], label_b[LANES];    /* float64 logits: the targets, not yet blended */
     double soft_sum[LANES], soft_loss[LANES]; /* Σ b and Σ b·(max − x) */
     double soft_sum_error[LANES], soft_loss_error[LANES];
     double pivot[LANES], label[LANES]; /* classes, or −1; label is −1 also where a row is ignored */
@@ -36,8 +36,7 @@ _Static_assert(LANES * sizeof(real) == 64, "a vector is a line of the cache");
 #define CHUNK (8 * LANES) /* numbers in eight vectors */
 _Static_assert(PYCE_BLOCK % CHUNK == 0, "only a row's last block has a partial chunk");
 
-ALIGNED static const real lane_numbers[16] = {0, 1, 2,  3,  4,  5,  6,  7,
-                                              8, 9, 10, 11, 12, 13, 14, 15};
+ALIGNED static const real lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 INLINE int64_t label_of(const pyce_problem *p, int64_t row) {
     if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];

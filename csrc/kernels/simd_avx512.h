@@ -217,9 +217,9 @@ INLINE int scan_labels64(const int64_t *p, int64_t n, int64_t ignore, int64_t cl
     unsigned wrong = 0;
     for (int64_t i = 0; i < n; i += 8) {
         const __m512i l = load_labels64(p + i);
-        const __mmask8 valid = _mm512_cmpneq_epi64_mask(l, none);
-        *valid += __builtin_popcount(valid);
-        wrong |= _mm512_mask_cmpge_epu64_mask(valid, l, top);
+        const __mmask8 counts = _mm512_cmpneq_epi64_mask(l, none);
+        *valid += __builtin_popcount(counts);
+        wrong |= _mm512_mask_cmpge_epu64_mask(counts, l, top);
     }
     return wrong != 0;
 }
@@ -232,9 +232,9 @@ INLINE int scan_labels32(const int32_t *p, int64_t n, int64_t ignore, int64_t cl
     unsigned wrong = 0;
     for (int64_t i = 0; i < n; i += 8) {
         const __m512i l = load_labels32(p + i);
-        const __mmask8 valid = _mm512_cmpneq_epi64_mask(l, none);
-        *valid += __builtin_popcount(valid);
-        wrong |= _mm512_mask_cmpge_epu64_mask(valid, l, top);
+        const __mmask8 counts = _mm512_cmpneq_epi64_mask(l, none);
+        *valid += __builtin_popcount(counts);
+        wrong |= _mm512_mask_cmpge_epu64_mask(counts, l, top);
     }
     return wrong != 0;
 }

@@ -8,8 +8,7 @@ INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
     const vd product = vd_mul(on, t), b = vd_add(product, off);
     const vd product_error = vd_fma(on, t, vd_sub(zero, product));
     const vd error = vd_add(error_of_sum(product, off, b), product_error);
-    const vd value_error =
-        vd_fma(vd_set1(job->on_value_error), t, vd_set1(job->off_value_error));
+    const vd value_error = vd_fma(vd_set1(job->on_value_error), t, vd_set1(job->off_value_error));
     return pair_mul(pair_of(b, vd_add(error, value_error)), pair_of(w, zero));
 }
 

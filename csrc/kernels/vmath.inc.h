@@ -195,7 +195,6 @@ INLINE vd vd_log1p(vd q, int exact, vd *result_error) {
     const vd result = vd_sub(high, minus);
     const vd zero = vd_set1(0);
     *result_error = vd_sub(error_of_sum(high, vd_sub(zero, minus), result),
-                       error_of_sum(inner, vd_sub(zero, f), minus));
+                           error_of_sum(inner, vd_sub(zero, f), minus));
     return result;
 }
-
