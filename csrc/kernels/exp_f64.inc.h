@@ -14,7 +14,7 @@ ALIGNED static const double exp_table_error[8] = {0,
                                                   0x1.c1a7792cb3387p-55,
                                                   0x1.4a385a63d07a7p-56};
 
-/* exp(r) − 1 ≈ r + r²·(1/2 + r·(EXP_3 + r·(EXP_4 + r·(EXP_5 + r·(EXP_6 + r·EXP_7))))), within 2^−56. */
+/* exp(r) − 1 ≈ r + r²·(1/2 + r·(EXP_3 + r·(EXP_4 + r·(EXP_5 + r·(EXP_6 + r·EXP_7))))), within 2^−55. */
 #define EXP_3 0x1.555555555556ap-3
 #define EXP_4 0x1.5555554e93acap-5
 #define EXP_5 0x1.1111110e10556p-7

@@ -100,19 +100,31 @@ INLINE void exp_some(vreal v[8], int count, normaliser s) {
 
 /* -- double precision, whatever the compute type ----------------------------------------------------- */
 
+/* exp(r) ≈ 1 + r + r²·(1/2 + r·(REDUCED_3 + r·(… + r·REDUCED_12))). */
+#define REDUCED_3 0x1.5555555555557p-3
+#define REDUCED_4 0x1.5555555555556p-5
+#define REDUCED_5 0x1.11111111100cep-7
+#define REDUCED_6 0x1.6c16c16c162cbp-10
+#define REDUCED_7 0x1.a01a01abef415p-13
+#define REDUCED_8 0x1.a01a01a6dd25ep-16
+#define REDUCED_9 0x1.71de021a90822p-19
+#define REDUCED_10 0x1.27e4db564eedfp-22
+#define REDUCED_11 0x1.af4e196027428p-26
+#define REDUCED_12 0x1.1f732018166a0p-29
+
 /* exp(r + error) = *hi + *lo for |r| ≤ 0.35, to VD_EXP_REDUCED. The polynomial is within 2^−61 of
    exp(r). */
 INLINE void vd_exp_reduced(vd r, vd error, vd *hi, vd *lo) {
-    vd q = vd_set1(0x1.1f732018166a0p-29);
-    q = vd_fma(q, r, vd_set1(0x1.af4e196027428p-26));
-    q = vd_fma(q, r, vd_set1(0x1.27e4db564eedfp-22));
-    q = vd_fma(q, r, vd_set1(0x1.71de021a90822p-19));
-    q = vd_fma(q, r, vd_set1(0x1.a01a01a6dd25ep-16));
-    q = vd_fma(q, r, vd_set1(0x1.a01a01abef415p-13));
-    q = vd_fma(q, r, vd_set1(0x1.6c16c16c162cbp-10));
-    q = vd_fma(q, r, vd_set1(0x1.11111111100cep-7));
-    q = vd_fma(q, r, vd_set1(0x1.5555555555556p-5));
-    q = vd_fma(q, r, vd_set1(0x1.5555555555557p-3));
+    vd q = vd_set1(REDUCED_12);
+    q = vd_fma(q, r, vd_set1(REDUCED_11));
+    q = vd_fma(q, r, vd_set1(REDUCED_10));
+    q = vd_fma(q, r, vd_set1(REDUCED_9));
+    q = vd_fma(q, r, vd_set1(REDUCED_8));
+    q = vd_fma(q, r, vd_set1(REDUCED_7));
+    q = vd_fma(q, r, vd_set1(REDUCED_6));
+    q = vd_fma(q, r, vd_set1(REDUCED_5));
+    q = vd_fma(q, r, vd_set1(REDUCED_4));
+    q = vd_fma(q, r, vd_set1(REDUCED_3));
     q = vd_fma(q, r, vd_set1(0.5));
     const vd one = vd_set1(1.0);
     const vd top = vd_add(one, r);
@@ -148,6 +160,23 @@ INLINE double exp_of_one(double shift, double exponent) {
     return result[0];
 }
 
+/* (2·artanh s)/s ≈ 2 + z·(LOG_1 + z·(… + z·LOG_7)), z = s², and the same shorter. */
+#define LOG_1 6.666666666666735130e-01
+#define LOG_2 3.999999999940941908e-01
+#define LOG_3 2.857142874366239149e-01
+#define LOG_4 2.222219843214978396e-01
+#define LOG_5 1.818357216161805012e-01
+#define LOG_6 1.531383769920937332e-01
+#define LOG_7 1.479819860511658591e-01
+#define LOG_SHORT_1 0.6666666666737519
+#define LOG_SHORT_2 0.399999987972117
+#define LOG_SHORT_3 0.2857175456161631
+#define LOG_SHORT_4 0.22191399198523978
+#define LOG_SHORT_5 0.19362685422902242
+/* ln 2 in two parts, the first with 20 trailing zeros. */
+#define LN2_UPPER 6.93147180369123816490e-01
+#define LN2_LOWER 1.90821492927058770002e-10
+
 /* log(1 + q) for q ≥ 0. With u = 1 + q = 2^k·(1 + f) and s = f/(2 + f), log(1 + f) = 2·artanh s; where
  * q < √2 − 1, f = q without rounding. If `exact`, within VD_LOG1P_ULP, and *result_error is what
  * rounding the result lost: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
@@ -171,27 +200,27 @@ INLINE vd vd_log1p(vd q, int exact, vd *result_error) {
     const vd z = vd_mul(s, s);
     if (!exact) {
         /* 2·artanh s to 2^−43. */
-        vd r = vd_set1(0.19362685422902242);
-        r = vd_fma(r, z, vd_set1(0.22191399198523978));
-        r = vd_fma(r, z, vd_set1(0.2857175456161631));
-        r = vd_fma(r, z, vd_set1(0.399999987972117));
-        r = vd_fma(r, z, vd_set1(0.6666666666737519));
+        vd r = vd_set1(LOG_SHORT_5);
+        r = vd_fma(r, z, vd_set1(LOG_SHORT_4));
+        r = vd_fma(r, z, vd_set1(LOG_SHORT_3));
+        r = vd_fma(r, z, vd_set1(LOG_SHORT_2));
+        r = vd_fma(r, z, vd_set1(LOG_SHORT_1));
         r = vd_fma(r, z, vd_set1(2.0));
-        return vd_fma(k, vd_set1(0.6931471805599453), vd_mul(s, r));
+        return vd_fma(k, vd_set1(LN2_HI), vd_mul(s, r));
     }
-    vd r = vd_set1(1.479819860511658591e-01);
-    r = vd_fma(r, z, vd_set1(1.531383769920937332e-01));
-    r = vd_fma(r, z, vd_set1(1.818357216161805012e-01));
-    r = vd_fma(r, z, vd_set1(2.222219843214978396e-01));
-    r = vd_fma(r, z, vd_set1(2.857142874366239149e-01));
-    r = vd_fma(r, z, vd_set1(3.999999999940941908e-01));
-    r = vd_fma(r, z, vd_set1(6.666666666666735130e-01));
+    vd r = vd_set1(LOG_7);
+    r = vd_fma(r, z, vd_set1(LOG_6));
+    r = vd_fma(r, z, vd_set1(LOG_5));
+    r = vd_fma(r, z, vd_set1(LOG_4));
+    r = vd_fma(r, z, vd_set1(LOG_3));
+    r = vd_fma(r, z, vd_set1(LOG_2));
+    r = vd_fma(r, z, vd_set1(LOG_1));
     r = vd_mul(r, z);
     const vd half = vd_mul(vd_mul(vd_set1(0.5), f), f);
-    /* k·ln 2 in two parts, the first with 20 trailing zeros: exact for every exponent. */
-    const vd error = vd_fma(k, vd_set1(1.90821492927058770002e-10), correction);
+    /* k·LN2_UPPER is exact for every exponent. */
+    const vd error = vd_fma(k, vd_set1(LN2_LOWER), correction);
     const vd inner = vd_sub(half, vd_fma(s, vd_add(half, r), error));
-    const vd high = vd_mul(k, vd_set1(6.93147180369123816490e-01)), minus = vd_sub(inner, f);
+    const vd high = vd_mul(k, vd_set1(LN2_UPPER)), minus = vd_sub(inner, f);
     const vd result = vd_sub(high, minus);
     const vd zero = vd_set1(0);
     *result_error = vd_sub(error_of_sum(high, vd_sub(zero, minus), result),
