@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
+C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.c tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \

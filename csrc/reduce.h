@@ -2,8 +2,8 @@
  *
  * Each sum has a fixed order, so that its bits depend on nothing but the numbers and their count. The
  * vectors here are the compiler's extension: every instruction set computes the same operations,
- * elementwise, and the bits are those of scalars. Vectors of four doubles are the longest that GCC
- * compiles well without AVX-512.
+ * elementwise, and the bits are those of scalars. GCC compiles vectors of four doubles well for
+ * registers of 128, 256 and 512 bits, longer ones only for 512.
  */
 #ifndef PYCE_REDUCE_H
 #define PYCE_REDUCE_H

@@ -1,7 +1,8 @@
 """The kernels' exponentials and logarithms against the bounds that vmath.inc.h states.
 
-tests/c/vmath/check_vmath.c does it, built here with the extension's compiler: every instruction
-set of this machine, the same bits from all of them. PYCE_TEST_EXHAUSTIVE=1 looks at every float.
+tests/c/vmath/check_vmath.c checks them, built here with the extension's compiler: every instruction
+set of this machine, and that all give the same bits. PYCE_TEST_EXHAUSTIVE=1 checks every float.
+csrc/kernels/coefficients.py checks the tables and coefficients.
 """
 
 import os
@@ -9,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +69,9 @@ def test_exponentials_and_logarithms_are_as_exact_as_stated(tmp_path):
 
 # One unit in the last place of a table, and a range that is a little too small.
 MUTATIONS = {
-    "a float": ("0x1.ebfdaep-1f", "0x1.ebfdb0p-1f"),
-    "a double": ("0x1.ebfdad5362a27p-1", "0x1.ebfdad5362a28p-1"),
-    "the range": ("256.0f, 126.0f", "256.0f, 125.0f"),
+    "a float": ("exp_f32.inc.h", "0x1.ebfdaep-1f", "0x1.ebfdb0p-1f"),
+    "a double": ("exp_f64.inc.h", "0x1.ebfdad5362a27p-1", "0x1.ebfdad5362a28p-1"),
+    "the range": ("real_f32.h", "EXP_RANGE 126.0f", "EXP_RANGE 125.0f"),
 }
 
 
@@ -77,22 +79,45 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_check_sees_a_small_mistake(tmp_path, name):
     """What holds the functions to their bounds fails where one is slightly off."""
-    right, wrong = MUTATIONS[name]
-    text = (KERNELS / "vmath.inc.h").read_text(encoding="utf-8")
+    file, right, wrong = MUTATIONS[name]
+    for folder in (KERNELS.parent, KERNELS):
+        copy = tmp_path / folder.relative_to(KERNELS.parent.parent)
+        copy.mkdir()
+        for path in folder.glob("*.h"):
+            (copy / path.name).write_bytes(path.read_bytes())
+    kernels = tmp_path / "csrc" / "kernels"
+    text = (kernels / file).read_text(encoding="utf-8")
     assert text.count(right) == 1
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "pyce.h").write_bytes((KERNELS.parent / "pyce.h").read_bytes())
-    for path in KERNELS.glob("*.h"):
-        (tmp_path / "kernels" / path.name).write_bytes(path.read_bytes())
-    mutated = tmp_path / "kernels" / "vmath.inc.h"
-    mutated.write_text(text.replace(right, wrong), encoding="utf-8")
-    done = run(build(tmp_path, mutated.parent), 9973)
+    (kernels / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    done = run(build(tmp_path, kernels), 9973)
     assert done.returncode == 1, done.stdout
     assert re.search("EXCEEDED|out of range: [1-9]", done.stdout)
 
 
-def test_the_notes_quote_the_bound():
-    text = (KERNELS / "vmath.inc.h").read_text(encoding="utf-8")
-    bound = re.search(r"#define VF_EXP_ULP ([\d.]+)", text)[1]
-    notes = (KERNELS / "README.md").read_text(encoding="utf-8")
-    assert f"an error of {bound} instead of 1 ULP" in notes
+def run_coefficients(folder):
+    command = [sys.executable, str(folder / "coefficients.py")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def test_coefficients_are_those_that_the_script_computes():
+    done = run_coefficients(KERNELS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "name"),
+    [
+        ("exp_f32.inc.h", "0x1.ebfdaep-1f", "0x1.ebfdb0p-1f", "float exp_table"),
+        ("exp_f32.inc.h", "0x1.00022p-1f", "0x1.00026p-1f", "exp of floats"),
+        ("vmath.inc.h", "0.2857175456161631", "0.2857175466161631", "log1p short"),
+    ],
+)
+def test_the_script_sees_a_small_mistake(tmp_path, file, right, wrong, name):
+    for path in [*KERNELS.glob("*.h"), KERNELS / "coefficients.py"]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    (tmp_path / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    done = run_coefficients(tmp_path)
+    assert done.returncode == 1
+    assert f"{name}" in done.stdout.splitlines()[-1]
