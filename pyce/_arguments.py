@@ -89,6 +89,22 @@ def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
     return np.require(array, requirements=["C", "A"]).reshape(shape)
 
 
+def broadcast(value: Any, shape: tuple[int, ...], what: str, *, exact: bool = False) -> Array:
+    """Real numbers or booleans, broadcast to `shape`, which must be their own if `exact`."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" and dtype_name(array.dtype) is None:
+        raise TypeError(f"{what} must be real numbers, got {array.dtype}")
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    try:
+        if exact and array.shape != shape:
+            raise ValueError
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        fit = "does not fit" if exact else "does not broadcast to"
+        raise ValueError(f"{what} of shape {array.shape} {fit} logits of shape {shape}") from None
+
+
 def real(value: Any, what: str) -> float:
     """A single real number as a float."""
     if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
