@@ -262,13 +262,17 @@ def loss_problem(
     reduction: Any,
     normalizer: Any,
 ) -> Problem:
-    """Check the arguments that forward, fused and backward share; outputs are left to `None`."""
-    x, name = floating(logits, "logits")
+    """The `Problem` of the arguments that the losses share, checked. Its outputs are None."""
+    # Every small call runs this function, so common cases are written out where that saves time.
+    if type(logits) is np.ndarray and logits.dtype in NAMES and logits.flags.aligned:
+        x: Array = logits
+        name = NAMES[x.dtype]
+    else:
+        x, name = floating(logits, "logits")
     shape = x.shape
     ndim = len(shape)
     p = Problem()
     if axis == -1 and ndim == 2 and shape[1]:
-        # The common case, spelt out: this path is on the clock of every small call.
         p.axis = 1
         p.outer = p.rows = shape[0]
         p.classes = shape[1]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from pyce import _arguments as arguments
+from pyce._arguments import delivered, loss_problem, output, real, reals
 from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._problem import Problem
@@ -189,7 +189,7 @@ def cross_entropy(
     >>> print(pyce.cross_entropy(logits, [1, -100], reduction="none").round(4))
     [0.4644 0.    ]
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -406,7 +406,7 @@ def cross_entropy_with_grad(
     >>> print(grad.round(2), grad is logits)
     [[ 0.23 -0.37  0.14]] True
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -417,13 +417,18 @@ def cross_entropy_with_grad(
         reduction=reduction,
         normalizer=normalizer,
     )
-    inputs = _inputs(p, target, weight, sample_weight)
-    p.grad = arguments.output(out, p.logits, logits, inputs)
+    # The gradient must share memory with none of these: each as it was passed and as it is used.
+    inputs = (
+        (target, p.labels if p.probs is None else p.probs),
+        (weight, p.weight),
+        (sample_weight, p.sample_weight),
+    )
+    p.grad = output(out, p.logits, logits, inputs)
     if not return_lse:
-        return _run(p, with_grad=True), arguments.delivered(p.grad, out)
+        return _run(p, with_grad=True), delivered(p.grad, out)
     p.lse = np.empty(p.rows)
     loss = _run(p, with_grad=True)
-    return loss, arguments.delivered(p.grad, out), p.lse.reshape(p.positions)
+    return loss, delivered(p.grad, out), p.lse.reshape(p.positions)
 
 
 def cross_entropy_backward(
@@ -521,7 +526,7 @@ def cross_entropy_backward(
     >>> print(pyce.cross_entropy_backward(10.0, logits, labels, lse).round(2))
     [[ 2.31 -3.71  1.4 ]]
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -533,30 +538,24 @@ def cross_entropy_backward(
         normalizer=normalizer,
     )
     if p.reduction == "none":
-        p.grad_loss = arguments.reals(grad_loss, p.positions, "grad_loss").reshape(-1)
+        p.grad_loss = reals(grad_loss, p.positions, "grad_loss").reshape(-1)
     else:
-        p.grad_loss = arguments.real(grad_loss, "grad_loss")
-    p.lse = arguments.reals(lse, p.positions, "lse").reshape(-1)
+        p.grad_loss = real(grad_loss, "grad_loss")
+    p.lse = reals(lse, p.positions, "lse").reshape(-1)
+    # The gradient must share memory with none of these: each as it was passed and as it is used.
     inputs = (
-        *_inputs(p, target, weight, sample_weight),
+        (target, p.labels if p.probs is None else p.probs),
+        (weight, p.weight),
+        (sample_weight, p.sample_weight),
         (lse, p.lse),
         (grad_loss, p.grad_loss),
     )
-    p.grad = arguments.output(out, p.logits, logits, inputs)
+    p.grad = output(out, p.logits, logits, inputs)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
     backend.backward(p)
-    return arguments.delivered(p.grad, out)
-
-
-def _inputs(p: Problem, target: Any, weight: Any, sample_weight: Any) -> tuple[Any, ...]:
-    """What the gradient must not share memory with, as (the argument, what is made of it)."""
-    return (
-        (target, p.labels if p.probs is None else p.probs),
-        (weight, p.weight),
-        (sample_weight, p.sample_weight),
-    )
+    return delivered(p.grad, out)
 
 
 def _run(p: Problem, *, with_grad: bool) -> Scalar | Losses:
