@@ -156,7 +156,8 @@ def logsumexp(
     Notes
     -----
     The definition is that of ``scipy.special.logsumexp`` and ``torch.logsumexp``. The result is
-    float64 for every dtype of `x`, but the exponentials of float32 and half types are float32's.
+    float64 for every dtype of `x`, but for float32 and half types the exponentials may have the
+    precision of float32.
 
     Examples
     --------

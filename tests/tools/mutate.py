@@ -65,6 +65,7 @@ OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", 
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
     "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "memory"),
+    "pyce/_compensated.py": ("compensated", "accuracy"),
     "pyce/_problem.py": ("errors", "layouts", "contract", "other", "memory"),
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
     "pyce/_softmax.py": ("errors", "contract", "layouts", "other"),
