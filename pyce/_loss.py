@@ -170,8 +170,8 @@ def cross_entropy(
 
     Notes
     -----
-    A row that contains NaN or +inf, or only −inf, has the loss NaN; no other row is affected. −inf
-    off the target is a class of probability 0; at the target it makes the loss +inf.
+    A row that contains NaN or +inf, or only −inf, has the loss NaN; no other row is affected. The
+    logit −inf is a class of probability 0; at the target it makes the loss +inf.
 
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
     however confident the model is, because the target's exponential is left out of the sum and
@@ -354,7 +354,7 @@ def cross_entropy_with_grad(
     out : ndarray, optional
         Where to write the gradient: an array in the shape and dtype of `logits`, C-contiguous and
         writable. It may be exactly `logits` (in place) and must not overlap any argument otherwise.
-        Passing it saves the page faults of a new array, which cost more than the gradient itself.
+        The page faults of a large new array take longer than the gradient itself.
 
     Returns
     -------
@@ -372,8 +372,7 @@ def cross_entropy_with_grad(
     ------
     TypeError
         If the logits are not floating, if a floating target is shaped like class indices, if
-        weights are not real numbers, or if `out` is not an array
-        of the logits' dtype.
+        weights are not real numbers, or if `out` is not an array of the logits' dtype.
     ValueError
         If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
         if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `out` has another
@@ -384,16 +383,15 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    A row that contains NaN or +inf, or only −inf, has the loss NaN; no other row is affected. −inf
-    off the target is a class of probability 0; at the target it makes the loss +inf.
+    A row that contains NaN or +inf, or only −inf, has the loss and the gradient NaN; no other row
+    is affected. The logit −inf is a class of probability 0, whose gradient is 0; at the target it
+    makes the loss +inf, and the gradient stays finite.
 
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
-    however confident the model is, because the target's exponential is left out of the sum and
-    the logarithm is taken by log1p. Every normal number of the gradient is within
-    4 ULP, the target's too: it is the sum over the other classes, not p − 1. With soft targets or
-    smoothing, where A · p_c and b_c may cancel, 4 ULP of the larger of the two.
-
-    A row with the loss NaN has the gradient NaN. −inf at the target gives a finite gradient.
+    however confident the model is, because the target's exponential is left out of the sum and the
+    logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
+    too, which is computed as the sum over the other classes and not as p − 1. With soft targets or
+    smoothing, A · p_c and b_c may cancel, and the error is within 4 ULP of the larger of the two.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
@@ -488,7 +486,7 @@ def cross_entropy_backward(
     out : ndarray, optional
         Where to write the gradient: an array in the shape and dtype of `logits`, C-contiguous and
         writable. It may be exactly `logits` (in place) and must not overlap any argument otherwise.
-        Passing it saves the page faults of a new array, which cost more than the gradient itself.
+        The page faults of a large new array take longer than the gradient itself.
 
     Returns
     -------
