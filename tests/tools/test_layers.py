@@ -13,6 +13,8 @@ PACKAGE = Path(pyce.__file__).parent
 ROOT = PACKAGE.parent
 CSRC = ROOT / "csrc"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+# Files and packages, of which a new one is found here by itself.
+BACKENDS = {f"_backends.{p.stem}" for p in (PACKAGE / "_backends").glob("[a-z]*")}
 
 # A module imports from lower layers only. So backends import neither each other nor the registry
 # (`_backends` itself), the argument checks or the public functions, and `_threads` imports no
@@ -21,7 +23,7 @@ LAYERS = (
     {"_types", "_version", "_fpenv", "_pyce"},
     {"_compensated", "_dtypes", "_threads"},
     {"_problem", "_threadpoolctl"},
-    {"_arguments", "_backends.c", "_backends.numba", "_backends.numpy"},
+    {"_arguments", *BACKENDS},
     {"_backends"},
     {"_binary", "_info", "_loss", "_metrics", "_probabilities", "_settings", "_softmax"},
     {""},
@@ -64,16 +66,13 @@ def layer(unit):
     return next((i for i, units in enumerate(LAYERS) if unit in units), len(LAYERS))
 
 
-BACKENDS = sorted({u for u in map(unit_of, MODULES) if u.startswith("_backends.")})
-
-
 def relative(path):
     return path.relative_to(PACKAGE).as_posix()
 
 
 def test_the_layers_name_what_there_is():
     assert {unit_of(path) for path in MODULES} | {"_pyce"} >= LISTED
-    assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= set(BACKENDS)
+    assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= BACKENDS
     assert [layer(u) for u in ("_types", "_backends.c", "_backends", "_loss", "", "torch")] == [
         0, 3, 4, 5, 6, 7
     ]  # fmt: skip
