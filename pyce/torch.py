@@ -42,6 +42,7 @@ import pyce
 from pyce import _arguments as arguments
 from pyce import _threads
 from pyce._backends import current
+from pyce._types import Reduction
 
 __all__ = ["CrossEntropyLoss", "cross_entropy", "patched"]
 
@@ -715,7 +716,7 @@ def _operator_backward(
     target: Tensor,
     lse: Tensor,
     weight: Tensor | None,
-    reduction: str,
+    reduction: Reduction,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
