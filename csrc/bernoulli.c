@@ -7,7 +7,7 @@
 #include "pool.h"
 #include "reduce.h"
 
-/* Elements of a piece, each worth a thread: an element costs some four of a softmax. */
+/* Elements of a piece, which is worth a thread: an element costs about four of a softmax. */
 enum { PIECE = 16384 };
 _Static_assert(PYCE_BERNOULLI_SERIAL_BELOW == 2 * PIECE, "two whole pieces are shared");
 

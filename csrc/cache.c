@@ -6,8 +6,8 @@
 
 #include "internal.h"
 
-/* Where the system does not tell. */
-#define USUAL_SIZE ((int64_t)32 << 20)
+/* Assumed if the system does not report the size. */
+#define DEFAULT_SIZE ((int64_t)32 << 20)
 
 /* 0 until it is first needed. */
 static _Atomic int64_t known_size;
@@ -16,7 +16,7 @@ int64_t pyce_last_cache(void) {
     int64_t size = known_size;
     if (!size) {
         size = platform_cache_size();
-        if (size <= 0) size = USUAL_SIZE;
+        if (size <= 0) size = DEFAULT_SIZE;
         known_size = size;
     }
     return size;

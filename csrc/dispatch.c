@@ -1,3 +1,6 @@
+/* The table of instruction sets, and which of them is in use: for all threads of the process, the widest
+ * that the machine supports, until pyce_set_isa chooses another.
+ */
 #include "dispatch.h"
 
 #include <stdatomic.h>

@@ -1,7 +1,7 @@
-/* The floating-point environment that the kernels need: round to nearest, subnormals kept, no traps.
+/* The floating-point environment of the kernels: round to nearest, subnormal numbers, no traps.
  *
- * Another library may have set flush-to-zero in this thread; the kernels' results must not depend on
- * it, and what they do must leave no trace (sticky exception flags included). */
+ * Another library may have set flush-to-zero in the calling thread. The results must not depend on it,
+ * and the environment of the caller must not change, its exception flags included. */
 #ifndef PYCE_FPENV_H
 #define PYCE_FPENV_H
 

@@ -37,7 +37,7 @@ int pyce_threads_for(int64_t work, int allowed) {
     return useful < 1 ? 1 : allowed < useful ? allowed : (int)useful;
 }
 
-/* Small enough to balance the load (16 draws a thread), large enough to keep draws rare. */
+/* About 16 draws a thread balance the load. */
 int64_t pyce_grain(int64_t pieces, int threads) {
     const int64_t grain = threads == 1 ? pieces : pieces / ((int64_t)threads * 16);
     return grain < 1 ? 1 : grain;
@@ -45,11 +45,11 @@ int64_t pyce_grain(int64_t pieces, int threads) {
 
 /* -- rows ------------------------------------------------------------------------------------------ */
 
-/* Rows are added to a tile of more than the least size while it has at most so many elements. */
+/* The most elements of a tile that has more than the least number of rows. */
 enum { TILE_ELEMENTS = 32768 };
-/* Threads whose saved exponentials are to fit the last-level cache together. */
+/* The number of threads whose saved exponentials shall fit the last-level cache. */
 enum { THREADS_OF_A_CACHE = 16 };
-/* Blocks for each thread from which on sharing a row is balanced. */
+/* The blocks for each thread that a shared row has at least, to balance the load. */
 enum { SHARED_BLOCKS = 4 };
 
 /* Tiles are powers of two, for the sum by halves, and whole vectors of 16 rows. */
@@ -57,11 +57,12 @@ _Static_assert(PYCE_LEAST_TILE % 16 == 0, "lanes of a vector are not split betwe
 _Static_assert((PYCE_LEAST_TILE & (PYCE_LEAST_TILE - 1)) == 0, "tiles are summed by halves");
 _Static_assert((PYCE_TILE & (PYCE_TILE - 1)) == 0 && PYCE_TILE >= PYCE_LEAST_TILE,
                "tiles are doubled from the least to the largest size");
-/* Rows of several blocks are dealt one by one, and only such rows are shared: both rely on a tile of one
-   row, where the sum of a row's tile is the row's loss. */
+/* Contiguous rows of several blocks are dealt one by one, with a tile of one row, and run.c sums their
+   losses in tiles of the least size: the size for as many classes that are not contiguous. */
 _Static_assert(TILE_ELEMENTS / (2 * PYCE_LEAST_TILE) < PYCE_BLOCK,
                "rows of several blocks have the least tile");
-_Static_assert(PYCE_FEW < PYCE_BLOCK, "rows of several blocks are not computed one per lane");
+/* Only such rows are shared. */
+_Static_assert(PYCE_FEW < PYCE_BLOCK && SHARED_BLOCKS > 1, "shared rows have several blocks");
 
 /* The factors of the label's term and of the soft-target term, with the errors of their rounding. */
 static void plan_coefficients(const pyce_problem *p, pyce_job *job) {

@@ -1,12 +1,11 @@
-"""Cases whose results are known byte for byte: `golden.json` has a SHA-256 for each.
+"""Cases whose results must not change by a byte: `golden.json` has the SHA-256 of each result.
 
-The inputs are made of `RandomState.random_sample`, whose numbers NumPy froze for good, by
-arithmetic that IEEE 754 fixes, so that they are the same everywhere. Each batch has rows of every
-kind.
+The inputs come from `RandomState.random_sample`, whose stream NumPy has frozen, and from arithmetic
+that IEEE 754 defines, so that they are the same everywhere. Each batch has rows of every kind.
 
-    python tests/golden.py --write          after a change that is meant to change bytes
-    python tests/golden.py --record FILE    the same calls of the C interface, for tests/c/replay.c
-                                            (“-”: to the standard output)
+    python tests/golden.py --write          rewrites golden.json; for intended changes of bytes only
+    python tests/golden.py --record FILE    writes the same calls of the C interface to a file for
+                                            tests/c/replay.c (“-”: the standard output)
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ import pyce
 
 TABLE = Path(__file__).with_name("golden.json")
 DTYPES = {str(np.dtype(d)): np.dtype(d) for d in ("f2", ml_dtypes.bfloat16, "f4", "f8")}
-# Rows of few and of many classes: a tile and some, and one of every kind.
+# Rows in a batch of few and of many classes: more than a tile, and one of every kind.
 ROWS, FEW_ROWS = 53, 23
 
-# Both sides of every border between kernels, vectors and blocks.
+# Both sides of every limit of a kernel, a vector or a block.
 CLASSES = (
     *(1, 2, 3, 4, 5, 8, 9, 10, 15, 16, 17, 31, 33, 63, 64, 65, 80, 100, 127, 128, 129),
     *(255, 257, 511, 512, 513, 1000, 1025, 2047, 2048, 2049, 4095, 4097, 6200),
@@ -57,7 +56,7 @@ def _around(centre, radius):
 
 
 def _masked(value):
-    """Some classes, never the label, at `value` or at the smallest finite number."""
+    """Some classes, never the label, have `value`, or the smallest finite number if it is None."""
 
     def make(random, classes, y, largest):
         x = _uniform(random, classes, -6, 6)
@@ -70,7 +69,7 @@ def _masked(value):
 
 
 def _one(value, own):
-    """A single value that is not like the others, at the label or anywhere."""
+    """A single value is special: that of the label, or that of a random class."""
 
     def make(random, classes, y, largest):
         x = _uniform(random, classes, -6, 6)
@@ -108,7 +107,7 @@ ROW_KINDS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Logits (outer, classes, inner) of a dtype; with inner 1 the class axis is as good as last."""
+    """The shape (outer, classes, inner) and dtype of logits; the class axis is the middle one."""
 
     dtype: str
     outer: int
@@ -149,13 +148,13 @@ CASES = tuple(
     for outer, classes, inner in (
         *((ROWS if c < 300 else FEW_ROWS, c, 1) for c in CLASSES),
         *((2, c, 19) for c in IN_THE_MIDDLE),
-        (4100, 3, 1),  # several leaves of the tree in which losses are added up
+        (4100, 3, 1),  # several tiles, whose losses are summed in a tree
         (1, 20_000, 1),  # a row that threads share
-        (1, 20_000, 3),  # as many classes, but rows side by side
+        (1, 20_000, 3),  # as many classes, but not contiguous
     )
 )
 
-# What is asked of each case: (target, options).
+# The questions about each case: (target, options).
 QUESTIONS = {
     "labels": ("y", {}),
     "smoothing": ("y", {"label_smoothing": 0.1}),
@@ -173,9 +172,9 @@ def _asked(question, y, w, s, t):
 
 
 def of_rows(x, y, w, s, t, question, out=None):
-    """What belongs to single rows, each with the batch first: losses, lse, both gradients.
+    """The results of single rows, batch first: losses, lse, the fused and the separate gradient.
 
-    `out` gives an array to write a gradient to, where it matters which.
+    `out` returns an array for a gradient, for tests of where it is written.
     """
     target, options = _asked(question, y, w, s, t)
     options.update(axis=1, reduction="none")
@@ -187,13 +186,13 @@ def of_rows(x, y, w, s, t, question, out=None):
 
 
 def of_softmax(x, out=None):
-    """The same for what has no target."""
+    """The results of single rows for the functions without a target."""
     softmax = pyce.softmax(x, axis=1, out=out and out())
     return [softmax, pyce.log_softmax(x, axis=1, out=out and out()), pyce.logsumexp(x, axis=1)]
 
 
 def reduced(x, y, w, s, t):
-    """Means and sums over the rows, those without a finite loss set to 0, and their gradients."""
+    """Means and sums over the rows, and gradients; rows without a finite loss are set to 0."""
     for question in QUESTIONS:
         target, options = _asked(question, y, w, s, t)
         losses = pyce.cross_entropy(x, target, axis=1, reduction="none", **options)
@@ -205,7 +204,7 @@ def reduced(x, y, w, s, t):
 
 
 def bernoulli(case):
-    """The Bernoulli loss of the same logits, where they have a dtype that it takes."""
+    """The Bernoulli losses, gradients and means of the same logits, float32 or float64."""
     x, _, _, _, t = case.inputs()
     x, t = x.reshape(-1), t.reshape(-1).astype(x.dtype)
     weight = t * 2 + np.asarray(0.5, x.dtype)
@@ -216,7 +215,7 @@ def bernoulli(case):
 
 
 def digest(values):
-    """SHA-256 of the bytes, dtypes and shapes of the results; a NaN is a NaN, whatever its bits."""
+    """SHA-256 of the bytes, dtypes and shapes of the results; every NaN counts as the same one."""
     hashed = hashlib.sha256()
     for value in values:
         value = np.asarray(value)
@@ -227,7 +226,7 @@ def digest(values):
 
 
 def digests(case):
-    """{what: SHA-256} of everything that a case is asked."""
+    """{question: SHA-256} of every result of a case."""
     inputs = case.inputs()
     found = {}
     for question in QUESTIONS:
@@ -240,14 +239,14 @@ def digests(case):
 
 
 def read():
-    """{case: {what: SHA-256}} as it was written down."""
+    """The contents of golden.json: {case: {question: SHA-256}}."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--write", action="store_true", help="write golden.json anew")
+    group.add_argument("--write", action="store_true", help="rewrite golden.json")
     group.add_argument("--record", metavar="FILE", help="write the calls of the C interface")
     asked = parser.parse_args()
     pyce.set_backend("c")
@@ -263,8 +262,8 @@ def main():
         recording.to(file),
     ):
         for case in CASES:
-            if digests(case) != table[str(case)]:  # what is recorded is what the table says
-                sys.exit(f"{case} is not as in {TABLE.name}")
+            if digests(case) != table[str(case)]:  # a recording has the results of the table
+                sys.exit(f"the results of {case} differ from {TABLE.name}")
 
 
 if __name__ == "__main__":

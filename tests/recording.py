@@ -1,8 +1,9 @@
-"""Writes the calls that the C backend makes of the C interface to a file for tests/c/replay.c.
+"""Writes the calls of the C interface that the C backend makes to a file, for tests/c/replay.c.
 
-A call is its numbers, its arrays before it and what it gave: everything little-endian, numbers in 8
-bytes. An array is its length in bytes (−1 for NULL) and its bytes. Calls are made one at a time,
-and written down as ones of two threads, whose results are the same.
+A call is recorded as its numbers, the contents of its arrays before the call, and its results. All
+values are little-endian, and numbers take 8 bytes. An array is its length in bytes (−1 for NULL)
+and its bytes. Calls are made one at a time. They are recorded as calls with two threads, whose
+results are the same.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Writer:
         self.file.write(struct.pack(f"<{len(values)}d", *values))
 
     def array(self, pointer, size):
-        """`size` bytes from `pointer`; returns them, None where it is NULL."""
+        """Write `size` bytes from `pointer` and return them; None if it is NULL."""
         if pointer == ffi.NULL:
             self.integers(-1)
             return None
@@ -43,10 +44,12 @@ class _Writer:
         return data
 
     def operand(self, operand, outer, classes, inner, size, written=False):
-        """A strided array: where it begins in what is stored, its strides, and its bytes. Of one
-        that is about to be `written`, whether it fills its memory, and if so only their number.
+        """Write a strided array: the position of its first element, its strides, and its bytes.
 
-        Returns where its bytes are, as (pointer, size), or None where it is NULL.
+        For an array that the call will have `written`, also whether it is without gaps; if so,
+        the number of its bytes stands for the bytes.
+
+        Returns the location of the bytes as (pointer, size), or None if the array is NULL.
         """
         if operand.data == ffi.NULL:
             self.integers(-1)
@@ -64,11 +67,11 @@ class _Writer:
         at = ffi.cast("char *", operand.data) + low * size
         self.integers(-low, operand.outer_stride, operand.class_stride)
         self.array(operand.offsets, 8 * outer)
-        dense = high - low == outer * classes * inner
+        contiguous = high - low == outer * classes * inner
         if written:
-            self.integers(int(dense))
+            self.integers(int(contiguous))
         self.integers((high - low) * size)
-        if not (written and dense):
+        if not (written and contiguous):
             self.file.write(bytes(ffi.buffer(at, (high - low) * size)))
         return at, (high - low) * size
 
@@ -86,7 +89,7 @@ def _one_at_a_time(method):
 
 
 class _Recorder:
-    """Stands for `lib`: what it is asked is written down, done, and its results written down."""
+    """Replaces `lib`: records the arguments, makes the call, and records the results."""
 
     def __init__(self, writer):
         self._writer = writer
@@ -170,7 +173,7 @@ class _Recorder:
 
 @contextmanager
 def to(file):
-    """While it lasts, the calls of the C backend are written to a file open for writing bytes."""
+    """A context in which the calls of the C backend are recorded in a file open for bytes."""
     file.write(MAGIC)
     recorder = _Recorder(_Writer(file))
     before = {name: getattr(c, name) for name in ("lib", "_run", "_cross_entropy")}

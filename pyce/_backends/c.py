@@ -16,7 +16,7 @@ from pyce import _threads
 from pyce._dtypes import dtype_name
 from pyce._problem import Problem, label_error
 from pyce._pyce import ffi, lib
-from pyce._types import Array
+from pyce._types import Array, Scalar
 
 NAME = "c"
 CHECKS_LABELS = True
@@ -113,11 +113,11 @@ if os.environ.get("PYCE_ISA"):
     set_isa(os.environ["PYCE_ISA"])
 
 
-def forward(p: Problem) -> Any:
+def forward(p: Problem) -> Scalar | None:
     return _loss(_FORWARD, p)
 
 
-def forward_backward(p: Problem) -> Any:
+def forward_backward(p: Problem) -> Scalar | None:
     return _loss(_FORWARD_BACKWARD, p)
 
 
@@ -195,7 +195,8 @@ def at_addresses(
     )
 
 
-def _loss(operation: int, p: Problem) -> Any:
+def _loss(operation: int, p: Problem) -> Scalar | None:
+    """Run an operation on a problem; the reduced loss, None for the backward and for "none"."""
     labels = p.labels
     if (
         labels is not None
@@ -212,7 +213,7 @@ def _loss(operation: int, p: Problem) -> Any:
     return _general(operation, p)
 
 
-def _general(operation: int, p: Problem) -> Any:
+def _general(operation: int, p: Problem) -> Scalar | None:
     """Any loss, by `pyce_run`; raises the error that belongs to its status."""
     grad, labels, probs, grad_loss = p.grad, p.labels, p.probs, p.grad_loss
     c = _new(_PROBLEM)
@@ -328,6 +329,7 @@ def binary_cross_entropy(
 
 
 def _check(status: int) -> None:
+    """Raise the error that belongs to a status."""
     if status == lib.PYCE_NO_MEMORY:
         raise MemoryError("pyce could not allocate its scratch memory")
     if status:

@@ -1,14 +1,14 @@
-/* Calls of the C interface made of arbitrary bytes: none may read or write where it must not, all
- * instruction sets must give the same bytes, and after an error every output is as it was.
+/* Makes calls of the C interface from arbitrary bytes. No call may access memory that it must not, all
+ * instruction sets must give the same bytes, and after an error every output must be unchanged.
  *
- * Built with clang's -fsanitize=fuzzer it is driven by libFuzzer, which follows what the bytes reach:
+ * Built with clang's -fsanitize=fuzzer it is driven by libFuzzer, which is guided by code coverage:
  *
  *     fuzz [libFuzzer's options] [folder of inputs]
  *
- * With any other compiler -DSTANDALONE gives it random bytes: `fuzz SECONDS [SEED]`.
+ * Built with -DSTANDALONE, by any compiler, it uses random bytes: `fuzz SECONDS [SEED]`.
  *
  * Every array is an allocation of exactly the size that the call may use, at any alignment, so that
- * AddressSanitizer sees one byte too many.
+ * AddressSanitizer detects an access one byte beyond it.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -23,7 +23,7 @@ enum { MOST_ELEMENTS = 15000, MOST_ISAS = 8, UNTOUCHED = 0x5a };
 static const int64_t item_size[] = {4, 8, 2, 2};
 static const char *isas[MOST_ISAS + 1];
 
-/* -- bytes to decide by; zeros when there are no more --------------------------------------------------- */
+/* -- bytes that decide; zeros after the last one --------------------------------------------------- */
 
 typedef struct {
     const uint8_t *at;
@@ -61,7 +61,7 @@ enum { MOST_ARRAYS = 64 };
 static void *allocations[MOST_ARRAYS];
 static int allocated;
 
-/* `size` bytes that end where the allocation ends, `shift` bytes behind its begin. */
+/* `size` bytes that end where their allocation ends and begin `shift` bytes after its start. */
 static void *exactly(int64_t size, int shift) {
     char *memory = malloc((size_t)(size + shift) + 1 - (size + shift > 0));
     if (!memory || allocated == MOST_ARRAYS) abort();
@@ -73,7 +73,7 @@ static void free_all(void) {
     while (allocated) free(allocations[--allocated]);
 }
 
-/* Bits that go on for ever, from a seed that the bytes give: long arrays of short inputs. */
+/* Random bits from a seed in the input, so that a short input can fill long arrays. */
 static uint64_t state;
 static uint64_t next_bits(void) {
     uint64_t z = (state += 0x9e3779b97f4a7c15u);
@@ -95,7 +95,7 @@ static void put(void *at, int dtype, double value) {
     }
 }
 
-/* Numbers of one of several kinds: calm ones, far ones, any bits, special values among calm ones. */
+/* Numbers of one of several kinds: small, large, any bits, small with special values among them. */
 static void fill(void *data, int dtype, int64_t count, int kind) {
     static const double special[] = {0.0,  -0.0, 1e30, -1e30,     1e-40,      1e308,
                                      -1e9, 88.0, -104, 1.0 / 0.0, -1.0 / 0.0, 0.0 / 0.0};
@@ -120,7 +120,7 @@ static double *doubles(bytes *b, int64_t count) {
     return data;
 }
 
-/* A natural alignment, but no more: elements of `size` bytes, 0…63 bytes behind a round address. */
+/* An offset of 0…63 bytes from an aligned address that keeps elements of `size` bytes aligned. */
 static int shift_of(bytes *b, int64_t size) { return (int)(below(b, 64 / size) * size); }
 
 /* Memory for (outer, classes, inner) with strides of some kind. */
@@ -156,7 +156,7 @@ static place lay_out(bytes *b, const pyce_problem *p, int64_t size) {
         int64_t *offsets = exactly(8 * outer, 0);
         for (int64_t i = 0; i < outer; i++) offsets[i] = (outer - 1 - i) * o->outer_stride;
         o->offsets = offsets;
-        o->outer_stride = INT64_MIN; /* not looked at */
+        o->outer_stride = INT64_MIN; /* not used */
     }
     made.memory = exactly(made.count * size, shift_of(b, size));
     memset(made.memory, UNTOUCHED, (size_t)(made.count * size));
@@ -166,7 +166,7 @@ static place lay_out(bytes *b, const pyce_problem *p, int64_t size) {
 
 /* -- one call on every instruction set ------------------------------------------------------------------ */
 
-/* An output: where it is, what was in it, and what the first instruction set put there. */
+/* An output: its address, its contents before the call, and those from the first instruction set. */
 typedef struct {
     char *at, *before, *first;
     int64_t size;
@@ -188,7 +188,7 @@ static int is_nan(const char *at, int dtype) {
     return (bits & ~((uint64_t)1 << (8 * item_size[dtype] - 1))) > infinity[dtype];
 }
 
-/* Whether bytes are the same, but that a NaN is a NaN. */
+/* Whether bytes are equal, where any NaN equals any other. */
 static int same(const char *a, const char *b, int64_t size, int dtype) {
     if (!memcmp(a, b, (size_t)size)) return 1;
     for (int64_t at = 0; at < size; at += item_size[dtype]) {
@@ -198,7 +198,7 @@ static int same(const char *a, const char *b, int64_t size, int dtype) {
     return 1;
 }
 
-/* With every instruction set in turn: the same status and bytes; untouched after an error. */
+/* Calls on each instruction set must give the same status and bytes, and write nothing on an error. */
 static void run_all(int (*call)(void *), void *context, output *outputs, int count) {
     int expected = 0;
     for (int i = 0; isas[i]; i++) {
@@ -217,7 +217,7 @@ static void run_all(int (*call)(void *), void *context, output *outputs, int cou
             if (!o->at) continue;
             if (i == 0) memcpy(o->first, status ? o->before : o->at, (size_t)o->size);
             if (same(o->at, o->first, o->size, o->dtype)) continue;
-            fprintf(stderr, "%s: output %d is not as %s\n", isas[i], k,
+            fprintf(stderr, "%s: output %d differs from that %s\n", isas[i], k,
                     status ? "before the error" : "with the first instruction set");
             abort();
         }
@@ -226,7 +226,7 @@ static void run_all(int (*call)(void *), void *context, output *outputs, int cou
 
 static int call_run(void *context) { return pyce_run(context); }
 
-/* A problem whose sizes are right and whose every number is any. */
+/* A problem with valid sizes and arbitrary numbers. */
 static void fuzz_run(bytes *b) {
     pyce_problem p = {0};
     const uint8_t flags = byte(b), more = byte(b);
@@ -253,7 +253,7 @@ static void fuzz_run(bytes *b) {
     fill(logits.memory, p.dtype, logits.count, kind);
     p.logits = logits.operand;
     if (p.operation != PYCE_FORWARD && p.operation != PYCE_LOGSUMEXP) {
-        bytes again = here; /* the strides of the logits, or others */
+        bytes again = here; /* gives the strides of the logits once more */
         result = flags & 4 ? logits : lay_out(flags & 8 ? &again : b, &p, size);
         p.result = result.operand;
     }
@@ -302,7 +302,7 @@ static void fuzz_run(bytes *b) {
     run_all(call_run, &p, outputs, 4);
 }
 
-/* A problem of which any field is anything: it may be refused, or have no rows, and no more. */
+/* A problem with arbitrary fields, which must be refused unless it has no rows. */
 static void fuzz_fields(bytes *b) {
     pyce_problem p = {0};
     static float few[64];
@@ -325,7 +325,7 @@ static void fuzz_fields(bytes *b) {
     if (given & 8) p.labels = labels;
     if (given & 16) p.lse = rows;
     if (given & 32) p.losses = rows;
-    /* One that would be run needs real memory: leave out what every operation reads. */
+    /* Valid sizes would need memory: without logits the problem is invalid. */
     int64_t all;
     const int some = p.outer > 0 && p.inner > 0 && p.classes > 0;
     if (some && !__builtin_mul_overflow(p.outer, p.inner, &all) &&

@@ -1,14 +1,14 @@
-/* Makes the calls of the C interface that tests/golden.py recorded, with every instruction set of the
- * machine, and compares what they give, byte for byte (a NaN is a NaN, whatever its bits).
+/* Repeats the calls of the C interface that tests/golden.py recorded, on every instruction set of the
+ * machine, and compares the results byte for byte (any NaN equals any other).
  *
  *     python tests/golden.py --record - | replay [-x] [-c BYTES] [INSTRUCTION SET]…
  *
- * -x stops at the first difference; -c takes the last cache to have so many bytes, which changes how
- * results are stored and whether exponentials are kept, but no byte.
+ * -x stops at the first difference. -c sets the assumed size of the last-level cache, which decides how
+ * results are stored and whether exponentials are saved, but changes no byte of a result.
  *
- * For machines without Python (an emulated one), for sanitizers and for valgrind: every array is an
- * allocation of exactly its size, results filled with a pattern before. tests/recording.py says how
- * the calls are written.
+ * The program serves machines without Python (emulated ones), sanitizers and valgrind: every array is an
+ * allocation of exactly its size, and results are filled with a pattern before the call.
+ * tests/recording.py describes the format of a recording.
  */
 #include <inttypes.h>
 #include <stdint.h>
@@ -80,7 +80,7 @@ static array patterned(int64_t size) {
     return a;
 }
 
-/* After an error every output is what it was before: here, the pattern. */
+/* After an error every output is unchanged: here, it is the pattern. */
 static void unwritten_after_error(int64_t status, array expected) {
     if (status != PYCE_OK && expected.size > 0) {
         memset(expected.data, PATTERN, (size_t)expected.size);
@@ -102,13 +102,13 @@ static operand read_operand(int to_be_written) {
     o.outer_stride = integer();
     o.class_stride = integer();
     o.offsets = read_array();
-    const int dense = !to_be_written || integer(); /* else what lies between is not its own */
-    o.patterned = to_be_written && dense;
+    const int contiguous = !to_be_written || integer(); /* if not, the gaps have contents to keep */
+    o.patterned = to_be_written && contiguous;
     o.elements = o.patterned ? patterned(integer()) : read_array();
     return o;
 }
 
-static pyce_operand seen(const operand *o, array elements, int64_t size) {
+static pyce_operand operand_in(const operand *o, array elements, int64_t size) {
     if (o->base < 0) return (pyce_operand){0};
     return (pyce_operand){elements.data + o->base * size, (const int64_t *)o->offsets.data,
                           o->outer_stride, o->class_stride};
@@ -187,14 +187,14 @@ static void replay_run(const char *const *isas) {
     p.weight = (const double *)given[1].data;
     p.sample_weight = (const double *)given[2].data;
     p.grad_losses = (const double *)given[3].data;
-    p.probs = seen(&probs, probs.elements, item_size[p.probs_dtype]);
+    p.probs = operand_in(&probs, probs.elements, item_size[p.probs_dtype]);
     for (; *isas; isas++) {
         pyce_set_isa(*isas);
         array x = copy_of(logits.elements), written = {-1, NULL};
         if (!in_place && result.base >= 0) written = copy_of(result.elements);
         array l = copy_of(lse), rows = copy_of(losses), one = copy_of(reduced);
-        p.logits = seen(&logits, x, size);
-        p.result = in_place ? p.logits : seen(&result, written, size);
+        p.logits = operand_in(&logits, x, size);
+        p.result = in_place ? p.logits : operand_in(&result, written, size);
         p.lse = (double *)l.data;
         p.losses = rows.data;
         p.reduced = one.data;
@@ -303,15 +303,15 @@ int main(int argc, char **argv) {
         isas[i] = all ? pyce_isa(i) : named[i];
         if (!isas[i]) break;
         if (pyce_set_isa(isas[i]) != PYCE_OK) {
-            fprintf(stderr, "this machine has no instruction set %s\n", isas[i]);
+            fprintf(stderr, "this machine does not support the instruction set %s\n", isas[i]);
             return 2;
         }
     }
-    pyce_set_thread_thresholds(1 << 10, 1 << 10); /* small work is shared among threads, too */
+    pyce_set_thread_thresholds(1 << 10, 1 << 10); /* threads share small work as well */
     char magic[8];
     get(magic, sizeof magic);
     if (memcmp(magic, "PYCECALL", 8)) {
-        fputs("this is no recording\n", stderr);
+        fputs("the input is not a recording\n", stderr);
         return 2;
     }
     int64_t kind;
@@ -320,7 +320,7 @@ int main(int argc, char **argv) {
         case RUN: replay_run(isas); break;
         case CROSS_ENTROPY: replay_cross_entropy(isas); break;
         case BERNOULLI: replay_bernoulli(isas); break;
-        default: fprintf(stderr, "call %" PRIu64 " is of no known kind\n", calls); return 2;
+        default: fprintf(stderr, "call %" PRIu64 " has an unknown kind\n", calls); return 2;
         }
         calls++;
         if (stops && wrong) break;

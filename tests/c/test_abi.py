@@ -1,4 +1,4 @@
-"""The C interface as its own callers meet it: what it refuses, and that nothing is written then."""
+"""The C interface, called directly: invalid calls are refused, and write nothing."""
 
 import ml_dtypes
 import numpy as np
@@ -29,14 +29,15 @@ def number(name):
 
 
 def filled(shape, dtype):
-    """An output that shows whether it was written."""
+    """An array of a byte pattern, in which every write is visible."""
     return np.full(np.prod(shape) * dtype.itemsize, 0xA5, np.uint8).view(dtype).reshape(shape)
 
 
 class Raw:
-    """A good problem for pyce_run: `c`, the structure, and `arrays` by the field that points there.
+    """A valid problem for pyce_run: the structure `c`, and `arrays` by the names of its fields.
 
-    `set` changes fields, `run` calls. Outputs begin with a pattern; so do the results in `c`.
+    `set` changes fields, `run` makes the call. Outputs contain a pattern before the call, and so
+    do the results in `c`.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Raw:
             operand.outer_stride, operand.class_stride = classes * inner, inner
 
     def point(self, name, array, shift=0):
-        """Let the field `name` point at an array, or `shift` bytes past where it begins."""
+        """Let the field `name` point to an array, or `shift` bytes beyond its start."""
         address = array.__array_interface__["data"][0] + shift if array is not None else 0
         pointer = ffi.cast("void *", address)
         if name in OPERANDS:
@@ -117,7 +118,7 @@ class Raw:
             setattr(self.c, name, ffi.cast("double *", pointer))
 
     def set(self, **fields):
-        """Change fields; that of an operand is spelt `logits__class_stride`."""
+        """Change fields; those of an operand are written as `logits__class_stride`."""
         for name, value in fields.items():
             operand, _, field = name.partition("__")
             if field:
@@ -161,8 +162,8 @@ def every_problem():
 
 
 @pytest.mark.parametrize("problem", [*every_problem()])
-def test_a_good_problem_gives_what_python_gives(c_backend, problem):
-    """Else the refusals below could be of something else."""
+def test_a_valid_problem_gives_the_results_of_python(c_backend, problem):
+    """Otherwise the problems below could be refused for another reason."""
     raw = Raw(**problem, shape=(3, 5, 2))
     before = raw.memory()[1]
     assert raw.run() == lib.PYCE_OK
@@ -227,13 +228,13 @@ OUT_OF_RANGE = [
 def test_a_field_out_of_range(field, value, reduction):
     for operation in OPERATIONS:
         Raw(operation, reduction=reduction, weights=True).set(**{field: value}).assert_refused()
-        # Also where there is no row, and so nothing to do.
+        # Also without rows.
         empty = Raw(operation, reduction=reduction).set(outer=0, inner=0)
         empty.set(**{field: value}).assert_refused()
 
 
-# outer, classes, inner: the product is above 2^63; or fits, but not in bytes, or not with what a
-# row costs beside its elements.
+# outer, classes, inner: the product is above 2^63, or the product in bytes is, or the product plus
+# the overhead of the rows.
 TOO_LARGE = [
     (BIG, 2, 1),
     (BIG, 1, 2),
@@ -265,7 +266,7 @@ def test_sizes_whose_product_does_not_fit(sizes, dtype):
     for operation in OPERATIONS:
         for target in TARGETS:
             raw = Raw(operation, dtype, target).set(outer=outer, classes=classes, inner=inner)
-            # Strides that reach nowhere: it is the product that is refused.
+            # Without strides only the product can be refused.
             for name in ("logits", "probs"):
                 raw.set(**{f"{name}__outer_stride": 0, f"{name}__class_stride": 0})
             raw.assert_refused()
@@ -274,7 +275,7 @@ def test_sizes_whose_product_does_not_fit(sizes, dtype):
 @pytest.mark.parametrize("sizes", [(0, BIG // 64, 1), (0, 5, BIG), (BIG, 5, 0), (0, 1, 0)], ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_rows(operation, sizes):
-    """Nothing to do, whatever else the sizes are and wherever the pointers point."""
+    """Without rows nothing is read or written, whatever the sizes and pointers are."""
     raw = Raw(operation).set(outer=sizes[0], classes=sizes[1], inner=sizes[2])
     for name in raw.arrays:
         raw.point(name, None)
@@ -284,7 +285,7 @@ def test_no_rows(operation, sizes):
     assert raw.c.loss == (0 if operation in ("FORWARD", "FORWARD_BACKWARD") else -7.25)
 
 
-# The farthest class or row is not within 64 bits of bytes, or not in the address space.
+# The address of the last class or row does not fit 64 bits, or not the address space.
 FAR_STRIDES = [
     {"class_stride": BIG},
     {"class_stride": LEAST},
@@ -299,10 +300,10 @@ FAR_STRIDES = [
     {"outer_stride": LEAST // 5},
     {"outer_stride": -(2**58)},
     {"outer_stride": 2**60},
-    {"outer_stride": BIG // 5 - 100, "class_stride": 100},  # only together
+    {"outer_stride": BIG // 5 - 100, "class_stride": 100},  # their sum is too large
     {"outer_stride": 2**57, "class_stride": 2**60 - 2**57},
     {"outer_stride": -(2**57), "class_stride": -(2**58)},
-    {"outer_stride": -(2**60), "class_stride": 2**60},  # neither end
+    {"outer_stride": -(2**60), "class_stride": 2**60},  # at both ends
 ]
 
 
@@ -315,7 +316,7 @@ def test_strides_that_reach_too_far(operand, strides):
     if "class_stride" in strides and len(strides) == 1:
         offsets = np.arange(6) * 5
         operand = getattr(raw.c, operand)
-        operand.outer_stride = LEAST  # of no meaning beside offsets
+        operand.outer_stride = LEAST  # ignored, because there are offsets
         operand.offsets = ffi.from_buffer("int64_t[]", offsets)
         raw.assert_refused()
 
@@ -337,7 +338,7 @@ def test_no_problem():
     for shift in range(1, 8):
         ffi.memmove(at + shift, good.c, ffi.sizeof("pyce_problem"))
         before = bytes(room)
-        # Only what no address is aligned for is sure to be refused.
+        # The shifted address may be aligned.
         if int(ffi.cast("uintptr_t", at + shift)) % ffi.alignof("pyce_problem"):
             misplaced = ffi.cast("pyce_problem *", at + shift)
             assert lib.pyce_run(misplaced) == lib.PYCE_BAD_ARGUMENT
@@ -349,7 +350,7 @@ def test_no_problem():
 
 
 def pointers():
-    """Every field that points, for every operation: whether it is needed, or may be there."""
+    """Every pointer of every operation: whether it is needed, and whether it is allowed."""
     for operation in OPERATIONS:
         for target in TARGETS if operation in LOSSES else ("NO_TARGET",):
             for reduction in ("SUM", "NONE"):
@@ -409,7 +410,7 @@ def test_pointers_are_there_if_and_only_if_needed(
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("operation", LOSSES)
 def test_pointers_between_elements(operation, target, dtype):
-    """Whatever the processor would do with them, C does not say."""
+    """Unaligned pointers are refused: C does not define an access through them."""
     raw = Raw(operation, dtype, target, "NONE", weights=True)
     for name, array in list(raw.arrays.items()):
         room = np.zeros(array.nbytes + 8, np.uint8)
@@ -443,13 +444,13 @@ def test_arrays_that_would_leave_the_address_space(name):
 
 
 # ---------------------------------------------------------------------------------------------
-# Memory that is shared
+# Arrays that overlap
 
 
 def shared(operation, first, second):
-    """A problem with two arrays in one piece of memory, and how to slide the second.
+    """A function that places the second array at an offset from the first, and the sizes of both.
 
-    Its own memory is `raw.arrays["shared"]`, so that a refusal is seen to have left it alone.
+    Their memory is `raw.arrays["shared"]`, so that writes after a refusal are detected.
     """
     target = "PROBABILITIES" if "probs" in (first, second) else "INDEX64"
     reduction = "SUM" if "reduced" in (first, second) else "NONE"
@@ -505,7 +506,7 @@ def test_in_place_and_side_by_side(operation, dtype):
     raw.point("result", raw.arrays["logits"])
     assert raw.run() == lib.PYCE_OK
     assert raw.arrays["logits"].tobytes() == expected
-    # Two that touch but share nothing; two that lie in each other's gaps.
+    # Adjacent arrays, and arrays of which each lies in the gaps of the other.
     x = Raw(operation, dtype).arrays["logits"][..., 0]
     for gap, place in ((0, 0), (1, 1)):
         room = np.zeros((2, 6, 5) if not gap else (6, 2, 5), x.dtype)
@@ -550,13 +551,13 @@ def test_offsets_that_would_be_written():
 
 
 LABELS = [
-    # kind, value, ignore_index, whether it counts as ignored
+    # dtype, value, ignore_index, whether the label is ignored; None: it is a valid label
     ("INDEX32", -1, -100, False),
     ("INDEX32", 5, -100, False),
     ("INDEX32", 2**31 - 1, -100, False),
     ("INDEX32", -(2**31), -100, False),
     ("INDEX32", -100, -100, True),
-    ("INDEX32", -100, 2**32 - 100, False),  # alike in 32 bits only
+    ("INDEX32", -100, 2**32 - 100, False),  # equal in 32 bits
     ("INDEX32", 2, 2 + 2**32, None),
     ("INDEX32", 2, 2, True),
     ("INDEX32", -100, 2, False),
@@ -569,7 +570,7 @@ LABELS = [
     ("INDEX64", 2**32, -100, False),
     ("INDEX64", 2**32 + 2, -100, False),
     ("INDEX64", 2**32 - 100, -100, False),
-    ("INDEX64", 2**53 + 1, 2**53, False),  # alike as doubles only
+    ("INDEX64", 2**53 + 1, 2**53, False),  # equal as doubles
     ("INDEX64", 2, 2, True),
     ("INDEX64", -100, 2, False),
     ("INDEX64", BIG, BIG, True),
@@ -586,13 +587,13 @@ def test_labels_at_the_limits(c_backend, operation, kind, value, ignore, ignored
         labels = raw.arrays["labels"]
         rows = len(labels)
         label = shape[1] if value == 5 else value
-        clean = np.where(labels == 2, 3, labels)  # where 2 is the label in question
+        clean = np.where(labels == 2, 3, labels)  # 2 may be the value under test
         for row in (0, 5, rows - 1):
             labels[...] = clean
             labels[row] = label
             raw.set(ignore_index=ignore, bad_row=77, bad_value=78)
             if ignored is False:
-                labels[-1] = label  # the first is named
+                labels[-1] = label  # the first row is reported
                 before = raw.memory()[1]
                 assert raw.run() == lib.PYCE_BAD_LABEL
                 assert raw.memory()[1] == before
@@ -607,8 +608,8 @@ def test_labels_at_the_limits(c_backend, operation, kind, value, ignore, ignored
                 assert (raw.arrays["losses"][row] == 0) == bool(ignored)
 
 
-def test_labels_beside_other_errors():
-    """A bad argument is found before the labels are looked at."""
+def test_labels_and_other_errors():
+    """An invalid argument is found before the labels are read."""
     raw = Raw()
     raw.arrays["labels"][2] = 99
     raw.set(threads=0).assert_refused()
@@ -635,10 +636,10 @@ def set_thread_thresholds():
 )
 @pytest.mark.parametrize("shape", [(4, 20_000, 1), (2000, 40, 1), (2, 40, 1000)], ids=str)
 def test_as_many_threads_as_there_are_numbers(set_thread_thresholds, shape, share, wake):
-    """Allowed are not used: a job is cut into few pieces."""
+    """More threads may be allowed than there are pieces of work."""
     expected = Raw(shape=shape).set(threads=1)
     assert expected.run() == lib.PYCE_OK
-    # Where anything is worth a thread, the caller says how many.
+    # With low thresholds as many threads are created as are allowed, so only 3 are.
     set_thread_thresholds(share, wake)
     for threads in (2**31 - 1, 2**30, 2**30 + 1) if share == 2**14 else (3,):
         raw = Raw(shape=shape).set(threads=threads)
@@ -647,21 +648,40 @@ def test_as_many_threads_as_there_are_numbers(set_thread_thresholds, shape, shar
         assert raw.c.loss == expected.c.loss
 
 
+def test_thread_thresholds(set_thread_thresholds):
+    """They are read back, at least 1 to share, and say which work the caller does alone."""
+    found = ffi.new("int64_t[2]")
+    for share, wake in ((2**16, 2**18), (1, -5), (0, 0), (LEAST, LEAST), (BIG // 2, BIG), (BIG, 7)):
+        set_thread_thresholds(share, wake)
+        lib.pyce_get_thread_thresholds(found, found + 1)
+        assert [*found] == [max(share, 1), wake]
+        assert lib.pyce_serial_below() == min(2 * max(share, 1), BIG)
+
+
+@pytest.mark.parametrize("weight", [np.inf, 1e308])
+def test_an_infinite_sum_of_weights_is_not_nan(weight):
+    """Rows of finite weight get a gradient of 0, their part of an infinite denominator."""
+    raw = Raw(target="PROBABILITIES", reduction="MEAN", weights=True)
+    raw.arrays["sample_weight"][:2] = weight, 1e308
+    assert raw.run() == lib.PYCE_OK
+    assert (raw.arrays["result"][2:] == 0).all()
+
+
 @pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
-def test_sums_of_rows_that_no_memory_holds(operation):
-    """2^57 rows, all of them the same one, would need 2^50 bytes for their sums."""
+def test_sums_of_rows_that_exceed_the_memory(operation):
+    """The sums of 2^57 / 5 rows, which are all the same memory, need more than 2^47 bytes."""
     raw = Raw(operation, target="PROBABILITIES")
     raw.set(outer=2**57 // 5, lse=ffi.NULL, reduced=ffi.NULL)
     for name in ("logits", "probs"):
         raw.set(**{f"{name}__outer_stride": 0})
     if operation == "FORWARD_BACKWARD":
-        offsets = np.zeros(6, np.int64)  # of which the first is not reached
+        offsets = np.zeros(6, np.int64)  # not read
         raw.c.result.offsets = ffi.from_buffer("int64_t[]", offsets)
     raw.assert_refused("NO_MEMORY")
 
 
 # ---------------------------------------------------------------------------------------------
-# An lse that is not the one of the logits
+# An lse that does not belong to the logits
 
 WRONG_LSE = [
     *(0.0, -0.0, 1e-310, 46.0, -46.0, 88.8, -88.8, 127.0, -127.0, 129.0, 709.0, -746.0, 1e3, -1e3),
@@ -675,7 +695,7 @@ WRONG_LSE = [
 @pytest.mark.parametrize(
     "shape", [(32, 3, 1), (32, 40, 1), (32, 100, 1), (32, 2500, 1), (1, 10, 32), (1, 2100, 32)]
 )
-def test_a_wrong_lse_spoils_its_own_row_alone(c_backend, shape, target, dtype):
+def test_a_wrong_lse_affects_its_own_row_only(c_backend, shape, target, dtype):
     def run(lse):
         raw = Raw("BACKWARD", dtype, target, shape=shape, weights=True)
         raw.arrays["lse"][0:30] = lse
@@ -695,7 +715,7 @@ def test_a_wrong_lse_spoils_its_own_row_alone(c_backend, shape, target, dtype):
         keep = np.append(take_right, [True, True])
         np.testing.assert_array_equal(mixed[keep], plain[keep])
         assert run(np.where(take_right, right[:30], lse))[1] == first
-        # Not finite: NaN, as promised.
+        # If it is not finite, the gradient is NaN.
         bad = np.append(~take_right & ~np.isfinite(lse), [False, False])
         assert np.isnan(mixed[bad]).all()
 
@@ -842,7 +862,7 @@ def test_the_bernoulli_loss_refuses(dtype):
         b.assert_refused(**change)
     assert b.run() == lib.PYCE_OK
     expected, total = b.arrays["grad"].tobytes(), b.total[0]
-    # In place, with all the threads there are, and less written.
+    # In place, with any number of threads, and without losses.
     assert b.run(grad=b.at("logits"), losses=ffi.NULL, threads=2**31 - 1) == lib.PYCE_OK
     assert b.arrays["logits"].tobytes() == expected
     assert b.total[0] == total
@@ -872,7 +892,7 @@ def test_copy_and_read():
         (to, source_at, size, 0, -(2**31)),
         (ffi.NULL, source_at, size, 0, 1),
         (to, ffi.NULL, size, 0, 1),
-        (to + 1, source_at, size, 1, 1),  # past the cache go whole lines
+        (to + 1, source_at, size, 1, 1),  # streaming writes whole cache lines
         (to, to + 1, size, 0, 1),
         (to + 1, to, size, 0, 1),
         (to, to, size, 0, 1),
@@ -923,7 +943,7 @@ def test_the_size_of_the_cache():
         assert Raw().run() == lib.PYCE_OK
 
 
-def test_words_for_every_status():
+def test_every_status_has_a_text():
     texts = {
         status: ffi.string(lib.pyce_status_text(status)).decode()
         for status in (-(2**31), -1, *range(4), 4, 2**31 - 1)

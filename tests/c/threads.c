@@ -1,8 +1,9 @@
-/* Many callers of one pool that is resized meanwhile, and forks from among them.
+/* Several threads call the library while another one resizes its pool and the process forks.
  *
- * `threads [SECONDS]`; make sanitize-threads runs it under ThreadSanitizer, which can't follow threads
- * into a fork, and without it. Ends with 0 when every result has the same bytes, with 1 when one does
- * not.
+ *     threads [SECONDS]
+ *
+ * The exit status is 0 if every result has the same bytes, else 1. `make sanitize-threads` runs the
+ * program under ThreadSanitizer, which does not support threads in a forked child, and without it.
  */
 #include <pthread.h>
 #include <stdatomic.h>
