@@ -116,7 +116,7 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
                        double *losses, double *sums) {
     const pyce_problem *p = job->p;
     const int classes = (int)p->classes, batch = batch_size(job), write = pyce_has_result(p);
-    const int tiny = classes <= TINY_CLASSES;
+    const int tiny = TINY_CLASSES && classes <= TINY_CLASSES;
     lane_order order;
     if (tiny) find_order(classes, &order);
     row_state states[BATCH];
