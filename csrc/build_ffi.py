@@ -13,7 +13,7 @@ HEADERS = ["pyce.h", "pyce_bench.h"]
 # The core, and the kernels for each instruction set and dtype (csrc/kernels/targets.h).
 SOURCES = [*sorted(FOLDER.glob("*.c")), *sorted((FOLDER / "kernels" / "instances").glob("*.c"))]
 # Nothing here is about the building machine: the instruction set is chosen at run time. Contraction
-# is off because every fused multiply-add is written as one, so that all dialects round alike.
+# is off because every fused multiply-add is written as one, so that all targets round alike.
 COMPILE_ARGS = [
     "-O2",
     "-g0",

@@ -44,9 +44,9 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
         }
         double total = 0, total_error = 0;
         for (int i = 0; i < 8; i++) {
-            double lost;
-            total = two_sum(total, sum[i], &lost);
-            total_error += lost + error[i];
+            double new_error;
+            total = two_sum(total, sum[i], &new_error);
+            total_error += new_error + error[i];
         }
         *weight = total + total_error;
     }

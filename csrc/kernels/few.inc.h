@@ -116,7 +116,7 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
                        double *losses, double *sums) {
     const pyce_problem *p = job->p;
     const int classes = (int)p->classes, batch = batch_size(job), write = pyce_has_result(p);
-    const int tiny = classes <= TINY_CLASSES;
+    const int tiny = TINY_CLASSES && classes <= TINY_CLASSES;
     lane_order order;
     if (tiny) find_order(classes, &order);
     row_state states[BATCH];
@@ -212,7 +212,7 @@ static void backward_lane_block(const pyce_job *job, const lane_rows *rows, lane
             place[i] = (real)index_within((int64_t)s->label[i], first, n);
         }
         load_lane_block(&p->logits, rows, first, n, room->x);
-        exp_lane_block(job, room->x, n, norm, v_load(place), sums, s->rest_error);
+        exp_many_classes(job, room->x, n, &norm, v_load(place), sums, s->rest_error);
         for (int i = 0; i < LANES; i++) blocks[i * job->blocks + k].sum = sums[i];
         write_lane_block(job, rows, first, n, room, s, 0, 0, 0, none, none);
     }

@@ -64,7 +64,7 @@ typedef struct {
     void (*run)(const pyce_job *job, int64_t begin, int64_t end, void *scratch, double *sums);
     size_t (*scratch)(const pyce_job *job);
     /* A row that threads share, in three steps: statistics of blocks first…last; what follows for the
-       row (kept in `state`, PYCE_STATE_BYTES bytes; the loss as `run` has it); the result of blocks
+       row (in `state`, PYCE_STATE_BYTES bytes; the loss as `run` has it); the result of blocks
        first…last. */
     void (*statistics)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
                        pyce_block *blocks, void *scratch);

@@ -16,8 +16,9 @@ typedef struct {
 /* For tiny rows that lie one after the other: from which lanes of the k-th of the vectors that 16 rows
    fill class c comes, and back; see v_merge. */
 typedef struct {
-    int32_t sort[TINY_CLASSES][TINY_CLASSES][LANES], unsort[TINY_CLASSES][TINY_CLASSES][LANES];
+    int32_t sort[8][8][LANES], unsort[8][8][LANES]; /* up to TINY_CLASSES */
 } lane_order;
+_Static_assert(TINY_CLASSES <= 8, "lane_order holds the permutations of tiny rows");
 
 /* Where LANES rows lie: rows first…first+n−1 of the problem. */
 typedef struct {
@@ -39,7 +40,6 @@ INLINE int lane_is_valid(const lane_rows *rows, int i) {
 
 /* -- tiny rows ----------------------------------------------------------------------------------------- */
 
-#if TINY_CLASSES
 static void find_order(int classes, lane_order *order) {
     for (int c = 0; c < classes; c++) {
         for (int k = 0; k < classes; k++) {
@@ -54,7 +54,7 @@ static void find_order(int classes, lane_order *order) {
 
 /* Whether rows of n classes are loaded, or stored, by permutes. */
 INLINE int is_sorted(const pyce_operand *a, const lane_rows *rows, int n) {
-    return rows->order && rows->n == LANES && a->class_stride == 1 && !a->offsets &&
+    return TINY_CLASSES && rows->order && rows->n == LANES && a->class_stride == 1 && !a->offsets &&
            a->outer_stride == n;
 }
 INLINE void load_sorted(const element *x, const lane_rows *rows, int n, real *block) {
@@ -75,30 +75,6 @@ INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real 
         m_store(out + k * LANES, v);
     }
 }
-#else
-static void find_order(int classes, lane_order *order) {
-    (void)classes;
-    (void)order;
-}
-INLINE int is_sorted(const pyce_operand *a, const lane_rows *rows, int n) {
-    (void)a;
-    (void)rows;
-    (void)n;
-    return 0;
-}
-INLINE void load_sorted(const element *x, const lane_rows *rows, int n, real *block) {
-    (void)x;
-    (void)rows;
-    (void)n;
-    (void)block;
-}
-INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real *block) {
-    (void)out;
-    (void)rows;
-    (void)n;
-    (void)block;
-}
-#endif
 
 /* -- memory -------------------------------------------------------------------------------------------- */
 
@@ -335,20 +311,28 @@ INLINE void sum_lane_block(const pyce_job *job, int kind, const real *block, con
     sum_totals_across(along, sums, errors);
 }
 
+/* exp_lane_block above PYCE_FEW classes. */
+static __attribute__((noinline)) vreal exp_many_classes(const pyce_job *job, real *block, int n,
+                                                        const normaliser *norm, vreal pivot,
+                                                        double sums[LANES], double errors[LANES]) {
+    vreal pivot_x = v_set1((real)-INFINITE);
+    for (int c = 0; c < n; c++) {
+        const vreal x = v_load(block + c * LANES);
+        pivot_x = v_select(v_eq(pivot, v_set1((real)c)), x, pivot_x);
+        v_store(block + c * LANES, exp1(x, *norm));
+    }
+    sum_lane_block(job, SUM_E, block, 0, 0, 0, pivot, n, sums, errors);
+    return pivot_x;
+}
+
 /* x of the lane block becomes e; the sums of those that are not a row's pivot; returns x of the
    pivots. */
 INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser norm, vreal pivot,
                             double sums[LANES], double errors[LANES]) {
-    vreal pivot_x = v_set1((real)-INFINITE);
     if (job->p->classes > PYCE_FEW) {
-        for (int c = 0; c < n; c++) {
-            const vreal x = v_load(block + c * LANES);
-            pivot_x = v_select(v_eq(pivot, v_set1((real)c)), x, pivot_x);
-            v_store(block + c * LANES, exp1(x, norm));
-        }
-        sum_lane_block(job, SUM_E, block, 0, 0, 0, pivot, n, sums, errors);
-        return pivot_x;
+        return exp_many_classes(job, block, n, &norm, pivot, sums, errors);
     }
+    vreal pivot_x = v_set1((real)-INFINITE);
     /* The same sum as sum_lane_block's, in the loop of the exponentials. */
     vsum sum = sum_zero();
     vreal from_here = pivot; /* the pivot, counted from c */
@@ -457,10 +441,12 @@ static void log_lane_block(const row_state *s, int n, real *x) {
 /* What rounding LANES doubles to the compute type lost, where that is finite; of doubles, `errors`. */
 INLINE vreal real_errors(const double *exact, const double *errors, vreal rounded) {
     if (COMPENSATED) return v_from_doubles(errors);
-    double lost[LANES];
-    v_to_doubles(rounded, lost);
-    for (int i = 0; i < LANES; i++) lost[i] = lost[i] - lost[i] == 0 ? exact[i] - lost[i] : 0;
-    return v_from_doubles(lost);
+    double value[LANES], error[LANES];
+    v_to_doubles(rounded, value);
+    for (int i = 0; i < LANES; i++) {
+        error[i] = value[i] - value[i] == 0 ? exact[i] - value[i] : 0;
+    }
+    return v_from_doubles(error);
 }
 
 /* factors[i] = s->factor[i]·scales[i] with their errors; factors that are too small are lifted, and e

@@ -24,7 +24,7 @@ typedef vdm vmask;
 #define COMPENSATED 1
 /* Whether a row's saved lse (a double) is exact enough to take the place of its maximum. */
 #define LSE_SUFFICES 0
-/* Doubles are not sorted by permutes: see real_f32.h. */
+/* Doubles are always transposed (see real_f32.h): no target has the operation that sorts them, and v_merge is never called. */
 #define TINY_CLASSES 0
 
 #define v_set1 vd_set1
@@ -50,6 +50,12 @@ typedef vdm vmask;
 #define v_raise vd_raise
 #define v_reduce_max vd_reduce_max
 #define v_transpose vd_transpose
+
+INLINE vreal v_merge(vreal a, const int32_t *index, vreal b) {
+    (void)index;
+    (void)b;
+    return a;
+}
 
 INLINE void v_to_doubles(vreal a, double *to) { vd_store(to, a); }
 INLINE vreal v_from_doubles(const double *from) { return vd_load(from); }
