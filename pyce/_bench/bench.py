@@ -160,7 +160,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
 
 
 class _Session:
-    """The plugin that gives pytest the plan, and reports in the place of its _cli."""
+    """A pytest plugin that holds the plan and collects failures instead of printing them."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan

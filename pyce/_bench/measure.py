@@ -154,9 +154,8 @@ def in_turn(
             samples[name], rounds[name] = [time], 0  # one call is long enough to count
     for name in calls:
         if chosen[name].kind == "floor":
-            rounds[name] = max(
-                rounds.values()
-            )  # every other candidate needs a floor for each round
+            # Every round of another candidate needs one of the floor.
+            rounds[name] = max(rounds.values())
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -189,9 +188,8 @@ def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None
             data.check_loss(result, tolerance)
         elif operation == "fused":
             loss = result[0]
-            rounded = (
-                loss.dtype.itemsize == 2
-            )  # PyTorch rounds the losses of half types to their dtype
+            # PyTorch rounds the losses of half types to their dtype.
+            rounded = loss.dtype.itemsize == 2
             data.check_loss(loss, TOLERANCE[data.workload.dtype] if rounded else tolerance)
             data.check_grad(_as_array(result[1]), tolerance)
         else:
