@@ -1,7 +1,7 @@
 """Exact results of softmax cross-entropy, by code that shares nothing with pyce.
 
-`reference` computes in double-double arithmetic (pairs of float64, about 31 digits), vectorised with
-NumPy alone, for any number of classes. It never computes 1 - p, but sums the other classes.
+`reference` computes in double-double arithmetic (pairs of float64, about 31 digits), vectorised
+with NumPy alone, for any number of classes. It never computes 1 - p, but sums the other classes.
 `ulp_error` is the error of a result in units in the last place (ULP). The tests compare the oracle
 with the textbook formulas in 60 digits and more.
 """

@@ -4,8 +4,8 @@
      "results": {dtype: {regime: {candidate: {"loss" or "gradient": statistics}}}},
      "targets": the same for other kinds of targets}
 
-where the statistics are {"numbers", "right", "median", "99.9%", "max", "histogram"}: errors in units
-in the last place (ULP), None if there are no numbers.
+where statistics are {"numbers", "right", "median", "99.9%", "max", "histogram"}: errors in units in
+the last place (ULP), None if there are no numbers.
 """
 
 from __future__ import annotations

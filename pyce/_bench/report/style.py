@@ -96,7 +96,7 @@ def drawing() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure with a size in inches, without a window or a choice of matplotlib's backend."""
+    """An empty figure with a size in inches, without a window or a backend of matplotlib."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -68,8 +68,8 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         f"Errors, {dtype}",
         f"Bars: the part of the losses and gradients in {dtype} with each error in units in the "
         f"last place, for each backend and library. Beyond the promised error: {said}.",
-        "Distribution of the errors against exact results, over all regimes. Results within ½ ULP are "
-        "correctly rounded.",
+        "Distribution of the errors against exact results, over all regimes. Results within ½ ULP "
+        "are correctly rounded.",
         made,
     )
 
@@ -112,7 +112,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
                 panel.text(
                     0.5,
                     line,
-                    "below the normal numbers",
+                    "all subnormal",
                     va="center",
                     fontsize=8,
                     transform=panel.get_yaxis_transform(),

@@ -54,12 +54,13 @@ def over_floor(shown: Shown) -> Picture:
     best = min(values, default=1)
     return Picture(
         "over-floor",
-        "How far from the limit",
+        "Time over the floor",
         f"Points for each workload and operation: the time of each backend and library over the "
         f"floor's time. The smallest ratio is {ratio(best)}; "
         f"{len(lost)} are ringed because another is faster than {shown.ours}.",
         "Time over the floor's time on the same buffers, in the same rounds: further left is "
-        f"better, 1 is the limit. A ring marks where another candidate is faster than {shown.ours}.",
+        "better, 1 is the limit. A ring marks where another candidate is faster than "
+        f"{shown.ours}.",
         made,
     )
 
