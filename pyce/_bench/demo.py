@@ -22,10 +22,11 @@ import numpy as np
 
 import pyce
 from pyce import _cli
+from pyce._bench.report import style
+from pyce._bench.report.picture import Picture
 from pyce._cli import Unusable
 
 if TYPE_CHECKING:
-    from pyce._bench.report.picture import Picture
     from pyce._bench.workloads import Array
     from pyce.training import HiddenLayerClassifier, History, LinearClassifier, LRCurve
 
@@ -257,8 +258,6 @@ def _draw(trained: list[Trained], folder: Path) -> list[Path]:
     import matplotlib
     from cycler import cycler
 
-    from pyce._bench.report import style
-
     with style.drawing():
         matplotlib.rcParams["axes.prop_cycle"] = cycler(color=_colors())
         pictures = [_rates(trained), _curves(trained)]
@@ -269,14 +268,10 @@ def _draw(trained: list[Trained], folder: Path) -> list[Path]:
 
 
 def _colors() -> list[str]:
-    from pyce._bench.report import style
-
     return [style.THEME[name][0] for name in ("blue", "vermillion", "green")]
 
 
 def _rates(trained: list[Trained]) -> Picture:
-    from pyce._bench.report import style
-
     made = style.figure(10, 4.2)
     panels = made.subplots(1, len(trained))
     for panel, one in zip(panels, trained, strict=True):
@@ -288,8 +283,6 @@ def _rates(trained: list[Trained]) -> Picture:
 
 
 def _curves(trained: list[Trained]) -> Picture:
-    from pyce._bench.report import style
-
     made = style.figure(10, 4.2)
     loss, accuracy = made.subplots(1, 2)
     for color, one in zip(_colors(), trained, strict=False):

@@ -62,13 +62,6 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path):
             assert not within(name, "pytest"), name
 
 
-def test_the_check_does_not_import_the_benchmarks():
-    for path in (PACKAGE / "_check").glob("*.py"):
-        for name in imports(path):
-            assert not within(name, "pyce._bench"), (path.name, name)
-            assert not within(name, "time"), (path.name, name)
-
-
 @pytest.mark.parametrize(
     "path",
     [
