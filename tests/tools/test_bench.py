@@ -24,7 +24,7 @@ from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
 
 ROOT = Path(pyce.__file__).parents[1]
 SMALL = next(w for w in WORKLOADS if w.name == "64x10")
-# One backend that is there whatever is installed.
+# One backend, which is always available.
 FEW = ("-w", "64x10", "-b", "numpy", "--operation", "fused")
 
 
@@ -34,7 +34,7 @@ def run_bench(run_python, *arguments, **options):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A file of the command, and the program that wrote it."""
+    """A file of the command, and the finished process that wrote it."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     command = [sys.executable, "-m", "pyce", "bench", *FEW, "--output", str(path)]
     done = subprocess.run(
@@ -45,7 +45,7 @@ def written(tmp_path_factory):
     return path, done
 
 
-def test_the_file_is_that_of_pytest_benchmark(written):
+def test_the_file_has_the_format_of_pytest_benchmark(written):
     path, _ = written
     content = json.loads(path.read_text())
     assert {"machine_info", "benchmarks", "datetime", "version"} <= set(content)
@@ -60,7 +60,7 @@ def test_the_file_is_that_of_pytest_benchmark(written):
         assert one["group"] == "64x10 fused"
 
 
-def test_the_tools_of_pytest_benchmark_read_it(written, run_python):
+def test_pytest_benchmark_can_compare_the_files(written, run_python):
     path, _ = written
     (kept,) = (path.parent / "baselines").glob("*.json")
     files = (str(path), str(kept))
@@ -69,7 +69,7 @@ def test_the_tools_of_pytest_benchmark_read_it(written, run_python):
     assert "pyce numpy" in done.stdout
 
 
-def test_what_is_measured_again_is_the_same(written):
+def test_options_that_measure_the_same_candidates_again(written):
     path, _ = written
     threads = str(pyce.get_num_threads())
     run = results.load(path)
@@ -80,7 +80,7 @@ def test_what_is_measured_again_is_the_same(written):
     assert compare.again(run) == ["--backend", "c", "--threads", "7", "--peers"]
 
 
-def test_what_is_read_is_what_was_written(written):
+def test_a_file_is_read_as_it_was_written(written):
     path, done = written
     run = results.load(path)
     assert run.workloads == ["64x10"]
@@ -92,7 +92,7 @@ def test_what_is_read_is_what_was_written(written):
     assert re.search(r"\x1b", done.stdout) is None
 
 
-def test_the_baseline_names_no_host(written):
+def test_a_baseline_has_the_times_but_no_host_name(written):
     path, _ = written
     (kept,) = (path.parent / "baselines").glob("*.json")
     before, after = results.load(path), results.load(kept)
@@ -114,7 +114,7 @@ def test_the_baseline_names_no_host(written):
     assert "UNSERIALIZABLE" not in path.read_text()
 
 
-def test_a_baseline_is_drawn(written, run_python, tmp_path):
+def test_report_accepts_a_baseline(written, run_python, tmp_path):
     pytest.importorskip("matplotlib")
     path, _ = written
     (kept,) = (path.parent / "baselines").glob("*.json")
@@ -122,7 +122,7 @@ def test_a_baseline_is_drawn(written, run_python, tmp_path):
     assert "64x10" in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
-def test_json_is_all_that_is_printed(run_python, tmp_path):
+def test_json_prints_nothing_else(run_python, tmp_path):
     path = tmp_path / "one.json"
     done = run_bench(run_python, *FEW, "--json", "-o", str(path))
     assert json.loads(done.stdout) == json.loads(path.read_text())
@@ -136,7 +136,7 @@ def test_every_workload_is_listed(run_python):
     assert all(w.stands_for in shown for w in WORKLOADS)
 
 
-def test_other_plugins_and_options_have_no_say(run_python, tmp_path):
+def test_other_plugins_and_options_have_no_effect(run_python, tmp_path):
     path = tmp_path / "one.json"
     run_bench(run_python, *FEW, "-o", str(path), PYTEST_ADDOPTS="--benchmark-disable -k nothing")
     assert results.load(path).candidates("backend") == ["pyce numpy"]
@@ -151,7 +151,7 @@ def test_other_plugins_and_options_have_no_say(run_python, tmp_path):
         (("-w", "64x10", "--dtype", "float64"), "no workload is left"),
     ],
 )
-def test_what_cant_be_measured(run_python, tmp_path, arguments, words):
+def test_requests_that_cannot_be_measured(run_python, tmp_path, arguments, words):
     path = tmp_path / "kept.json"
     path.write_text("as it was")
     done = run_bench(run_python, *arguments, "-o", str(path), check=False)
@@ -161,11 +161,11 @@ def test_what_cant_be_measured(run_python, tmp_path, arguments, words):
     assert path.read_text() == "as it was"
 
 
-def test_the_output_is_never_removed(run_python, tmp_path):
-    """What is there may be a device: it is written to, as any program's output is."""
+def test_an_output_that_is_a_device_is_written_to(run_python, tmp_path):
+    """The output may be a device or a pipe, which must not be replaced by a file."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDWR)  # open at both ends, so that nobody waits
+    reader = os.open(pipe, os.O_RDWR)  # open at both ends, so that no open() blocks
     try:
         run_bench(run_python, "-w", "nothing", "-o", str(pipe), check=False)
         done = run_bench(run_python, *FEW, "-o", str(pipe))
@@ -176,18 +176,18 @@ def test_the_output_is_never_removed(run_python, tmp_path):
         os.close(reader)
 
 
-def test_an_output_that_cant_be_written(run_python, tmp_path):
+def test_an_output_that_cannot_be_written(run_python, tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "folder"
     for place in (tmp_path, inside):
         done = run_bench(run_python, *FEW, "-o", str(place), check=False)
         assert done.returncode == UNUSABLE
         assert f"can't write {place}" in done.stderr
-        assert "[1/1]" not in done.stderr  # said before anything is measured
+        assert "[1/1]" not in done.stderr  # the error comes before the measurements
         assert "Traceback" not in done.stderr
 
 
-def test_what_was_there_stays_when_nothing_is_measured(tmp_path, monkeypatch):
+def test_the_output_is_kept_if_nothing_is_measured(tmp_path, monkeypatch):
     path = tmp_path / "kept.json"
     path.write_text("as it was")
     monkeypatch.setattr(bench, "_measure", lambda *_: (INTERRUPTED, []))
@@ -201,7 +201,7 @@ def test_what_was_there_stays_when_nothing_is_measured(tmp_path, monkeypatch):
     ("variable", "value"),
     [("PYCE_BACKEND", "fortran"), ("PYCE_NUM_THREADS", "0"), ("PYCE_NUM_THREADS", "many")],
 )
-def test_an_environment_that_cant_be(run_python, tmp_path, variable, value):
+def test_invalid_environment_variables(run_python, tmp_path, variable, value):
     path = str(tmp_path / "one.json")
     done = run_bench(run_python, *FEW, "-o", path, check=False, **{variable: value})
     assert done.returncode == UNUSABLE
@@ -209,15 +209,15 @@ def test_an_environment_that_cant_be(run_python, tmp_path, variable, value):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_terminal_that_knows_ascii_alone(run_python, tmp_path):
+def test_a_terminal_with_ascii_only(run_python, tmp_path):
     path = str(tmp_path / "one.json")
     done = run_bench(run_python, *FEW, "-o", path, PYTHONIOENCODING="ascii", NO_COLOR="1")
     assert re.search(r"\d (us|ms)", done.stdout)
 
 
 @pytest.mark.parametrize("how", ["closed", "full"])
-def test_nothing_can_be_printed(tmp_path, how):
-    """What was measured is kept, and nobody sees a traceback."""
+def test_results_are_kept_if_nothing_can_be_printed(tmp_path, how):
+    """The file is written, and there is no traceback."""
     path = tmp_path / "one.json"
     if how == "full" and not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
@@ -239,7 +239,7 @@ def test_nothing_can_be_printed(tmp_path, how):
 
 
 @pytest.mark.parametrize("option", ["--backend", "--threads", "--dtype", "--operation"])
-def test_what_an_option_lists(capsys, option):
+def test_options_that_take_lists(capsys, option):
     with pytest.raises(SystemExit):
         parser().parse_args(["bench", option, ","])
     assert option in capsys.readouterr().err
@@ -265,13 +265,13 @@ sys.exit(main(["bench", *sys.argv[1:]]))
 """
 
 
-def test_a_backend_that_is_wrong_fails(run_python, tmp_path):
+def test_a_wrong_backend_fails(run_python, tmp_path):
     arguments = [*FEW, "-o", str(tmp_path / "wrong.json")]
     done = run_python("-c", WRONG, *arguments, check=False)
     assert done.returncode == FAILED
     assert "pyce numpy" in done.stderr
     assert "gradients differ" in done.stderr
-    # The floor was measured, and is there.
+    # The floor is measured and in the file.
     assert results.load(tmp_path / "wrong.json").candidates("backend") == []
     assert results.load(tmp_path / "wrong.json").candidates("floor") != []
 
@@ -290,7 +290,7 @@ sys.exit(main(["bench", "--peers", *sys.argv[1:]]))
 """
 
 
-def test_a_peer_that_fails_is_left_out(run_python, tmp_path):
+def test_another_library_that_fails_is_left_out(run_python, tmp_path):
     done = run_python("-c", ODD_PEERS, *FEW, "-o", str(tmp_path / "one.json"))
     assert "left out: wrong: " in done.stderr
     assert "left out: broken: out of order" in done.stderr
@@ -299,7 +299,7 @@ def test_a_peer_that_fails_is_left_out(run_python, tmp_path):
     assert run.candidates("peer") == []
 
 
-def test_what_was_measured_before_ctrl_c_is_kept(tmp_path):
+def test_ctrl_c_keeps_the_results_so_far(tmp_path):
     path = tmp_path / "half.json"
     options = ("-w", "64x10", "-w", "1024x1000", "-b", "numpy", "--dtype", "float32")
     with running("bench", *options, "-o", str(path), text=True) as process:
@@ -314,7 +314,7 @@ def test_what_was_measured_before_ctrl_c_is_kept(tmp_path):
     assert results.load(path).workloads == ["64x10"]
 
 
-def test_nothing_was_measured_before_ctrl_c(run_python, tmp_path):
+def test_ctrl_c_before_the_first_result(run_python, tmp_path):
     code = (
         "import sys; from pyce._bench.suite import plan\n"
         "def stop(self, workload): raise KeyboardInterrupt\n"
@@ -328,7 +328,7 @@ def test_nothing_was_measured_before_ctrl_c(run_python, tmp_path):
     assert not (tmp_path / "no.json").exists()
 
 
-def test_the_suite_runs_under_pytest_itself(run_python):
+def test_the_suite_runs_as_an_ordinary_pytest_suite(run_python):
     suite = Path(bench.__file__).parent / "suite"
     arguments = ("-c", str(suite / "pytest.ini"), "-k", "64x10-fused-floor", str(suite))
     # Numba would compile for half a minute: all candidates of a workload are measured at once.
@@ -337,7 +337,7 @@ def test_the_suite_runs_under_pytest_itself(run_python):
     assert " passed" in done.stdout
 
 
-def test_progress_tells_the_time_that_is_left(capsys):
+def test_progress_shows_the_time_left(capsys):
     from pyce._bench.suite.plan import Plan
 
     plan = Plan(workloads=[SMALL], candidates=[])
@@ -352,7 +352,7 @@ def test_progress_tells_the_time_that_is_left(capsys):
     assert re.search(r" \d+:\d\d left$", lines[0])
 
 
-def test_a_kept_baseline_can_be_compared(written, run_python, tmp_path):
+def test_compare_accepts_a_folder_of_baselines(written, run_python, tmp_path):
     path, _ = written
     kept = run_python(str(FOLDER / "baseline.py"), str(path), str(tmp_path)).stdout
     done = run_python("-m", "pyce", "compare", str(tmp_path), str(path))
@@ -361,7 +361,7 @@ def test_a_kept_baseline_can_be_compared(written, run_python, tmp_path):
     assert name in done.stdout
 
 
-def test_a_folder_of_baselines_that_cant_be_written(written, run_python, tmp_path):
+def test_a_folder_of_baselines_that_cannot_be_written(written, run_python, tmp_path):
     path, _ = written
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "folder"

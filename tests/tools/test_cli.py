@@ -26,7 +26,7 @@ def test_help_needs_no_extra(run_python, command):
     ("module", "arguments"),
     [("pytest_benchmark", ["bench"]), ("scipy", ["compare", "a.json", "b.json"])],
 )
-def test_an_extra_that_is_not_installed(run_python, module, arguments):
+def test_a_missing_extra(run_python, module, arguments):
     code = f"import sys; sys.modules[{module!r}] = None\n"
     code += f"from pyce.__main__ import main; sys.exit(main({arguments!r}))"
     done = run_python("-c", code, check=False)
@@ -46,8 +46,8 @@ def test_tables_without_rich(run_python):
 
 
 @pytest.mark.parametrize("arguments", [(), ("bench", "--list")])
-def test_a_reader_that_has_seen_enough(arguments):
-    """As in `python -m pyce | head -0`."""
+def test_a_closed_pipe(arguments):
+    """As with `python -m pyce | head -0`: no error message."""
     ends = os.pipe()
     os.close(ends[0])
     command = [sys.executable, "-m", "pyce", *arguments]
@@ -58,7 +58,7 @@ def test_a_reader_that_has_seen_enough(arguments):
     assert (done.returncode, done.stderr) == (FINE, b"")
 
 
-def test_ctrl_c_while_the_commands_are_imported(monkeypatch, capsys):
+def test_ctrl_c_during_imports(monkeypatch, capsys):
     def stop():
         raise KeyboardInterrupt
 

@@ -43,7 +43,7 @@ def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_between_runs_is_no_change(tmp_path, seed):
-    """Every item a few percent off in all of its blocks; the one that changed still stands out."""
+    """All blocks of an item differ by a few percent between runs; a larger change is still found."""
     before, after = noisy(seed, noise=0.01), noisy(1000 + seed, noise=0.01)
     off = np.exp(np.random.default_rng(seed).normal(0, 0.03, len(after)))
     off[7] *= 1.4
@@ -54,8 +54,8 @@ def test_noise_between_runs_is_no_change(tmp_path, seed):
 
 
 @pytest.mark.parametrize(("factor", "floor"), [(1.3, 1.3), (1.0, 0.7)])
-def test_what_only_the_floor_shows_or_only_the_clock_is_no_change(tmp_path, factor, floor):
-    """Memory became faster and nothing took longer; or all became slower, and memory with it."""
+def test_a_change_in_one_view_only_is_no_change(tmp_path, factor, floor):
+    """Only memory became faster, or the whole machine became slower."""
     before = written_run(tmp_path, "a.json", noisy(1))
     after = written_run(tmp_path, "b.json", noisy(2, factor), floor=floor)
     changed = significance.compare(before, after)[:3]
@@ -84,7 +84,7 @@ def test_few_blocks_tell_nothing(tmp_path):
     assert {change.verdict for change in significance.compare(before, after)} == {"unknown"}
 
 
-def test_what_others_take_is_no_change_of_ours(tmp_path):
+def test_only_backends_and_variants_are_compared(tmp_path):
     items = {("w", "fused", who): [1.0] * 8 for who in ("floor", "torch", "pyce c")}
     run = written_run(tmp_path, "a.json", items)
     assert [change.key[2] for change in significance.compare(run, run)] == ["pyce c"]
@@ -108,7 +108,7 @@ def test_holm():
     assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_only_what_is_slower_twice_is_slower(tmp_path):
+def test_a_slow_down_must_be_confirmed(tmp_path):
     before = written_run(tmp_path, "a.json", noisy(1))
     found = significance.compare(before, written_run(tmp_path, "b.json", noisy(2, 1.3)))
     asked = []
@@ -127,7 +127,7 @@ def test_only_what_is_slower_twice_is_slower(tmp_path):
 
 @pytest.fixture
 def compared(capsys):
-    """A function: the exit status of the command, and what it printed."""
+    """A function that runs the command, and returns its exit status, output and errors."""
 
     def run(*arguments):
         status = main(["compare", *map(str, arguments)])
@@ -171,7 +171,7 @@ def test_machines_of_different_kinds_are_not_compared(compared, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"benchmarks": []}', '{"machine_info": {}}', None])
-def test_what_is_no_file_of_bench(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.json"
     if content is not None:
         path.write_text(content)

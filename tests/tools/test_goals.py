@@ -10,7 +10,7 @@ from pyce._bench import workloads
 from pyce._bench.report import goal_files
 
 
-def test_goals_that_were_measured(tmp_path):
+def test_goals_of_a_run(tmp_path):
     run = written_run(
         tmp_path,
         "a.json",

@@ -1,4 +1,4 @@
-"""How candidates are measured: in turn, in blocks, and only if they are right."""
+"""Candidates are measured in turn, in blocks, and only if their results are right."""
 
 import time
 
@@ -25,7 +25,7 @@ def test_candidates_take_turns():
     samples = in_turn(calls, chosen, SHORT)
     assert {name: len(found) for name, (found, _) in samples.items()} == dict.fromkeys(names, 2)
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    # Once each to see how long it takes, then two rounds.
+    # One call of each to estimate its time, then two rounds.
     assert turns == names * 3
 
 
@@ -42,7 +42,7 @@ def test_every_block_has_its_median_over_the_floor():
     assert found["fused", "floor"].over_floor == [1, 1]
 
 
-def test_who_is_wrong_is_not_measured():
+def test_wrong_candidates_are_not_measured():
     data = Data(SMALL)
     grad = np.zeros_like(data.logits)
 
@@ -60,7 +60,7 @@ def test_who_is_wrong_is_not_measured():
     assert isinstance(found["fused", "right"], Timings)
 
 
-def test_a_gradient_that_another_left_does_not_pass():
+def test_the_gradient_of_another_candidate_does_not_pass():
     data = Data(SMALL)
     lazy = candidate("lazy", lambda: (pyce.cross_entropy(data.logits, data.target), data.grad))
     pyce.cross_entropy_with_grad(data.logits, data.target, out=data.grad)
@@ -68,7 +68,7 @@ def test_a_gradient_that_another_left_does_not_pass():
     assert isinstance(found["fused", "lazy"], Wrong)
 
 
-def test_slow_candidates_are_called_less():
+def test_slow_candidates_have_fewer_rounds():
     calls = []
 
     def slow():
@@ -83,7 +83,7 @@ def test_slow_candidates_are_called_less():
     assert len(calls) < 20
 
 
-def test_threads_are_as_before():
+def test_settings_are_restored():
     before = pyce.get_num_threads()
     with backends(["numpy"], [1])[1].selected():
         assert pyce.get_num_threads() == 1

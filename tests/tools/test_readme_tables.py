@@ -11,7 +11,7 @@ from pyce import _cli
 from pyce._check import findings
 
 
-def test_peers_markdown_bolds_a_loss():
+def test_the_table_of_peers_marks_faster_ones_in_bold():
     text = readme_tables.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]))
     rows = [line for line in text.splitlines() if line.startswith("| 64x10, a test")]
     assert [re.findall(r"\*\*(.+?)\*\*", row) for row in rows] == [["0.45 ×"], []]
@@ -27,7 +27,7 @@ def test_peers_markdown_bolds_a_loss():
     assert re.search(r"Missed: .*time over the copy floor: 2048x32000 \S+ \(≤ 1.25\)", short)
 
 
-def test_headline_says_what_was_measured():
+def test_the_headline_has_the_measured_ratios():
     text = " ".join(readme_tables.headline(run_of()).split())
     assert "than in torch, JAX + optax at every shape measured" in text
     assert "2.5 to 4.5 times as fast with 32,000 classes and more" in text
@@ -36,7 +36,7 @@ def test_headline_says_what_was_measured():
     assert "at most shapes measured" in text and "at least 0.45 times" in text
 
 
-def test_torch_markdown_bolds_a_loss():
+def test_the_table_of_torch_marks_slow_downs_in_bold():
     times = {"pyce c": 2.0, "torch": 9.0, "torch.compile": 6.0, "pyce torch": 3.0}
     slow = [("64x10", "fused", "pyce torch", 4)]
     run = run_of(times=times, slower=slow)
@@ -50,7 +50,7 @@ def test_torch_markdown_bolds_a_loss():
     assert [row[-1] for row in rows] == ["**0.5** |", "2 |", "2 |"]
 
 
-def test_replace_touches_only_what_is_between_the_markers(tmp_path):
+def test_replace_changes_only_the_text_between_the_markers(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nz\n", encoding="utf-8")
     readme_tables.replace(path, "bench", "new ≤\n")
@@ -61,7 +61,7 @@ def test_replace_touches_only_what_is_between_the_markers(tmp_path):
     assert path.read_text(encoding="utf-8") == expected
 
 
-def test_the_table_of_the_readme(tmp_path):
+def test_the_table_of_accuracy(tmp_path):
     about = {"numbers": 2, "right": 0.5, "median": 0.4, "99.9%": 1.0, "histogram": [2]}
 
     def of(loss, gradient):

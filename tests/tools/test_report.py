@@ -1,4 +1,4 @@
-"""`python -m pyce report`: what it says, shows and refuses, of files that are made here."""
+"""`python -m pyce report`: its page and pictures, and the files that it refuses."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def check_content():
 
 
 def goals_of(made):
-    """The file of goals of a file of bench."""
+    """The content of a file of goals, for the content of a file of bench."""
     return goal_files.content_of(goals.lines(Run(Path("made.json"), made)))
 
 
@@ -63,7 +63,7 @@ def report(*arguments):
 # Figures
 
 
-def test_losses_are_found_worst_first():
+def test_faster_candidates_are_listed_worst_first():
     run = run_of(
         slower=[("64x10", "fused", "pyce c", 10), ("1024x1000", "forward", "JAX + optax", 0.16)]
     )
@@ -77,7 +77,7 @@ def test_losses_are_found_worst_first():
     assert losses[0].ratio == pytest.approx(5)
 
 
-def test_shown_are_the_figures_with_all_threads():
+def test_the_summary_is_of_all_threads():
     shown = summaries.Shown(run_of())
     assert shown.threads == 2
     assert shown.names == list(TIMES)
@@ -87,7 +87,7 @@ def test_shown_are_the_figures_with_all_threads():
     assert shown.scaling["2048x32000", "fused"]["pyce c"] == {1: 1, 2: pytest.approx(2, rel=1e-3)}
 
 
-def test_a_run_on_other_threads_than_pyces_own():
+def test_a_run_without_pyces_number_of_threads():
     made = content()
     some = [b for b in made["benchmarks"] if b["extra_info"]["threads"] == 1]
     shown = summaries.Shown(Run(Path("x"), {**made, "benchmarks": some}))
@@ -99,8 +99,8 @@ def test_a_run_on_other_threads_than_pyces_own():
 @pytest.mark.parametrize(
     ("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (6, (0, 5)), (8, (0, 7)), (9, (1, 7))]
 )
-def test_intervals_hold_the_median_95_times_of_100(count, ends):
-    """Of n values, that the k smallest and k largest are beyond it is 2·Σ C(n, i)/2ⁿ, i < k."""
+def test_intervals_contain_the_median_with_95_percent(count, ends):
+    """The median is beyond the k smallest or k largest of n with probability 2·Σ C(n, i)/2ⁿ, i < k."""
     values = list(range(count))
     random.Random(0).shuffle(values)
     found = summaries.interval(values)
@@ -108,7 +108,7 @@ def test_intervals_hold_the_median_95_times_of_100(count, ends):
     assert found.middle == (count - 1) / 2
 
 
-def test_history_marks_a_slow_down_beyond_noise_and_no_other():
+def test_history_marks_a_significant_slow_down_only():
     pytest.importorskip("scipy")
     place, name = ("1024x1000", "fused"), "pyce c"
     runs = [run_of(seed=1, day=1), run_of(seed=2, day=2)]
@@ -158,7 +158,7 @@ def test_other_kinds_of_machines_are_never_compared():
         ('{"benchmarks": [], "machine_info": {"pyce": {"kind": "k"}}}', "no figures"),
     ],
 )
-def test_a_file_of_something_else(tmp_path, capsys, text, said):
+def test_other_files_are_refused(tmp_path, capsys, text, said):
     path = tmp_path / "file.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
@@ -168,7 +168,7 @@ def test_a_file_of_something_else(tmp_path, capsys, text, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
+def test_missing_extras_are_named(tmp_path, capsys, monkeypatch):
     path = write(tmp_path, "run.json", content())
     monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
     assert report(path, "-o", tmp_path / "out") == _cli.UNUSABLE
@@ -178,17 +178,7 @@ def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
     assert "scipy" in capsys.readouterr().err
 
 
-def test_help_needs_no_extra(run_python):
-    code = (
-        "import sys\n"
-        "for name in ('matplotlib', 'jinja2', 'rich', 'scipy'): sys.modules[name] = None\n"
-        "from pyce.__main__ import main\n"
-        "main(['report', '--help'])\n"
-    )
-    assert "FILE" in run_python("-c", code).stdout
-
-
-def test_check_files_are_told_apart():
+def test_kinds_of_files_are_distinguished():
     assert check_files.is_check(check_content()) and not results.is_run(check_content())
     assert results.is_run(content()) and not check_files.is_check(content())
     broken = check_content()
@@ -201,7 +191,7 @@ def test_check_files_are_told_apart():
 
 
 class Parsed(HTMLParser):
-    """What a browser would find: text, ids, references, and whether tags are closed in order."""
+    """Text, ids and references of a page; tags must be closed in order."""
 
     VOID = ("meta", "br", "hr", "img", "link", "input")
 
@@ -243,7 +233,7 @@ class Parsed(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder of a report of a history of two runs, a run of another machine, and a check."""
+    """The folder of a report: two runs of one machine, one of another, a check, and goals."""
     for name in ("matplotlib", "jinja2", "scipy"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("report")
@@ -298,7 +288,7 @@ def test_page_shows_the_check(page):
     assert ["odd", "0.80 / –", "– / –"] in page.rows
 
 
-def test_page_is_escaped_and_complete_in_itself(written, page):
+def test_page_is_escaped_and_needs_no_other_files(written, page):
     text = (written / "index.html").read_text(encoding="utf-8")
     assert "script" not in page.tags and "b" not in page.tags
     assert "<script>alert" not in text
@@ -363,7 +353,7 @@ def test_several_numbers_of_threads_are_curves(tmp_path):
     assert panels == list(ELEMENTS)
 
 
-def test_json_says_what_was_written_and_found(tmp_path, capsys):
+def test_json_has_the_files_and_the_facts(tmp_path, capsys):
     for name in ("matplotlib", "jinja2"):
         pytest.importorskip(name)
     made = content(elements={"64x10": 640}, slower=[("64x10", "fused", "torch", 0.1)])

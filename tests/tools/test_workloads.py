@@ -1,4 +1,4 @@
-"""The workloads that are measured: their names, their arrays, and the check of results."""
+"""Workloads: their names, their arrays, and the comparison of results with the reference."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ def test_workloads_are_chosen_by_name(patterns, expected):
     assert {workload.name for workload in matching(patterns)} == expected
 
 
-def test_a_name_that_nothing_has():
+def test_a_pattern_that_matches_nothing():
     with pytest.raises(ValueError, match=r"'nothing'.*64x10"):
         matching(["64x10", "nothing"])
 
 
 @pytest.mark.parametrize("name", ["64x10", "1024x1000-probabilities", "1024x1000-weight"])
-def test_arrays_made_anew_hold_the_same(name):
+def test_renewed_arrays_hold_the_same_numbers(name):
     data = Data(matching([name])[0])
     before = data.logits.copy(), np.copy(data.target)
     data.logits.fill(7)
@@ -55,7 +55,7 @@ def test_bytes_of_an_operation():
     assert soft.workload.target_bytes == soft.target.nbytes
 
 
-def test_a_wrong_result_is_noticed():
+def test_wrong_results_are_detected():
     data = Data(SMALL)
     loss, grad = pyce.cross_entropy_with_grad(data.logits, data.target)
     data.check_loss(loss)
