@@ -409,7 +409,7 @@ def test_errors_of_peers_are_no_failures(monkeypatch, capsys, few_rows, tmp_path
 
 
 def test_the_exact_results_of_real_data():
-    """A text has a loss of some two nats, and −inf for pairs of letters that never occur."""
+    """A text has a loss of two to three nats, and −inf for pairs of letters that never occur."""
     logits, labels = real_data.text()
     right = oracle.reference(logits, labels, reduction="mean")
     assert 1.5 < right.loss.hi < 3.5

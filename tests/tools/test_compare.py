@@ -43,7 +43,7 @@ def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_between_runs_is_no_change(tmp_path, seed):
-    """All blocks of an item differ by a few percent between runs; a larger change is still found."""
+    """Blocks of an item differ by a few percent between runs; a larger change is still found."""
     before, after = noisy(seed, noise=0.01), noisy(1000 + seed, noise=0.01)
     off = np.exp(np.random.default_rng(seed).normal(0, 0.03, len(after)))
     off[7] *= 1.4

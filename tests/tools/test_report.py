@@ -100,7 +100,7 @@ def test_a_run_without_pyces_number_of_threads():
     ("count", "ends"), [(1, (0, 0)), (5, (0, 4)), (6, (0, 5)), (8, (0, 7)), (9, (1, 7))]
 )
 def test_intervals_contain_the_median_with_95_percent(count, ends):
-    """The median is beyond the k smallest or k largest of n with probability 2·Σ C(n, i)/2ⁿ, i < k."""
+    """With probability 2·Σ C(n, i)/2ⁿ, i < k, the median is beyond the k smallest or largest."""
     values = list(range(count))
     random.Random(0).shuffle(values)
     found = summaries.interval(values)
