@@ -206,9 +206,8 @@ def test_too_low_an_accuracy_fails(ready, tmp_path, capsys, monkeypatch):
 def test_no_rate_is_found(ready, tmp_path, capsys, monkeypatch):
     x = np.zeros((500, 16, 16), np.float32)
     monkeypatch.setattr(demo, "images", lambda rng: (x, np.zeros(500, int)))
-    monkeypatch.setattr(
-        demo, "SMOOTHING", 1.0
-    )  # uniform targets: the initial model is already optimal
+    # With uniform targets, the initial model is already optimal.
+    monkeypatch.setattr(demo, "SMOOTHING", 1.0)
     assert main(["demo", "--epochs", "1", "-o", str(tmp_path)]) == UNUSABLE
     assert "softmax regression: no learning rate was found" in capsys.readouterr().err
 
