@@ -126,7 +126,7 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
     if machine["isa"]:
         floor = (
             "the faster of a parallel memcpy and a parallel non-temporal copy of the logits to the "
-            "gradient (for the loss alone: reading the logits)"
+            "gradient (for the loss alone: a read of the logits)"
         )
     return (
         f"Measured on {machine['processor']} with {machine['threads']} threads"

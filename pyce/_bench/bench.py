@@ -286,5 +286,5 @@ def _cell(item: Item | None) -> str:
     if item is None:
         return ""
     over = item.over_floor
-    beside = f" ({ratio(over)})" if over and item.about["kind"] != "floor" else ""
-    return duration(item.seconds) + beside
+    floors = f" ({ratio(over)})" if over and item.about["kind"] != "floor" else ""
+    return duration(item.seconds) + floors

@@ -97,7 +97,7 @@ class Findings:
 
 
 def statistics(errors: Array) -> dict[str, Any]:
-    """Count, share of correctly rounded results, quantiles, and a histogram over `EDGES`.
+    """Count, part of correctly rounded results, quantiles, and a histogram over `EDGES`.
 
     The figures are None if there are no errors: where every exact result is subnormal.
     """
