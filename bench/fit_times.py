@@ -1,8 +1,10 @@
-"""Fits of `SoftmaxRegression` and `LogisticRegression`: `python bench/fit_times.py [--write PAGE]`.
+"""Times of fits of `SoftmaxRegression` and of scikit-learn's `LogisticRegression`.
 
-Both are fitted in turn, in one process, with the same parameters. Prints the medians of the times,
-the iterations, the objective where each ended (by plain NumPy in float64), and by how much their
-probabilities differ; `--write` puts the table between the markers of a page.
+    python bench/fit_times.py [--write PAGE]
+
+The two take turns in one process, with the same parameters. Prints the medians of their times, the
+numbers of iterations, the final objectives (computed by NumPy in float64), and the largest
+difference of their probabilities; `--write` puts the table between the markers of a page.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import readme_tables
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from pyce._bench import machine, readme, terminal
-from pyce._bench.terminal import ratio, readable
+from pyce import _cli, _machine
+from pyce._bench.formats import duration, ratio
 from pyce._bench.workloads import Array
 from pyce.sklearn import SoftmaxRegression
 
@@ -36,12 +39,12 @@ HEAD = (
     "SoftmaxRegression",
     "iterations",
     "times as fast",
-    "for an iteration",
+    "per iteration",
     "objective, LogisticRegression",
     "SoftmaxRegression",
     "largest difference of probabilities",
 )
-# Until even the digits as they are, whose features differ much in scale, have converged.
+# Enough for the unscaled digits, whose features differ much in scale, to converge.
 MAX_ITER = 1000
 
 
@@ -55,7 +58,7 @@ def standardised() -> tuple[Array, Array]:
 
 
 def synthetic(rows: int, features: int, classes: int) -> tuple[Array, Array]:
-    """Labels drawn from a softmax of linear scores, so that the model fits and errs."""
+    """Labels drawn from a softmax of linear scores: the model is right, but not always correct."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((rows, features))
     scores = X @ rng.normal(0, 0.3, (features, classes))
@@ -88,10 +91,10 @@ def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
     times: list[list[float]] = [[], []]
     for number in range(rounds + 1):
         for model, seconds in zip(models, times, strict=True):
-            time.sleep(0.1)  # idle threads of BLAS spin a while
+            time.sleep(0.1)  # idle threads of BLAS spin for a while
             start = time.perf_counter()
             model.fit(X, y)
-            if number:  # the first one warms
+            if number:  # the first fit is a warm-up
                 seconds.append(time.perf_counter() - start)
     theirs, ours = map(statistics.median, times)
     steps = [int(model.n_iter_[0]) for model in models]
@@ -101,9 +104,9 @@ def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
     return [
         name,
         np.dtype(dtype).name,
-        readable(theirs),
+        duration(theirs),
         str(steps[0]),
-        readable(ours),
+        duration(ours),
         str(steps[1]),
         f"{faster} ×" if ours < theirs else f"**{faster} ×**",
         f"{ratio(theirs / steps[0] / (ours / steps[1]))} ×",
@@ -114,13 +117,13 @@ def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
 
 
 def table(rounds: int) -> str:
-    about = machine.fingerprint(bandwidth=False)
+    about = _machine.fingerprint()
     libraries = ", ".join(f"{n} {version(n)}" for n in ("numpy", "scipy", "scikit-learn"))
     lines = [
         f"Measured on {about['processor']} with {about['threads']} threads, "
         f"{about['isa'] or 'no C'}; {libraries}. Medians of {rounds} fits of each; "
-        f"max_iter={MAX_ITER}, everything else as it is by default. Bold where `SoftmaxRegression` "
-        "takes longer.",
+        f"max_iter={MAX_ITER}, otherwise with default parameters. Ratios are in bold if "
+        "`SoftmaxRegression` takes longer.",
         "",
         f"| {' | '.join(HEAD)} |",
         "| --- | --- |" + " ---: |" * (len(HEAD) - 2),
@@ -134,20 +137,22 @@ def table(rounds: int) -> str:
 
 def main(options: argparse.Namespace) -> int:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # float32 may not get to the tolerance
+        warnings.simplefilter("ignore", ConvergenceWarning)  # float32 may not reach the tolerance
         text = table(options.rounds)
     print(text)
     if options.write:
-        readme.replace(options.write, "fit-times", text)
-    return terminal.FINE
+        readme_tables.replace(options.write, "fit-times", text)
+    return _cli.FINE
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python bench/fit_times.py", description=__doc__)
-    made.add_argument("--rounds", type=int, default=7, help="fits of each (default: %(default)s)")
-    made.add_argument("--write", type=Path, metavar="FILE", help="a page with the markers")
+    made.add_argument(
+        "--rounds", type=int, default=7, help="number of fits of each (default: %(default)s)"
+    )
+    made.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the markers")
     return made
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main, parser().parse_args()))
+    sys.exit(_cli.run(main, parser().parse_args()))

@@ -1,8 +1,8 @@
 """Cost per element from 10⁶ to 10⁹ elements: `python bench/scaling.py [--most ELEMENTS]`.
 
 The number of classes is fixed and the number of rows grows. Loss and gradient are computed in
-place, the loss alone also from a file mapped into memory. Prints nanoseconds per element, and by
-how much the calls raised the process's peak memory.
+place, the loss alone also from a memory-mapped file. Prints nanoseconds per element, and how much
+the calls raised the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 
 import pyce
-from pyce._bench.measure import Call
+from pyce._bench.calls import Call
 from pyce._bench.workloads import Array
 
 CLASSES = (10, 1000, 32000)
@@ -73,7 +73,7 @@ def fill(array: Array) -> None:
 
 
 def per_element(call: Call, size: int) -> float:
-    """Nanoseconds, the median of a few calls."""
+    """Nanoseconds per element, the median of a few calls."""
     call()
     times = []
     for _ in range(max(3, min(100, 2 * 10**8 // size))):
@@ -84,7 +84,7 @@ def per_element(call: Call, size: int) -> float:
 
 
 def peak() -> float:
-    """The most memory that the process has had so far, in MiB."""
+    """The peak memory of the process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,10 +1,10 @@
-"""How things are measured: in turn, in one process, on the same buffers, in blocks.
+"""Measure candidates in turn, in one process, on the same buffers, in blocks.
 
-All candidates of a workload run in turn (A B C A B C ...), so that what disturbs one disturbs all,
-and so do the floors: what one read of the logits, or one copy of them to the gradient, takes just
-then. That is repeated in blocks, each with its arrays in other memory, because bandwidth differs
-from buffer to buffer by more than from round to round. A block's median is one observation; the
-rounds within it are not independent of each other.
+All candidates of a workload take turns (A B C A B C …), so that a disturbance affects all of them.
+The floors take turns with them: the time of one read of the logits, or of one copy of them to the
+gradient. All of this is repeated in blocks, each with its arrays in other memory, because bandwidth
+differs more from buffer to buffer than from round to round. The median of a block is one
+observation; the rounds of a block are not independent of each other.
 """
 
 from __future__ import annotations
@@ -14,48 +14,36 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import pyce
+from pyce._bench.calls import Call
+from pyce._bench.candidates import Candidate
+from pyce._bench.floors import shortest
 from pyce._bench.workloads import Array, Data
 
-if TYPE_CHECKING:
-    from pyce._bench.candidates import Candidate
-
-try:
-    from pyce._pyce import ffi, lib
-except ImportError:
-    lib = None
-
-OPERATIONS = ("forward", "fused", "backward")
-# What an operation can't be faster than: reading the logits, or copying them to the gradient.
-FLOOR_OF = {"forward": "read", "fused": "copy", "backward": "copy"}
-
-# Seconds of rest after a candidate whose idle threads spin for some milliseconds: they would take a
-# processor from the next.
+# Seconds to wait after a candidate whose idle threads spin for some milliseconds: they would take
+# processor time from the next candidate.
 REST = 0.02
-# Seconds that are measured as one: far above the clock's step.
+# Least seconds of a round, far above the resolution of the clock.
 ROUND = 2e-4
-# Seconds of calls before each round that do not count: they wake threads, and find the caches as
-# they leave them. A call of TOO_LONG needs no other before it.
+# Seconds of calls before each round that are not counted: they wake threads and bring the caches to
+# the state that the candidate itself leaves. A call of TOO_LONG needs no warm-up.
 WARM_UP = 2e-3
 TOO_LONG = 0.05
-# Relative difference that a peer's result may show. It is not there to judge their accuracy.
+# Relative error allowed to other libraries. It detects wrong results and does not judge accuracy.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9}
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Effort:
     """How long to measure.
 
-    blocks  : how often the arrays are made anew
-    rounds  : of a candidate in a block, at most
-    seconds : of a candidate in a block; one round at least
-    most    : seconds of a candidate in all; one block at least
+    blocks  : number of blocks, each with its arrays in other memory
+    rounds  : most rounds of a candidate in a block
+    seconds : most seconds of a candidate in a block, but at least one round
+    most    : most seconds of a candidate in total, but at least one block
     """
 
     blocks: int = 10
@@ -65,13 +53,13 @@ class Effort:
 
 
 @dataclass
-class Figures:
-    """What was measured of one candidate and operation.
+class Timings:
+    """The times of one candidate and operation.
 
-    blocks     : seconds a call, round by round, block by block
-    over_floor : each block's median of a call's time over the floor's of the same round and
-                 number of threads
-    calls      : how many were measured as one
+    blocks     : seconds per call: a list for each block, with an element for each round
+    over_floor : for each block, the median ratio of a call's time to the floor's time in the same
+                 round with the same number of threads
+    calls      : number of calls in a round
     """
 
     blocks: list[list[float]] = field(default_factory=list)
@@ -84,11 +72,11 @@ class Figures:
 
 
 class Wrong(Exception):
-    """A result that is not the reference's."""
+    """A result that differs from the reference's."""
 
 
-# What became of a candidate: its figures, or why there are none.
-Outcome = Figures | Exception
+# The times of a candidate, or the reason why there are none.
+Outcome = Timings | Exception
 Outcomes = dict[tuple[str, str], Outcome]  # {(operation, candidate's name)}
 
 
@@ -99,9 +87,9 @@ def measure(
     effort: Effort,
     tell: Callable[[float, str], None] = lambda part, doing: None,
 ) -> Outcomes:
-    """Measure all candidates at all operations; each is checked before.
+    """Check each candidate on each operation, and measure those that are right.
 
-    `tell` is called with the part that is done and what comes next.
+    `tell` is called before each step, with the part that is done and the name of the step.
     """
     outcomes: Outcomes = {}
     spent: dict[tuple[str, str], float] = {}
@@ -127,7 +115,7 @@ def measure(
                             _check(data, call, operation, candidate)
                         else:
                             call()
-                    except Exception as error:  # a peer may fail in any way
+                    except Exception as error:  # other libraries may raise anything
                         outcomes[key] = error
                         continue
                 calls[candidate.name], chosen[candidate.name] = call, candidate
@@ -135,38 +123,39 @@ def measure(
             floors = {c.threads: times[c.name][0] for c in chosen.values() if c.kind == "floor"}
             for name, (samples, repeats) in times.items():
                 key = operation, name
-                figures = outcomes.setdefault(key, Figures())
-                assert isinstance(figures, Figures)
-                figures.blocks.append(samples)
-                figures.calls = repeats
+                timings = outcomes.setdefault(key, Timings())
+                assert isinstance(timings, Timings)
+                timings.blocks.append(samples)
+                timings.calls = repeats
                 spent[key] = spent.get(key, 0) + sum(samples) * repeats
                 floor = floors.get(chosen[name].threads)
                 if floor:
                     pairs = zip(samples, floor, strict=False)
-                    figures.over_floor.append(statistics.median(a / b for a, b in pairs))
+                    timings.over_floor.append(statistics.median(a / b for a, b in pairs))
     return outcomes
 
 
 def in_turn(
     calls: dict[str, Call], chosen: dict[str, Candidate], effort: Effort
 ) -> dict[str, tuple[list[float], int]]:
-    """Seconds a call, round by round, of each of `calls`, and how many calls are a round."""
+    """For each of `calls`: seconds per call of every round, and the number of calls in a round."""
     repeats: dict[str, int] = {}
     rounds: dict[str, int] = {}
     warm_ups: dict[str, int] = {}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         with chosen[name].selected():
-            time = seconds(call)
-            time = min(time, seconds(call)) if time < TOO_LONG else time
+            time = shortest(call)
+            time = min(time, shortest(call)) if time < TOO_LONG else time
         repeats[name] = max(1, round(ROUND / max(time, 1e-8)))
         warm_ups[name] = 0 if time > TOO_LONG else max(1, round(WARM_UP / max(time, 1e-7)))
         rounds[name] = max(1, min(effort.rounds, int(effort.seconds / (time * repeats[name]))))
         if time > effort.most / 2:
-            samples[name], rounds[name] = [time], 0  # that was long enough to count
+            samples[name], rounds[name] = [time], 0  # one call is long enough to count
     for name in calls:
         if chosen[name].kind == "floor":
-            rounds[name] = max(rounds.values())  # something for each of the others to be held to
+            # Every round of another candidate needs one of the floor.
+            rounds[name] = max(rounds.values())
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -190,16 +179,17 @@ def in_turn(
 
 
 def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None:
-    """Raise `Wrong` unless loss and gradient are the reference's, whoever computes them."""
+    """Raise `Wrong` unless the candidate's loss and gradient equal the reference's."""
     tolerance = TOLERANCE[data.workload.dtype] if candidate.kind == "peer" else None
-    data.grad.fill(np.nan)  # so that no candidate's gradient passes for another's
+    data.grad.fill(np.nan)  # or the gradient of the previous candidate would pass
     result = call()
     try:
         if operation == "forward":
             data.check_loss(result, tolerance)
         elif operation == "fused":
             loss = result[0]
-            rounded = loss.dtype.itemsize == 2  # as PyTorch has the losses of half types
+            # PyTorch rounds the losses of half types to their dtype.
+            rounded = loss.dtype.itemsize == 2
             data.check_loss(loss, TOLERANCE[data.workload.dtype] if rounded else tolerance)
             data.check_grad(_as_array(result[1]), tolerance)
         else:
@@ -211,57 +201,5 @@ def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None
 
 def _as_array(grad: Any) -> Array:
     if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
-        grad = grad.float()  # NumPy does not know torch's bfloat16
+        grad = grad.float()  # NumPy cannot convert torch's bfloat16
     return np.asarray(grad)
-
-
-def operation(data: Data, name: str) -> Call:
-    """A call that computes the named operation on the backend selected when it is called."""
-    x, target, out, options = data.logits, data.target, data.grad, data.options
-    if name == "forward":
-        return lambda: pyce.cross_entropy(x, target, **options)
-    if name == "fused":
-        return lambda: pyce.cross_entropy_with_grad(x, target, out=out, **options)
-    _, lse = pyce.cross_entropy(x, target, return_lse=True, **options)
-    return lambda: pyce.cross_entropy_backward(1.0, x, target, lse, out=out, **options)
-
-
-def floor(data: Data, name: str) -> Call:
-    """The fastest way to read the logits, or to copy them to the gradient, with pyce's threads.
-
-    Without the C extension there is only numpy.copyto, on one thread, for both.
-    """
-    if lib is None:
-        return lambda: np.copyto(data.grad, data.logits)
-    threads = pyce.get_num_threads()
-    source, to = _address(data.logits), _address(data.grad)
-    size = data.logits.nbytes
-    if FLOOR_OF[name] == "read":
-        return lambda: lib.pyce_read(source, size, threads)
-    copies: list[Call] = [
-        lambda: lib.pyce_copy(to, source, size, 0, threads),
-        lambda: lib.pyce_copy(to, source, size, 1, threads),  # past the caches
-    ]
-    for copy in copies:
-        done(copy())
-    return min(copies, key=lambda copy: seconds(copy, repeat=5))
-
-
-def done(status: int) -> None:
-    """What was refused takes no time: it must not be measured."""
-    if status:
-        raise RuntimeError(ffi.string(lib.pyce_status_text(status)).decode())
-
-
-def _address(array: Array) -> Any:
-    return ffi.from_buffer(array.reshape(-1).view(np.uint8))
-
-
-def seconds(call: Call, repeat: int = 1) -> float:
-    """The shortest of a few calls."""
-    times = []
-    for _ in range(repeat):
-        begin = perf_counter()
-        call()
-        times.append(perf_counter() - begin)
-    return min(times)

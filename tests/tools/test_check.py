@@ -1,4 +1,4 @@
-"""`python -m pyce check`: right where the promises hold, and every kind of broken one is found."""
+"""`python -m pyce check`: its verdict where the promises hold, and where one is broken."""
 
 import json
 import re
@@ -13,33 +13,34 @@ import pyce
 from pyce import _problem
 from pyce.__main__ import main
 from pyce._backends import numpy as numpy_backend
-from pyce._bench import check, promises, readme, regimes
+from pyce._check import accuracy, check, findings, promises, real_data, regimes, same_bytes
 
 QUICK = ["check", "--backend", "numpy", "--dtype", "float32", "--regime", "confident30"]
-# What makes a check of the whole quick, also for a program in another process.
+# Makes a check of everything quick, for a program in another process.
 SMALL = """
-from pyce._bench import check, promises
+from pyce._check import accuracy, check, same_bytes
 check.SHAPES = ((30, 10), (3, 65))
-promises.CLASSES = (1, 17)
-promises.LARGE = ((20_000, 10),)
+accuracy.CLASSES = (1, 17)
+accuracy.ROWS = {"lengths": "1 to 17 classes", "shared": "shared"}
+same_bytes.LARGE = ((20_000, 10),)
 """
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(check, "SHAPES", ((30, 10), (3, 65)))
-    monkeypatch.setattr(promises, "CLASSES", (1, 17))
-    monkeypatch.setattr(promises, "LARGE", ((20_000, 10),))
+    monkeypatch.setattr(accuracy, "CLASSES", (1, 17))
+    monkeypatch.setattr(same_bytes, "LARGE", ((20_000, 10),))
 
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """No rows of the table but some."""
-    monkeypatch.setattr(promises, "ROWS", {"lengths": "1 to 17 classes", "shared": "shared"})
+    """Only two rows of the table."""
+    monkeypatch.setattr(accuracy, "ROWS", {"lengths": "1 to 17 classes", "shared": "shared"})
 
 
 def broken(monkeypatch, function, spoil, backend=numpy_backend):
-    """The backend's function, whose results `spoil` then changes."""
+    """Replace the backend's function by one whose results `spoil` changes."""
     right = getattr(backend, function)
 
     def wrong(*arguments):
@@ -51,14 +52,14 @@ def broken(monkeypatch, function, spoil, backend=numpy_backend):
 
 
 # ---------------------------------------------------------------------------------------------
-# All is well
+# The promises hold
 
 
-def test_what_is_promised_holds(backend, capsys, few_rows, monkeypatch):
-    """Also of other regimes than the table of cases has, in every dtype."""
+def test_the_promises_hold(backend, capsys, few_rows, monkeypatch):
+    """On every backend, in every dtype, with a generated regime and a real text."""
     if backend.isa not in (None, pyce.info()["isas"][0]):
         return  # the command takes the instruction sets itself
-    monkeypatch.setattr(promises, "shared", lambda *_: None)  # Numba would compile another kernel
+    monkeypatch.setattr(accuracy, "shared", lambda *_: None)  # Numba would compile another kernel
     # In float32 alone with Numba, which compiles anew for each.
     dtypes = ["float32"] if backend.name == "numba" else list(check.DTYPES)
     options = ["--dtype", ",".join(dtypes), "--regime", "runner-up,text"]
@@ -99,12 +100,12 @@ def test_every_row_of_the_table(capsys, tmp_path):
             <= promises.LIMITS["cross-entropy"][kind]
         )
         assert sum(about[kind]["histogram"]) == about[kind]["numbers"] > 0
-    assert set(found["targets"]["float32"]) == set(promises.ROWS) - {"shared"}
+    assert set(found["targets"]["float32"]) == set(accuracy.ROWS) - {"shared"}
     assert set(found["titles"]) >= {*regimes.REGIMES, *found["targets"]["float32"]}
 
 
 def test_work_shared_among_threads(c_backends, many_processors, few_rows, capsys):
-    """Some of the rows, with one thread and with all."""
+    """Some rows of a large batch are compared, with one thread and with all."""
     pyce.set_num_threads(2)
     assert main(["check", "-b", "c", "--dtype", "float32", "--regime", "random"]) == 0
     text = capsys.readouterr().out
@@ -113,7 +114,7 @@ def test_work_shared_among_threads(c_backends, many_processors, few_rows, capsys
     assert main(["check", "-b", "c", "--dtype", "float32", "--regime", "random", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["targets"]["float32"]["shared"]["c"]["gradient"]["numbers"] > 0
-    assert found["left_out"]["threads"] == "this process may use one"
+    assert found["left_out"]["threads"] == "this process may use only one"
     assert promises.THREADS not in found["checks"]
 
 
@@ -123,12 +124,12 @@ def test_every_regime_has_a_title():
 
 
 # ---------------------------------------------------------------------------------------------
-# What is broken is found
+# Broken promises are found
 
 
 @pytest.fixture
 def found_in(tmp_path, capsys):
-    """A function: the failures of a run whose exit status is 1, and what it printed."""
+    """A function that runs a failing check, and returns its failures and its output."""
     return lambda arguments=QUICK: _found_in(tmp_path / "accuracy.json", capsys, arguments)
 
 
@@ -144,7 +145,7 @@ def _found_in(path, capsys, arguments):
 
 
 def off(array, ulps):
-    """Move numbers away from 0 by so many units in the last place."""
+    """Move the numbers away from 0 by this many units in the last place."""
     bits = array.view(f"i{array.itemsize}")
     bits[(array != 0) & np.isfinite(array)] += ulps
 
@@ -168,9 +169,7 @@ def test_wrong_gradients(monkeypatch, found_in, few_rows, function):
     assert "at most 4 promised" in text
 
 
-def test_a_gradient_below_the_normal_numbers(monkeypatch, found_in, few_rows):
-    """On the wrong side of 0."""
-
+def test_a_subnormal_gradient_with_the_wrong_sign(monkeypatch, found_in, few_rows):
     def spoil(p):
         p.grad[np.abs(p.grad) < 1e-38] *= -1
 
@@ -178,18 +177,18 @@ def test_a_gradient_below_the_normal_numbers(monkeypatch, found_in, few_rows):
     arguments = [*QUICK[:-1], "spread140"]
     failures, text = found_in(arguments)
     assert "infinitely wrong" in text
-    assert failures[0]["error"] == promises.INFINITE
+    assert failures[0]["error"] == findings.INFINITE
 
 
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
-def test_wrong_matrices(monkeypatch, found_in, few_rows, function):
+def test_wrong_softmax(monkeypatch, found_in, few_rows, function):
     broken(monkeypatch, function, lambda x, axis, out: off(out, 6))
     failures, _ = found_in()
     assert {f["what"].split(" at ")[0] for f in failures} == {function}
 
 
 def test_one_kind_of_target_is_wrong(monkeypatch, found_in):
-    """Every row of the table sees something of its own."""
+    """Errors with class weights alone are found, and only in the rows with weights."""
 
     def spoil(p):
         if p.weight is not None:
@@ -212,7 +211,7 @@ def test_wrong_half_types(monkeypatch, found_in, few_rows):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_bad_label_that_is_noticed_too_late(monkeypatch, found_in, dtype, few_rows):
+def test_a_bad_label_that_is_found_after_writing(monkeypatch, found_in, dtype, few_rows):
     right = _problem.Problem.check_labels
 
     def late(self):
@@ -257,7 +256,7 @@ def test_a_nan_that_spreads(monkeypatch, found_in, few_rows):
     assert "NaN at the target" in text
 
 
-def test_an_exception_ends_nothing(monkeypatch, found_in, few_rows):
+def test_an_exception_does_not_end_the_check(monkeypatch, found_in, few_rows):
     def wrong(p):
         raise RuntimeError("no such instruction")
 
@@ -269,7 +268,7 @@ def test_an_exception_ends_nothing(monkeypatch, found_in, few_rows):
 
 
 def test_other_bytes(monkeypatch, found_in, few_rows, c_backends):
-    """One bit, on one instruction set: within the limit of every error."""
+    """A difference of one bit on one instruction set, which no error bound would find."""
     from pyce._backends import c
 
     last = str(c_backends[-1])
@@ -313,7 +312,7 @@ def test_bytes_that_depend_on_something(
 # The command
 
 
-def test_what_can_not_be_checked(capsys, monkeypatch, tmp_path):
+def test_requests_that_cannot_be_checked(capsys, monkeypatch, tmp_path):
     assert main(["check", "-b", "cuda"]) == 2
     assert "cuda" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
@@ -333,7 +332,7 @@ def test_interrupted(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(promises, "accuracy", interrupted)
+    monkeypatch.setattr(accuracy, "compare", interrupted)
     assert main(QUICK) == 130
     assert capsys.readouterr().err == "pyce: interrupted\n"
 
@@ -349,7 +348,7 @@ sys.exit(main({arguments}))
 
 
 def test_with_numpy_alone(run_python):
-    """Neither the C extension nor anything else: that is said, and the rest is checked."""
+    """Without the C extension and all optional packages, the output says what is not checked."""
     arguments = ["check", "--dtype", "float32,float16", "--regime", "text,random", "--peers"]
     done = run_python("-c", WITHOUT.format(small=SMALL, arguments=arguments))
     assert done.stderr == ""
@@ -365,8 +364,8 @@ def test_with_numpy_alone(run_python):
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_hangs_up(run_python):
-    """Nothing is complained of, and the exit status is that of the check."""
+def test_a_closed_pipe(run_python):
+    """There is no error message, and the exit status is that of the check."""
     code = SMALL + f"from pyce.__main__ import main\nimport sys\nsys.exit(main({QUICK}))"
     spoiled = "from pyce import _problem\n_problem.Problem.check_labels = lambda self: None\n"
     for program, status in ((code, 0), (spoiled + code, 1)):
@@ -380,7 +379,7 @@ def test_a_reader_that_hangs_up(run_python):
 
 
 class Peer:
-    """A library that computes as books print it, in float32."""
+    """A library that computes the textbook formulas in float32."""
 
     @staticmethod
     def answer(work):
@@ -395,7 +394,7 @@ class Peer:
         return [("loss", "loss", loss), ("gradient", "gradient", grad)]
 
 
-def test_peers_are_shown_and_never_judged(monkeypatch, capsys, few_rows, tmp_path):
+def test_errors_of_peers_are_no_failures(monkeypatch, capsys, few_rows, tmp_path):
     real = check.importlib.util.find_spec
     monkeypatch.setattr(
         check.importlib.util, "find_spec", lambda name: "torch" if name == "torch" else real(name)
@@ -409,46 +408,9 @@ def test_peers_are_shown_and_never_judged(monkeypatch, capsys, few_rows, tmp_pat
     assert found["results"]["float32"]["confident30"]["PyTorch"]["gradient"]["max"] > 1000
 
 
-def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
-    about = {"numbers": 2, "right": 0.5, "median": 0.4, "99.9%": 1.0, "histogram": [2]}
-
-    def of(loss, gradient):
-        return {"loss": {**about, "max": loss}, "gradient": {**about, "max": gradient}}
-
-    results = {
-        "random": {"c": of(0.67, 1.88), "PyTorch": of(4.32, 2e7)},
-        "text": {"c": of(0.5, 0.5), "PyTorch": of(1.0, 1.0)},
-        "confident100": {"c": of(None, None), "PyTorch": of(None, promises.INFINITE)},
-    }
-    found = {
-        "versions": {"Python": "3.12", "numpy": "2.4.6", "torch": "2.13.0"},
-        "shapes": [[3000, 10], [3, 32000]],
-        "results": {"float32": results},
-    }
-    saved, page = tmp_path / "accuracy.json", tmp_path / "README.md"
-    saved.write_text(json.dumps(found))
-    page.write_text("before\n<!-- accuracy:begin -->\nold\n<!-- accuracy:end -->\nafter\n")
-    options = readme.parser().parse_args([str(page), "--accuracy", str(saved)])
-    assert readme.main(options) == 0
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n<!-- accuracy:begin -->\n\nLargest errors in units")
-    assert text.endswith("\n<!-- accuracy:end -->\nafter\n")
-    assert "over 3000×10, 3×32000; those beyond 2 / 4 in bold" in text
-    assert "numpy 2.4.6, torch 2.13.0." in text
-    assert [line for line in text.splitlines() if line.startswith("|")] == [
-        "| float32 | c | PyTorch |",
-        "| --- | ---: | ---: |",
-        "| random | 0.67 / 1.88 | **4.32** / **2e7** |",
-        "| confident by 100 | – / – | – / **∞** |",
-    ]
-    page.write_text("no markers")
-    with pytest.raises(check.Unusable, match="must have the lines"):
-        readme.main(options)
-
-
 def test_the_exact_results_of_real_data():
-    """The letters are a language: a loss of two to three nats, and −inf where nothing follows."""
-    logits, labels = promises.real.text()
+    """A text has a loss of two to three nats, and −inf for pairs of letters that never occur."""
+    logits, labels = real_data.text()
     right = oracle.reference(logits, labels, reduction="mean")
     assert 1.5 < right.loss.hi < 3.5
     assert np.isneginf(logits).any()

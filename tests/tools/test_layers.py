@@ -29,6 +29,8 @@ LAYERS = (
     {""},
 )
 LISTED = set().union(*LAYERS)
+# The commands, which the rest of the package does not import.
+TOOLS = ("_bench", "_check", "__main__.py")
 
 
 def imports(path):
@@ -128,16 +130,21 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in MODULES if not p.is_relative_to(PACKAGE / "_bench") and p.stem != "__main__"],
+    [
+        p
+        for p in MODULES
+        if p.relative_to(PACKAGE).parts[0] not in ("_bench", "_check", "__main__.py")
+    ],
     ids=relative,
 )
 def test_only_the_command_knows_the_benchmarks(path):
     for name in imports(path):
         assert not within(name, "pyce._bench"), name
+        assert not within(name, "pyce._check"), name
 
 
 def test_the_exact_results_share_nothing_with_the_kernels():
-    for name in imports(PACKAGE / "_bench" / "exact.py"):
+    for name in imports(PACKAGE / "_check" / "oracle.py"):
         assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}, name
 
 
@@ -145,7 +152,8 @@ def test_import_is_light(run_python):
     code = (
         "import sys, pyce\n"
         "heavy = {'numba', 'torch', 'jax', 'sklearn', 'scipy', 'ml_dtypes', 'tensorflow',"
-        " 'cffi', 'llvmlite', 'pathlib', 'pyce._bench', 'pyce._pyce', 'pyce.torch'}\n"
+        " 'cffi', 'llvmlite', 'pathlib', 'pyce._bench', 'pyce._check', 'pyce._pyce',"
+        " 'pyce.torch'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert run_python("-c", code).stdout.strip() == "[]"

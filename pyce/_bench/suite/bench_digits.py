@@ -1,7 +1,8 @@
-"""A real case: multinomial logistic regression on scikit-learn's digits, once per backend.
+"""A complete training: multinomial logistic regression on scikit-learn's digits, per backend.
 
-Full-batch gradient descent. Logits X·W (1347, 10), the gradient over them, W -= r·Xᵀ·grad.
-Every backend must follow the reference's loss curve and recognise 95 % of the held-out digits.
+Full-batch gradient descent with logits X·W of shape (1347, 10), whose gradient overwrites them, and
+W -= r·Xᵀ·grad. Every backend must follow the reference's loss curve and recognise 95 % of the
+held-out digits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 import pyce
 from pyce._backends import check_name
 from pyce._bench.candidates import Candidate
-from pyce._bench.measure import Effort, Figures, in_turn
+from pyce._bench.measure import Effort, Timings, in_turn
 from pyce._bench.suite.conftest import training_backends
 from pyce._bench.suite.plan import Plan
 from pyce._bench.workloads import Array
@@ -40,7 +41,7 @@ def digits() -> tuple[Array, Array, Array, Array]:
 
 
 def train() -> tuple[Array, list[float]]:
-    """Returns W (65, 10) and the loss of every step, on the backend selected."""
+    """Train on the selected backend; returns W (65, 10) and the loss of every step."""
     x, y, _, _ = digits()
     w = np.zeros((x.shape[1], 10), np.float32)
     logits = np.empty((len(x), 10), np.float32)
@@ -54,12 +55,12 @@ def train() -> tuple[Array, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Figures]:
-    """Filled by the first item."""
+def measured() -> dict[str, Timings]:
+    """{backend: its times}, filled by the first item."""
     return {}
 
 
-def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record: Any) -> None:
+def bench_digits(backend: str, plan: Plan, measured: dict[str, Timings], record: Any) -> None:
     _, _, x_test, y_test = digits()
     names = training_backends(plan)
     threads = pyce.get_num_threads()
@@ -70,7 +71,7 @@ def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record:
             name: Candidate(name, "backend", lambda *_: train, threads, name) for name in names
         }
         times = in_turn(dict.fromkeys(names, train), chosen, EFFORT)
-        measured.update({name: Figures([samples]) for name, (samples, _) in times.items()})
+        measured.update({name: Timings([samples]) for name, (samples, _) in times.items()})
     with pyce.use_backend("numpy"):
         _, expected = train()
     with pyce.use_backend(check_name(backend)):

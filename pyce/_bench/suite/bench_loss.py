@@ -1,4 +1,4 @@
-"""Every candidate x operation x workload of the plan, each checked before it is measured."""
+"""Every candidate, operation and workload of the plan; each is checked before it is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import pyce
-from pyce._bench.measure import FLOOR_OF, Figures
+from pyce._bench.floors import FLOOR_OF
+from pyce._bench.measure import Timings
 from pyce._bench.suite.plan import Plan, about
 
 
@@ -17,11 +18,11 @@ def bench_loss(workload: str, operation: str, candidate: str, plan: Plan, record
     outcome = plan.outcome(work, operation, who)
     if isinstance(outcome, Exception):
         reason = f"{candidate}: {str(outcome).strip() or type(outcome).__name__}"
-        # A peer's failure, of whatever kind, is none of ours; nor is what is not installed.
+        # Neither a failure of another library nor a missing one is an error of pyce.
         if who.kind == "peer" or isinstance(outcome, ImportError):
             pytest.skip(reason.splitlines()[0])
         pytest.fail(reason, pytrace=False)
-    assert isinstance(outcome, Figures)
+    assert isinstance(outcome, Timings)
     info = {
         **about(work),
         "operation": operation,

@@ -1,4 +1,4 @@
-"""The pictures of what check found: errors in units in the last place (ULP)."""
+"""The errors that check found, in units in the last place (ULP)."""
 
 from __future__ import annotations
 
@@ -6,40 +6,20 @@ import math
 from bisect import bisect_left
 from itertools import pairwise
 
-from pyce._bench.report import checks
-from pyce._bench.report.checks import KINDS, Check, Regimes
-from pyce._bench.report.looks import (
-    INK,
-    SHADE,
-    Picture,
-    drawing,
-    figure,
-    legend,
-    look,
-    power,
-    words,
-)
-from pyce._bench.report.pictures import WIDTH
-
-
-def draw(check: Check, number: int) -> list[Picture]:
-    """How errors are spread, and the largest of each regime, for each dtype."""
-    made: list[Picture] = []
-    with drawing():
-        for dtype, regimes in check.results.items():
-            made += [
-                histogram(check, regimes, words(dtype), f"errors-{number}-{len(made) + 1}"),
-                largest(check, regimes, words(dtype), f"errors-{number}-{len(made) + 2}"),
-            ]
-    return made
+from pyce._bench.formats import power_of_ten
+from pyce._bench.report.check_files import KINDS, Check, Regimes, candidates, label
+from pyce._bench.report.picture import Picture
+from pyce._bench.report.plots.panels import WIDTH
+from pyce._bench.report.style import INK, SHADE, figure, legend, look, words
+from pyce._check.findings import error_text
 
 
 def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
-    """How many results have which error, in all regimes."""
-    names, edges = checks.candidates(regimes), check.edges
+    """The distribution of the errors over all regimes, as bars."""
+    names, edges = candidates(regimes), check.edges
     made = figure(WIDTH, 6.6)
     panels = list(made.subplots(2, 1))
-    labels = [checks.label(name) for name in names]
+    labels = [label(name) for name in names]
     width = 0.84 / max(1, len(names))
     beyond = {}
     for panel, kind in zip(panels, KINDS, strict=True):
@@ -52,11 +32,11 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
             counts = [sum(column) for column in zip(*some, strict=True)]
             total = max(1, sum(counts))
             beyond[name, kind] = sum(counts[bound:]) / total
-            share = [count / total for count in counts]
-            lowest = min([lowest, *(part for part in share if part)])
+            parts = [count / total for count in counts]
+            lowest = min([lowest, *(part for part in parts if part)])
             at = [i - 0.42 + width * (number + 0.5) for i in range(len(edges))]
             color, _ = look(labels[number], labels)
-            panel.bar(at, share, width * 0.92, color=color, label=words(labels[number]))
+            panel.bar(at, parts, width * 0.92, color=color, label=words(labels[number]))
         panel.axvline(bound - 0.5, color=INK, linewidth=2)
         panel.text(
             bound - 0.42,
@@ -67,28 +47,29 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         )
         ticks = ["nearest\nnumber"]
         for low, high in pairwise(edges):
-            ticks.append(f"> {power(low)}" if math.isinf(high) else f"≤ {power(high)}")
+            ticks.append(
+                f"> {power_of_ten(low)}" if math.isinf(high) else f"≤ {power_of_ten(high)}"
+            )
         panel.set_xticks(range(len(edges)), ticks, fontsize=8)
         panel.set_yscale("log")
         panel.set_ylim(lowest / 3, 2)
         panel.minorticks_off()
         panel.yaxis.set_major_formatter(lambda value, _: _percent(value))
-        panel.set_ylabel("share of results (logarithmic)")
+        panel.set_ylabel("part of the results (logarithmic)")
         panel.set_title(f"{kind}, {dtype}")
         panel.grid(axis="y")
     panels[-1].set_xlabel("error in ULP")
     legend(made, panels)
     said = ", ".join(
-        f"{checks.label(name)} {_percent(max(beyond[name, kind] for kind in KINDS))}"
-        for name in names
+        f"{label(name)} {_percent(max(beyond[name, kind] for kind in KINDS))}" for name in names
     )
     return Picture(
         file,
         f"Errors, {dtype}",
-        f"Bars: the share of losses and of gradients in {dtype} with which error in units in the "
-        f"last place, for each backend and library. Beyond what is promised: {said}.",
-        "How many results have which error against exact results, all regimes taken together. "
-        "½ ULP or less is the nearest number there is.",
+        f"Bars: the part of the losses and gradients in {dtype} with each error in units in the "
+        f"last place, for each backend and library. Beyond the promised error: {said}.",
+        "Distribution of the errors against exact results, over all regimes. Results within ½ ULP "
+        "are correctly rounded.",
         made,
     )
 
@@ -101,8 +82,8 @@ def _percent(value: float) -> str:
 
 def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
     """The largest error of each regime."""
-    names = checks.candidates(regimes)
-    labels = [checks.label(name) for name in names]
+    names = candidates(regimes)
+    labels = [label(name) for name in names]
     made = figure(WIDTH, 1.5 + 0.34 * len(regimes))
     panels = list(made.subplots(1, 2, sharey=True))
     apart = 0.6 / max(1, len(names) - 1)
@@ -131,7 +112,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
                 panel.text(
                     0.5,
                     line,
-                    "below the normal numbers",
+                    "all subnormal",
                     va="center",
                     fontsize=8,
                     transform=panel.get_yaxis_transform(),
@@ -140,7 +121,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         panel.set_xscale("log")
         panel.set_xlim(left=0.04)
         panel.minorticks_off()
-        panel.xaxis.set_major_formatter(lambda value, _: power(value))
+        panel.xaxis.set_major_formatter(lambda value, _: power_of_ten(value))
         panel.set_yticks(range(len(regimes)), [words(check.title(name)) for name in regimes])
         panel.set_ylim(len(regimes) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
@@ -151,15 +132,15 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
             panel.axhspan(line - 0.5, line + 0.5, color=SHADE, linewidth=0, zorder=0)
     legend(made, panels)
     said = "; ".join(
-        f"{checks.label(name)} {' and '.join(checks.figure(worst[name, kind]) for kind in KINDS)}"
+        f"{label(name)} {' and '.join(error_text(worst[name, kind]) for kind in KINDS)}"
         for name in names
     )
     return Picture(
         file,
         f"Largest errors, {dtype}",
         f"Points for each regime: the largest error of loss and gradient in {dtype}, in units in "
-        f"the last place, for each backend and library. The largest of all: {said}.",
-        "The largest error of each regime: further left is better; left of the thick line is what "
-        "is promised.",
+        f"the last place, for each backend and library. The largest over all regimes: {said}.",
+        "The largest error of each regime: further left is better; the promised errors are left of "
+        "the thick line.",
         made,
     )

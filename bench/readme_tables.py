@@ -1,14 +1,15 @@
-"""Put measured tables between the markers of Markdown files: `python -m pyce._bench.readme FILE…`.
+"""Put measured tables into Markdown files: `python bench/readme_tables.py FILE…`.
 
-    bench-headline  how many times faster than the other libraries
-    bench-torch     steps of PyTorch, with its own loss and with pyce's
-    bench           loss and gradient in float32, and which goals are missed
-    bench-full      every workload with class indices, and every goal
+Each table replaces the text between its markers, `<!-- bench:begin -->` and `<!-- bench:end -->`.
+A file may have each pair of markers once:
+
+    bench-headline  how many times as fast as the other libraries pyce is
+    bench-torch     training steps of PyTorch, with its own loss and with pyce's
+    bench           loss and gradient in float32, and the goals that are missed
+    bench-full      every workload with index targets, and every goal
     accuracy        the largest errors in float32
-    accuracy-full   in float64, too
-    language-model  what `examples/language_model.py` measured; its picture is copied beside
-
-A file has a block's markers, `<!-- bench:begin -->` and `<!-- bench:end -->`, once or not at all.
+    accuracy-full   the largest errors in float32 and float64
+    language-model  the report of `examples/language_model.py`, with a copy of its picture
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyce._bench import goals, promises, regimes, results, terminal
-from pyce._bench.check import FLOATS, figure_of
+import goals
+
+from pyce import _cli
+from pyce._bench import results
+from pyce._bench.formats import duration, ratio
+from pyce._bench.report.goal_files import Line
 from pyce._bench.results import Item, Run
-from pyce._bench.terminal import Unusable, ratio, readable
+from pyce._check import promises, regimes
+from pyce._check.check import FLOATS
+from pyce._check.findings import error_text
+from pyce._cli import Unusable
 
 BENCH = Path("bench/results/peers.json")
 ACCURACY = Path("bench/results/accuracy.json")
@@ -36,9 +44,9 @@ KINDS = ("loss", "gradient")
 
 
 def peers_markdown(run: Run, full: bool = True) -> str:
-    """pyce and the peers: a table for each operation, how to read it, and the goals.
+    """Tables of pyce and other libraries for each operation, an explanation, and the goals.
 
-    Unless `full`, of loss and gradient in float32 alone.
+    Unless `full`, only of loss and gradient in float32.
     """
     operations = TITLES if full else {"fused": TITLES["fused"]}
     items = [
@@ -62,7 +70,7 @@ def peers_markdown(run: Run, full: bool = True) -> str:
             parts.append(f"**{title}**\n\n" + _table(rows, names))
     lines = goals.lines(run)
     if lines and full:
-        parts.append("**Goals**, those that are missed in bold\n\n" + _goals(lines))
+        parts.append("**Goals**, with missed ones in bold\n\n" + _goals(lines))
     elif lines:
         parts.append(_missed(lines))
     return "\n\n".join(parts) + "\n"
@@ -72,7 +80,7 @@ MANY = 32_000  # classes
 
 
 def headline(run: Run) -> str:
-    """How many times as long as pyce the peers take for loss and gradient in float32."""
+    """How many times as fast as other libraries pyce is, for loss and gradient in float32."""
     times: dict[bool, list[float]] = {True: [], False: []}
     names: dict[str, None] = {}
     for item in run.items.values():
@@ -92,7 +100,7 @@ def headline(run: Run) -> str:
 
 
 def torch_markdown(run: Run) -> str:
-    """A training step's loss, through PyTorch's autograd: its own, and pyce's."""
+    """The loss of a training step through PyTorch's autograd: PyTorch's own, and pyce's."""
     columns = ("torch", "torch.compile", "pyce torch")
     lines = [
         "| workload | PyTorch, eager | compiled | `pyce.torch`, eager | times faster |",
@@ -104,7 +112,7 @@ def torch_markdown(run: Run) -> str:
         eager, compiled, ours = (run.items[workload, operation, name] for name in columns)
         times = min(eager.seconds, compiled.seconds) / ours.seconds
         cells = [f"{workload}, {item.about['stands_for']}"]
-        cells += [readable(each.seconds) for each in (eager, compiled, ours)]
+        cells += [duration(each.seconds) for each in (eager, compiled, ours)]
         cells.append(ratio(times) if times >= 1 else f"**{ratio(times)}**")
         lines.append("| " + " | ".join(cells) + " |")
     about = f"Measured on {run.machine['processor']} with {run.machine['threads']} threads, torch "
@@ -118,19 +126,19 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
     if machine["isa"]:
         floor = (
             "the faster of a parallel memcpy and a parallel non-temporal copy of the logits to the "
-            "gradient (for the loss alone: reading the logits)"
+            "gradient (for the loss alone: a read of the logits)"
         )
     return (
         f"Measured on {machine['processor']} with {machine['threads']} threads"
         + (f", {machine['isa']}, {machine['compiler']}" if machine["isa"] else "")
-        + f"; {versions}. Medians of the candidates called in turn on the same buffers. "
-        f"In brackets: how many times as long as {names[0] if names else 'pyce'}; bold where it "
-        f"takes less. The floor is {floor}. pyce's backends and scikit-learn write the "
-        "gradient to a given array; the others, pyce torch with them, return a new one."
+        + f"; {versions}. Medians of candidates that take turns on the same buffers. In brackets: "
+        f"the ratio to the time of {names[0] if names else 'pyce'}, in bold if it is below 1. The "
+        f"floor is {floor}. pyce's backends and scikit-learn write the gradient to a given array; "
+        "the others, including pyce torch, return a new one."
     )
 
 
-def _goals(lines: list[goals.Line]) -> str:
+def _goals(lines: list[Line]) -> str:
     rows = ["| goal | workload | limit | measured |", "| --- | --- | ---: | ---: |"]
     for line in lines:
         figure = ratio(line.figure) if line.met else f"**{ratio(line.figure)}**"
@@ -138,8 +146,8 @@ def _goals(lines: list[goals.Line]) -> str:
     return "\n".join(rows)
 
 
-def _missed(lines: list[goals.Line]) -> str:
-    """How many goals are met, and which are not."""
+def _missed(lines: list[Line]) -> str:
+    """The number of goals that are met, and a list of the others."""
     missed: dict[str, list[str]] = {}
     for line in lines:
         if not line.met:
@@ -163,18 +171,18 @@ def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
     for workload, row in rows.items():
         floor, ours = row["floor"].seconds, row[names[0]]
         over = ours.over_floor or ours.seconds / floor
-        cells = [workload, readable(floor)]
+        cells = [workload, duration(floor)]
         for name in names:
             if name not in row:
                 cells.append("–")
                 continue
             time = row[name].seconds
             if name == names[0]:
-                cells.append(f"{readable(time)} ({ratio(over)} × floor)")
+                cells.append(f"{duration(time)} ({ratio(over)} × floor)")
                 continue
             times_ours = f"{ratio(time / ours.seconds)} ×"
             times_ours = f"**{times_ours}**" if time < ours.seconds else times_ours
-            cells.append(f"{readable(time)} ({times_ours})")
+            cells.append(f"{duration(time)} ({times_ours})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -184,7 +192,7 @@ def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
 
 
 def accuracy_markdown(found: dict[str, Any], dtypes: Sequence[str] = FLOATS) -> str:
-    """The largest errors that `python -m pyce check -o` wrote down, in the regimes promised."""
+    """The largest errors of a file of `python -m pyce check`, in the promised regimes."""
     bounds = promises.LIMITS["cross-entropy"]
     versions = ", ".join(
         f"{name} {version}"
@@ -194,8 +202,8 @@ def accuracy_markdown(found: dict[str, Any], dtypes: Sequence[str] = FLOATS) -> 
     shapes = ", ".join(f"{rows}×{classes}" for rows, classes in found["shapes"])
     parts = [
         f"Largest errors in units in the last place, loss / gradient, over {shapes}; those beyond "
-        f"{bounds['loss']:g} / {bounds['gradient']:g} in bold; – where the truth is below the "
-        f"normal numbers. {versions}."
+        f"{bounds['loss']:g} / {bounds['gradient']:g} in bold; – where all exact results are "
+        f"subnormal. {versions}."
     ]
     for dtype in dtypes:
         by_regime = found["results"][dtype]
@@ -214,7 +222,7 @@ def _cell(about: dict[str, Any]) -> str:
     for kind in KINDS:
         most = about[kind]["max"]
         beyond = most is not None and most > promises.LIMITS["cross-entropy"][kind]
-        figures.append(f"**{figure_of(most)}**" if beyond else figure_of(most))
+        figures.append(f"**{error_text(most)}**" if beyond else error_text(most))
     return " / ".join(figures)
 
 
@@ -223,14 +231,14 @@ def _cell(about: dict[str, Any]) -> str:
 
 _PICTURE = "language-model.png"
 _ALT = (
-    "The curves of the training loss lie on each other. Their differences begin at the last bit of "
+    "The curves of the training loss coincide. Their differences begin at the last bit of "
     "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
     "takes with each loss, and how much of it the loss."
 )
 
 
 def language_model_markdown(measured: Path, page: Path) -> str:
-    """The report in the folder `measured`, with the picture, which is copied to `page`'s."""
+    """The report in the folder `measured`; its picture is copied next to `page`."""
     try:
         report = (measured / "report.md").read_text(encoding="utf-8")
         picture = (measured / _PICTURE).read_bytes()
@@ -247,7 +255,7 @@ def language_model_markdown(measured: Path, page: Path) -> str:
 
 
 def replace(page: Path, name: str, content: str) -> None:
-    """Replace what stands between the markers of that name in `page`."""
+    """Replace the text between the markers of that name in `page`."""
     begin, end = _markers(name)
     text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -278,17 +286,17 @@ def main(options: argparse.Namespace) -> int:
             raise Unusable(f"{page.name} must have the lines {_markers('bench')[0]} … of a block")
         for name in found:
             replace(page, name, blocks[name]())
-    return terminal.FINE
+    return _cli.FINE
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m pyce._bench.readme",
+        prog="python bench/readme_tables.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("pages", nargs="+", type=Path, metavar="FILE", help="a file with markers")
+    add("pages", nargs="+", type=Path, metavar="FILE", help="a Markdown file with markers")
     add("--bench", type=Path, default=BENCH, help="written by bench --peers (default: %(default)s)")
     add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
     add(
@@ -302,4 +310,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main, parser().parse_args()))
+    sys.exit(_cli.run(main, parser().parse_args()))

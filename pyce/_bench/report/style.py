@@ -1,19 +1,16 @@
-"""How pictures look: colours, markers, axes; and how one drawing serves a light and a dark page."""
+"""The style of the pictures: colours, markers, legends, logarithmic axes."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-# Name: on light, on dark. Okabe and Ito's colours, told apart by the colour-blind too.
+from pyce._bench.formats import tick
+
+# {name: (colour on light, on dark)}. Okabe and Ito's palette, safe for the colour-blind.
 THEME = {
     "paper": ("#ffffff", "#14171b"),
     "ink": ("#1b1e23", "#e9ebee"),
@@ -31,7 +28,7 @@ THEME = {
 PAPER, INK, MUTED, GRID, SHADE, *_ = (light for light, _ in THEME.values())
 SLOWER, FASTER = THEME["vermillion"][0], THEME["blue"][0]
 
-# Name: colour, marker: the shapes say the same as the colours.
+# {candidate: (colour, marker)}; markers distinguish what colours distinguish.
 LOOKS = {
     "floor": ("ink", "_"),
     "pyce c": ("blue", "o"),
@@ -47,7 +44,7 @@ OTHERS = [("purple", "<"), ("grey", ">"), ("sky", "h"), ("vermillion", "p"), ("m
 
 
 def look(name: str, names: Sequence[str] = ()) -> tuple[str, str]:
-    """Colour and marker; of an unknown one, by its place among the unknown of `names`."""
+    """Colour and marker of a candidate; an unknown one gets them by its position in `names`."""
     if name not in LOOKS:
         unknown = [other for other in names if other not in LOOKS]
         color, marker = OTHERS[unknown.index(name) % len(OTHERS) if name in unknown else 0]
@@ -57,16 +54,16 @@ def look(name: str, names: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def words(text: str, most: int = 44) -> str:
-    """A name out of a file as a picture can show it: printable, on one line, not too long."""
+    """A name from a file as text for a picture: printable characters, shortened."""
     text = "".join(c if c.isprintable() else "�" for c in text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib's own settings, whatever the user's are, for as long as something is drawn.
+    """Use matplotlib's defaults and this style inside the context, whatever the user's settings.
 
-    Names come from files: they are never taken for formulas.
+    Names come from files, so that text is never parsed as formulas.
     """
     import matplotlib
 
@@ -99,14 +96,14 @@ def drawing() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure, in inches; no window and no backend is chosen for it."""
+    """An empty figure with a size in inches, without a window or a backend of matplotlib."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def legend(made: Any, panels: Sequence[Any], columns: int = 5) -> None:
-    """One legend below for all panels."""
+    """One legend for all panels, below them."""
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -122,7 +119,7 @@ def legend(made: Any, panels: Sequence[Any], columns: int = 5) -> None:
 # ---------------------------------------------------------------------------------------------
 # Logarithmic axes
 
-# From few ticks a decade to many.
+# Ticks of a decade, from few to many.
 _STEPS: tuple[tuple[float, ...], ...] = (
     (1,),
     (1, 3),
@@ -135,7 +132,7 @@ _STEPS: tuple[tuple[float, ...], ...] = (
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from low to high, as many as fit without crowding."""
+    """Round numbers from low to high, at most `most`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     best: list[float] = []
     for steps in _STEPS:
@@ -148,7 +145,7 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def logarithmic(axis: Any, low: float, high: float, most: int = 7) -> None:
-    """A logarithmic axis from low to high, with round numbers and no exponents."""
+    """Make the axis logarithmic from low to high, with labels at round numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     name = axis.axis_name
@@ -156,99 +153,4 @@ def logarithmic(axis: Any, low: float, high: float, most: int = 7) -> None:
     getattr(axis.axes, f"set_{name}lim")(low, high)
     axis.set_major_locator(FixedLocator(ticks(low, high, most)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
-
-
-def plain(value: float) -> str:
-    """A tick's number: thousands apart, and powers of ten where it would be long."""
-    if value >= 1e6 or 0 < value < 1e-3:
-        return power(value)
-    return f"{value:,.0f}".replace(",", " ") if value >= 1000 else f"{value:.4g}"
-
-
-def power(value: float) -> str:
-    if 0.01 < value < 1000:
-        return f"{value:g}"
-    digits = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
-    return "10" + str(round(math.log10(value))).translate(digits)
-
-
-def sized(count: float) -> str:
-    """Bytes with their unit."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-# ---------------------------------------------------------------------------------------------
-# Files
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One drawing.
-
-    name    of the file
-    title   heading on the page
-    alt     what it shows, for who can't see it
-    caption how to read it
-    aside   whether the page shows it only on request
-    """
-
-    name: str
-    title: str
-    alt: str
-    caption: str
-    figure: Any
-    aside: bool = False
-
-    def save(self, folder: Path) -> Path:
-        """As PNG, light."""
-        path = folder / f"{self.name}.png"
-        with drawing():
-            self.figure.savefig(path, dpi=144, facecolor=PAPER)
-        return path
-
-    def svg(self) -> str:
-        """To stand in a page that defines THEME's names as CSS variables."""
-        stream = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with drawing():
-            self.figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
-        return themed(stream.getvalue(), self.name, self.alt)
-
-
-def themed(svg: str, name: str, alt: str) -> str:
-    """The svg element alone, its colours as CSS variables, its ids those of no other picture, and
-    nothing in it that can't be seen.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
-    size = re.findall(r'viewBox="([^"]+)"', svg)[0]
-    head = f'<svg viewBox="{size}" role="img" aria-label="{html.escape(alt)}">'
-    svg = head + svg[svg.index(">") + 1 :]
-    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
-    svg = re.sub(
-        r'\sid="([^"]+)"', lambda one: f' id="{ids[one[1]]}"' if one[1] in ids else "", svg
-    )
-    svg = re.sub(
-        r'(?:\sxlink:href="#|\b(url)\(#)([^")]+)',
-        lambda one: ("url(#" if one[1] else ' href="#') + ids[one[2]],
-        svg,
-    )
-    variables = {light: f"var(--{variable})" for variable, (light, _) in THEME.items()}
-    svg = re.sub(
-        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
-        lambda one: f"{one[1]}: {variables.get(one[2], one[2])}",
-        svg,
-    )
-    svg = re.sub(r'(\b(?:x|y|d)="|translate\()[^")]+', lambda one: _short(one[0]), svg)
-    svg = re.sub(r"<defs>\s*</defs>|\s+(?=/?>)", "", svg)
-    return re.sub(r">\s+<", "><", svg).replace("\n", " ")
-
-
-def _short(numbers: str) -> str:
-    """Hundredths of a point will do."""
-    return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
