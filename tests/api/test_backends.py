@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from conftest import join
 
 import pyce
 from pyce import _backends
@@ -125,12 +126,12 @@ def test_use_backend_is_of_its_thread(backend, other):
             seen.append(pyce.get_backend())
         seen.append(pyce.get_backend())
 
-    thread = threading.Thread(target=elsewhere)
+    thread = threading.Thread(daemon=True, target=elsewhere)
     thread.start()
     assert inside.wait(30)
     assert pyce.get_backend() == backend.name
     leave.set()
-    thread.join()
+    join([thread])
     assert seen == [other, other, backend.name]
 
 

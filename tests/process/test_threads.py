@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import needs_proc
+from conftest import join, needs_proc, one_isa
 
 import pyce
 from pyce import _threads
@@ -34,7 +34,7 @@ def test_sixteen_callers(backend):
 
     def caller(number):
         with pyce.use_backend(backend.name):
-            start.wait()
+            start.wait(60)
             for turn in range(8):
                 which = (number + turn) % len(work)
                 x, y = work[which]
@@ -46,11 +46,10 @@ def test_sixteen_callers(backend):
                     wrong.append(error)
                     raise
 
-    threads = [threading.Thread(target=caller, args=(i,)) for i in range(16)]
+    threads = [threading.Thread(daemon=True, target=caller, args=(i,)) for i in range(16)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads)
     assert not wrong
 
 
@@ -74,15 +73,16 @@ def test_the_interpreter_is_free_meanwhile(backend):
                 if seen_enough.is_set():
                     break
 
-    thread = threading.Thread(target=caller)
+    thread = threading.Thread(daemon=True, target=caller)
     thread.start()
     looks = collections.Counter()
-    while thread.is_alive():
+    patience = time.monotonic() + 120
+    while thread.is_alive() and time.monotonic() < patience:
         time.sleep(1e-4)
         looks[running] += 1
         if running is not None and looks[running] >= 4:
             seen_enough.set()
-    thread.join()
+    join([thread])
     assert seen_enough.is_set()
 
 
@@ -124,12 +124,11 @@ print(most)
 """
 
 
+@one_isa
 @pytest.mark.parametrize(("threads", "callers"), [(1, 1), (1, 4), (3, 1), (3, 5)])
 @needs_proc
 def test_never_more_threads_than_asked_for(backend, run_python, threads, callers):
     """The callers' threads and, beside them, one less than asked for."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = COUNT.format(threads=threads, callers=callers, turns=4)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
     done = run_python("-c", backend.share_small_work + code, **backend.environment, **variables)
@@ -178,11 +177,10 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
             for _ in range(20):
                 pyce.cross_entropy_with_grad(x, y)
 
-    started = [threading.Thread(target=call) for _ in range(callers)]
+    started = [threading.Thread(daemon=True, target=call) for _ in range(callers)]
     for thread in started:
         thread.start()
-    for thread in started:
-        thread.join()
+    join(started)
     assert len(most) >= 20 * callers
     assert threads <= max(most) <= callers + threads - 1
 
@@ -201,11 +199,10 @@ def test_set_num_threads_from_any_thread(backend):
                 if pyce.cross_entropy(x, y) != expected:
                     wrong.append(turn)
 
-    threads = [threading.Thread(target=caller) for _ in range(4)]
+    threads = [threading.Thread(daemon=True, target=caller) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads)
     assert not wrong
 
 
@@ -263,11 +260,10 @@ print(tasks() - before)
 """
 
 
+@one_isa
 @needs_proc
 def test_the_number_of_threads_changes_while_calls_run(backend, run_python):
     """Results stay right, and what the last number leaves over ends with the next large call."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = backend.share_small_work + RESIZE.format(seconds=1)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "4"}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -313,11 +309,10 @@ print(most)
 """
 
 
+@one_isa
 @needs_proc
 def test_sixty_four_callers(backend, run_python):
     """No deadlock, the right answers, and two threads beside the callers'."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = backend.share_small_work + CALLERS
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
     done = run_python("-c", code, **backend.environment, **variables)
