@@ -86,10 +86,10 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 
 # SEED=… draws other mutants.
 mutation: .venv/.test $(EXTENSION) ## whether tests see changes of the code: a sample, some ten minutes
-	$(BIN)/python tests/tools/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
+	PYTHONPATH=. $(BIN)/python tests/tools/mutation --sample 60 --seed $(or $(SEED),0) --jobs 2
 
 mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
-	$(BIN)/python tests/tools/mutate.py --all --jobs 2 --resume
+	PYTHONPATH=. $(BIN)/python tests/tools/mutation --all --jobs 2 --resume
 
 test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py

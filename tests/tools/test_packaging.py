@@ -138,7 +138,9 @@ def test_every_check_of_the_container_runs_in_ci():
     told = {name: value for step in steps for name, value in step.get("env", {}).items()}
     alone = re.findall(r"^ *(?:run|check) \d+ ([\w-]+)(.*)", text, re.MULTILINE)
     assert {"lint", "docs", "test", "sanitize"} < {target for target, _ in alone}
-    assert all(line.startswith("timeout ") for line in re.findall(r"^.*\bmake \S*venv.*", text, re.M))
+    assert all(
+        line.startswith("timeout ") for line in re.findall(r"^.*\bmake \S*venv.*", text, re.M)
+    )
     for target, options in alone:
         assert re.search(rf"make {target}\b", runs), target
         for name, value in re.findall(r'([A-Z_]+)="([^"]*)"', options):
