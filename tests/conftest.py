@@ -113,6 +113,7 @@ C_BACKENDS = [b for b in BACKENDS if b.name == "c"]
 one_isa = pytest.mark.parametrize(
     "backend", [b for b in BACKENDS if b not in C_BACKENDS[1:]], ids=str, indirect=True
 )
+widest_isa = pytest.mark.parametrize("c_backend", C_BACKENDS[:1], ids=str, indirect=True)
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
@@ -131,14 +132,9 @@ def _unchanged_settings():
     _threads._asked, _threads._limit, _backends._default = asked, limit, default
 
 
-def pytest_generate_tests(metafunc):
-    """`c_backend`: the instruction sets of C only, for promises that C alone makes."""
-    if "c_backend" in metafunc.fixturenames:
-        metafunc.parametrize("c_backend", C_BACKENDS, ids=str, indirect=True)
-
-
-@pytest.fixture
+@pytest.fixture(params=C_BACKENDS, ids=str)
 def c_backend(request):
+    """The instruction sets of C, for promises that C alone makes."""
     with request.param.selected():
         yield request.param
 
