@@ -56,6 +56,7 @@ def assert_near(actual, expected):
     np.testing.assert_allclose(np.float64(actual), expected, rtol=1e-6)
 
 
+@pytest.mark.alone
 @on(FAST)
 def test_forward_of_many_rows(selected):
     need(5)
@@ -71,6 +72,7 @@ def test_forward_of_many_rows(selected):
     assert_near(loss[-1], last - 2)
 
 
+@pytest.mark.alone
 @on([b for b in FAST if b.name == "c"])
 def test_forward_of_one_row(selected):
     need(5)
@@ -113,6 +115,7 @@ def test_losses_from_probabilities(backend):
         assert_near(losses[-1], expected[1])
 
 
+@pytest.mark.alone
 @on(WIDEST)
 def test_a_gradient(selected):
     """Every number of it: exactly where slices are compared, elsewhere by sums of their bits."""
