@@ -1,6 +1,6 @@
-"""The C backend's promise of the same bytes: any threads, instruction set, batch and place.
+"""The C backend gives the same bytes with any threads, instruction set, batch and layout.
 
-The shapes stand on both sides of every border between kernels.
+The shapes are on both sides of every bound between kernels.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def make(classes, rows, dtype, seed=0):
 
 
 def digest(values):
-    """All bytes of all results."""
+    """SHA-256 of all bytes of all results."""
     hashed = hashlib.sha256()
     for value in values:
         hashed.update(np.ascontiguousarray(value).tobytes())
@@ -41,14 +41,14 @@ def digest(values):
 
 
 def results(x, y, axis=-1):
-    """Everything that kernels compute: hard and soft, weighted and plain, each direction."""
+    """All results: labels and soft targets, with and without weights, forward and backward."""
     axis %= x.ndim
     classes = x.shape[axis]
     rng = np.random.default_rng(classes)
     w = rng.uniform(0.5, 2, classes)
     positions = tuple(np.delete(x.shape, axis))
     s = rng.uniform(0.5, 2, positions)
-    # The same probabilities for the same row, wherever the class axis is.
+    # A row has the same probabilities wherever the class axis is.
     t = np.moveaxis(rng.random((*positions, classes)), -1, axis).astype(np.float32)
     t = np.ascontiguousarray(t)
     for target, kwargs in (
@@ -171,7 +171,7 @@ def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
 @by_dtype
 @pytest.mark.parametrize("rows", [2, 5, 15, 16, 17, 40])
 def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, rows, dtype):
-    """Dealt one by one or in tiles. Many sums, since few are rounded differently."""
+    """Threads get rows one by one or in tiles. Many sums, as an order of summation changes few."""
     for seed in range(20):
         x, y = make(2049, rows, dtype, seed)
         expected = pyce.cross_entropy(x, y)
@@ -198,8 +198,9 @@ def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, 
     ],
 )
 def test_storing_past_the_cache_changes_nothing(past_the_cache, shape, axis, dtype, option):
-    """A gradient too large for the caches is stored another way, wherever it begins and whatever
-    stands beside it; the bytes are the same."""
+    """A gradient too large for the caches is stored another way, with the same bytes, at any
+    alignment, and without writing beyond its ends.
+    """
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) * 4).astype(dtype)
     positions = list(shape)

@@ -19,7 +19,7 @@ def others(name):
 
 @pytest.fixture
 def other(backend, monkeypatch):
-    """The name of another backend than `backend`; a stand-in where there is no other."""
+    """The name of another backend than `backend`; of a substitute where there is no other."""
     if not others(backend.name):
         monkeypatch.setitem(_backends._loaded, "numba", types.SimpleNamespace(NAME="numba"))
     return others(backend.name)[0]
@@ -69,7 +69,7 @@ def test_set_backend():
         for other in others(name):
             with pyce.use_backend(other):
                 assert pyce.get_backend() == other
-                pyce.set_backend(name)  # goes behind
+                pyce.set_backend(name)  # `use_backend` takes precedence
                 assert pyce.get_backend() == other
     pyce.set_backend("auto")
     assert pyce.get_backend() == pyce.backends()[0]
@@ -77,7 +77,7 @@ def test_set_backend():
 
 @pytest.mark.parametrize("name", ["c", "numba"])
 def test_a_backend_that_is_not_available(monkeypatch, name):
-    """Asked for, it raises with the reason and what there is; nothing takes its place."""
+    """A request raises with the reason and the available backends; no other backend is used."""
     monkeypatch.setattr(_backends, "_loaded", {})
     monkeypatch.setattr(_backends, "_broken", {name: "left out"})
     before = _backends._default
@@ -93,7 +93,7 @@ def test_a_backend_that_is_not_available(monkeypatch, name):
 
 
 def test_auto_warns_without_c(monkeypatch):
-    """The fastest that there is runs; that it is not C is said once."""
+    """The fastest available backend is used, and one warning says that it is not C."""
     monkeypatch.setattr(_backends, "_loaded", {})
     monkeypatch.setattr(_backends, "_broken", {"c": "left out", "numba": "left out"})
     monkeypatch.delenv("PYCE_BACKEND", raising=False)

@@ -28,7 +28,7 @@ def test_bernoulli_accuracy(backend, count, weighted, dtype):
     exact, slope, terms = right.loss, right.grad, right.terms
     loss, grad = pyce.binary_cross_entropy_with_grad(x, t, reduction="none", **options)
     normal = exact.hi >= oracle.smallest_normal(dtype)
-    # Two weights, two terms and their sum are rounded besides the functions themselves.
+    # The two weights, the two terms and their sum are rounded, too.
     assert oracle.ulp_error(loss, exact)[normal].max() <= 4
     normal = terms >= oracle.smallest_normal(dtype)
     assert oracle.ulp_error(grad, slope, terms)[normal].max() <= 6
@@ -46,7 +46,7 @@ def test_bernoulli_accuracy(backend, count, weighted, dtype):
 
 @by_dtype
 def test_bernoulli_far_out(backend, dtype):
-    """Neither overflow nor a secret clip: confident and right costs 0, wrong costs |x|."""
+    """Nothing overflows or is clipped: far out, a right logit costs 0 and a wrong one |x|."""
     x = np.array([1e4, -1e4, 1e4, -1e4, np.inf, -np.inf, np.nan], dtype)
     t = np.array([1, 0, 0, 1, 0, 1, 0])
     loss, grad = pyce.binary_cross_entropy_with_grad(x, t, reduction="none")
@@ -60,7 +60,7 @@ def test_bernoulli_far_out(backend, dtype):
 
 @by_dtype
 def test_bernoulli_weight_of_zero(backend, dtype):
-    """It makes 0 of an infinite loss; NaN stays."""
+    """A weight of 0 makes an infinite loss 0; a NaN stays."""
     x = np.array([np.inf, -np.inf, 1.0, np.nan], dtype)
     for kwargs in ({"weight": 0}, {"weight": [0, 0, 0, 0]}):
         loss, grad = pyce.binary_cross_entropy_with_grad(

@@ -45,7 +45,7 @@ def test_ignored_rows_are_inert(backend, dtype, classes, poison):
 
 @by_float
 def test_another_ignore_index(backend, dtype):
-    """Also a valid class, which is then never a target; -100 is then out of range."""
+    """It may be a valid class, which is then never a target; -100 is then out of range."""
     x, y = sample(rows=20)
     x = x.astype(dtype)
     y[:4] = 2
@@ -64,7 +64,7 @@ def test_another_ignore_index(backend, dtype):
 
 
 def test_ignore_index_and_sample_weight_of_nan(backend):
-    """What an ignored row carries beside its logits counts for nothing either."""
+    """The sample weight of an ignored row does not matter."""
     x, y = sample()
     y[3] = -100
     s = np.ones(7)
@@ -76,7 +76,7 @@ def test_ignore_index_and_sample_weight_of_nan(backend):
 
 
 def test_ignore_index_is_for_labels(backend):
-    """Probabilities have no rows to ignore, whatever they hold."""
+    """Probability targets are never ignored, whatever their values."""
     x, _ = sample()
     t = np.full(x.shape, -100.0)
     expected = pyce.cross_entropy(x, t, ignore_index=7, reduction="none")
@@ -87,7 +87,7 @@ def test_ignore_index_is_for_labels(backend):
 
 @by_float
 def test_backward_reads_nothing_of_an_ignored_row(backend, dtype):
-    """Neither its lse nor its factor."""
+    """Neither its lse nor its factor is read."""
     x, y = sample()
     x = x.astype(dtype)
     y[3] = -100
@@ -128,7 +128,7 @@ def test_no_row_counts(backend, dtype, rows, classes):
 
 @pytest.mark.parametrize("ignored", [-101, -99, -1, 0, 1, 2**31, 2**63 - 1, -(2**63)])
 def test_any_ignore_index(backend, ignored):
-    """It stands for no class, and −100 for nothing else."""
+    """The given value marks ignored rows, and −100 is then out of range."""
     x = sample(3, 4)[0]
     kinds = [np.int64, *([np.uint64] if ignored >= 0 else [])]
     for kind in kinds:
@@ -142,7 +142,7 @@ def test_any_ignore_index(backend, ignored):
 
 @pytest.mark.parametrize("classes", [3, 100, 300, 2100])
 def test_whichever_row_is_ignored(backend, classes):
-    """Rows side by side keep nothing of those that stood in their places before."""
+    """Lanes of an ignored row keep nothing of the rows that used them before."""
     rows = 36
     x, y = sample(classes, rows)
     x = x.astype(np.float32)
@@ -169,7 +169,7 @@ def test_one_weighted_class_with_ignored_rows(backend):
 
 
 def test_no_rows_as_lists(backend):
-    """An empty list has no dtype of its own: it serves as labels."""
+    """An empty list has no dtype of its own, and is valid as labels."""
     loss, grad = pyce.cross_entropy_with_grad(np.zeros((0, 3)), [], reduction="none")
     assert loss.shape == (0,)
     assert grad.shape == (0, 3)

@@ -54,6 +54,6 @@ def test_accuracy_of_one_hot_targets(backend, kind):
 
 
 def test_accuracy_of_nan(backend):
-    """A row that is NaN at its target is wrong; NaN elsewhere is not ahead of anything."""
+    """A row that is NaN at its target is wrong; NaN elsewhere ranks below everything."""
     x = np.array([[np.nan, 1.0], [np.nan, 1.0], [0.0, 1.0]])
     assert pyce.accuracy(x, [0, 0, 1]) == 1 / 3

@@ -47,7 +47,7 @@ def test_a_bad_row_stays_alone(backend, dtype, classes, soft, axis, poison):
         assert np.isnan(got[bad].astype(np.float64)).all()
         np.testing.assert_array_equal(got[~bad], expected[~bad])
     assert np.isnan(pyce.cross_entropy(x, target, axis=axis))
-    # logsumexp itself has an answer to infinities.
+    # The logsumexp of infinities is defined.
     expected = {"inf": np.inf, "all -inf": -np.inf}.get(poison, np.nan)
     got = pyce.logsumexp(x, axis=axis)
     np.testing.assert_array_equal(got[bad], expected)
@@ -57,7 +57,7 @@ def test_a_bad_row_stays_alone(backend, dtype, classes, soft, axis, poison):
 @by_classes
 @by_dtype
 def test_an_lse_that_is_not_finite(backend, dtype, classes):
-    """Its row's gradient is NaN, even for finite logits; no other row's."""
+    """The gradient of its row is NaN, even for finite logits; that of other rows is not."""
     x, y = sample(classes, rows=20)
     x = x.astype(dtype)
     for target in (y, np.eye(classes, dtype=np.float32)[y]):
@@ -72,7 +72,7 @@ def test_an_lse_that_is_not_finite(backend, dtype, classes):
 
 @by_float
 def test_a_sample_weight_of_zero_ignores_nothing(backend, dtype):
-    """It multiplies the loss as it is: NaN and infinity become NaN."""
+    """The loss is multiplied by it: NaN and infinity become NaN."""
     x, y = sample(rows=4)
     x = x.astype(dtype)
     x[0, 0] = np.nan
@@ -131,7 +131,7 @@ def test_minus_infinity_at_the_target(backend, dtype, classes):
 @by_classes
 @by_float
 def test_probability_zero_meets_minus_infinity(backend, dtype, classes):
-    """0 * inf counts as 0; a probability above 0 there costs infinity."""
+    """0 · inf is 0; a larger target probability at −inf makes the loss infinite."""
     x, y = sample(classes, rows=20)
     x = x.astype(dtype)
     off = (y + 1) % classes

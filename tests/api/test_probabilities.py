@@ -55,11 +55,11 @@ def test_dtypes_of_the_losses(backend, dtype):
 
 def test_log_loss_of_zero(backend):
     p = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
-    # 0 log 0 = 0: a certain right answer costs nothing.
+    # 0 log 0 = 0: a certain and correct prediction has loss 0.
     t = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
     np.testing.assert_array_equal(pyce.log_loss(p, t, reduction="none"), [0, np.log(2)])
     np.testing.assert_array_equal(pyce.log_loss(p, [0, 1], reduction="none"), [0, np.log(2)])
-    # Probability 0 on the truth is infinite, and nothing is clipped in secret.
+    # Probability 0 at the target has infinite loss: nothing is clipped unless requested.
     np.testing.assert_array_equal(pyce.log_loss(p, [1, 2], reduction="none"), [np.inf, np.inf])
     assert pyce.log_loss(p, [0, 2]) == np.inf
     assert np.isfinite(pyce.log_loss(np.array([[1 - 1e-300, 1e-300]]), [1]))
@@ -75,7 +75,7 @@ def test_log_loss_clips_on_request(backend, eps):
 
 
 def test_probabilities_are_taken_as_they_are(backend):
-    """Not rescaled, and NaN where a negative one counts."""
+    """They are not rescaled; a negative one with a weight gives NaN."""
     p = np.array([[2.0, 2.0], [0.25, 0.25], [-0.5, 1.0], [1.0, -0.5]])
     got = pyce.log_loss(p, [0, 0, 0, 0], reduction="none")
     np.testing.assert_array_equal(got, [-np.log(2), np.log(4), np.nan, 0.0])
@@ -84,7 +84,7 @@ def test_probabilities_are_taken_as_they_are(backend):
 
 
 def test_nll_loss_of_minus_infinity(backend):
-    """A class that does not count may have any log-probability."""
+    """A class with coefficient 0 may have any log-probability."""
     for other in (-np.inf, np.inf, np.nan):
         log_p = np.array([[-0.5, other]])
         assert pyce.nll_loss(log_p, [0]) == 0.5

@@ -13,11 +13,11 @@ import pyce
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
-    """Rows of three of the blocks of 2048 classes that C cuts them into, the last of them short."""
+    """Rows of three blocks of 2048 classes, of which the last one is short."""
     y = np.array([0, 1, 2047, 2048, 2049, 4095, 4096, 4098])
     x = sample(4099, len(y))[0].astype(dtype)
     if smoothing:
-        x[np.arange(len(y)), y] = 9  # so that the label's gradient is of its own kind
+        x[np.arange(len(y)), y] = 9  # makes the gradient at the label unlike the others
     t = np.full(x.shape, smoothing / 4099)
     t[np.arange(len(y)), y] += 1 - smoothing
     logits = x if axis == 1 else np.ascontiguousarray(x.T)
@@ -31,11 +31,11 @@ def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 2.0**-300])
 def test_the_denominator_is_summed_with_what_rounding_loses(backend, scale, soft):
-    """Weights of which the largest cancel: whatever is lost beside them would be missing."""
+    """The largest weights cancel, so that errors of adding the others to them would show."""
     rows = 50_000
     s = np.full(rows, 1 + 2.0**-15)
     s[:19_001] = 0
-    s[1:5] = s[8:40:8] = 0.25  # two, of which nothing is left when each is added to the largest
+    s[1:5] = s[8:40:8] = 0.25  # 2 in all, which is lost if each is added to the largest
     s[0], s[-1] = 2.0**52, -(2.0**52)
     x = np.zeros((rows, 2), np.float32)
     target = np.full((rows, 2), [1, 0], np.float32) if soft else np.zeros(rows, int)
@@ -153,7 +153,7 @@ def test_smoothing_of_probability_targets(backend, dtype):
 
 @by_float
 def test_weights_are_used_as_given(backend, dtype):
-    """Zero and negative weights are nobody's business here."""
+    """Zero and negative weights are valid."""
     x, y = sample()
     x = x.astype(dtype)
     w = np.array([0.0, -1.0, 2.0, 0.5, 0.0])
@@ -163,7 +163,7 @@ def test_weights_are_used_as_given(backend, dtype):
     near(pyce.cross_entropy(x, y, sample_weight=s, reduction="none"), rows * s, dtype)
     # Their sum may be 0, and divides as any other.
     assert np.isnan(pyce.cross_entropy(x, y, weight=np.zeros(5)))
-    # Nor are probabilities looked at.
+    # Neither are probabilities checked.
     t = np.random.default_rng(5).normal(size=x.shape)
     expected = -(t * log_probs(x.astype(np.float64))).sum(1)
     near(pyce.cross_entropy(x, t, reduction="none"), expected, dtype, 10.0)
@@ -202,7 +202,7 @@ def test_normalizer_replaces_the_denominator(backend, dtype):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -2.0])
 @by_float
 def test_a_normalizer_is_used_as_given(backend, dtype, value):
-    """NaN too is a number that was given."""
+    """NaN is used as given as well."""
     x, y = sample()
     x = x.astype(dtype)
     total, of_sum = pyce.cross_entropy_with_grad(x, y, reduction="sum")
@@ -227,7 +227,7 @@ def test_other_reductions_do_not_normalize(backend):
 
 
 def test_gradient_accumulation(backend):
-    """Two halves with the whole batch's normalizer are the whole batch."""
+    """Two halves with the normalizer of the whole batch add up to the whole batch."""
     x, y = sample(rows=8)
     y[2] = -100
     whole, grad = pyce.cross_entropy_with_grad(x, y)
@@ -254,7 +254,7 @@ def test_a_normalizer_of_one_row(backend):
 
 
 def test_weights_whose_sum_is_nearly_too_large(backend):
-    """What helps to add them up exactly must not overflow where the sum does not."""
+    """The compensated sum must not overflow where the sum does not."""
     options = {"sample_weight": [6e307, 6e307]}
     for target in ([0, 0], np.tile([1.0, 0.0], (2, 1))):
         _, grad = pyce.cross_entropy_with_grad(np.zeros((2, 2)), target, **options)

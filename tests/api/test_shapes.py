@@ -22,7 +22,7 @@ def test_one_class(backend, dtype, rows, offset):
     assert (pyce.log_softmax(x) == 0).all()
     assert (pyce.logsumexp(x) == x[:, 0].astype(np.float64)).all()
     assert pyce.cross_entropy(x, y) == 0
-    # Whatever the target is, there is nothing to be learnt from one class.
+    # With one class, loss and gradient are 0 for any target.
     t = np.full((rows, 1), 0.7, np.float32)
     for target, options in ((t, {}), (t, {"label_smoothing": 0.1}), (y, {"label_smoothing": 0.1})):
         for result in every_way(x, target, reduction="none", **options):

@@ -15,7 +15,7 @@ def test_backend_from_the_environment(backend, run_python):
     done = run_python("-c", "import pyce; print(pyce.info()['isa'])", **backend.environment)
     if backend.isa:
         assert done.stdout.split() == [backend.isa]
-    # What the program asks for goes before the environment.
+    # A setting of the program takes precedence over the environment.
     code = f"import pyce; pyce.set_backend({backend.name!r}); print(pyce.get_backend())"
     done = run_python("-c", code, PYCE_BACKEND="numpy")
     assert done.stdout.split() == [backend.name]
@@ -34,7 +34,7 @@ def test_unknown_backend_in_the_environment(run_python):
     assert error.startswith("ValueError")
     for word in ("PYCE_BACKEND", "cuda", "auto", "c", "numba", "numpy"):
         assert word in error
-    # Only using it fails, not importing.
+    # Importing does not fail, only using it does.
     run_python("-c", "import pyce", PYCE_BACKEND="cuda")
 
 
@@ -54,7 +54,7 @@ def test_number_of_threads_from_the_environment(run_python):
     assert run_python("-c", code, PYCE_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1,4").stdout.split() == ["1"]
-    # What the program asks for goes before the environment.
+    # A setting of the program takes precedence over the environment.
     asked = "import pyce; pyce.set_num_threads(1); print(pyce.get_num_threads())"
     assert run_python("-c", asked, PYCE_NUM_THREADS="1000").stdout.split() == ["1"]
     both = run_python("-c", code, OMP_NUM_THREADS="1", PYCE_NUM_THREADS="1000")

@@ -1,7 +1,7 @@
 """Forks before, after and during calls, from the main and from other threads, nested.
 
-A child must have the right answers within thirty seconds, its parent as well. A few forks for each
-backend; a thousand with PYCE_TEST_STRESS=1 (`make test-stress`), with torch and Numba beside it.
+Child and parent must have the right results within thirty seconds. A few forks for each backend; a
+thousand with PYCE_TEST_STRESS=1 (`make test-stress`), with PyTorch and Numba loaded as well.
 """
 
 import os
@@ -111,7 +111,7 @@ assert not failures, failures
 print('fine')
 """
 
-# Libraries with threads of their own, which have worked in the parent.
+# Programs that start the threads of other libraries in the parent.
 USE_NUMBA = """
 @numba.njit(parallel=True)
 def start(out):
@@ -177,7 +177,7 @@ if __name__ == '__main__':
 
 
 def test_a_pool_of_forked_processes(backend, run_python):
-    """As data loaders and grid searches have it."""
+    """As data loaders and grid searches use one."""
     code = backend.share_small_work + MULTIPROCESSING
     done = run_python("-W", "ignore", "-c", code, **backend.environment)
     assert done.stdout.split() == ["fine"]

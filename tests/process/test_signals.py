@@ -69,7 +69,7 @@ assert with_threads, 'threads are no longer used'
 print('fine', inside)
 """
 
-# Whether large work is still shared, as each backend knows it.
+# Whether large work is still shared among threads.
 THREADS = {
     "c": "not os.path.isdir('/proc/self/task') or len(os.listdir('/proc/self/task')) >= 3",
     "numba": "not numba._callers",
@@ -130,7 +130,7 @@ print('fine')
 
 @one_isa
 def test_a_storm_of_signals(backend, run_python):
-    """Interrupted system calls, in whichever thread they are."""
+    """Signals that interrupt system calls in any thread."""
     code = backend.share_small_work + BEGIN + STORM
     done = run_python("-c", code, NUMBA_NUM_THREADS="3", **backend.environment)
     assert done.stdout.split() == ["fine"]
@@ -186,7 +186,7 @@ print('fine')
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
 def test_a_handler_that_calls(backend, run_python, layer):
     if layer != "default" and backend.name != "numba":
-        return  # it is Numba's
+        return  # the layer is a setting of Numba
     code = backend.share_small_work + BEGIN + NESTED
     variables = {"NUMBA_NUM_THREADS": "3", "NUMBA_THREADING_LAYER": layer}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -229,7 +229,7 @@ WAYS = {
 @one_isa
 @pytest.mark.parametrize("way", WAYS)
 def test_exit_while_calls_run(backend, run_python, way):
-    """The right status, nothing on stderr, no hang."""
+    """The process ends with the right status and writes nothing to stderr."""
     if backend.name == "numpy":
         return  # it has no threads
     last, status = WAYS[way]

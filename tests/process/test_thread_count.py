@@ -21,7 +21,7 @@ def test_set_num_threads():
 
 
 def test_threads_are_limited_by_the_process(monkeypatch):
-    """By its affinity and its quota, of which a part counts as a processor."""
+    """By its affinity and its quota; a fraction of a processor counts as one."""
 
     pyce.set_num_threads(5)
     for processors, quota, expected in ((8, math.inf, 5), (3, math.inf, 3), (8, 1.5, 2), (1, 9, 1)):
@@ -76,7 +76,7 @@ print('fine')
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_affinity_changes(c_backend, run_python):
-    """The number follows at the next call, and so do the threads that there are already."""
+    """The next call uses the new number of threads, and moves existing threads."""
     if c_backend.isa != pyce.info()["isas"][0]:
         return  # one pool for all instruction sets
     code = c_backend.share_small_work + AFFINITY
@@ -143,7 +143,7 @@ def test_no_control_groups(tmp_path):
 
 
 def test_quota_is_read_anew(monkeypatch, tmp_path):
-    """At most once a second, and at the next call then."""
+    """The quota is read again by a call, at most once a second."""
 
     clock = [10**9]
     monkeypatch.setattr(_threads.time, "monotonic_ns", lambda: clock[0])
@@ -166,7 +166,7 @@ def test_quota_is_read_anew(monkeypatch, tmp_path):
     assert now("300000 100000\n", 0) == 3
     assert now("100000 100000\n", 0.5) == 3
     assert now("100000 100000\n", 0.6) == 1
-    assert now("250000 100000\n", 1.1) == 3  # a part of a processor is a thread
+    assert now("250000 100000\n", 1.1) == 3  # a fraction of a processor counts as a thread
     assert now("max 100000\n", 1.1) == 64
     assert now("50000 100000\n", 1.1) == 1
 

@@ -54,13 +54,13 @@ def test_sixteen_callers(backend):
 
 
 def test_the_interpreter_is_free_meanwhile(backend):
-    """Another thread gets on with Python while one and the same call runs."""
+    """Another thread runs Python code while a single call runs."""
     x = np.zeros((2000, 2000), np.float32)
     y = np.zeros(2000, int)
     out = np.empty_like(x)
     pyce.set_num_threads(1)
     pyce.cross_entropy_with_grad(x, y, out=out)  # compiled
-    running = None  # the number of the call that is being made
+    running = None  # the number of the running call
     seen_enough = threading.Event()
 
     def caller():
@@ -128,12 +128,12 @@ print(most)
 @pytest.mark.parametrize(("threads", "callers"), [(1, 1), (1, 4), (3, 1), (3, 5)])
 @needs_proc
 def test_never_more_threads_than_asked_for(backend, run_python, threads, callers):
-    """The callers' threads and, beside them, one less than asked for."""
+    """The threads of the callers and one less than asked for."""
     code = COUNT.format(threads=threads, callers=callers, turns=4)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
     done = run_python("-c", backend.share_small_work + code, **backend.environment, **variables)
-    # OpenMP's threads belong to a caller of Numba's, and wait when the next one has others; those
-    # that compute at a time are counted below.
+    # OpenMP keeps idle threads for each thread that has called Numba. The next test counts the
+    # threads that compute at the same time.
     idle = (callers - 1) * (threads - 1) if backend.name == "numba" else 0
     assert int(done.stdout) <= callers + threads - 1 + idle
 
@@ -186,7 +186,7 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
 
 
 def test_set_num_threads_from_any_thread(backend):
-    """It is one setting for the process, whoever sets it; calls in flight are not disturbed."""
+    """The setting belongs to the process; running calls are not disturbed."""
     x = np.random.default_rng(0).normal(size=(3000, 100)).astype(np.float32)
     y = np.zeros(3000, int)
     expected = pyce.cross_entropy(x, y)
@@ -263,7 +263,7 @@ print(tasks() - before)
 @one_isa
 @needs_proc
 def test_the_number_of_threads_changes_while_calls_run(backend, run_python):
-    """Results stay right, and what the last number leaves over ends with the next large call."""
+    """Results stay correct, and the next large call ends the threads that are too many."""
     code = backend.share_small_work + RESIZE.format(seconds=1)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "4"}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -312,7 +312,7 @@ print(most)
 @one_isa
 @needs_proc
 def test_sixty_four_callers(backend, run_python):
-    """No deadlock, the right answers, and two threads beside the callers'."""
+    """There is no deadlock, results are correct, and two threads are added to the callers."""
     code = backend.share_small_work + CALLERS
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -357,7 +357,7 @@ print('fine')
 def test_no_thread_is_to_be_had(backend, run_python):
     """Where the system refuses threads, the caller does all the work."""
     if backend.name == "numba":
-        return  # libgomp ends the process then: only Numba could know better
+        return  # libgomp ends the process then, and pyce cannot prevent it
     code = backend.share_small_work + REFUSED
     variables = {"OPENBLAS_NUM_THREADS": "1", "CODE": code}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -432,7 +432,7 @@ def layers():
 
 @pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
 def test_no_threading_layer_of_numba_ends_the_process(run_python, layer):
-    """Many callers at a time and forks among them; where this goes wrong, it aborts."""
+    """Many callers at a time, and forks among them, which would abort the process."""
     if layer not in layers():
         pytest.skip(f"Numba has no layer {layer} here")
     code = "from pyce._backends import numba; numba._SMALL = 2**12\n" + LAYERS.format(layer=layer)
