@@ -243,8 +243,8 @@ def _locks(tmp_path_factory, request):
 
 @pytest.fixture(autouse=True)
 def _alone(request, _locks):
-    """Tests share the lock `running`, one that is marked `alone` has it to itself. Whoever waits
-    for `running` holds `turn`, so that no other test begins meanwhile.
+    """Tests share the lock `running`; one that is marked `alone` holds it exclusively. A test that
+    waits for `running` holds `turn`, so that no other test begins meanwhile.
     """
     if _locks is None:
         yield

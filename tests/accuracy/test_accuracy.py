@@ -216,7 +216,7 @@ def test_losses_from_probabilities_and_their_logarithms(compute, dtype, classes,
     p = oracle.softmax_rows(x).p.hi.astype(dtype)
     logs = np.log(p)
     rng = np.random.default_rng(classes)
-    w, share = rng.uniform(0.2, 2, classes), rng.uniform(0.2, 2, 20)
+    w, s = rng.uniform(0.2, 2, classes), rng.uniform(0.2, 2, 20)
     target = rng.random(x.shape).astype(dtype) if soft else y
     t = target if soft else np.arange(classes) == y[:, None]
     for call, given, cost in (
@@ -227,8 +227,8 @@ def test_losses_from_probabilities_and_their_logarithms(compute, dtype, classes,
         check_loss(compute(call, given, target, reduction="none"), losses)
         check_loss(compute(call, given, target, reduction="sum"), losses.sum())
         # Each of the weights is one more product that is rounded.
-        losses = (cost * (oracle.DD(t) * w)).sum() * share
-        kwargs = {"weight": w, "sample_weight": share}
+        losses = (cost * (oracle.DD(t) * w)).sum() * s
+        kwargs = {"weight": w, "sample_weight": s}
         check_loss(compute(call, given, target, reduction="none", **kwargs), losses, 4)
         check_loss(compute(call, given, target, reduction="sum", **kwargs), losses.sum(), 4)
 

@@ -175,8 +175,8 @@ def by_the_book(entry, a, axis):
     loss = (b * cost.get(name, -np.log(p))).sum(axis) * a["sample_weight"]
     if name in cost:
         return (loss,)
-    share = np.expand_dims(a["sample_weight"] * a.get("grad_loss", 1.0), axis)
-    grad = (p * b.sum(axis, keepdims=True) - b) * share
+    scale = np.expand_dims(a["sample_weight"] * a.get("grad_loss", 1.0), axis)
+    grad = (p * b.sum(axis, keepdims=True) - b) * scale
     lse = np.log(np.exp(x).sum(axis))
     return {
         "cross_entropy": (loss, lse),

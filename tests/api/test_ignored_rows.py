@@ -25,13 +25,13 @@ def test_ignored_rows_are_inert(backend, dtype, classes, poison):
         {"weight": np.linspace(0.5, 2, classes)},
         {"sample_weight": np.linspace(0.5, 2, 40)},
     ):
-        kept = dict(extra)
-        if "sample_weight" in kept:
-            kept["sample_weight"] = kept["sample_weight"][~ignored]
+        options = dict(extra)
+        if "sample_weight" in options:
+            options["sample_weight"] = options["sample_weight"][~ignored]
         for reduction in ("mean", "sum", "none"):
             loss, grad, back = every_way(x, y, reduction=reduction, **extra)
             only, only_grad, only_back = every_way(
-                x[~ignored], y[~ignored], reduction=reduction, **kept
+                x[~ignored], y[~ignored], reduction=reduction, **options
             )
             if reduction == "none":
                 assert (loss[ignored] == 0).all()
@@ -49,18 +49,18 @@ def test_another_ignore_index(backend, dtype):
     x, y = sample(rows=20)
     x = x.astype(dtype)
     y[:4] = 2
-    kept = y != 2
+    valid = y != 2
     loss, grad, _ = every_way(x, y, ignore_index=2)
-    near(loss, float(pyce.cross_entropy(x[kept], y[kept])), dtype)
-    assert (grad[~kept] == 0).all()
-    assert (grad[kept] != 0).all()
-    high = np.where(kept, y, 1000)
+    near(loss, float(pyce.cross_entropy(x[valid], y[valid])), dtype)
+    assert (grad[~valid] == 0).all()
+    assert (grad[valid] != 0).all()
+    high = np.where(valid, y, 1000)
     np.testing.assert_array_equal(pyce.cross_entropy(x, high, ignore_index=1000), loss)
     for edge in (np.iinfo(np.int64).min, np.iinfo(np.int64).max):
-        target = np.where(kept, y, edge)
+        target = np.where(valid, y, edge)
         np.testing.assert_array_equal(pyce.cross_entropy(x, target, ignore_index=edge), loss)
     with pytest.raises(IndexError):
-        pyce.cross_entropy(x, np.where(kept, y, -100), ignore_index=2)
+        pyce.cross_entropy(x, np.where(valid, y, -100), ignore_index=2)
 
 
 def test_ignore_index_and_sample_weight_of_nan(backend):

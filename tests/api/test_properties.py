@@ -406,12 +406,12 @@ def test_one_hot_probabilities_are_labels(backend, batch):
 
 @law(batch=batches(FLOATS, MODERATE), smoothing=st.floats(1e-3, 1))
 def test_smoothing_is_a_mixture(backend, batch, smoothing):
-    """Of the labels' loss and that of even probabilities; with labels and with one-hot rows."""
+    """Of the loss of the labels and that of uniform probabilities, for labels and one-hot rows."""
     x, y = batch.x, batch.y
     classes = x.shape[1]
-    certain = np.float64(pyce.cross_entropy(x, y, reduction="none"))
-    even = np.float64(none(x, np.full(x.shape, 1.0))[0]) / classes
-    expected = (1 - smoothing) * certain + smoothing * even
+    hard = np.float64(pyce.cross_entropy(x, y, reduction="none"))
+    uniform = np.float64(none(x, np.full(x.shape, 1.0))[0]) / classes
+    expected = (1 - smoothing) * hard + smoothing * uniform
     near(none(x, y, label_smoothing=smoothing)[0], expected, 2 * LOSS + 1)
     hot = (np.arange(classes) == y[:, None]).astype(batch.wide)
     near(none(x, hot, label_smoothing=smoothing)[0], expected, 2 * LOSS + 1)
@@ -461,7 +461,7 @@ def test_no_for_yes(backend, batch):
     loss, grad = pyce.binary_cross_entropy_with_grad(x, t, reduction="none")
     other, slope = pyce.binary_cross_entropy_with_grad(-x, 1 - t, reduction="none")
     near(other, loss, 2 * LOSS)
-    # t's share of the gradient and the rest cancel.
+    # The two terms of the gradient cancel.
     near(-slope, grad, 2 * GRAD, terms=np.maximum(t, 1 - t).astype(float))
 
 

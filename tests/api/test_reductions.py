@@ -45,10 +45,10 @@ def test_the_denominator_is_summed_with_what_rounding_loses(backend, scale, soft
         {"sample_weight": s * scale / 2, "weight": [2.0, 2.0]},
     ):
         _, grad = pyce.cross_entropy_with_grad(x, target, **options)
-        share = 2 if soft and "weight" in options else 1  # class weights are not in the mean
+        size = 2 if soft and "weight" in options else 1  # class weights are not in the mean
         np.testing.assert_allclose(
             grad[20_000].astype(float) * denominator / (1 + 2.0**-15),
-            [-share * 0.5, share * 0.5],
+            [-size * 0.5, size * 0.5],
             rtol=1e-6,
         )
 

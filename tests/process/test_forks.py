@@ -14,7 +14,7 @@ STRESS = os.environ.get("PYCE_TEST_STRESS") == "1"
 FORK = """
 import faulthandler, os, signal, sys, threading, time
 import numpy as np
-{beside}
+{imports}
 import pyce
 from pyce import _threads
 _threads._affinity = lambda: 3
@@ -79,16 +79,16 @@ def elsewhere(count, what):
     return t
 
 total = {forks}
-share = total // 5
-{use_beside}
+part = total // 5
+{use}
 forks(1, 'before the first call')
 elsewhere(1, 'before the first call, in a thread').join()
 expected = answers()
 pyce.set_num_threads(1)
 assert right(answers(), expected)  # Numba compiles what it will run in a child
 pyce.set_num_threads(3)
-forks(share, 'after a call')
-elsewhere(share, 'after a call, in a thread').join()
+forks(part, 'after a call')
+elsewhere(part, 'after a call, in a thread').join()
 
 stop = threading.Event()
 
@@ -100,8 +100,8 @@ def busy():
 callers = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
 for t in callers: t.start()
 # In the middle of calls of other threads; and two threads that fork at a time.
-forks(share, 'during calls')
-two = [elsewhere(share, 'during calls, in a thread') for _ in range(2)]
+forks(part, 'during calls')
+two = [elsewhere(part, 'during calls, in a thread') for _ in range(2)]
 for t in two: t.join()
 stop.set()
 for t in callers: t.join(60)
@@ -126,8 +126,8 @@ torch.nn.functional.cross_entropy(torch.randn(500, 500, requires_grad=True),
 """
 
 
-def forks(backend, run_python, count, timeout, beside="", use_beside="", **variables):
-    code = FORK.format(forks=count, beside=beside, use_beside=use_beside)
+def forks(backend, run_python, count, timeout, imports="", use="", **variables):
+    code = FORK.format(forks=count, imports=imports, use=use)
     done = run_python(
         "-W",
         "ignore",
@@ -154,8 +154,8 @@ def test_forks_beside_numba(backend, run_python):
 @pytest.mark.skipif(not STRESS, reason="PYCE_TEST_STRESS=1 has it run; see make test-stress")
 def test_a_thousand_forks(backend, run_python):
     """With torch and Numba loaded, and used in the parent."""
-    beside, use = "import torch, numba", USE_TORCH + USE_NUMBA
-    forks(backend, run_python, 1000, 3600, beside, use, NUMBA_NUM_THREADS="3")
+    imports, use = "import torch, numba", USE_TORCH + USE_NUMBA
+    forks(backend, run_python, 1000, 3600, imports, use, NUMBA_NUM_THREADS="3")
 
 
 MULTIPROCESSING = """
