@@ -5,12 +5,11 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from bounds import check_array, check_loss, round_once, same_bits
 from conftest import BACKENDS, C_BACKENDS
 
 import pyce
 
-LOSS_ULP = 2
-GRAD_ULP = 4
 HALF = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -38,33 +37,6 @@ def in_bytes(result):
     return [np.asarray(part).tobytes() for part in parts]
 
 
-def check_loss(actual, exact, bound=LOSS_ULP):
-    error = oracle.ulp_error(actual, exact)
-    highest = float(error.max(initial=0.0))
-    assert highest <= bound, worst(error, actual, exact)
-
-
-def check_array(actual, exact, terms=None):
-    """Check that normal numbers are within 4 ULP, and smaller ones between zero and the smallest
-    normal number. With `terms`, the error is relative to these, wherever they are normal numbers.
-    """
-    tiny = oracle.smallest_normal(actual.dtype)
-    size = np.abs(exact.hi) if terms is None else np.maximum(np.abs(exact.hi), terms)
-    normal = ~(size < tiny)  # NaN and infinities too
-    error = np.where(normal, oracle.ulp_error(actual, exact, terms), 0.0)
-    highest = float(error.max(initial=0.0))
-    assert highest <= GRAD_ULP, worst(error, actual, exact)
-    got = actual.astype(np.float64)
-    low = ~normal
-    assert (np.abs(got[low]) <= GRAD_ULP * tiny).all()
-    if terms is None:
-        assert (np.abs(got[low]) <= tiny).all()
-        assert (got[low] * exact.hi[low] >= 0.0).all()
-        # Below half of the smallest number the oracle has lost the last bit too.
-        smallest = float(ml_dtypes.finfo(actual.dtype).smallest_subnormal)
-        assert (np.abs(got[exact.hi == 0.0]) <= smallest).all()
-
-
 def terms_of(target, kwargs, exact):
     """The terms that the error of a gradient is relative to. None, that is the gradient itself, for
     one-hot targets; else p·Σt and t, whose difference may cancel.
@@ -75,14 +47,6 @@ def terms_of(target, kwargs, exact):
 
 def is_one_hot(target):
     return target.dtype.kind in "iu" or bool(np.isin(target, (0.0, 1.0)).all())
-
-
-def worst(error, actual, exact):
-    where = np.unravel_index(np.argmax(error), error.shape)
-    return (
-        f"{error[where]:.4g} ULP at {where}: got {np.asarray(actual)[where]!r}, "
-        f"exact {exact.hi[where]!r}"
-    )
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS)
@@ -316,18 +280,3 @@ def test_half_types_with_the_class_axis_first(compute, classes, dtype):
         loss32, grad32 = compute(pyce.cross_entropy_with_grad, x.astype(np.float32), y, **options)
         np.testing.assert_array_equal(loss, loss32)
         same_bits(grad, round_once(grad32, half))
-
-
-def round_once(values, dtype):
-    with np.errstate(over="ignore", under="ignore"):
-        return values.astype(dtype)
-
-
-def same_bits(actual, expected):
-    """Check that the bytes are the same; any NaN matches any other."""
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    nan = np.isnan(expected.astype(np.float32))
-    differ = (actual.view(np.uint16) != expected.view(np.uint16)) & ~nan
-    differ |= nan & ~np.isnan(actual.astype(np.float32))
-    assert not differ.any(), f"{differ.sum()} differ, first at {np.argwhere(differ)[0]}"

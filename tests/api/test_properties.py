@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from bounds import check_array, round_once, same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_accuracy import check_array, round_once, same_bits
 
 import pyce
 
