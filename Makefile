@@ -44,8 +44,9 @@ help: ## list the targets
 
 build: $(EXTENSION) ## build the C extension in place
 
+# One thread of BLAS for each process: more would wait for each other.
 test: .venv/.test $(EXTENSION) ## run the tests, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C interface on an emulated Arm processor
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
@@ -84,7 +85,7 @@ fuzz: ## make random calls of the C interface for FUZZ_SECONDS (60), guided by c
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs
 
 # SEED=… draws other mutants.
-mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample, about ten minutes
+mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample, about fifteen minutes
 	PYTHONPATH=. $(BIN)/python tests/tools/mutation --sample 60 --seed $(or $(SEED),0) --jobs 2
 
 mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
