@@ -64,8 +64,8 @@ sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cp -r csrc pyce tests bench docs examples .ci .github setup.py *.toml *.md *.txt *.in LICENSE Makefile $(SANITIZED)
-	rm -f $(SANITIZED)/pyce/*.so
+	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
+		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
