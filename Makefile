@@ -1,4 +1,4 @@
-# Every target works on a fresh clone: it makes .venv and builds the extension first if need be.
+# Every target works in a fresh clone: it creates .venv and builds the extension first if needed.
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.c tests/c/*.[ch] tests/c/*/*.[ch])
+C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
-# What each job needs beside the core, by the extras of pyproject.toml.
-TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl mypy \
+# The packages that each job needs; pyproject.toml has the extras for users.
+TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis mpmath ml_dtypes threadpoolctl mypy \
 	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
@@ -31,13 +31,13 @@ AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
 RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
 SANITIZED := build/sanitized
-# Inlined as for speed, the kernels would take the sanitizers minutes to compile.
+# With all functions inlined, the kernels would take minutes to compile for the sanitizers.
 OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
 SANITIZE := -O1 -g -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
-# Temporaries that clang makes of wide vectors outlive their scope in its own view.
+# clang itself uses temporaries of wide vectors after their scope.
 FUZZ := $(SANITIZE) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
 FUZZ_SECONDS ?= 60
-# $(call need,COMMAND,PACKAGES): stop with a word on what to install where a command is missing.
+# $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
 .PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
@@ -47,40 +47,40 @@ help: ## list the targets
 
 build: $(EXTENSION) ## build the C extension in place
 
-test: .venv/.test $(EXTENSION) ## run the tests
-	$(BIN)/python -m pytest
+# One thread of BLAS for each process: more would wait for each other.
+test: .venv/.test $(EXTENSION) ## run the tests, in two processes
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-aarch64: .venv/.test $(EXTENSION) ## the C tests' calls on an emulated Arm processor: the same bytes
+test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C interface on an emulated Arm processor
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
 	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
 	$(RECORD) | qemu-aarch64 build/aarch64/replay
 
-valgrind: .venv/.test $(EXTENSION) ## the C tests' calls under valgrind, which runs AVX2 and plain C
+valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, with AVX2 and plain C
 	$(call need,valgrind,valgrind)
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
-# The suite and the recorded calls under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy
-# of the tree; TESTS=… takes some of it. Numba's and NumPy's own kernels have no C of ours to look at.
+# In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce.
 sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
-sanitize: .venv/.test $(EXTENSION) ## the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cp -r csrc pyce tests bench docs examples .ci .github setup.py *.toml *.md *.txt *.in LICENSE Makefile $(SANITIZED)
-	rm -f $(SANITIZED)/pyce/*.so
+	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
+		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
 		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest $(TESTS) -k "not numba and not numpy"
 
-# Of plain C only: what vector instructions do to undefined lanes is not followed.
-sanitize-memory: .venv/.test $(EXTENSION) ## the C tests' calls under MemorySanitizer
+# Plain C only: MemorySanitizer does not follow undefined lanes through vector instructions.
+sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under MemorySanitizer
 	$(call need,clang,clang libclang-rt-dev)
 	$(C_TESTS) OUT=../../build/memory CC=clang CFLAGS='$(SANITIZE) -fsanitize=memory' replay
 	$(RECORD) | build/memory/replay scalar
 
-fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by coverage
+fuzz: ## make random calls of the C interface for FUZZ_SECONDS (60), guided by coverage
 	$(call need,clang,clang libclang-rt-dev)
 	$(C_TESTS) OUT=../../build/fuzz CC=clang CFLAGS='$(FUZZ)' LDFLAGS=-fsanitize=fuzzer fuzz
 	mkdir -p build/fuzz/inputs
@@ -88,32 +88,32 @@ fuzz: ## random calls of the C interface for FUZZ_SECONDS (60), followed by cove
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs
 
 # SEED=… draws other mutants.
-mutation: .venv/.test $(EXTENSION) ## whether tests see changes of the code: a sample, some ten minutes
-	$(BIN)/python tests/tools/mutate.py --sample 60 --seed $(or $(SEED),0) --jobs 2
+mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample, about fifteen minutes
+	PYTHONPATH=. $(BIN)/python tests/tools/mutation --sample 60 --seed $(or $(SEED),0) --jobs 2
 
-mutation-all: .venv/.test $(EXTENSION) ## the same with every mutant: many hours
-	$(BIN)/python tests/tools/mutate.py --all --jobs 2 --resume
+mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
+	PYTHONPATH=. $(BIN)/python tests/tools/mutation --all --jobs 2 --resume
 
-test-peers: .venv/.test-peers $(EXTENSION) ## show where other libraries differ, by running them
+test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py
 
-test-exhaustive: .venv/.test $(EXTENSION) ## the exponential at every float, on every instruction set (minutes)
-	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -s tests/c/test_vmath.py
+test-exhaustive: .venv/.test $(EXTENSION) ## check the exponential of every float, on every instruction set: minutes
+	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py
 
-test-stress: .venv/.test $(EXTENSION) ## fork a thousand times for each backend, with torch and Numba beside it
-	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest tests/process/test_forks.py
+test-stress: .venv/.test $(EXTENSION) ## fork a thousand times with each backend, PyTorch and Numba loaded: an hour
+	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 tests/process/test_forks.py
 
-# What ThreadSanitizer can't see, forks, the same program does without it. Both run ten seconds.
-sanitize-threads: ## the pool's test program under ThreadSanitizer
+# ThreadSanitizer does not support forks: the second run, without it, forks as well. Ten seconds each.
+sanitize-threads: ## run the test program of the thread pool under ThreadSanitizer
 	$(C_TESTS) OUT=../../build/race CFLAGS='$(SANITIZE) -fsanitize=thread' threads
 	$(shell setarch -R true 2>/dev/null && echo setarch -R) timeout 120 build/race/threads 10
 	$(C_TESTS) threads
 	timeout 120 build/c/threads 10
 
-fuzz-python: .venv/.test $(EXTENSION) ## look for inputs that break a law of tests/api/test_properties.py: minutes
+fuzz-python: .venv/.test $(EXTENSION) ## search for inputs that break a law of tests/api/test_properties.py: minutes
 	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/api/test_properties.py
 
-lint: .venv/.lint ## check style, types, the rules of the C sources, and what CI is told
+lint: .venv/.lint ## check style, types, the rules of the C sources, and CI's workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -122,16 +122,16 @@ lint: .venv/.lint ## check style, types, the rules of the C sources, and what CI
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github
 
-# Installing it fetches a program from GitHub, so that it is no part of `make lint`.
+# Not part of `make lint`, as installing it downloads a program from GitHub.
 actionlint: .venv/.actionlint ## check the expressions and shell scripts of CI's workflows
 	PATH="$(BIN):$$PATH" $(BIN)/actionlint
 
-format: .venv/.lint ## rewrite the sources in the project's style
+format: .venv/.lint ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes: table and pictures
+bench: .venv/.bench $(EXTENSION) ## measure every backend on the tracked shapes; print a table, draw pictures
 	$(MEASURE)
 	$(DRAW)
 
@@ -139,57 +139,57 @@ bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 	$(MEASURE) --full
 	$(DRAW)
 
-bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
+bench-peers: .venv/.peers $(EXTENSION) ## measure pyce and other libraries, and compare with the goals
 	$(BIN)/python -m pyce bench --full --peers --output $(RESULTS)/peers.json
 	$(GOALS) $(RESULTS)/peers.json
 
-# A slow-down must show twice, and beyond noise, to fail this.
-bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of this kind of machine
+# Fails if a slow-down beyond noise shows twice.
+bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of the same kind of machine
 	$(MEASURE)
 	$(BIN)/python -m pyce compare --confirm bench/baselines $(RESULTS)/latest.json
 
-bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for bench-compare
+bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the results for bench-compare
 	$(MEASURE)
 	PYTHONPATH=. $(BIN)/python bench/baseline.py $(RESULTS)/latest.json bench/baselines
 
-bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
+bench-scaling: .venv/.bench $(EXTENSION) ## measure the time per element from 10^6 to 10^9 elements (8 GB)
 	PYTHONPATH=. $(BIN)/python bench/scaling.py
 
-bench-fit: .venv/.bench $(EXTENSION) ## times of SoftmaxRegression and LogisticRegression, into docs/sklearn.md
+bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and LogisticRegression to docs/sklearn.md
 	PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
 
-accuracy: .venv/.bench $(EXTENSION) ## check every backend's errors in units in the last place, in every regime
+accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
 
-accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
+accuracy-peers: .venv/.peers $(EXTENSION) ## the same, with PyTorch for comparison
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
-report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
+report: .venv/.bench .venv/.test ## write the last tables of bench-peers and accuracy-peers to README and docs
 	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md
 
-demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits: pictures in build/demo
+demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits; pictures in build/demo
 	$(BIN)/python -m pyce demo --output build/demo
 
 example: .venv/.example $(EXTENSION) ## train a small language model with and without pyce: minutes
 	PYTHONPATH=. $(BIN)/python examples/language_model.py --output $(RESULTS)/language-model
 
-example-docs: .venv/.example $(EXTENSION) ## put what the last `make example` found into its page
+example-docs: .venv/.example $(EXTENSION) ## write the results of the last `make example` to its page
 	$(README_TABLES) docs/language-model.md
 
-docs: .venv/.docs ## build the documentation as a site: build/site/index.html
+docs: .venv/.docs ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-wheel: .venv/.wheel ## the sdist and from it a wheel, checked and tried, in build/wheels
+wheel: .venv/.wheel ## build the sdist and a wheel in build/wheels, check and try them
 	rm -rf build/wheels
 	PYCE_REQUIRE_C=1 $(BIN)/python -m build --no-isolation --outdir build/wheels
 	.ci/check-packages build/wheels
 
-wheels: .venv/.wheels .venv/.wheel ## CI's wheels for this kind of machine, tried on every Python (needs Docker)
+wheels: .venv/.wheels .venv/.wheel ## build CI's wheels for this kind of machine, try them on every Python (needs Docker)
 	rm -rf build/wheels
 	$(BIN)/cibuildwheel --output-dir build/wheels
 	.ci/check-packages build/wheels
 
-clean: ## remove what was built and installed
+clean: ## remove everything that was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info
 
 .venv/bin/python:

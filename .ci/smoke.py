@@ -1,6 +1,8 @@
-"""Whether the installed pyce is the one of a wheel, and computes: what every package is tried with.
+"""Checks an installed package: that pyce is imported from it, not from the clone, and computes.
 
-python -I smoke.py [BACKEND]: the one that must be in use, "c" unless told otherwise.
+    python -I smoke.py [BACKEND]
+
+BACKEND must be the backend in use; it is "c" by default.
 """
 
 import json
@@ -23,7 +25,7 @@ with warnings.catch_warnings(record=True) as caught:
     report = pyce.info()
 assert report["backend"] == expected, report
 slow = [str(w.message) for w in caught if "many times slower" in str(w.message)]
-assert bool(slow) == (expected != "c"), slow  # never slow in silence
+assert bool(slow) == (expected != "c"), slow  # a slow backend warns
 
 command = [sys.executable, "-I", "-W", "ignore", "-m", "pyce", "--json"]
 assert json.loads(subprocess.check_output(command)) == report

@@ -1,4 +1,4 @@
-"""The one table of cases: what logits, targets and options the backends are held to."""
+"""The table of cases: logits, targets and options that all backends are tested with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyce._check.regimes import REGIMES, TARGETS, Case
 
 __all__ = ["CASES", "FLOATS", "REGIMES", "TARGETS", "Case", "reference", "sixty_digits"]
 
-# Every vector width, unroll and block border, from both sides.
+# Both sides of every vector width, unrolled loop and block.
 CLASSES = (
     *(1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129),
     *(255, 256, 257, 511, 512, 513, 1000, 1023, 1024, 1025, 2047, 2048, 2049, 4097),
@@ -22,7 +22,7 @@ FLOATS = ("float32", "float64")
 
 
 def _rows(classes):
-    """Few elements, but more rows than lanes where classes are few, and never a round number."""
+    """A number of rows that keeps cases small, with more rows than lanes where classes are few."""
     return max(2, min(37, 9000 // classes))
 
 
@@ -31,7 +31,7 @@ def _case(regime, classes, target="labels", options=()):
 
 
 def _table():
-    # Every length in the plain regimes; every regime on both sides of the kernels' borders.
+    # Every number of classes in some regimes; every regime with some classes for each kernel.
     for classes in CLASSES:
         for regime in ("random", "spread25", "confident30"):
             yield _case(regime, classes)
@@ -39,7 +39,7 @@ def _table():
         if regime not in ("random", "spread25", "confident30"):
             for classes in (3, 10, 100, 1030, 2500):
                 yield _case(regime, classes)
-    # Rows enough for rare roundings to meet, where a row is few numbers.
+    # Enough rows for rare combinations of roundings where a row has few elements.
     for regime in ("confident30", "runner-up", "spread25", "wrong60", "offset-1e4", "constant0.3"):
         for classes in (4, 10, 33):
             yield Case(regime, classes, 2000)
@@ -72,7 +72,7 @@ def _table():
             yield _case(regime, classes, "labels", ("smoothing",))
             yield _case(regime, classes, "probabilities")
             yield _case(regime, classes, "one-hot")
-    # Many equal terms: what their sums lose adds up.
+    # Many equal terms, whose rounding errors accumulate.
     for classes in (100, 1030, 2100):
         for target in ("probabilities", "unnormalised"):
             yield _case("constant0.3", classes, target)
@@ -88,7 +88,7 @@ def _table():
             ("labels", ("all-smoothing", "weight")),
         ):
             yield Case(regime, 20_000, 1, target, frozenset(options))
-    # Rows enough for the roundings of weights, targets and smoothing to meet.
+    # Enough rows for rare combinations of roundings of weights, targets and smoothing.
     for regime, classes, rows, target, options in (
         ("spread25", 4, 15_000, "labels", {"weight"}),
         ("constant0.3", 4, 3000, "probabilities", {"weight", "sample_weight"}),

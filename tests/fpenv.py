@@ -8,7 +8,7 @@ import struct
 from contextlib import contextmanager
 
 MACHINE = platform.machine()
-# Where they are in fenv_t, as the C libraries of Linux have it.
+# Format and offset of the registers in fenv_t of the C libraries of Linux.
 PLACE = {"x86_64": ("<I", 28), "aarch64": ("<Q", 0)}.get(MACHINE)
 KNOWN = PLACE is not None and platform.system() == "Linux"
 

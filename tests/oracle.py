@@ -1,4 +1,4 @@
-"""What every result should be, by code that shares nothing with pyce.
+"""Reference results, by code that shares nothing with the backends.
 
 Two oracles, checked against each other in `test_oracle.py`:
 
@@ -47,7 +47,7 @@ DIGITS = 700  # exp(-1400) next to 1 leaves more than 60 digits
 
 
 def digits_for(x):
-    """Digits that leave sixty when the smallest probability of a row is taken from 1."""
+    """Digits of which sixty remain when the smallest probability of a row is subtracted from 1."""
     finite = x[np.isfinite(x)].astype(np.float64)
     with np.errstate(over="ignore"):
         lost = np.ptp(finite) / np.log(10) + 1 if finite.size else 0.0

@@ -1,6 +1,6 @@
-"""The C backend's promise of the same bytes: any threads, instruction set, batch and place.
+"""The C backend gives the same bytes with any threads, instruction set, batch and layout.
 
-The shapes stand on both sides of every border between kernels.
+The shapes are on both sides of every bound between kernels.
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import hashlib
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import widest_isa
 
 import pyce
 
@@ -32,7 +33,7 @@ def make(classes, rows, dtype, seed=0):
 
 
 def digest(values):
-    """All bytes of all results."""
+    """SHA-256 of all bytes of all results."""
     hashed = hashlib.sha256()
     for value in values:
         hashed.update(np.ascontiguousarray(value).tobytes())
@@ -40,14 +41,14 @@ def digest(values):
 
 
 def results(x, y, axis=-1):
-    """Everything that kernels compute: hard and soft, weighted and plain, each direction."""
+    """All results: labels and soft targets, with and without weights, forward and backward."""
     axis %= x.ndim
     classes = x.shape[axis]
     rng = np.random.default_rng(classes)
     w = rng.uniform(0.5, 2, classes)
     positions = tuple(np.delete(x.shape, axis))
     s = rng.uniform(0.5, 2, positions)
-    # The same probabilities for the same row, wherever the class axis is.
+    # A row has the same probabilities wherever the class axis is.
     t = np.moveaxis(rng.random((*positions, classes)), -1, axis).astype(np.float32)
     t = np.ascontiguousarray(t)
     for target, kwargs in (
@@ -67,13 +68,23 @@ def results(x, y, axis=-1):
     yield pyce.logsumexp(x, axis=axis)
 
 
+LAYOUTS = {  # (38, C) logits and 38 labels -> logits, labels, class axis
+    "last": lambda x, y: (x, y, -1),
+    "first": lambda x, y: (np.ascontiguousarray(x.T), y, 0),
+    "middle": lambda x, y: (
+        np.ascontiguousarray(x.reshape(2, 19, -1).swapaxes(1, 2)),
+        y.reshape(2, 19),
+        1,
+    ),
+    "transposed": lambda x, y: (x.reshape(2, 19, -1).swapaxes(1, 2), y.reshape(2, 19), 1),
+}
+
+
 @by_dtype
 @by_classes
-@pytest.mark.parametrize("axis", [0, 1])
-def test_every_instruction_set_gives_the_same_bytes(c_backends, dtype, classes, axis):
-    x, y = make(classes, 37, dtype)
-    if axis == 0:
-        x = np.ascontiguousarray(x.T)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_instruction_set_gives_the_same_bytes(c_backends, dtype, classes, layout):
+    x, y, axis = LAYOUTS[layout](*make(classes, 38, dtype))
     seen = {}
     for backend in c_backends:
         with backend.selected():
@@ -144,23 +155,23 @@ def test_a_row_alone_is_the_row_in_a_batch(c_backend, dtype, classes):
 
 @by_dtype
 @by_classes
+@widest_isa
 def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
+    """All instruction sets give the same bytes for each of these layouts; see above."""
     x, y = make(classes, 38, dtype)
     expected = digest(results(x, y))
-    first = np.ascontiguousarray(x.T)
-    assert digest(results(first, y, axis=0)) == expected
-    # (2, 19, C) against (2, C, 19) and against the same memory seen transposed.
-    x, y = x.reshape(2, 19, classes), y.reshape(2, 19)
-    last = digest(results(x, y))
-    middle = np.ascontiguousarray(x.swapaxes(1, 2))
-    assert digest(results(middle, y, axis=1)) == last
-    assert digest(results(x.swapaxes(1, 2), y, axis=1)) == last
+    first, labels, axis = LAYOUTS["first"](x, y)
+    assert digest(results(first, labels, axis)) == expected
+    last = digest(results(x.reshape(2, 19, classes), y.reshape(2, 19)))
+    for name in ("middle", "transposed"):
+        logits, labels, axis = LAYOUTS[name](x, y)
+        assert digest(results(logits, labels, axis)) == last
 
 
 @by_dtype
 @pytest.mark.parametrize("rows", [2, 5, 15, 16, 17, 40])
 def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, rows, dtype):
-    """Dealt one by one or in tiles. Many sums, since few are rounded differently."""
+    """Threads get rows one by one or in tiles. Many sums, as an order of summation changes few."""
     for seed in range(20):
         x, y = make(2049, rows, dtype, seed)
         expected = pyce.cross_entropy(x, y)
@@ -187,8 +198,9 @@ def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, 
     ],
 )
 def test_storing_past_the_cache_changes_nothing(past_the_cache, shape, axis, dtype, option):
-    """A gradient too large for the caches is stored another way, wherever it begins and whatever
-    stands beside it; the bytes are the same."""
+    """A gradient too large for the caches is stored another way, with the same bytes, at any
+    alignment, and without writing beyond its ends.
+    """
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(shape) * 4).astype(dtype)
     positions = list(shape)

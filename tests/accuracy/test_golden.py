@@ -1,4 +1,4 @@
-"""The C backend's bytes: those of golden.json, whoever computes them, where and among whom."""
+"""The C backend gives the bytes of golden.json: with any threads, alignment, batch and process."""
 
 import concurrent.futures
 import multiprocessing
@@ -6,11 +6,12 @@ import multiprocessing
 import golden
 import numpy as np
 import pytest
+from conftest import C_BACKENDS
 
 import pyce
 
 EXPECTED = golden.read()
-# One case for each kernel and dtype, for what is tried in many ways.
+# One case for each kernel and dtype, for the tests that compute it in many ways.
 SHAPES = {(golden.ROWS, c, 1) for c in (3, 10, 17, 100)}
 SHAPES |= {(golden.FEW_ROWS, 513, 1), (golden.FEW_ROWS, 2049, 1), (2, 21, 19)}
 FEW = [case for case in golden.CASES if (case.outer, case.classes, case.inner) in SHAPES]
@@ -28,9 +29,13 @@ def test_bytes(c_backend, case):
     assert golden.digests(case) == EXPECTED[str(case)]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7, 64])
+# Instruction sets share the code that distributes work; test_determinism.py has more of them.
+THREADS = [(b, n) for b in C_BACKENDS for n in ((1, 2, 3, 7, 64) if b == C_BACKENDS[0] else (3,))]
+
+
+@pytest.mark.parametrize(("c_backend", "threads"), THREADS, ids=str, indirect=["c_backend"])
 def test_bytes_with_any_number_of_threads(c_backend, many_processors, threads):
-    """Even small work is shared in these tests, as `c_backend` asks for."""
+    """Small work is shared among threads, too, as `Backend.selected` asks for."""
     pyce.set_num_threads(threads)
     for case in golden.CASES[::3]:
         assert golden.digests(case) == EXPECTED[str(case)], case
@@ -65,7 +70,7 @@ def test_bytes_at_any_alignment(c_backend, case):
 @few
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_bytes_of_slices_of_the_batch(c_backend, case, size):
-    """A row alone, or among any neighbours, has the bytes that it has in the whole batch."""
+    """A row alone, or in any part of the batch, has the same bytes as in the whole batch."""
     x, y, w, s, t = case.inputs()
     parts = [slice(i, i + size) for i in range(0, case.outer, size)]
     for question in golden.QUESTIONS:
@@ -79,7 +84,7 @@ def test_bytes_of_slices_of_the_batch(c_backend, case, size):
 
 @few
 def test_bytes_past_the_caches_and_in_place(c_backend, past_the_cache, case):
-    """Results that are taken to be too large for the caches, and ones written over the logits."""
+    """Results stored past the caches, as very large ones are, and written over the logits."""
     assert past_the_cache(golden.digests, case) == EXPECTED[str(case)]
     x, y, *_ = case.inputs()
     expected = pyce.cross_entropy_with_grad(x, y, axis=1, reduction="none")[1]
@@ -89,16 +94,11 @@ def test_bytes_past_the_caches_and_in_place(c_backend, past_the_cache, case):
         assert golden.digest([out]) == golden.digest([expected])
 
 
-@few
-def test_bytes_again_and_again(c_backend, case):
-    for _ in range(5):
-        assert golden.digests(case) == EXPECTED[str(case)]
-
-
 def test_bytes_among_many_callers(c_backend):
-    """Callers in eight threads, each with cases of its own, meet in the pool."""
+    """Callers in eight threads, each with cases of its own, use the pool at the same time."""
     with concurrent.futures.ThreadPoolExecutor(8) as executor:
-        for case, found in zip(FEW, executor.map(_digests_on_c, FEW), strict=True):
+        results = executor.map(_digests_on_c, FEW, timeout=300)
+        for case, found in zip(FEW, results, strict=True):
             assert found == EXPECTED[str(case)], case
 
 
@@ -113,7 +113,7 @@ def test_bytes_in_another_process(c_backend, method, monkeypatch):
         pytest.skip(f"this system cannot {method}")
     for name, value in c_backend.environment.items():
         monkeypatch.setenv(name, value)
-    golden.digests(FEW[0])  # there are threads to be lost
+    golden.digests(FEW[0])  # starts threads, which a child process does not have
     context = multiprocessing.get_context(method)
     with context.Pool(2) as pool:
         found = pool.map_async(_digests_on_c, FEW).get(timeout=120)

@@ -1,4 +1,4 @@
-"""The fast oracle against the textbook in mpmath, and the ruler against known distances."""
+"""The double-double oracle against the textbook in mpmath, and `ulp_error` against known errors."""
 
 import cases
 import ml_dtypes
@@ -61,7 +61,7 @@ def test_reference_is_the_textbook_for_probabilities(name):
 @pytest.mark.parametrize("dtype", cases.FLOATS)
 @pytest.mark.parametrize("regime", cases.REGIMES)
 def test_reference_is_the_textbook_in_every_regime(regime, dtype):
-    """On rows that the backends are held to."""
+    """On rows of the table that backends are tested with."""
     for classes, rows in ((3, 3), (9, 2)):
         x, y, loss, grad = cases.sixty_digits(regime, classes, rows, dtype)
         got = oracle.reference(x, y, reduction="none")

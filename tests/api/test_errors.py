@@ -1,4 +1,4 @@
-"""Every error: its type, its words (the same from every backend), and that it writes nothing."""
+"""Every error: its type, its message (the same from every backend), and that nothing is written."""
 
 import re
 from decimal import Decimal
@@ -24,7 +24,7 @@ def sentinel(shape, dtype=np.float64):
 
 
 def losses(logits=X, target=Y, **kwargs):
-    """The three ways to ask for the same, each with an output to watch."""
+    """Forward, fused and backward calls of the same problem, each with an output to check."""
     shape = np.shape(logits)
     ones = 1.0
     lse = np.zeros(np.shape(target))
@@ -44,7 +44,9 @@ def losses(logits=X, target=Y, **kwargs):
 
 
 def check(kind, words, *args, **kwargs):
-    """All three raise `kind` with all the `words`, and leave `out` and the inputs as they were."""
+    """Check that all three calls raise `kind` with all the `words`, and write neither `out` nor
+    inputs.
+    """
     logits = args[0] if args else kwargs.get("logits", X)
     before = logits.copy() if isinstance(logits, np.ndarray) else None
     messages = set()
@@ -113,7 +115,7 @@ def test_index_out_of_range(backend, dtype, classes, axis):
         y = np.zeros(rows, kind)
         y[23] = y[31] = value
         message = check(IndexError, [23, value, f"0..{classes - 1}", -100], x, y, axis=axis)
-        # Word for word, so that no backend has its own.
+        # Compared word for word: the message is the same from every backend.
         assert message == (
             f"target of row 23 is {value}, outside the valid range 0..{classes - 1} "
             f"for {classes} classes (ignore_index is -100)"
@@ -122,7 +124,7 @@ def test_index_out_of_range(backend, dtype, classes, axis):
 
 @pytest.mark.parametrize("first", [0, 1, 17, 999, 19_999])
 def test_the_first_bad_row_is_named(backend, first):
-    """Also when threads share the rows, and ignored rows and later bad ones abound."""
+    """Also when threads share the rows, and many rows are ignored or have bad labels, too."""
     x = np.zeros((20_000, 10), np.float32)
     y = np.zeros(20_000, int)
     y[first + 1 :: 3] = 10
@@ -133,7 +135,7 @@ def test_the_first_bad_row_is_named(backend, first):
 
 @pytest.mark.parametrize("value", [3, 7, 2**62])
 def test_the_first_bad_row_before_one_beyond_int64(backend, value):
-    """Of labels in uint64, of which int64 holds the first bad one, and an ignored one too large."""
+    """Labels of uint64: the first bad one fits int64, a later one does not."""
     y = np.array([2, 9, value, 2**63, 5], np.uint64)
     check(IndexError, ["row 2", value, "0..2"], np.zeros((5, 3)), y, ignore_index=9)
     y[2] = 0
@@ -168,7 +170,7 @@ def test_bad_index_with_options(backend, reduction, extra):
 
 
 def test_bad_index_in_place(backend):
-    """The logits are the output: they stay."""
+    """The output is the logits, which are not changed."""
     x = X.copy()
     with pytest.raises(IndexError):
         pyce.cross_entropy_with_grad(x, Y + 1, out=x)
@@ -197,7 +199,7 @@ def test_other_functions_name_the_index_alike(backend, call):
         X > 0,
         X.astype(np.int16).view(np.recarray),
         X.astype(ml_dtypes.bfloat16).view(np.dtype(ml_dtypes.bfloat16).newbyteorder()),
-        # Some processors have none that is longer.
+        # On some processors, long double is double.
         *([X.astype(np.longdouble)] if np.dtype(np.longdouble).itemsize > 8 else []),
         X.astype("datetime64[s]"),
         np.zeros(ROWS, [("a", float), ("b", float)]),
@@ -441,7 +443,7 @@ def test_out_that_overlaps_the_logits_in_part(backend, shift):
 
 
 def test_out_in_the_same_memory_by_another_road(backend):
-    """The same bytes in another order are no in-place call."""
+    """An output with the memory of the logits in another order is not an in-place call."""
     square = np.linspace(0, 1, 25).reshape(5, 5).copy()  # which owns its memory
     before = square.copy()
     swapped = square.view(square.dtype.newbyteorder())

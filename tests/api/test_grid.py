@@ -1,4 +1,4 @@
-"""The grid: every public function × each of its arguments × every odd form of it × every dtype.
+"""A grid of every public function × each of its arguments × every unusual form × every dtype.
 
 Its tables: `ENTRIES` (what is called, with what arguments), `FORMS` (what can be odd about an
 array), `OUTCOMES` (what a form of an argument comes to: a value, or an error and its words), and
@@ -37,7 +37,7 @@ SETTINGS = {
     *("backends", "get_backend", "get_num_threads", "info", "set_backend", "set_num_threads"),
     *("use_backend", "__version__"),
 }
-# Parameters that are no arrays; test_errors has what is wrong with them.
+# Parameters that are not arrays; test_errors.py tests bad values of them.
 SCALARS = {
     *("axis", "eps", "ignore_index", "keepdims", "label_smoothing", "normalizer", "reduction"),
     *("return_lse", "top_k"),
@@ -175,8 +175,8 @@ def by_the_book(entry, a, axis):
     loss = (b * cost.get(name, -np.log(p))).sum(axis) * a["sample_weight"]
     if name in cost:
         return (loss,)
-    share = np.expand_dims(a["sample_weight"] * a.get("grad_loss", 1.0), axis)
-    grad = (p * b.sum(axis, keepdims=True) - b) * share
+    scale = np.expand_dims(a["sample_weight"] * a.get("grad_loss", 1.0), axis)
+    grad = (p * b.sum(axis, keepdims=True) - b) * scale
     lse = np.log(np.exp(x).sum(axis))
     return {
         "cross_entropy": (loss, lse),
@@ -253,7 +253,7 @@ def fortran(a):
 
 
 def overlapping_itself(a):
-    """Each element where, in each direction, its neighbour begins."""
+    """In every direction, the next element begins one element later in memory."""
     return np.lib.stride_tricks.as_strided(a.copy(), a.shape, (a.itemsize,) * a.ndim)
 
 
@@ -393,7 +393,7 @@ def memory_of(a):
 
 
 def exists(entry, name, form):
-    """Memory can be the output's only where there is one."""
+    """Whether the form is possible: sharing memory with an output needs an output."""
     about_out = form in ("in the output's memory", "exactly the output")
     return not about_out or ("out" in entry.roles and name != "out")
 
@@ -481,7 +481,7 @@ def check_value(backend, entry, a, dtype, options, axis=AXIS, shape=SHAPE):
     }
     books = {k: v for k, v in values.items() if k != "out"}
     got = run(entry, a, options)
-    # Of an lse that is not theirs nobody knows what comes.
+    # With an lse that is not that of the logits, the result is unspecified.
     if "lse" not in a or np.array_equal(a["lse"], arguments(entry, dtype, shape, axis)["lse"]):
         for result, expected in zip(got, by_the_book(entry, books, axis), strict=True):
             near(result, expected, dtype)
@@ -569,7 +569,7 @@ CONDITIONS = {
         f"label {np.dtype(kind)} {limit}": (with_label(limit, kind), NO_SUCH_LABEL, "labels")
         for kind, limit in LIMITS
     },
-    # What wraps around in fewer bits is no label either.
+    # Values that would be labels or -100 in fewer bits are out of range, too.
     "label 2**32": (with_label(2**32, np.int64), NO_SUCH_LABEL, "labels"),
     "label 2**32 - 100": (with_label(2**32 - 100, np.int64), NO_SUCH_LABEL, "labels"),
     "label 2**64 - 100": (with_label(2**64 - 100, np.uint64), NO_SUCH_LABEL, "labels"),

@@ -1,4 +1,4 @@
-"""Beyond 2^31 elements and 2^32 bytes: rows, classes, strides, labels, and the last number of all.
+"""More than 2^31 elements and 2^32 bytes: rows, classes, strides, labels, and the last element.
 
 The logits are broadcast, never touched zeros or a sparse file, so only the gradient takes memory.
 """
@@ -15,7 +15,7 @@ import pyce
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 WIDEST = [b for b in BACKENDS if b.name == "c"][:1]
-# Multiply-adds that are emulated, and NumPy's temporaries, take a minute over so many elements.
+# Plain C, which may emulate fused multiply-adds, and NumPy take a minute for so many elements.
 FAST = [b for b in BACKENDS if b in WIDEST or b.isa == "avx2" or b.name == "numba"]
 CLASSES = 2**31 + 4099
 ROWS, FEW = 2**21 + 37, 1024
@@ -32,7 +32,7 @@ def on(backends):
 
 
 def need(gigabytes):
-    """Skip where there is not so much memory; CI must have it."""
+    """Skip the test where less memory is available, except in CI."""
     if IN_CI:
         return
     try:
@@ -46,7 +46,7 @@ def need(gigabytes):
 
 
 def one_row():
-    """(1, CLASSES) of zeros but for the very last class; its exp sum."""
+    """(1, CLASSES) logits, 0 but for the last class, and the sum of their exponentials."""
     x = np.zeros((1, CLASSES), BFLOAT16)
     x[0, -1] = 2
     return x, CLASSES - 1 + math.exp(2)
@@ -56,6 +56,7 @@ def assert_near(actual, expected):
     np.testing.assert_allclose(np.float64(actual), expected, rtol=1e-6)
 
 
+@pytest.mark.alone
 @on(FAST)
 def test_forward_of_many_rows(selected):
     need(5)
@@ -71,6 +72,7 @@ def test_forward_of_many_rows(selected):
     assert_near(loss[-1], last - 2)
 
 
+@pytest.mark.alone
 @on([b for b in FAST if b.name == "c"])
 def test_forward_of_one_row(selected):
     need(5)
@@ -113,9 +115,10 @@ def test_losses_from_probabilities(backend):
         assert_near(losses[-1], expected[1])
 
 
+@pytest.mark.alone
 @on(WIDEST)
 def test_a_gradient(selected):
-    """Every number of it: exactly where slices are compared, elsewhere by sums of their bits."""
+    """Checks every element: some slices exactly, all others by sums of their bits."""
     need(6)
     y = np.arange(ROWS) % FEW
     row = np.zeros(FEW, BFLOAT16)
@@ -158,7 +161,7 @@ def bits(values):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_strides(backend, dtype, axis, tmp_path):
-    """A few numbers of a sparse file, far apart: rows, or the classes of a row."""
+    """A few numbers of a sparse file, with rows or the classes of a row far apart."""
     shape = (5, 70)
     step = 2**29 + 1
     assert (shape[0] - 1) * step > 2**31

@@ -1,4 +1,4 @@
-"""Any layout gives what a contiguous copy gives, and leaves the logits alone."""
+"""Logits of any layout give the results of a contiguous copy, and are not changed."""
 
 import math
 
@@ -125,9 +125,8 @@ def problems(draw):
 
 
 def assert_alike(backend, got, expected, computed, terms=0.0):
-    """C: the same bytes. Others may add up in another order: 4 ULP of what it is computed in.
-
-    Soft targets: 4 ULP of the largest of the terms that cancel in p·Σt − t.
+    """Check that C gives the same bytes, and others the same within 4 ULP of the compute dtype, as
+    they may add up in another order. For soft targets, 4 ULP of the larger of p·Σt and t.
     """
     assert got.dtype == expected.dtype
     assert got.shape == expected.shape
@@ -253,7 +252,7 @@ def test_memory_mapped_files(backend, tmp_path, mode, order):
 
 
 def test_subclasses_and_foreign_arrays(backend):
-    """Whatever NumPy can see as an array."""
+    """Everything that NumPy converts to an array."""
     rng = np.random.default_rng(0)
     plain = rng.normal(size=(4, 3))
     expected = pyce.cross_entropy_with_grad(plain, [0, 1, 2, 0])
@@ -319,7 +318,7 @@ def test_backends_get_aligned_arrays(dtype):
 @pytest.mark.parametrize("classes", [5, 100, 2100, 4200])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_whose_classes_and_neighbours_lie_apart(c_backend, dtype, classes):
-    """Read and written one by one, in steps from class to class: the bytes of a contiguous copy."""
+    """Elements with strides along both axes give the bytes of a contiguous copy."""
     rng = np.random.default_rng(classes)
     apart = rng.normal(size=(2, classes, 6)).astype(dtype)[:, :, ::2]
     whole = as_plain(apart)

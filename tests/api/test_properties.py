@@ -1,8 +1,8 @@
 """Laws that hold for any logits, on every backend, over random shapes, dtypes and regimes.
 
-"Within the bound" is what the accuracy promised to each side leaves between them: 2 units in the
-last place for a loss, 4 for a gradient. PYCE_FUZZ_EXAMPLES=n looks at n times as many examples, and
-at others each time; `make fuzz-python` sets it.
+Two results are "within the bound" if they differ by no more than the promised errors of both: 2
+units in the last place for a loss, 4 for a gradient. PYCE_FUZZ_EXAMPLES=n tries n times as many
+examples, and others each time; `make fuzz-python` sets it.
 """
 
 import os
@@ -12,9 +12,9 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from bounds import check_array, round_once, same_bits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_accuracy import check_array, round_once, same_bits
 
 import pyce
 
@@ -46,7 +46,7 @@ class Batch:
         self.x, self.y, self.regime, self.seed = x, y, regime, seed
 
     def __repr__(self):
-        """How to make it again."""
+        """How to make the batch again."""
         return f"Batch({self.regime}, {self.x.shape}, {self.x.dtype}, seed={self.seed})"
 
     @property
@@ -105,7 +105,7 @@ def identical(one, other):
 
 
 def alike(backend, one, other, bound):
-    """What C gives bit for bit, others within the bound."""
+    """Check that C gives the same bytes, and others the same within the bound."""
     if backend.bitwise:
         identical(one, other)
     near_grad(np.asarray(one), other, bound)
@@ -117,7 +117,7 @@ def none(x, target, **kwargs):
 
 
 def soft_terms(x, t):
-    """What the error of a gradient from probabilities is measured by."""
+    """The terms that the error of a gradient from probabilities is relative to."""
     t = t.astype(np.float64)
     p = oracle.softmax_rows(x.astype(np.float64)).p.hi
     return np.maximum(p * t.sum(1, keepdims=True), t)
@@ -406,12 +406,12 @@ def test_one_hot_probabilities_are_labels(backend, batch):
 
 @law(batch=batches(FLOATS, MODERATE), smoothing=st.floats(1e-3, 1))
 def test_smoothing_is_a_mixture(backend, batch, smoothing):
-    """Of the labels' loss and that of even probabilities; with labels and with one-hot rows."""
+    """Of the loss of the labels and that of uniform probabilities, for labels and one-hot rows."""
     x, y = batch.x, batch.y
     classes = x.shape[1]
-    certain = np.float64(pyce.cross_entropy(x, y, reduction="none"))
-    even = np.float64(none(x, np.full(x.shape, 1.0))[0]) / classes
-    expected = (1 - smoothing) * certain + smoothing * even
+    hard = np.float64(pyce.cross_entropy(x, y, reduction="none"))
+    uniform = np.float64(none(x, np.full(x.shape, 1.0))[0]) / classes
+    expected = (1 - smoothing) * hard + smoothing * uniform
     near(none(x, y, label_smoothing=smoothing)[0], expected, 2 * LOSS + 1)
     hot = (np.arange(classes) == y[:, None]).astype(batch.wide)
     near(none(x, hot, label_smoothing=smoothing)[0], expected, 2 * LOSS + 1)
@@ -455,13 +455,13 @@ def test_two_classes_are_a_yes_or_no(backend, x):
 
 @law(batch=batches(FLOATS, MODERATE))
 def test_no_for_yes(backend, batch):
-    """The negated logit with the opposite answer is the same question."""
+    """The negated logit with the opposite target has the same loss."""
     x = batch.x
     t = (batch.rng.integers(0, 9, x.shape) / 8).astype(x.dtype)
     loss, grad = pyce.binary_cross_entropy_with_grad(x, t, reduction="none")
     other, slope = pyce.binary_cross_entropy_with_grad(-x, 1 - t, reduction="none")
     near(other, loss, 2 * LOSS)
-    # t's share of the gradient and the rest cancel.
+    # The two terms of the gradient cancel.
     near(-slope, grad, 2 * GRAD, terms=np.maximum(t, 1 - t).astype(float))
 
 
@@ -474,7 +474,7 @@ def test_from_log_probabilities(backend, batch):
 
 @law(batch=batches(FLOATS))
 def test_from_probabilities(backend, batch):
-    """As far as a probability's relative error is an absolute one of its logarithm."""
+    """The relative error of a probability is an absolute error of its logarithm."""
     x, y = batch.x, batch.y
     p = pyce.softmax(x)
     loss = np.float64(pyce.cross_entropy(x, y, reduction="none"))
@@ -490,7 +490,7 @@ def test_from_probabilities(backend, batch):
 
 @law(batch=batches(), power=st.integers(-8, 8))
 def test_powers_of_two_go_through(backend, batch, power):
-    """Of grad_loss, class and sample weights, exactly, where nothing underflows on the way."""
+    """Factors that are powers of two scale results exactly where nothing underflows."""
     x, y = batch.x, batch.y
     factor = 2.0**power
     loss, grad, lse = none(x, y)
@@ -601,7 +601,7 @@ def test_the_denominator_by_hand(backend, batch):
     share=st.floats(0, 1),
 )
 def test_a_wrong_lse(backend, batch, wrong, share):
-    """Its row is anybody's guess, NaN where it is not finite; the other rows do not notice."""
+    """Its row's gradient is unspecified, NaN if it is not finite. Other rows are not affected."""
     x, y = batch.x, batch.y
     _, _, lse = none(x, y)
     right = batch.rng.random(len(x)) >= share

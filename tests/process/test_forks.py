@@ -1,21 +1,20 @@
 """Forks before, after and during calls, from the main and from other threads, nested.
 
-A child must have the right answers within thirty seconds, its parent as well. A few forks for each
-backend; a thousand with PYCE_TEST_STRESS=1 (`make test-stress`), with torch and Numba beside it.
+Child and parent must have the right results within thirty seconds. A few forks for each backend; a
+thousand with PYCE_TEST_STRESS=1 (`make test-stress`), with PyTorch and Numba loaded as well.
 """
 
 import os
 
 import pytest
-
-import pyce
+from conftest import one_isa
 
 STRESS = os.environ.get("PYCE_TEST_STRESS") == "1"
 
 FORK = """
 import faulthandler, os, signal, sys, threading, time
 import numpy as np
-{beside}
+{imports}
 import pyce
 from pyce import _threads
 _threads._affinity = lambda: 3
@@ -80,16 +79,16 @@ def elsewhere(count, what):
     return t
 
 total = {forks}
-share = total // 5
-{use_beside}
+part = total // 5
+{use}
 forks(1, 'before the first call')
 elsewhere(1, 'before the first call, in a thread').join()
 expected = answers()
 pyce.set_num_threads(1)
 assert right(answers(), expected)  # Numba compiles what it will run in a child
 pyce.set_num_threads(3)
-forks(share, 'after a call')
-elsewhere(share, 'after a call, in a thread').join()
+forks(part, 'after a call')
+elsewhere(part, 'after a call, in a thread').join()
 
 stop = threading.Event()
 
@@ -101,8 +100,8 @@ def busy():
 callers = [threading.Thread(target=busy, daemon=True) for _ in range(2)]
 for t in callers: t.start()
 # In the middle of calls of other threads; and two threads that fork at a time.
-forks(share, 'during calls')
-two = [elsewhere(share, 'during calls, in a thread') for _ in range(2)]
+forks(part, 'during calls')
+two = [elsewhere(part, 'during calls, in a thread') for _ in range(2)]
 for t in two: t.join()
 stop.set()
 for t in callers: t.join(60)
@@ -112,7 +111,7 @@ assert not failures, failures
 print('fine')
 """
 
-# Libraries with threads of their own, which have worked in the parent.
+# Programs that start the threads of other libraries in the parent.
 USE_NUMBA = """
 @numba.njit(parallel=True)
 def start(out):
@@ -127,8 +126,8 @@ torch.nn.functional.cross_entropy(torch.randn(500, 500, requires_grad=True),
 """
 
 
-def forks(backend, run_python, count, timeout, beside="", use_beside="", **variables):
-    code = FORK.format(forks=count, beside=beside, use_beside=use_beside)
+def forks(backend, run_python, count, timeout, imports="", use="", **variables):
+    code = FORK.format(forks=count, imports=imports, use=use)
     done = run_python(
         "-W",
         "ignore",
@@ -145,10 +144,9 @@ def test_forks(backend, run_python):
     forks(backend, run_python, 20, 900)
 
 
+@one_isa
 def test_forks_beside_numba(backend, run_python):
     """Numba's own parallel work in the parent, in a layer that does not survive a fork."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     pytest.importorskip("numba")
     forks(backend, run_python, 5, 900, "import numba", USE_NUMBA, NUMBA_NUM_THREADS="3")
 
@@ -156,8 +154,8 @@ def test_forks_beside_numba(backend, run_python):
 @pytest.mark.skipif(not STRESS, reason="PYCE_TEST_STRESS=1 has it run; see make test-stress")
 def test_a_thousand_forks(backend, run_python):
     """With torch and Numba loaded, and used in the parent."""
-    beside, use = "import torch, numba", USE_TORCH + USE_NUMBA
-    forks(backend, run_python, 1000, 3600, beside, use, NUMBA_NUM_THREADS="3")
+    imports, use = "import torch, numba", USE_TORCH + USE_NUMBA
+    forks(backend, run_python, 1000, 3600, imports, use, NUMBA_NUM_THREADS="3")
 
 
 MULTIPROCESSING = """
@@ -179,7 +177,7 @@ if __name__ == '__main__':
 
 
 def test_a_pool_of_forked_processes(backend, run_python):
-    """As data loaders and grid searches have it."""
+    """As data loaders and grid searches use one."""
     code = backend.share_small_work + MULTIPROCESSING
     done = run_python("-W", "ignore", "-c", code, **backend.environment)
     assert done.stdout.split() == ["fine"]

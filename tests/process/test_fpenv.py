@@ -1,4 +1,4 @@
-"""Whatever floating-point environment a caller has, results are the same, and it keeps it."""
+"""The floating-point environment of a caller changes no result, and no call changes it."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from pyce import _threads
 
 pytestmark = pytest.mark.skipif(not KNOWN, reason="where the registers are is not known")
 
-# What a program in another process begins with.
+# The first lines of a program in another process.
 HELPERS = (
     f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
     "from fpenv import get, put\n"
 )
-# The bits that are no flags.
+# The control bits: all but the flags.
 CONTROL = 0xFFFFFFFF if MACHINE == "aarch64" else 0xFFC0
 
 
@@ -31,7 +31,7 @@ def test_the_states_are_set_and_read():
 
 @pytest.mark.parametrize("state", ["flush", "toward zero, flush"])
 def test_the_states_do_what_they_are_for(state):
-    """Without this, no test below could fail: NumPy itself gives other results."""
+    """The tests below can only fail if the states take effect: they change results of NumPy."""
     tiny = np.full(4, 1e-300)
     with environment(STATES[state]):
         product = tiny * 1e-15
@@ -56,7 +56,7 @@ def inputs(dtype, rows, classes):
 
 
 def functions(x, y):
-    """Every public function, by name and options, with nothing left to do but the call."""
+    """Every public function with its arguments bound, by name and options."""
     rng = np.random.default_rng(0)
     rows, classes = x.shape
     weight, sample_weight = rng.uniform(0.1, 3, classes), rng.uniform(0.1, 3, rows)
@@ -98,7 +98,7 @@ def functions(x, y):
         "backward none",
         lambda: pyce.cross_entropy_backward(one_by_one, x, y, lse, reduction="none"),
     )
-    # What is converted first.
+    # Arguments that are converted first.
     small, large, swapped = y.astype(np.int16), y.astype(np.uint64), y.astype(">i4")
     weight32, tiny = weight.astype(np.float32), np.full(classes, 1e-40, np.float32)
     listed = sample_weight.tolist()
@@ -129,7 +129,7 @@ def three_threads(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_results_and_no_trace(backend, three_threads, dtype):
-    """In every environment: control bits, rounding mode and sticky flags stay as they were."""
+    """In every environment, control bits, rounding mode and sticky flags are not changed."""
     for classes in (7, 300):
         x, y = inputs(dtype, 90, classes)
         for name, call in functions(x, y):
@@ -143,7 +143,7 @@ def test_same_results_and_no_trace(backend, three_threads, dtype):
 
 
 def test_the_loss_is_subnormal(backend):
-    """Or else flushing would be tested with nothing to flush."""
+    """Otherwise flush-to-zero would have no number to flush."""
     for dtype in (np.float32, np.float64):
         x, y = inputs(dtype, 90, 7)
         loss = pyce.cross_entropy(x[:1], y[:1])
@@ -191,7 +191,7 @@ pyce.set_num_threads(1)
 assert answers() == shared, 'alone in the default environment'
 print('fine')
 """
-# What has the threads made, by what is not a computation of pyce.
+# Programs that start the threads without a computation of pyce.
 START = {
     "c": """
 from pyce._pyce import ffi, lib
@@ -213,7 +213,9 @@ put({word})
 
 @pytest.mark.parametrize("state", ["flush", "upward", "toward zero, flush"])
 def test_threads_made_in_another_environment(backend, run_python, state):
-    """A thread begins with the environment of the one that makes it, Numba's may be older yet."""
+    """A thread inherits the environment of its creator; threads of Numba may have been created
+    before.
+    """
     word = STATES[state]
     code = THREADS.format(
         word=word,
@@ -250,7 +252,7 @@ print('fine')
 
 
 def test_import_leaves_the_environment(backend, run_python):
-    """But for sticky flags: Python's own import computes with times of files."""
+    """Except for sticky flags: the import system of Python computes with the times of files."""
     first = "import numba" if backend.name == "numba" else ""
     words = [STATES["upward"], STATES["toward zero, flush"]]
     code = HELPERS + IMPORT.format(first=first, words=words, control=CONTROL)
@@ -270,7 +272,7 @@ print('fine')
 
 
 def test_loading_leaves_no_trace(c_backend, run_python):
-    """The extension is linked with nothing that sets flush-to-zero when it is loaded."""
+    """The extension is not linked with code that sets flush-to-zero when it is loaded."""
     from pyce import _pyce
 
     code = LOAD.format(name="/" + Path(_pyce.__file__).name, words=[STATES["downward"]])
@@ -307,7 +309,7 @@ print('fine')
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="other processors do not trap")
 def test_traps_of_the_caller_do_not_spring(backend, run_python):
-    """Invalid operations, divisions by zero and overflows are part of what the kernels do."""
+    """Kernels may raise the flags of invalid operations, divisions by zero and overflows."""
     word = 0x1F80 & ~(0x80 | 0x200 | 0x400)
     code = HELPERS + backend.share_small_work + TRAPS.format(word=word, default=STATES["default"])
     assert run_python("-c", code, **backend.environment).stdout.split() == ["fine"]

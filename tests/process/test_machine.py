@@ -1,4 +1,4 @@
-"""The bandwidth of the machine that times were measured on."""
+"""The fingerprint of the machine on which figures were measured."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from pyce._bench import floors
 
 
 def test_bandwidth_is_that_of_work_that_was_done(monkeypatch):
-    """A copy that is refused takes no time at all."""
+    """A copy that fails would take no time."""
     if floors.lib is None:
         pytest.skip("no C extension")
     statuses = []

@@ -1,7 +1,7 @@
 """threadpoolctl sees pyce and limits it, whichever is imported first."""
 
 import threadpoolctl
-from conftest import needs_proc
+from conftest import needs_proc, one_isa
 
 import pyce
 from pyce import _threads
@@ -47,12 +47,11 @@ print('fine')
 """
 
 
+@one_isa
 @needs_proc
 def test_in_any_order(backend, run_python):
     if "c" not in pyce.backends():
-        return  # it looks at loaded libraries: without the extension there is none
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
+        return  # threadpoolctl inspects loaded libraries: without the extension there is none
     for order in ORDERS.values():
         code = backend.share_small_work.replace("from pyce", order + "\nfrom pyce", 1) or order
         variables = {"OPENBLAS_NUM_THREADS": "1", **backend.environment}
@@ -66,7 +65,7 @@ def test_it_is_not_imported(run_python):
 
 
 def test_without_it(run_python):
-    """Looking for it finds nothing, and later something."""
+    """It cannot be imported at first, and later it can."""
     code = """
 import sys, pyce
 path, sys.path[:] = sys.path[:], []
@@ -82,7 +81,7 @@ print(sum(i['user_api'] == 'pyce' for i in threadpoolctl.threadpool_info()))
 
 
 def test_an_old_version(run_python, tmp_path):
-    """One that can't be told of anything does no harm."""
+    """A version without registration of controllers does no harm."""
     (tmp_path / "threadpoolctl.py").write_text("LibController = object\n")
     for first in ("import pyce, threadpoolctl", "import threadpoolctl, pyce"):
         code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{first}\n"
@@ -118,7 +117,7 @@ def test_limits_nest(backend, monkeypatch):
 
 
 def test_after_a_limit_everything_is_as_before(backend, monkeypatch):
-    """What was asked for; where nothing was, the processors count as they change."""
+    """The requested number, or that of the processors, which may have changed."""
     if "c" not in pyce.backends():
         return
     eight(monkeypatch)

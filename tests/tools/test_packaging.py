@@ -1,4 +1,4 @@
-"""What is packed, what is pinned, and what CI is told: all of it agrees with the tree."""
+"""Packages, pinned versions and the workflows of CI agree with the tree."""
 
 import re
 import subprocess
@@ -31,7 +31,9 @@ job = pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Where setuptools puts what it packs: lib/ as in the wheel, SOURCES.txt lists the sdist."""
+    """The folder with the output of setuptools: lib/ has the files of the wheel, SOURCES.txt lists
+    those of the sdist.
+    """
     place = tmp_path_factory.mktemp("packed")
     setup = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(place)]
     command = [*setup, "build_py", "--build-lib", str(place / "lib")]
@@ -41,7 +43,7 @@ def packed(tmp_path_factory):
 
 
 def files(folder):
-    """The names of all files in a folder, but for what was made from others."""
+    """The names of all files in a folder, except for generated ones."""
     made = re.compile(r"__pycache__|\.(so|pyc|o)$|/_pyce\.c$")
     paths = (p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder.parent).as_posix() for p in paths if not made.search(p.as_posix())}
@@ -65,7 +67,7 @@ def test_the_sdist_has_what_building_needs(packed):
 
 
 def test_make_installs_what_is_pinned():
-    """Each package by one version, on every Python."""
+    """Every package has exactly one version on every Python."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     assert all(str(pin.specifier).startswith("==") for pin in pins)
@@ -85,7 +87,7 @@ def test_make_installs_what_is_pinned():
 
 
 def combinations(job):
-    """What a job's matrix makes of it, a dictionary for each."""
+    """The combinations of the matrix of a job, each as a dictionary."""
     matrix = dict(job.get("strategy", {}).get("matrix", {}))
     included = matrix.pop("include", [])
     made = [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
@@ -93,7 +95,7 @@ def combinations(job):
 
 
 def commands(job):
-    """Everything that a job runs, for every combination of its matrix."""
+    """All commands of a job, for every combination of its matrix."""
     for values in combinations(job):
         for step in job["steps"]:
             name = re.compile(r"\$\{\{ matrix\.(\w+) \}\}")
@@ -120,9 +122,8 @@ def test_ci_runs_what_make_has(job):
 
 
 def test_ci_calls_commands_that_there_are():
-    shown = subprocess.run(
-        [sys.executable, "-m", "pyce", "--help"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
+    command = [sys.executable, "-m", "pyce", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
     runs = [PROJECT, *(run for job in JOBS.values() for run in commands(job))]
     called = {name for run in runs for name in re.findall(r"-m pyce ([a-z]+)", run)}
     assert called == {"bench", "check", "compare", "report"}
@@ -131,13 +132,16 @@ def test_ci_calls_commands_that_there_are():
 
 
 def test_every_check_of_the_container_runs_in_ci():
-    """.ci/run is CI in one container: the same targets, told the same."""
+    """.ci/run runs the targets of CI in one container, with the same variables and time limits."""
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     runs = " ".join(run for job in JOBS.values() for run in commands(job))
     steps = [step for job in JOBS.values() for step in job["steps"]]
     told = {name: value for step in steps for name, value in step.get("env", {}).items()}
-    alone = re.findall(r"^make ([\w-]+)(.*)", text, re.MULTILINE)
-    assert len(alone) > 3
+    alone = re.findall(r"^ *(?:run|check) \d+ ([\w-]+)(.*)", text, re.MULTILINE)
+    assert {"lint", "docs", "test", "sanitize"} < {target for target, _ in alone}
+    assert all(
+        line.startswith("timeout ") for line in re.findall(r"^.*\bmake \S*venv.*", text, re.M)
+    )
     for target, options in alone:
         assert re.search(rf"make {target}\b", runs), target
         for name, value in re.findall(r'([A-Z_]+)="([^"]*)"', options):

@@ -1,16 +1,15 @@
-"""For mutate.py: many mutants of pyce's Python modules against tests that are collected once.
+"""Judges many mutants of one Python module by tests that are collected once.
 
-    python mutate_forked.py MUTANTS SECONDS MOST TEST…
+    python forked.py MUTANTS SECONDS MOST WHICH TEST…
 
-Reads MUTANTS, a JSON list of [module, source], and prints for each the test that failed, “crashed”,
-“hangs” or “survived”. Each mutant is a forked child in which the functions of the module get the
-code of the source; what cannot be changed so, as it is found when modules are imported, survives.
-At most MOST cases of each test function are asked.
+MUTANTS is a file with a JSON list of [module, source]. For each, one line is printed: the test that
+failed, “crashed…”, “hangs” or “survived”. Each mutant is a forked child process in which the
+functions of the module get the code of the source. Changes that only take effect when a module is
+imported survive. WHICH selects tests (pytest -k), and at most MOST cases of each test function run.
 """
 
 from __future__ import annotations
 
-import collections
 import importlib
 import json
 import os
@@ -20,14 +19,15 @@ import time
 import types
 
 import pytest
+from sampled import few
 
 sys.modules["numba"] = None  # type: ignore[assignment]
 
 
-def put_in(module: types.ModuleType, source: str) -> None:
+def replace(module: types.ModuleType, source: str) -> None:
     changed = types.ModuleType(module.__name__)
     changed.__dict__.update({k: getattr(module, k) for k in ("__package__", "__file__")})
-    sys.modules[module.__name__] = changed  # as dataclasses look themselves up
+    sys.modules[module.__name__] = changed  # dataclasses look up their module
     exec(compile(source, module.__file__ or "", "exec"), changed.__dict__)
     sys.modules[module.__name__] = module
     _replace(vars(module), vars(changed), vars(module).__setitem__)
@@ -55,21 +55,18 @@ def _replace(old: dict, new: dict, put) -> None:
 
 
 class Forks:
-    """In place of the loop over the tests: the loop over the mutants, each in a child."""
+    """A plugin that runs the tests once for each mutant, in a child process."""
 
     def __init__(self, mutants: list[tuple[str, str]], seconds: float, most: int):
         self.mutants, self.seconds, self.most = mutants, seconds, most
-        self.to = os.dup(1)  # pytest writes elsewhere
+        self.to = os.dup(1)  # what pytest writes is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
-        # Other processes import the module as it is.
+        # The processes that `run_python` starts import the module without the change.
         items = [i for i in session.items if "run_python" not in getattr(i, "fixturenames", ())]
-        cases = collections.defaultdict(list)
-        for item in items:
-            cases[item.nodeid.partition("[")[0]].append(item)
-        session.items[:] = [i for c in cases.values() for i in c[:: -(-len(c) // self.most)]]
+        session.items[:] = few(items, self.most)
         for module, source in self.mutants:
             reading, writing = os.pipe()
             child = os.fork()
@@ -96,7 +93,7 @@ class Forks:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         said = "survived"
         try:
-            put_in(importlib.import_module(module), source)
+            replace(importlib.import_module(module), source)
             for i, item in enumerate(session.items):
                 after = session.items[i + 1] if i + 1 < len(session.items) else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -104,7 +101,7 @@ class Forks:
                     said = item.nodeid
                     break
         except BaseException as error:
-            said = f"{type(error).__name__} when it is put in"
+            said = f"{type(error).__name__} when the module is executed"
         os.write(writing, said.encode())
         os._exit(0)
 
@@ -114,7 +111,7 @@ if __name__ == "__main__":
         given = json.load(file)
     sys.exit(
         pytest.main(
-            ["-qq", "-p", "no:cacheprovider", "-k", "not avx and not fork", *sys.argv[4:]],
+            ["-qq", "-p", "no:cacheprovider", "-k", *sys.argv[4:]],
             plugins=[Forks(given, float(sys.argv[2]), int(sys.argv[3]))],
         )
     )

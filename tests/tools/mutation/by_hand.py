@@ -1,60 +1,63 @@
-"""What mutate.py does not make up itself: mutants by hand, and where none can be seen.
-
-Single ones that no test can see are in equivalent_mutants.txt.
-"""
+"""Mutants written by hand: mistakes that the kernels and their callers must never have."""
 
 from __future__ import annotations
 
-_KERNELS = "csrc/kernels/"
-_LANES, _SHORT, _WIDE = (f"{_KERNELS}{name}.inc.h" for name in ("lanes", "short", "wide"))
-_SCALAR, _AVX2, _AVX512 = (f"{_KERNELS}simd_{isa}.h" for isa in ("scalar", "avx2", "avx512"))
-_ARGUMENTS, _PROBLEM = "pyce/_arguments.py", "pyce/_problem.py"
+_KERNELS = r"csrc/kernels/.*\.inc\.h"
+_OTHERS = r"csrc/\w+\.c"
+_SCALAR = r"csrc/kernels/simd_(scalar|plain)\.h"
+_AVX2, _AVX512 = r"csrc/kernels/simd_avx2\.h", r"csrc/kernels/simd_avx512\.h"
+_ARGUMENTS = r"pyce/_(arguments|problem)\.py"
 
-# (file, what it says once, what it says instead, name)
-NAMED = (
+# (regular expression of files, text that stands once in all of them, text instead, name)
+BY_HAND = (
     # The class whose term the gradient takes from the others is in the sum itself.
-    (_LANES, "v[j] = F(drop)(mine, v[j]);", "", "target not excluded"),
+    (_KERNELS, "v[j] = F(drop)(mine, v[j]);", "", "target not excluded"),
     (
-        _LANES,
+        _KERNELS,
         "return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));",
         "return F(load)(tile + c * W);",
         "target not excluded",
     ),
-    (_SHORT, "NAME(drop_own)(v, own - c);\n        }", "}", "target not excluded"),
-    (_SHORT, "if (own >= c) NAME(drop_own)(v, own - c);", "", "target not excluded"),
-    (_WIDE, "v[j] = F(drop)(F(lane)(own - j * W), v[j]);", ";", "target not excluded"),
+    (_KERNELS, "NAME(drop_own)(v, own - c);\n        }", "}", "target not excluded"),
+    (_KERNELS, "if (own >= c) NAME(drop_own)(v, own - c);", "", "target not excluded"),
+    (_KERNELS, "v[j] = F(drop)(F(lane)(own - j * W), v[j]);", ";", "target not excluded"),
     # Not the largest of all.
-    (_LANES, "return F(max)(m0, m1);", "return m0;", "wrong maximum"),
-    (_LANES, "if (c < n) m0 = F(max)(F(load)(x + c * W), m0);", "", "wrong maximum"),
+    (_KERNELS, "return F(max)(m0, m1);", "return m0;", "wrong maximum"),
+    (_KERNELS, "if (c < n) m0 = F(max)(F(load)(x + c * W), m0);", "", "wrong maximum"),
     (
-        _SHORT,
+        _KERNELS,
         "NAME(block_max)(NAME(short_row)(job, unit, i), n);",
         "NAME(block_max)(NAME(short_row)(job, unit, i), n - 1);",
         "wrong maximum",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "return F(max)(F(max)(m0, m1), F(max)(m2, m3));",
         "return F(max)(F(max)(m0, m1), m2);",
         "wrong maximum",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "if (c < n) m1 = F(max)(LOADN(x + c, n - c, (REAL)-INFINITE), m1);",
         "",
         "wrong maximum",
     ),
-    (_WIDE, "if (blocks[k].max > max) {", "if (blocks[k].max < max) {", "wrong maximum"),
+    (_KERNELS, "if (blocks[k].max > max) {", "if (blocks[k].max < max) {", "wrong maximum"),
     # The last of the numbers that fill no vector.
-    (_LANES, "LOADN(row[i] + c, width, 0)", "LOADN(row[i] + c, width - 1, 0)", "tail lane dropped"),
     (
-        _SHORT,
+        _KERNELS,
+        "LOADN(row[i] + c, width, 0)",
+        "LOADN(row[i] + c, width - 1, 0)",
+        "tail lane dropped",
+    ),
+    (
+        _KERNELS,
         "v[j] = LOADN(x + c + j * W, last, (REAL)-INFINITE);",
         "v[j] = LOADN(x + c + j * W, last - 1, (REAL)-INFINITE);",
         "tail lane dropped",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE);",
         "LOAD(x + j * W) : LOADN(x + j * W, left - 1, (REAL)-INFINITE);",
         "tail lane dropped",
@@ -116,50 +119,50 @@ NAMED = (
     ),
     # Where blocks, or the vectors of a row, begin and end.
     (
-        _LANES,
+        _KERNELS,
         "const V max = NAME(load_max)(job, &rows, k * PYCE_BLOCK, size, room->x);",
         "const V max = NAME(load_max)(job, &rows, k * (PYCE_BLOCK - 1), size, room->x);",
         "wrong block bound",
     ),
     (
-        _SHORT,
+        _KERNELS,
         "const int count = (n - c + W - 1) / W, last",
         "const int count = (n - c) / W, last",
         "wrong block bound",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "const int64_t left = job->p->classes - k * PYCE_BLOCK;",
         "const int64_t left = job->p->classes - k * PYCE_BLOCK - 1;",
         "wrong block bound",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "return left < PYCE_BLOCK ? (int)left : PYCE_BLOCK;",
         "return left < PYCE_BLOCK ? (int)left : PYCE_BLOCK - 1;",
         "wrong block bound",
     ),
     (
-        _WIDE,
+        _KERNELS,
         "return c >= first && c < first + n ?",
         "return c > first && c < first + n ?",
         "wrong block bound",
     ),
     (
-        "csrc/pyce.c",
+        _OTHERS,
         "job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;",
         "job->blocks = p->classes / PYCE_BLOCK;",
         "wrong block bound",
     ),
     # A label that is the number of classes.
     (
-        _KERNELS + "elementwise.inc.h",
+        _KERNELS,
         "wrong |= label != ignore && (label < 0 || label >= classes);",
         "wrong |= label != ignore && (label < 0 || label > classes);",
         "label check off by one",
     ),
     (
-        _KERNELS + "elementwise.inc.h",
+        _KERNELS,
         "if (label != ignore && (label < 0 || label >= classes)) return i;",
         "if (label != ignore && (label < 0 || label > classes)) return i;",
         "label check off by one",
@@ -177,15 +180,7 @@ NAMED = (
         "_mm512_mask_cmpgt_epu64_mask",
         "label check off by one",
     ),
-    (_PROBLEM, "(labels >= self.classes)", "(labels > self.classes)", "label check off by one"),
-    (_PROBLEM, "(labels < 0)", "(labels <= 0)", "label check off by one"),
+    (_ARGUMENTS, "(labels >= self.classes)", "(labels > self.classes)", "label check off by one"),
+    (_ARGUMENTS, "(labels < 0)", "(labels <= 0)", "label check off by one"),
     (_ARGUMENTS, "(fits >= classes)", "(fits > classes)", "label check off by one"),
-)
-
-# (file, function, reason): survivors within functions that decide how, but not what.
-EQUIVALENT_WITHIN: tuple[tuple[str, str, str], ...] = (
-    (_LANES, "fetch", "what is fetched ahead"),
-    ("csrc/pyce.c", "find_last_cache", "how large the cache is taken to be"),
-    ("csrc/pyce.c", "grain_of", "how rows are dealt to threads"),
-    ("csrc/pyce.c", "threads_for", "how many threads are worth it"),
 )

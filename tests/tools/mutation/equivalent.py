@@ -1,0 +1,51 @@
+"""Mutants that no test can see, with the reason: equivalent.txt and the functions below.
+
+An entry of equivalent.txt is a changed line between its neighbours. It is recognised by what the
+lines do, whatever the files, functions and variables are called; see `Mutant.key`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mutant import Mutant, normalised
+
+FILE = Path(__file__).with_name("equivalent.txt")
+# Functions that choose between ways to the same result.
+FUNCTIONS = {
+    "fetch": "which memory is prefetched",
+    "find_last_cache": "how large the last cache is taken to be",
+    "grain_of": "how rows are distributed among threads",
+    "threads_for": "how many threads are used",
+}
+
+
+def read() -> dict[tuple[str, ...], tuple[str, str]]:
+    """{key of a mutant: (reason, changed line)} of equivalent.txt."""
+    found = {}
+    reason = ""
+    lines = FILE.read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("= "):
+            reason = line[2:]
+        elif line.startswith("- "):
+            hunk = [text[2:] for text in lines[i - 1 : i + 3]]
+            found[normalised(*hunk)] = reason, hunk[2]
+    return found
+
+
+class Equivalents:
+    """Says why no test can see a mutant, and which entries no mutant matches."""
+
+    def __init__(self) -> None:
+        self.entries = read()
+
+    def reason(self, mutant: Mutant) -> str | None:
+        entry = self.entries.get(mutant.key())
+        return entry[0] if entry else FUNCTIONS.get(mutant.function())
+
+    def unused(self, mutants: list[Mutant]) -> list[str]:
+        """Entries and functions without a mutant among `mutants`, which are all that there are."""
+        keys, functions = {m.key() for m in mutants}, {m.function() for m in mutants}
+        lines = [line for key, (_, line) in self.entries.items() if key not in keys]
+        return lines + [f"{name}()" for name in FUNCTIONS if name not in functions]

@@ -1,0 +1,312 @@
+"""Builds mutants of the C sources, and judges them by recorded calls and by the tests in Python.
+
+Which units a file is compiled into, and for which instruction set, is found by the compiler (-MM).
+A file that the portable kernels include is judged by them alone, a header of vector instructions by
+its own instruction set. A mutant is killed by the recorded calls of golden.py and of other tests
+(tests/c/replay.c), without and with AddressSanitizer, or by tests in Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+from mutant import ROOT, Mutant, source
+
+import pyce
+
+BUILD = ROOT / "build" / "mutants"
+BASE = BUILD / "base"
+CSRC = ROOT / "csrc"
+ISAS = pyce.info()["isas"]
+PORTABLE = ISAS[-1]
+# No result depends on these: threads, selection, the floating-point environment, measuring, and
+# declarations, which the compiler checks.
+LEFT_OUT = re.compile(
+    r"csrc/(pool|dispatch|platform|fpenv|floor)\.[ch]|csrc/(pyce\w*|internal|kernels/targets)\.h"
+    r"|csrc/kernels/(instances/.*|isa_.*)\.c"
+)
+# The tests that judge what recorded calls do not kill: of kernels, and of the other sources.
+KERNEL_TESTS = ("tests/c/test_abi.py",)
+OTHER_TESTS = (*KERNEL_TESTS, "tests/api/test_errors.py", "tests/process/test_threads.py")
+
+CC = shlex.split(os.environ.get("CC", "cc"))
+FLAGS = ["-g0", "-fPIC", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w", "-pthread"]
+# Inlined as for speed, the kernels would take minutes to compile.
+CALLS = "-DINLINE=static __attribute__((noinline,unused))"
+SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+# (recording, size that the last cache is taken to have; 0: its own), the quickest first.
+RECORDINGS = (
+    *(("layouts", 0), ("layouts", 1), ("few", 1), ("few", 300_000)),
+    *(("errors", 0), ("semantics", 0), ("golden", 0), ("golden", 300_000)),
+)
+# Runs the recorder inside pytest: the calls of C that tests make in this process.
+OF_TESTS = """
+import sys; sys.modules['numba'] = None
+import pytest, recording
+class Plugin:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self):
+        with open({to!r}, 'wb') as file, recording.to(file):
+            return (yield)
+files = ['tests/api/test_%s.py' % name for name in {names}]
+sys.exit(pytest.main(['-q', '-k', {which!r}, *files], [Plugin()]))
+"""
+# Golden cases: one of each kernel, or all others.
+OF_GOLDEN = """
+import golden, recording, pyce
+pyce.set_backend('c')
+shapes = [(53, c, 1) for c in (1, 3, 10, 17, 64, 65, 100)]
+shapes += [(23, c, 1) for c in (513, 2049, 4097)]
+shapes += [(2, c, 19) for c in (3, 21, 65, 2100)]
+halves = [(53, 3, 1), (53, 17, 1), (53, 100, 1), (23, 2049, 1), (2, 21, 19)]
+of = {{'float32': shapes, 'float64': shapes}}
+cases = [c for c in golden.CASES
+         if ((c.outer, c.classes, c.inner) in of.get(c.dtype, halves)) == {few}]
+with open({to!r}, 'wb') as file, recording.to(file):
+    for case in sorted(cases, key=lambda c: c.outer * c.classes * c.inner):
+        golden.digests(case)
+"""
+
+
+def _of_tests(name: str, files: tuple[str, ...]) -> str:
+    which = f"{PORTABLE} and not fork"
+    return OF_TESTS.format(to=str(BUILD / name), names=files, which=which)
+
+
+RECORDERS = {
+    "few": OF_GOLDEN.format(to=str(BUILD / "few"), few=True),
+    "layouts": _of_tests("layouts", ("layouts",)),
+    "errors": _of_tests("errors", ("errors", "probabilities", "binary", "metrics", "backends")),
+    "semantics": _of_tests(
+        "semantics",
+        ("reductions", "ignored_rows", "nonfinite", "shapes", "backward", "outputs"),
+    ),
+    "golden": OF_GOLDEN.format(to=str(BUILD / "golden"), few=False),
+}
+
+
+def run(command, *, timeout: float = 1800, **options) -> subprocess.CompletedProcess[str]:
+    """A command in a process group of its own, which a timeout ends as a whole: status −1."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, **options,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.wait()
+        return subprocess.CompletedProcess(command, -1, f"longer than {timeout:.0f} s", "")
+    return subprocess.CompletedProcess(command, process.returncode, output, "")
+
+
+def must(command, **options) -> str:
+    done = run(command, **options)
+    if done.returncode:
+        sys.exit(f"{shlex.join(map(str, command))}\n{done.stdout}")
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# Units: the C files that are compiled
+
+
+@cache
+def units() -> dict[str, frozenset[str]]:
+    """{C file: the files of csrc that it consists of}."""
+    found = {}
+    for path in sorted(CSRC.rglob("*.c")):
+        text = must([*CC, *FLAGS, "-MM", str(path)]).replace("\\\n", " ")
+        names = (Path(name).resolve() for name in text.partition(":")[2].split())
+        inside = (str(p.relative_to(ROOT)) for p in names if p.is_relative_to(CSRC))
+        found[str(path.relative_to(ROOT))] = frozenset(inside)
+    return found
+
+
+def isa_of(unit: str) -> str | None:
+    """The instruction set of a unit; None of one that is compiled for every processor."""
+    if not unit.startswith("csrc/kernels/"):
+        return None
+    stem = Path(unit).stem
+    return next((isa for isa in ISAS if re.search(rf"(^|_){isa}(_|$)", stem)), PORTABLE)
+
+
+def judged_in(file: str) -> tuple[list[str], str]:
+    """The units to compile for a mutant of the file, and the instruction set that shows it."""
+    having = [unit for unit, files in units().items() if file in files]
+    isas = {isa_of(unit) for unit in having} - {None}
+    isa = PORTABLE if not isas or PORTABLE in isas else next(i for i in ISAS if i in isas)
+    return [unit for unit in having if isa_of(unit) in (None, isa)], isa
+
+
+def files() -> list[str]:
+    """The files that are mutated: those of which something is compiled on this machine."""
+    parts = set().union(*units().values())
+    found = sorted(name for name in parts if not LEFT_OUT.fullmatch(name))
+    known = {f"simd_{isa}.h" for isa in ISAS} | {"simd_plain.h"}
+    return [f for f in found if not Path(f).name.startswith("simd_") or Path(f).name in known]
+
+
+def compile_unit(root: Path, unit: str, to: Path, flags: list[str]):
+    inline = [] if isa_of(unit) in (None, PORTABLE) else [CALLS]
+    to.parent.mkdir(parents=True, exist_ok=True)
+    command = [*CC, *FLAGS, *flags, *inline, "-c", str(root / unit), "-o", str(to)]
+    return run(command, timeout=900)
+
+
+def link(objects: dict[str, Path], to: Path, flags: list[str]) -> None:
+    """A program, or the extension module, of the sources as they are but for `objects`."""
+    shared = to.suffix == ".so"
+    paths = [objects.get(unit, BASE / f"{unit}.o") for unit in units()]
+    paths.append(BASE / ("module.o" if shared else "replay.o"))
+    must([*CC, *flags, *(["-shared"] if shared else []), *map(str, paths), "-lm", "-pthread",
+          "-o", str(to)])  # fmt: skip
+
+
+def prepare() -> None:
+    """Objects of the sources as they are, and the recordings."""
+    paths = [*sorted(CSRC.rglob("*.[ch]")), *sorted((ROOT / "tests").glob("*.py"))]
+    paths += [*sorted((ROOT / "tests" / "api").glob("*.py")), ROOT / "tests" / "c" / "replay.c"]
+    stamp = BUILD / "stamp"
+    now = hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
+    if stamp.exists() and stamp.read_text() == now:
+        return
+    shutil.rmtree(BASE, ignore_errors=True)
+    for unit in units():
+        done = compile_unit(ROOT, unit, BASE / f"{unit}.o", ["-O1"])
+        if done.returncode:
+            sys.exit(done.stdout)
+    flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
+    must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
+    emit = (
+        "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
+        f"ffi.emit_c_code({str(BASE / 'module.c')!r})"
+    )
+    must([sys.executable, "-c", emit], cwd=ROOT)
+    include = sysconfig.get_paths()["include"]
+    must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
+          "-o", str(BASE / "module.o")])  # fmt: skip
+    link({}, BASE / "replay", ["-O1"])
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    for code in RECORDERS.values():
+        must([sys.executable, "-c", code], cwd=ROOT, env=environment)
+    stamp.write_text(now)
+
+
+def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: float):
+    with open(BUILD / recording, "rb") as file:
+        command = [str(program), "-x", *(["-c", str(cache_size)] if cache_size else []), isa]
+        return run(command, stdin=file, timeout=timeout)
+
+
+def time_limits() -> dict[str, float]:
+    """Seconds for each recording: five times as long as without a mutant."""
+    limits = {}
+    for name in RECORDERS:
+        begin = time.monotonic()
+        done = replay(BASE / "replay", name, 0, PORTABLE, 900)
+        if done.returncode:
+            sys.exit(f"the recording {name!r} fails without a mutant:\n{done.stdout}")
+        limits[name] = 5 * (time.monotonic() - begin) + 5
+    return limits
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+class Copy:
+    """A copy of the tree that holds one mutant at a time."""
+
+    def __init__(self, limits: dict[str, float]):
+        self.home = Path(tempfile.mkdtemp(prefix="mutants"))
+        self.limits = limits
+        for folder in ("csrc", "pyce", "tests", "docs", "bench", "examples"):
+            ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.o")
+            shutil.copytree(ROOT / folder, self.home / folder, ignore=ignore)
+        for file in ("pyproject.toml", "setup.py", "Makefile", *ROOT.glob("*.md")):
+            shutil.copy(ROOT / file, self.home)
+        link({}, self.module, ["-O1"])
+
+    @property
+    def module(self) -> Path:
+        return self.home / "pyce" / "_pyce.abi3.so"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.home), "CI": ""}
+
+    def put(self, mutant: Mutant) -> None:
+        (self.home / mutant.file).write_text(mutant.apply(), encoding="utf-8")
+
+    def restore(self, mutant: Mutant) -> None:
+        (self.home / mutant.file).write_text(source(mutant.file), encoding="utf-8")
+
+    def judge(self, mutant: Mutant, thoroughly: bool) -> str:
+        """How it was killed, “survived”, “does not compile”, or “to be seen” more thoroughly."""
+        self.put(mutant)
+        try:
+            return self._judge(mutant, thoroughly)
+        finally:
+            self.restore(mutant)
+
+    def _compiled(self, mutant: Mutant, flags: list[str]) -> dict[str, Path] | None:
+        made = {}
+        for unit in judged_in(mutant.file)[0]:
+            made[unit] = self.home / "objects" / f"{unit}.o"
+            if compile_unit(self.home, unit, made[unit], flags).returncode:
+                return None
+        return made
+
+    def _judge(self, mutant: Mutant, thoroughly: bool) -> str:
+        isa = judged_in(mutant.file)[1]
+        program = self.home / "replay"
+        if not thoroughly:
+            objects = self._compiled(mutant, ["-O0"])
+            if objects is None:
+                return "does not compile"
+            link(objects, program, [])
+            killed = replay(program, "few", 0, isa, self.limits["few"]).returncode
+            return "killed by calls of few" if killed else "to be seen"
+        objects = self._compiled(mutant, ["-O1"]) or {}
+        link(objects, program, [])
+        for recording, cache_size in RECORDINGS:
+            if replay(program, recording, cache_size, isa, self.limits[recording]).returncode:
+                return f"killed by calls of {recording}"
+        if isa == PORTABLE:
+            link(self._compiled(mutant, SANITIZED) or {}, program, SANITIZED)
+            for recording in ("layouts", "few"):
+                limit = 10 * self.limits[recording]
+                if replay(program, recording, 0, isa, limit).returncode:
+                    return "killed by the sanitizers"
+        link(self._compiled(mutant, ["-O1"]) or {}, self.module, [])
+        others = " and ".join(f"not {other}" for other in ISAS if other != isa)
+        try:
+            kernel = mutant.file.startswith("csrc/kernels/")
+            return self._tests(KERNEL_TESTS if kernel else OTHER_TESTS, others)
+        finally:
+            link({}, self.module, [])
+
+    def _tests(self, paths: tuple[str, ...], which: str) -> str:
+        """Without Numba, whose import takes seconds."""
+        code = "import sys; sys.modules['numba'] = None; import pytest; sys.exit(pytest.main())"
+        for path in paths:
+            done = run(
+                [sys.executable, "-B", "-c", code, path, "-xq", "-p", "no:cacheprovider",
+                 *(["-k", which] if which else [])],
+                cwd=self.home, timeout=20 * self.limits["semantics"], env=self.environment,
+            )  # fmt: skip
+            if done.returncode not in (0, 5):  # 5: none of its tests is of this instruction set
+                return f"killed by {path}"
+        return "survived"
