@@ -49,7 +49,7 @@ class Backend:
     def share_small_work(self) -> str:
         """What a program in another process begins with, to share small work among threads, too."""
         if self.name == "numba":
-            return "from pyce._backends import numba; numba._SMALL = 2**12\n"
+            return "from pyce._backends.numba import _launch; _launch.PARALLEL_WORK = 2**12\n"
         if self.name == "c":
             return "from pyce._backends import c; c.set_worth(2**10, 2**10)\n"
         return ""
@@ -62,9 +62,9 @@ class Backend:
         """
         with pyce.use_backend(self.name):
             if self.name == "numba":
-                from pyce._backends import numba
+                from pyce._backends.numba import _launch
 
-                numba._SMALL = 2**12
+                _launch.PARALLEL_WORK = 2**12
             if self.isa is None:
                 yield self
                 return

@@ -405,8 +405,9 @@ def _class_gradient_float32(e: Any, row: Any, t: Real, weight: Real, top: Any, k
     """The gradient of a class with exponential e; `top`: it is a maximum. See `_pair_gradient`."""
     b = coefficient_float32(t, weight, k)
     sure = (row.total - b) * row.scale - row.complement
-    other = np.float64(e) * row.factor - b * row.scale
-    return sure if top and abs(b) > 0.5 * abs(row.total) else other
+    if top and abs(b) > 0.5 * abs(row.total):
+        return sure
+    return np.float64(e) * row.factor - b * row.scale
 
 
 @jit
