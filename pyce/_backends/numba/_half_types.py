@@ -1,7 +1,7 @@
 """The kernel for float16 and bfloat16: blocks of rows as float32, in either of the other kernels.
 
-A result is the float32 result rounded once. Scratch memory is a block of 2¹⁵ float32, or one row,
-beside that of the other kernel.
+A result is the float32 result rounded once. Scratch memory is that of the other kernel, and a block
+of 2¹⁵ float32 or one row.
 """
 
 from __future__ import annotations

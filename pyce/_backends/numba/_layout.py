@@ -110,7 +110,7 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
         x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
     job = Job(
         x=x.reshape(-1),
-        grad=np.empty(0, x.dtype) if grad is None else grad.reshape(-1),
+        grad=np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
         labels=_NO_LABELS if r.labels is None else r.labels,
         probs=np.empty(0, compute) if r.probs is None else r.probs.reshape(-1),
         weight=_NO_REALS if r.weight is None else r.weight,
