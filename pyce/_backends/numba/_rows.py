@@ -153,7 +153,9 @@ _soft_target_sums = by_dtype(_soft_target_sums_float32, _soft_target_sums_float6
 @jit
 def _row_sums(
     x: Array,
-    job: Any,
+    grad: Array,
+    probs: Array,
+    weight: Array,
     first: Index,
     classes: Index,
     soft: bool,
@@ -178,8 +180,8 @@ def _row_sums(
         if soft:
             for c in range(n):
                 block[c] = x[first + j + c]
-            _copy(work.target, job.probs, first + j, n)
-            _copy(work.weight, job.weight, j, n)
+            _copy(work.target, probs, first + j, n)
+            _copy(work.weight, weight, j, n)
             total, cost = _soft_target_sums(block, n, a[MAX_64 + v], k, work)
             _add_pair(a, SOFT_TOTAL, v, total)
             _add_pair(a, SOFT_COST, v, cost)
@@ -194,7 +196,7 @@ def _row_sums(
         _add_pair(a, REST, v, sum_terms(terms, n, work.partial, work.partial_errors))
         if store:
             for c in range(n):
-                job.grad[first + j + c] = block[c]
+                grad[first + j + c] = block[c]
 
 
 @jit
@@ -226,7 +228,9 @@ _off_target_row = by_dtype(_off_target_row_float32, _off_target_row_float64)
 
 @jit
 def _soft_target_row(
-    job: Any,
+    grad: Array,
+    probs: Array,
+    weight: Array,
     first: Index,
     classes: Index,
     k: Any,
@@ -236,18 +240,17 @@ def _soft_target_row(
     v: Index,
 ) -> None:
     """Replace exponentials grad[first:first+classes], the row in lane v, by the gradient."""
-    grad = job.grad
     row, max_exp = gradient_terms(a, v), a[MAX_EXP + v]
-    target, weight = work.target, work.weight
+    targets, weights = work.target, work.weight
     for j in range(U0, classes, U(BLOCK)):
         n = min(U(BLOCK), classes - j)
-        _copy(target, job.probs, first + j, n)
-        _copy(weight, job.weight, j, n)
+        _copy(targets, probs, first + j, n)
+        _copy(weights, weight, j, n)
         for c in range(n):
             block[c] = grad[first + j + c]
         for c in range(n):
             e = block[c]
-            block[c] = class_gradient(e, row, target[c], weight[c], e == max_exp, k)
+            block[c] = class_gradient(e, row, targets[c], weights[c], e == max_exp, k)
         for c in range(n):
             grad[first + j + c] = block[c]
 
@@ -263,10 +266,10 @@ def _log_softmax_row(x: Array, out: Array, first: Index, stop: Index, a: Array, 
 @jit_allocating
 def rows(piece: Index, pieces: Index, job: Any) -> None:
     """Part `piece` of `pieces` of a job with inner = 1."""
-    x, grad = job.x, job.grad
+    x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
     outer, classes = job.outer, job.classes
     k = smoothing(job)
-    soft = job.probs.size > 0 or k.off_value != 0.0
+    soft = probs.size > 0 or k.off_value != 0.0
     labelled = job.labels.size > 0
     size = U(classes)
     s, a, label, ignored = scratch(job)
@@ -299,7 +302,9 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
             if labelled:
                 a[LABEL_LOGIT + v] = x[first + label[v]]
             store = grad.size > 0 and not job.log_softmax
-            _row_sums(x, job, first, size, soft, store, k, block, terms, work, s, a, v)
+            _row_sums(
+                x, grad, probs, weight, first, size, soft, store, k, block, terms, work, s, a, v
+            )
             if labelled and store:
                 a[LABEL_EXP + v] = grad[first + label[v]]
         finalize(s, a, ignored, any_ignored, row, n, k, job)
@@ -313,7 +318,7 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
                 grad[first : first + size] = 0.0
             else:
                 if soft:
-                    _soft_target_row(job, first, size, k, block, work, a, v)
+                    _soft_target_row(grad, probs, weight, first, size, k, block, work, a, v)
                 else:
                     factor, factor_error = a[FACTOR + v], a[FACTOR_ERROR + v]
                     _off_target_row(grad, first, first + size, factor, factor_error)
