@@ -49,7 +49,7 @@ class Backend(Selection):
     def share_small_work(self) -> str:
         """First lines of a program in another process that shares small work among threads, too."""
         if self.name == "numba":
-            return "from pyce._backends import numba; numba._SMALL = 2**12\n"
+            return "from pyce._backends.numba import _launch; _launch.PARALLEL_WORK = 2**12\n"
         if self.name == "c":
             return "from pyce._backends import c; c.set_thread_thresholds(2**10, 2**10)\n"
         return ""
@@ -62,9 +62,9 @@ class Backend(Selection):
         """
         with super().selected():
             if self.name == "numba":
-                from pyce._backends import numba
+                from pyce._backends.numba import _launch
 
-                numba._SMALL = 2**12
+                _launch.PARALLEL_WORK = 2**12
             if self.isa is None:
                 yield self
                 return

@@ -72,7 +72,7 @@ print('fine', inside)
 # Whether large work is still shared among threads.
 THREADS = {
     "c": "not os.path.isdir('/proc/self/task') or len(os.listdir('/proc/self/task')) >= 3",
-    "numba": "not numba._callers",
+    "numba": "not _launch._callers",
     "numpy": "True",
 }
 

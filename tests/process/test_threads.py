@@ -142,19 +142,19 @@ def test_never_more_threads_than_asked_for(backend, run_python, threads, callers
 def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, callers):
     pytest.importorskip("numba")
     from pyce._backends import numba as backend
+    from pyce._backends.numba import _launch
 
-    if threads > backend._config.NUMBA_NUM_THREADS:
+    if threads > _launch.config.NUMBA_NUM_THREADS:
         return
     lock, computing, most = threading.Lock(), 0, []
-    kernel = backend._kernel
-    shared = set(backend._SHARED.values())
+    entry_point = _launch.entry_point
 
-    def counted(function, arguments):
-        found = kernel(function, arguments)
+    def counted(function, arguments, parallel=False):
+        found = entry_point(function, arguments, parallel)
 
         def run(*given):
             nonlocal computing
-            count = given[0] if function in shared else 1
+            count = given[0] if parallel else 1
             with lock:
                 computing += count
                 most.append(computing)
@@ -167,8 +167,9 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
 
         return run
 
-    monkeypatch.setattr(backend, "_kernel", counted)
-    monkeypatch.setattr(backend, "_SMALL", 2**12)
+    for module in (backend, _launch):
+        monkeypatch.setattr(module, "entry_point", counted)
+    monkeypatch.setattr(_launch, "PARALLEL_WORK", 2**12)
     monkeypatch.setattr(_threads, "_unlimited", lambda: float(threads))
     x, y = np.zeros((600, 200), np.float32), np.zeros(600, int)
 
@@ -435,7 +436,8 @@ def test_no_threading_layer_of_numba_ends_the_process(run_python, layer):
     """Many callers at a time, and forks among them, which would abort the process."""
     if layer not in layers():
         pytest.skip(f"Numba has no layer {layer} here")
-    code = "from pyce._backends import numba; numba._SMALL = 2**12\n" + LAYERS.format(layer=layer)
+    smaller = "from pyce._backends.numba import _launch; _launch.PARALLEL_WORK = 2**12\n"
+    code = smaller + LAYERS.format(layer=layer)
     done = run_python(
         "-W", "ignore", "-c", code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4"
     )
@@ -456,8 +458,8 @@ if pid:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 signal.alarm(100)  # it compiles
 import pyce
-from pyce._backends import numba as backend
-backend._SMALL = 2**12
+from pyce._backends.numba import _launch
+_launch.PARALLEL_WORK = 2**12
 pyce.set_backend('numba')
 x = np.float32(np.random.default_rng(0).normal(size=(20_000, 10)))
 loss = pyce.cross_entropy(x, np.zeros(20_000, int))

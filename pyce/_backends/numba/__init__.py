@@ -1,0 +1,163 @@
+"""The Numba backend: the formulas of the NumPy reference, compiled for the machine it runs on.
+
+With m the maximum of a row x (classes,), attained `ties` times, and the target coefficients
+b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c:
+
+    R        = Σ_{x_c < m} exp(x_c − m) + (ties − 1),    S = Σ_c exp(x_c − m) = 1 + R
+    lse      = m + log1p(R)
+    loss     = Σ_c b_c·(m − x_c) + A·log1p(R)
+    gradient = A·exp(x_c − m)/S − b_c, but (A − b_c) − A·R/S where x_c = m and b_c > A/2
+
+docs/derivation.md derives them. From the caller to the arithmetic:
+
+    __init__     the functions of a backend
+    _layout      brings arrays of any layout to a kernel
+    _job         the arguments of a kernel
+    _launch      compiles kernels, caches them on disk, runs them on threads
+    _rows        kernel for many contiguous classes: vector lanes are classes
+    _tiles       kernel for few classes, or another class axis than the last: vector lanes are rows
+    _half_types  kernel for float16 and bfloat16, by way of blocks of float32 in the other two
+    _bernoulli   kernel for binary cross-entropy
+    _lanes       the formulas of a row, for many rows at a time
+    _sums _math  sums of arrays; pairs, exp and log1p of numbers
+    _jit         options of the compiler, and LLVM operations that Numba lacks
+
+Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
+index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
+
+Memory: below 300 KiB per thread, or a row of half types as float32. A kernel reads a tile, block or
+row before it writes the output there, so an output may be the input.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from pyce import _fpenv
+from pyce._backends.numba._job import BernoulliJob
+from pyce._backends.numba._lanes import any_invalid_label
+from pyce._backends.numba._launch import entry_point, launch, run_bernoulli, writable
+from pyce._backends.numba._layout import Request, run
+from pyce._backends.numba._sums import BLOCK, sum_array
+from pyce._problem import Problem
+from pyce._types import Array
+
+NAME = "numba"
+CHECKS_LABELS = True
+at_addresses = None  # reads NumPy arrays only
+
+
+@_fpenv.default
+def forward(p: Problem) -> Any:
+    """Write p.lse, p.losses and p.grad where they are not None; return the loss in its dtype."""
+    losses = np.empty(p.rows)
+    _run(p, losses)
+    if p.losses is None:
+        total = np.empty(1)
+        entry_point(sum_array, (losses, total))(losses, total)
+        losses = total
+    return p.reduce(losses)
+
+
+def forward_backward(p: Problem) -> Any:
+    """Write p.lse and p.losses where they are not None, and p.grad; return the loss."""
+    return forward(p)
+
+
+@_fpenv.default
+def backward(p: Problem) -> None:
+    """Write p.grad from the logits: a saved lse of large logits does not hold the digits promised.
+
+    p.lse has one use: where it is not finite, the gradient is NaN.
+    """
+    _run(p, None)
+
+
+def _run(p: Problem, losses: Array | None) -> None:
+    """Write losses (rows,), p.lse and p.grad where they are not None; backward without losses."""
+    if p.labels is not None:
+        labels = writable(p.labels)
+        if entry_point(any_invalid_label, (labels,))(labels, p.ignore_index, p.classes):
+            p.check_labels()
+    # With a single class, smoothing gives back to the label what it takes from it.
+    smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
+    off_value = smoothing / p.classes
+    off_error = float(Fraction(smoothing) / p.classes - Fraction(off_value)) if off_value else 0.0
+    on_value = 1.0 - smoothing
+    on_error = (1.0 - on_value) - smoothing
+    backward = losses is None
+    run(
+        Request(
+            x=p.logits,
+            axis=p.axis,
+            grad=p.grad,
+            labels=p.labels,
+            probs=p.probs,
+            weight=p.weight,
+            sample_weight=p.sample_weight,
+            scale=None if p.grad is None else _row_scale(p),
+            saved_lse=p.lse if backward else None,
+            losses=losses,
+            lse=None if backward else p.lse,
+            smoothing=np.array([on_value, on_error, off_value, off_error]),
+            ignore_index=p.ignore_index,
+        )
+    )
+
+
+def _row_scale(p: Problem) -> Array:
+    """Factors of the rows' gradients: (rows,), or (1,) if they are equal."""
+    if p.sample_weight is not None or isinstance(p.grad_loss, np.ndarray):
+        return p.row_scale()
+    with np.errstate(all="ignore"):
+        return np.full(1, p.grad_loss) / p.denominator()
+
+
+@_fpenv.default
+def softmax(x: Array, axis: int, out: Array) -> None:
+    """out = softmax of x along axis, of the same shape and dtype, out C-contiguous."""
+    run(Request(x, axis, grad=out))
+
+
+@_fpenv.default
+def log_softmax(x: Array, axis: int, out: Array) -> None:
+    """out = log-softmax of x along axis, of the same shape and dtype, out C-contiguous."""
+    run(Request(x, axis, grad=out, log_softmax=True))
+
+
+@_fpenv.default
+def logsumexp(x: Array, axis: int, out: Array) -> None:
+    """out = lse of x along axis, float64 (rows,)."""
+    run(Request(x, axis, lse=out))
+
+
+@_fpenv.default
+def binary_cross_entropy(
+    x: Array,
+    t: Array,
+    weight: Array | None,
+    pos_weight: Array | None,
+    loss: Array | None,
+    grad: Array | None,
+    scale: float,
+) -> float:
+    """Σ of the weighted losses of flat arrays of one length and dtype, in float64.
+
+    Writes the losses to `loss`, and their gradients times `scale` to `grad`, unless they are None.
+    """
+    nothing = np.empty(0, x.dtype)
+    job = BernoulliJob(
+        x=x,
+        target=t,
+        weight=nothing if weight is None else weight,
+        pos_weight=nothing if pos_weight is None else pos_weight,
+        losses=nothing if loss is None else loss,
+        grad=nothing if grad is None else grad,
+        sums=np.empty(-(-x.size // BLOCK)),
+        scale=scale,
+    )
+    launch(run_bernoulli, 8 * x.size, job)
+    return float(np.sum(job.sums))

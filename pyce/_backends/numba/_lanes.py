@@ -1,0 +1,488 @@
+"""The formulas of a row, for many rows at a time.
+
+A *lane* is a row in `_tiles`, and a group of rows in `_rows` becomes lanes once the sums over their
+classes are known. The compiler turns loops over lanes into vector instructions.
+
+Scratch memory is two flat arrays of fields, each field LANES numbers long: `s` in the dtype of the
+logits, and `a` in float64. `s[MAX + v]` is field MAX of lane v. Fields named ..._ERROR hold the
+second number of a pair and directly follow the first.
+
+float32: exponentials are float32, everything else is float64, and errors of float64 operations do
+not count. float64: sums and products are pairs. Functions ending in _float32 and _float64 differ in
+this alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyce._backends.numba._jit import (
+    U0,
+    Index,
+    Real,
+    U,
+    by_dtype,
+    fma,
+    jit,
+    jit_allocating,
+)
+from pyce._backends.numba._job import Smoothing
+from pyce._backends.numba._math import (
+    UNBIAS,
+    exp,
+    finite_or_zero,
+    log1p,
+    log1p_short,
+    normaliser,
+    scale_pair,
+    two_product,
+    two_sum,
+    unit_float32,
+)
+from pyce._types import Array
+
+LANES = U(128)
+
+
+def _fields(count: int) -> list[Any]:
+    return [U(i) * LANES for i in range(count)]
+
+
+# Fields of s: the maximum, its normaliser, and sums over classes (in `_tiles`).
+MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
+
+# Fields of a.
+(
+    REST,  # R: sum of the exponentials without the maxima, normalised
+    REST_ERROR,
+    TIES,  # number of maxima
+    SOFT_TOTAL,  # Σ b of the soft-target term: target probabilities, or ε/C of smoothing
+    SOFT_TOTAL_ERROR,
+    SOFT_COST,  # Σ b·(m − x) of that term
+    SOFT_COST_ERROR,
+    MAX_64,  # m
+    TARGET,  # target probabilities of one class
+    WEIGHT,  # class weights of that class
+    LABEL_WEIGHT,  # class weight of the label; without labels 0, for softmax 1
+    LABEL_LOGIT,
+    LABEL_EXP,
+    _LABEL_GAP,  # m − x of the label
+    _LABEL_GAP_ERROR,
+    _SAMPLE_WEIGHT,
+    _SCALE,  # factor of the gradient
+    _NAN,  # NaN if the saved lse is not finite, else 0
+    _LOSS,
+    _LSE,
+    LOG,  # log1p(R), R relative to the exponential of the maximum
+    LOG_ERROR,
+    FACTOR,  # scale·A/S: exponentials times this are scale·A·p
+    FACTOR_ERROR,
+    _COMPLEMENT,  # scale·A·R/S
+    _ON_TERM,  # b of the label without the soft-target term
+    _ON_TERM_ERROR,
+    MAX_EXP,  # the exponential of the maximum
+    LABEL_GRADIENT,
+    _TOTAL,  # A = Σ b
+    _TOTAL_ERROR,
+) = _fields(31)
+_S_SIZE, _A_SIZE = int(_TIE_COUNT + LANES), int(_TOTAL_ERROR + LANES)
+
+# ---------------------------------------------------------------------------------------------
+# Sums over classes
+
+
+@jit
+def begin(s: Array, a: Array, n: Index, soft: bool) -> None:
+    """Initialise the sums of lanes 0..n, whose maximum is in s.
+
+    `soft` says whether there is a soft-target term.
+    """
+    for v in range(n):
+        shift, lowest, exponent = normaliser(s[MAX + v])
+        s[SHIFT + v] = shift
+        s[LOWEST + v] = lowest
+        s[EXPONENT + v] = exponent
+        s[_SUM + v] = 0.0
+        s[_SUM_ERROR + v] = 0.0
+        s[_TIE_COUNT + v] = 0.0
+    for v in range(n):
+        a[MAX_64 + v] = s[MAX + v]
+    if soft:
+        for v in range(n):
+            a[MAX_EXP + v] = exp(s[MAX + v], s[SHIFT + v], s[LOWEST + v], s[EXPONENT + v])
+            a[SOFT_TOTAL + v] = 0.0
+            a[SOFT_TOTAL_ERROR + v] = 0.0
+            a[SOFT_COST + v] = 0.0
+            a[SOFT_COST_ERROR + v] = 0.0
+
+
+@jit
+def add_exponentials(tile: Array, j: Index, s: Array, n: Index) -> None:
+    """Replace logits tile[j:j+n] of one class by their exponentials, and add these to s.
+
+    Maxima are counted and not added.
+    """
+    zero, one = s.dtype.type(0.0), s.dtype.type(1.0)
+    for v in range(n):
+        x = tile[j + v]
+        e = exp(x, s[SHIFT + v], s[LOWEST + v], s[EXPONENT + v])
+        tile[j + v] = e
+        top = x == s[MAX + v]
+        total, error = two_sum(s[_SUM + v], zero if top else e)
+        s[_SUM + v] = total
+        s[_SUM_ERROR + v] += error
+        s[_TIE_COUNT + v] += one if top else zero
+
+
+@jit
+def collect(s: Array, a: Array, n: Index) -> None:
+    """After the last class: the sums of `add_exponentials` in float64."""
+    for v in range(n):
+        rest, rest_error = two_sum(np.float64(s[_SUM + v]), np.float64(s[_SUM_ERROR + v]))
+        a[REST + v] = rest
+        a[REST_ERROR + v] = rest_error
+        a[TIES + v] = s[_TIE_COUNT + v]
+
+
+# ---------------------------------------------------------------------------------------------
+# The soft-target term: target probabilities, or what smoothing gives to every class
+
+
+@jit
+def coefficient_float32(t: Real, weight: Real, k: Any) -> Real:
+    """b = weight·((1 − ε)·t + ε/C)."""
+    return weight * fma(t, k.on_value, k.off_value)
+
+
+@jit
+def coefficient_float64(t: Real, weight: Real, k: Any) -> Any:
+    """b = weight·((1 − ε)·t + ε/C) as a pair."""
+    u, u_error = scale_pair(k.on_value, k.on_error, t)
+    u, error = two_sum(u, k.off_value)
+    return scale_pair(u, u_error + (error + k.off_error), weight)
+
+
+@jit
+def cost_float32(b: Real, m: Real, x: Real) -> Real:
+    """b·(m − x); 0 if b = 0, also for x = −inf."""
+    cost = b * (m - x)
+    return 0.0 if b == 0.0 else cost
+
+
+@jit
+def cost_float64(b: Real, b_error: Real, m: Real, x: Real) -> Any:
+    """b·(m − x) as a pair; 0 if b = 0, also for x = −inf."""
+    gap, gap_error = two_sum(m, -x)
+    cost, error = two_product(b, gap)
+    error = finite_or_zero(error + fma(b, gap_error, b_error * gap))
+    return 0.0 if b == 0.0 else cost, 0.0 if b == 0.0 else error
+
+
+@jit
+def _add_soft_target_float32(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    """Add b and b·(m − x) of logits tile[j:j+n] of one class to a."""
+    for v in range(n):
+        b = coefficient_float32(a[TARGET + v], a[WEIGHT + v], k)
+        a[SOFT_TOTAL + v] += b
+        a[SOFT_COST + v] += cost_float32(b, a[MAX_64 + v], np.float64(tile[j + v]))
+
+
+@jit
+def _add_soft_target_float64(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    for v in range(n):
+        b, b_error = coefficient_float64(a[TARGET + v], a[WEIGHT + v], k)
+        cost, cost_error = cost_float64(b, b_error, a[MAX_64 + v], tile[j + v])
+        total, error = two_sum(a[SOFT_TOTAL + v], b)
+        a[SOFT_TOTAL + v] = total
+        a[SOFT_TOTAL_ERROR + v] += error + b_error
+        total, error = two_sum(a[SOFT_COST + v], cost)
+        a[SOFT_COST + v] = total
+        a[SOFT_COST_ERROR + v] += finite_or_zero(error) + cost_error
+
+
+add_soft_target = by_dtype(_add_soft_target_float32, _add_soft_target_float64)
+
+# ---------------------------------------------------------------------------------------------
+# What follows from the sums
+
+
+@jit
+def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
+    """Loss, lse and the factors of the gradient from the sums of lanes 0..n.
+
+    `s` selects the function by its dtype. The fields for errors that only float64 needs stay 0.
+    """
+    for v in range(n):
+        m = a[MAX_64 + v]
+        invalid = m - m  # NaN if the maximum is not finite, else 0
+        unit = unit_float32(m)
+        rest = fma(a[REST + v] + a[REST_ERROR + v], unit, a[TIES + v] - 1.0)
+        log = log1p_short(rest)
+        log += rest - rest  # NaN if a logit is: the maximum may not show it
+        a[LOG + v] = log + invalid
+        a[_LSE + v] = m + log
+        on_term = a[LABEL_WEIGHT + v] * k.on_value
+        total = a[SOFT_TOTAL + v] + on_term
+        a[_ON_TERM + v] = on_term
+        a[_TOTAL + v] = total
+        cost = on_term * a[_LABEL_GAP + v]
+        loss = fma(total, log, 0.0 if on_term == 0.0 else cost) + a[SOFT_COST + v]
+        a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
+        factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
+        a[_COMPLEMENT + v] = factor * rest
+        a[FACTOR + v] = factor * unit
+
+
+@jit
+def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
+    for v in range(n):
+        m = a[MAX_64 + v]
+        invalid = m - m
+        rest, rest_error = two_sum(a[REST + v] * UNBIAS, a[TIES + v] - 1.0)
+        rest, rest_error = two_sum(rest, fma(a[REST_ERROR + v], UNBIAS, rest_error))
+        log, log_error, inverse = log1p(rest)
+        log_error += rest_error * inverse
+        a[LOG + v] = log + invalid
+        a[LOG_ERROR + v] = log_error
+        a[_LSE + v] = m + (log + log_error)
+
+        on_term, on_term_error = scale_pair(k.on_value, k.on_error, a[LABEL_WEIGHT + v])
+        total, total_error = two_sum(a[SOFT_TOTAL + v], on_term)
+        total_error += on_term_error + a[SOFT_TOTAL_ERROR + v]
+        a[_ON_TERM + v] = on_term
+        a[_ON_TERM_ERROR + v] = on_term_error
+        a[_TOTAL + v] = total
+        a[_TOTAL_ERROR + v] = total_error
+
+        loss, loss_error = two_product(total, log)
+        loss_error += fma(total, log_error, total_error * log)
+        gap = a[_LABEL_GAP + v]
+        cost, error = two_product(on_term, gap)
+        error = finite_or_zero(error + fma(on_term, a[_LABEL_GAP_ERROR + v], on_term_error * gap))
+        cost = 0.0 if on_term == 0.0 else cost
+        cost_error = 0.0 if on_term == 0.0 else error
+        loss, error = two_sum(loss, cost)
+        loss_error += finite_or_zero(error) + cost_error
+        loss, error = two_sum(loss, a[SOFT_COST + v])
+        loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
+        sample_weight = a[_SAMPLE_WEIGHT + v]
+        loss, error = two_product(loss, sample_weight)
+        a[_LOSS + v] = loss + finite_or_zero(fma(loss_error, sample_weight, error)) + invalid
+
+        # scale·A/S by one step of long division.
+        sum_, sum_error = two_sum(1.0, rest)
+        sum_error += rest_error
+        scaled, scaled_error = scale_pair(total, total_error, a[_SCALE + v])
+        factor = scaled * inverse + (invalid + a[_NAN + v])
+        factor_error = (fma(-factor, sum_, scaled) + scaled_error - factor * sum_error) * inverse
+        a[_COMPLEMENT + v] = fma(factor, rest, fma(factor, rest_error, factor_error * rest))
+        a[FACTOR + v] = factor * UNBIAS
+        a[FACTOR_ERROR + v] = factor_error * UNBIAS
+
+
+_finalize_lanes = by_dtype(_finalize_lanes_float32, _finalize_lanes_float64)
+
+
+def any_invalid_label(labels: Array, ignore_index: int, classes: int) -> bool:
+    """Whether some label of labels (rows,) is neither a class nor `ignore_index`.
+
+    Not decorated: `_launch` compiles it with a file in Numba's cache.
+    """
+    count = 0
+    for row in range(U(labels.size)):
+        y = labels[row]
+        count += 1 if (y < 0 or y >= classes) and y != ignore_index else 0
+    return count > 0
+
+
+@jit
+def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job: Any) -> bool:
+    """Read everything about rows row:row+n except their logits. Are some of them ignored?
+
+    Fields of arrays that are empty keep the value of `scratch`. An ignored row is computed as if
+    its label were 0, and its results are overwritten.
+    """
+    if job.sample_weight.size:
+        for v in range(n):
+            a[_SAMPLE_WEIGHT + v] = job.sample_weight[row + v]
+    if job.scale.size > 1:
+        for v in range(n):
+            a[_SCALE + v] = job.scale[row + v]
+    if job.saved_lse.size:
+        for v in range(n):
+            a[_NAN + v] = job.saved_lse[row + v] - job.saved_lse[row + v]
+    any_ignored = False
+    if job.labels.size:
+        for v in range(n):
+            y = job.labels[row + v]
+            ignored[v] = y == job.ignore_index
+            any_ignored |= ignored[v]
+            label[v] = U0 if ignored[v] else U(y)
+        if job.weight.size:
+            for v in range(n):
+                a[LABEL_WEIGHT + v] = job.weight[label[v]]
+    return any_ignored
+
+
+@jit
+def finalize(
+    s: Array, a: Array, ignored: Array, any_ignored: bool, row: Index, n: Index, k: Any, job: Any
+) -> None:
+    """From the sums of rows row:row+n: write losses and lse, compute the gradient at the labels."""
+    if job.labels.size:
+        for v in range(n):
+            gap, gap_error = two_sum(a[MAX_64 + v], -a[LABEL_LOGIT + v])
+            a[_LABEL_GAP + v] = gap
+            a[_LABEL_GAP_ERROR + v] = gap_error
+    _finalize_lanes(s, a, n, k)
+    if job.losses.size:
+        for v in range(n):
+            job.losses[row + v] = a[_LOSS + v]
+    if job.lse.size:
+        for v in range(n):
+            job.lse[row + v] = a[_LSE + v]
+    if any_ignored:
+        for v in range(n):
+            if ignored[v] and job.losses.size:
+                job.losses[row + v] = 0.0
+            if ignored[v] and job.lse.size:
+                job.lse[row + v] = 0.0
+    if job.labels.size:
+        for v in range(n):
+            off_term, off_term_error = scale_pair(k.off_value, k.off_error, a[LABEL_WEIGHT + v])
+            b, error = two_sum(off_term, a[_ON_TERM + v])
+            b_error = off_term_error + (error + a[_ON_TERM_ERROR + v])
+            top = a[_LABEL_GAP + v] == 0.0
+            terms = gradient_terms(a, v)
+            a[LABEL_GRADIENT + v] = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
+
+
+# ---------------------------------------------------------------------------------------------
+# The gradient: scale·(A·p − b)
+
+
+class GradientTerms(NamedTuple):
+    """What the gradient of every class of a row needs; see the fields of `a`."""
+
+    scale: Real
+    total: Real
+    total_error: Real
+    factor: Real
+    factor_error: Real
+    complement: Real
+
+
+@jit
+def gradient_terms(a: Array, v: Index) -> Any:
+    """The `GradientTerms` of lane v."""
+    return GradientTerms(
+        scale=a[_SCALE + v],
+        total=a[_TOTAL + v],
+        total_error=a[_TOTAL_ERROR + v],
+        factor=a[FACTOR + v],
+        factor_error=a[FACTOR_ERROR + v],
+        complement=a[_COMPLEMENT + v],
+    )
+
+
+@jit
+def _pair_gradient(e: Real, row: Any, b: Real, b_error: Real, top: Any) -> Real:
+    """The gradient of a class with exponential e and coefficient b; `top`: it is a maximum.
+
+    scale·A·p − scale·b cancels if p is near 1 and b near A. Then the class is the maximum, and
+    scale·(A − b) − scale·A·R/S is used.
+    """
+    p, p_error = scale_pair(row.factor, row.factor_error, e)
+    q, q_error = scale_pair(b, b_error, row.scale)
+    sure = ((row.total - b) + (row.total_error - b_error)) * row.scale - row.complement
+    return sure if top and abs(b) > 0.5 * abs(row.total) else (p - q) + (p_error - q_error)
+
+
+@jit
+def _class_gradient_float32(e: Any, row: Any, t: Real, weight: Real, top: Any, k: Any) -> Real:
+    """The gradient of a class with exponential e; `top`: it is a maximum. See `_pair_gradient`."""
+    b = coefficient_float32(t, weight, k)
+    sure = (row.total - b) * row.scale - row.complement
+    if top and abs(b) > 0.5 * abs(row.total):
+        return sure
+    return np.float64(e) * row.factor - b * row.scale
+
+
+@jit
+def _class_gradient_float64(e: Real, row: Any, t: Real, weight: Real, top: Any, k: Any) -> Real:
+    b, b_error = coefficient_float64(t, weight, k)
+    return _pair_gradient(e, row, b, b_error, top)
+
+
+class_gradient = by_dtype(_class_gradient_float32, _class_gradient_float64)
+
+
+@jit
+def soft_target_gradient(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
+    """Replace exponentials tile[j:j+n] of one class by the gradient."""
+    for v in range(n):
+        e = tile[j + v]
+        top = e == a[MAX_EXP + v]
+        terms = gradient_terms(a, v)
+        tile[j + v] = class_gradient(e, terms, a[TARGET + v], a[WEIGHT + v], top, k)
+
+
+@jit
+def _off_target_gradient_float32(tile: Array, j: Index, a: Array, n: Index) -> None:
+    """Replace exponentials tile[j:j+n] of one class by the gradient for b = 0."""
+    for v in range(n):
+        tile[j + v] = np.float64(tile[j + v]) * a[FACTOR + v]
+
+
+@jit
+def _off_target_gradient_float64(tile: Array, j: Index, a: Array, n: Index) -> None:
+    for v in range(n):
+        e = tile[j + v]
+        tile[j + v] = fma(e, a[FACTOR + v], e * a[FACTOR_ERROR + v])
+
+
+off_target_gradient = by_dtype(_off_target_gradient_float32, _off_target_gradient_float64)
+
+
+@jit
+def log_probability(x: Real, m: Real, log: Real, log_error: Real) -> Real:
+    """x − m − log, where log is a pair."""
+    difference, difference_error = two_sum(x, -m)
+    value, error = two_sum(difference, -log)
+    return value + finite_or_zero(error + (difference_error - log_error))
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+
+
+@jit
+def smoothing(job: Any) -> Any:
+    """The weights of label smoothing as numbers."""
+    k = job.smoothing
+    return Smoothing(on_value=k[0], on_error=k[1], off_value=k[2], off_error=k[3])
+
+
+@jit_allocating
+def zeros(like: Array, size: Index) -> Array:
+    """Zeros (size,) in the dtype of `like`, aligned to a cache line so no vector spans two."""
+    room = np.zeros(size + 16, like.dtype)
+    first = (-room.ctypes.data & 63) // room.itemsize
+    return room[first : first + size]
+
+
+@jit_allocating
+def scratch(job: Any) -> Any:
+    """s and a with the values of absent inputs; labels and the mask of ignored rows, (LANES,)."""
+    label_weight = 0.0 if job.probs.size else 1.0
+    scale = job.scale[0] if job.scale.size else 1.0
+    s = zeros(job.x, _S_SIZE)
+    a = zeros(job.smoothing, _A_SIZE)
+    for v in range(LANES):
+        a[WEIGHT + v] = 1.0
+        a[LABEL_WEIGHT + v] = label_weight
+        a[_SAMPLE_WEIGHT + v] = 1.0
+        a[_SCALE + v] = scale
+    return s, a, np.zeros(LANES, np.uintp), np.zeros(LANES, np.bool_)

@@ -1,0 +1,139 @@
+"""From arrays of any layout to jobs: choice of the kernel, and copies where it needs them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyce._backends.numba._job import Job
+from pyce._backends.numba._launch import launch, run_half_types, run_rows, run_tiles
+from pyce._backends.numba._tiles import FEW_CLASSES
+from pyce._dtypes import compute_dtype
+from pyce._problem import row_blocks
+from pyce._types import Array
+
+# Largest tile, in bytes.
+_TILE = 2**16
+# Elements of a block of rows that is copied because of its layout.
+_COPIED = 2**15
+# Overhead of a row, in element equivalents.
+_ROW_OVERHEAD = 32
+
+_NO_REALS, _NO_LABELS = np.empty(0), np.empty(0, np.int64)
+_NO_SMOOTHING = np.array([1.0, 0.0, 0.0, 0.0])
+
+
+class Request(NamedTuple):
+    """One operation on logits of any layout; None stands for outputs and inputs that are absent.
+
+    The fields are those of `Job`, where x, grad and probs have one shape whose class axis is
+    `axis`, and grad is C-contiguous.
+    """
+
+    x: Array
+    axis: int
+    grad: Array | None = None
+    labels: Array | None = None
+    probs: Array | None = None
+    weight: Array | None = None
+    sample_weight: Array | None = None
+    scale: Array | None = None
+    saved_lse: Array | None = None
+    losses: Array | None = None
+    lse: Array | None = None
+    smoothing: Array = _NO_SMOOTHING
+    ignore_index: int = 0
+    log_softmax: bool = False
+
+
+def _compute_dtype(x: Array) -> np.dtype[Any]:
+    """float32 for half types, else the dtype of x. (dtype.name takes a microsecond.)"""
+    return compute_dtype(x.dtype.name) if x.itemsize == 2 else x.dtype
+
+
+def run(r: Request) -> None:
+    """Write the outputs of a request."""
+    x = r.x
+    if x.size == 0:
+        return
+    classes, inner = x.shape[r.axis], math.prod(x.shape[r.axis + 1 :])
+    # By the shape alone, even if a copy is needed: half types are to be added in float32's order.
+    dtype = _compute_dtype(x)
+    fits = 16 * classes * dtype.itemsize <= _TILE
+    few = classes <= FEW_CLASSES or (inner > 1 and fits)
+    direct = x.flags.c_contiguous and (inner == 1 or (x.itemsize >= 4 and fits))
+    if r.probs is not None:
+        direct = direct and r.probs.flags.c_contiguous and r.probs.itemsize >= 4
+    if direct:
+        _run_contiguous(r, few, classes, inner)
+    else:
+        _run_blocks(r, few, classes, dtype)
+
+
+def _run_blocks(r: Request, few: bool, classes: int, dtype: np.dtype[Any]) -> None:
+    """Copy blocks of rows to contiguous (rows, classes) of a dtype that the kernels know."""
+
+    def part(a: Array | None) -> Array | None:
+        return None if a is None else a[start:stop]
+
+    view = np.moveaxis(r.x, r.axis, -1)
+    for index, start, stop in row_blocks(r.x.shape, r.axis, _COPIED):
+        block = np.array(view[index], dtype, order="C")
+        probs = None
+        if r.probs is not None:
+            probs = np.moveaxis(r.probs, r.axis, -1)[index]
+            probs = np.array(probs, _compute_dtype(r.probs), order="C")
+        request = r._replace(
+            x=block,
+            grad=None if r.grad is None else block,
+            labels=part(r.labels),
+            probs=probs,
+            sample_weight=part(r.sample_weight),
+            scale=r.scale if r.scale is None or r.scale.size == 1 else r.scale[start:stop],
+            saved_lse=part(r.saved_lse),
+            losses=part(r.losses),
+            lse=part(r.lse),
+        )
+        _run_contiguous(request, few, classes, 1)
+        if r.grad is not None:
+            with np.errstate(all="ignore"):
+                np.moveaxis(r.grad, r.axis, -1)[index] = block
+
+
+def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
+    """For contiguous x, grad and probs; half types only with inner = 1."""
+    x, grad = r.x, r.grad
+    outer = x.size // (classes * inner)
+    compute = _compute_dtype(x)
+    width = min(128, _TILE // (classes * compute.itemsize) // 16 * 16)
+    if inner >= 16:
+        width = min(width, -(-inner // 16) * 16)
+    function = run_tiles if few else run_rows
+    bfloat16 = False
+    if x.itemsize == 2:
+        bfloat16 = x.dtype.name == "bfloat16"
+        function = run_half_types
+        x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
+    job = Job(
+        x=x.reshape(-1),
+        grad=np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
+        labels=_NO_LABELS if r.labels is None else r.labels,
+        probs=np.empty(0, compute) if r.probs is None else r.probs.reshape(-1),
+        weight=_NO_REALS if r.weight is None else r.weight,
+        sample_weight=_NO_REALS if r.sample_weight is None else r.sample_weight,
+        scale=_NO_REALS if r.scale is None else r.scale,
+        saved_lse=_NO_REALS if r.saved_lse is None else r.saved_lse,
+        losses=_NO_REALS if r.losses is None else r.losses,
+        lse=_NO_REALS if r.lse is None else r.lse,
+        smoothing=r.smoothing,
+        ignore_index=r.ignore_index,
+        outer=outer,
+        classes=classes,
+        inner=inner,
+        width=width,
+        log_softmax=r.log_softmax,
+        bfloat16=bfloat16,
+    )
+    launch(function, x.size + _ROW_OVERHEAD * outer * inner, job)
