@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
@@ -59,6 +60,9 @@ class Backend(Protocol):
         Writes the weighted losses and `scale` times their gradients where asked for; returns the
         float64 sum of the weighted losses.
         """
+
+    # A backend may also have `at_addresses`, which computes the loss (and the gradient) of memory
+    # that is given by addresses and not by NumPy arrays; see c.py.
 
 
 # In order of preference: name, what must be importable, what to do when it is not.
@@ -161,6 +165,11 @@ def current() -> Backend:
     name = _environment()
     _loaded["auto"] = backend = _best() if name == "auto" else load(name)
     return backend
+
+
+def at_addresses() -> Callable[..., bool] | None:
+    """`at_addresses` of the current backend; None where it reads NumPy arrays only."""
+    return getattr(current(), "at_addresses", None)
 
 
 def set_default(name: str) -> None:
