@@ -11,7 +11,9 @@ from torch import Tensor
 
 import pyce
 from pyce import _arguments as arguments
-from pyce import _backends, _threads
+from pyce import _threads
+from pyce._backends import current
+from pyce._types import Reduction
 from pyce.torch._tensors import DTYPE_NAMES, HALF_TYPES, address_of, as_array, empty_gradient
 
 # What the forward pass saves for the backward pass. The words are arguments of the operator
@@ -85,7 +87,7 @@ def backward(
     target: Tensor,
     lse: Tensor,
     weight: Tensor | None,
-    reduction: str,
+    reduction: Reduction,
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
@@ -118,7 +120,7 @@ def _at_addresses(
     long as to compute its loss. It checks the values of the labels, and everything else is checked
     here. An invalid argument gives None, and the general way raises the error for it.
     """
-    at_addresses = _backends.at_addresses()
+    at_addresses = current().at_addresses
     reduction, ignore_index, label_smoothing, save, float32_loss = options
     shape = input.shape
     dtype = input.dtype
@@ -158,19 +160,19 @@ def _at_addresses(
     like = _LOSS_LIKE[dtype]
     loss = torch.empty_like(like) if reduction != "none" else like.new_empty(shape[:1] + shape[2:])
     done = at_addresses(
-        DTYPE_NAMES[dtype],
-        reduction,
-        shape[0],
-        shape[1],
-        inner,
-        logits,
-        labels,
-        weights,
-        gradient.data_ptr() if gradient is not None else 0,
-        float(label_smoothing),
-        ignore_index,
-        loss.data_ptr(),
-        torch.get_num_threads,
+        dtype=DTYPE_NAMES[dtype],
+        reduction=reduction,
+        outer=shape[0],
+        classes=shape[1],
+        inner=inner,
+        logits=logits,
+        labels=labels,
+        weight=weights,
+        grad=gradient.data_ptr() if gradient is not None else 0,
+        smoothing=float(label_smoothing),
+        ignore_index=ignore_index,
+        loss=loss.data_ptr(),
+        most_threads=torch.get_num_threads,
     )
     if not done:
         return None
