@@ -1,0 +1,113 @@
+"""What a call allocates besides its results."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from conftest import needs_proc
+
+import pyce
+
+MEASURE = """
+import sys, tracemalloc
+import ml_dtypes, numpy as np, pyce
+
+rows, classes, axis, kind, soft = {rows}, {classes}, {axis}, {kind!r}, {soft}
+pyce.set_num_threads(2)
+
+def status(field):
+    for line in open('/proc/self/status'):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+def problem(rows, classes):
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    shape = (rows, classes) if axis == 1 else (classes, rows)
+    x = np.zeros(shape, dtype)
+    x[...] = np.linspace(-3, 3, shape[1]).astype(dtype)
+    out = np.ones_like(x)
+    target = np.ones(shape, np.float32) if soft else np.zeros(rows, np.int64)
+    return x, target, out
+
+def calls(x, target, out):
+    for options in ({{}}, {{'label_smoothing': 0.1}}):
+        loss, grad, lse = pyce.cross_entropy_with_grad(
+            x, target, axis=axis, out=out, return_lse=True, **options)
+        pyce.cross_entropy(x, target, axis=axis, **options)
+        pyce.cross_entropy_backward(1.0, x, target, lse, axis=axis, out=out, **options)
+    pyce.softmax(x, axis=axis, out=out)
+    pyce.log_softmax(x, axis=axis, out=out)
+    pyce.logsumexp(x, axis=axis)
+
+# Compiled, threads started, and as many arrays of a row's and a column's length as will be.
+calls(*problem(40, classes))
+calls(*problem(rows, 40))
+big = problem(rows, classes)
+big[2][...] = 0
+tracemalloc.start()
+with open('/proc/self/clear_refs', 'w') as f:
+    f.write('5')  # the high-water mark starts anew
+before = status('VmRSS')
+calls(*big)
+print(tracemalloc.get_traced_memory()[1])
+print(status('VmHWM') - before)
+"""
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("axis", "kind", "soft"),
+    [
+        (1, "float32", False),
+        (1, "float32", True),
+        (0, "float32", False),
+        (0, "float32", True),
+        (1, "bfloat16", False),
+        (0, "bfloat16", False),
+        (1, "float64", False),
+    ],
+)
+@needs_proc
+def test_memory_beside_inputs_and_outputs(backend, run_python, axis, kind, soft):
+    """1 MiB, two rows per thread and 32 bytes per row; never anything of the logits' size."""
+    if backend.isa and backend.isa != pyce.info()["isas"][0]:
+        return  # all instruction sets share the entry points that could allocate
+    rows, classes = 512, 8192
+    code = MEASURE.format(rows=rows, classes=classes, axis=axis, kind=kind, soft=soft)
+    done = run_python("-c", backend.share_small_work + code, **backend.environment)
+    traced, resident = map(int, done.stdout.split())
+    threads, outputs = 2, 3 * 8 * rows
+    allowed = MIB + 2 * threads * classes * 8 + 32 * rows + outputs
+    assert traced <= allowed
+    # Pages, malloc's own arenas and tracing come on top.
+    assert resident <= allowed + 2 * MIB
+
+
+LAYOUTS = {
+    "padded rows": lambda: (np.ones((500, 4500), np.float32)[:, :2000], 1),
+    "stepped classes": lambda: (np.ones((500, 4000), np.float32)[:, ::2], 1),
+    "reversed": lambda: (np.ones((500, 2000), np.float32)[::-1, ::-1], 1),
+    "Fortran": lambda: (np.ones((2000, 500), np.float32).T, 1),
+    "broadcast": lambda: (np.broadcast_to(np.float32(1), (500, 2000)), 1),
+    "class axis first": lambda: (np.ones((2000, 500), np.float32), 0),
+    "dimensions swapped": lambda: (np.ones((20, 50, 1000), np.float32).transpose(1, 2, 0), 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_are_not_copied(backend, layout):
+    """Whatever the strides: 4 MB of logits, not a third of that beside them."""
+    x, axis = LAYOUTS[layout]()
+    y = np.zeros(np.delete(x.shape, axis), int)
+    out = np.empty(x.shape, x.dtype)
+    pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)
+    pyce.cross_entropy(x, y, axis=axis)  # both compiled
+    tracemalloc.start()
+    try:
+        pyce.cross_entropy(x, y, axis=axis)
+        pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 3
