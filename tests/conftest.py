@@ -101,6 +101,12 @@ def _found() -> list[Backend]:
 
 
 BACKENDS = _found()
+C_BACKENDS = [b for b in BACKENDS if b.name == "c"]
+# For what instruction sets share, as threads and entry points: C on the widest of them alone.
+one_isa = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if b not in C_BACKENDS[1:]], ids=str, indirect=True
+)
+widest_isa = pytest.mark.parametrize("c_backend", C_BACKENDS[:1], ids=str, indirect=True)
 
 
 @pytest.fixture(params=BACKENDS, ids=str)

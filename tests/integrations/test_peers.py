@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import one_isa
 from peer_losses import (
     INF,
     NAN,
@@ -38,6 +39,7 @@ import pyce
 # PyTorch, from which the semantics are
 
 
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weight"])
@@ -72,6 +74,7 @@ def test_cross_entropy_is_that_of_torch(backend, shape, kind, weighted, smoothin
     np.testing.assert_allclose(grad, their_grad, rtol=1e-11, atol=1e-13)
 
 
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("pos_weight", [None, (3,), (4, 3)], ids=str)
 @pytest.mark.parametrize("weight", [None, (3,), (4, 1), (4, 3)], ids=str)
@@ -97,6 +100,7 @@ def test_bernoulli_is_that_of_torch(backend, weight, pos_weight, reduction):
     np.testing.assert_allclose(grad, theirs_x.grad.numpy(), rtol=1e-11, atol=1e-15)
 
 
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nll_loss_is_that_of_torch(backend, reduction):
     torch = load_torch()

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import one_isa
 
 torch = pytest.importorskip("torch")
 
@@ -62,6 +63,7 @@ def samples(dtype):
     return found
 
 
+@one_isa
 @dtypes
 def test_pytorchs_own_samples(dtype, backend):
     """Their results, in float64: values, gradients of the logits and of probabilities, dtypes."""
@@ -84,6 +86,7 @@ def test_pytorchs_own_samples(dtype, backend):
             assert_close(got, expected.to(dtype))
 
 
+@one_isa
 @targets
 @reductions
 @dtypes
@@ -136,6 +139,7 @@ LAYOUTS = {
 }
 
 
+@one_isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.filterwarnings("ignore:.*neg_view")
 def test_layouts(layout, backend):
@@ -247,6 +251,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@one_isa
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_refused(case, with_grad, backend):
@@ -270,6 +275,7 @@ def test_nested_tensors_are_refused():
             ours(nested, LABELS)
 
 
+@one_isa
 def test_freed_memory_is_not_read(backend):
     for weight in (None, torch.ones(3)):
         logits, labels = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)

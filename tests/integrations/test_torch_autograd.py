@@ -5,6 +5,7 @@ import tracemalloc
 import weakref
 
 import pytest
+from conftest import one_isa
 
 torch = pytest.importorskip("torch")
 
@@ -39,6 +40,7 @@ def _seed():
 # Derivatives
 
 
+@one_isa
 @targets
 @reductions
 def test_gradcheck_and_gradgradcheck(kind, reduction, backend):
@@ -264,6 +266,7 @@ def test_float16_keeps_the_logits_where_they_lie():
     assert logits.data_ptr() in [p for p, _ in kept]
 
 
+@one_isa
 @dtypes
 @pytest.mark.parametrize("way", ["fast", "general"])
 def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backend):

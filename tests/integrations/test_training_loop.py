@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import one_isa
 from training_cases import CLASSIFIERS, batch, blobs
 
 import pyce
@@ -70,6 +71,7 @@ def test_batches_that_cant_be(arguments, error, words):
 # Measuring
 
 
+@one_isa
 def test_evaluating_in_parts_is_evaluating_the_whole(classifier, backend):
     model = classifier(dtype=np.float64)
     x, y = batch(2500)
@@ -98,6 +100,7 @@ def test_evaluating_nothing(classifier):
 # Training
 
 
+@one_isa
 def test_training_learns_and_says_how(classifier, backend):
     model = classifier()
     x, y = blobs()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import one_isa
 from training_cases import CLASSIFIERS, batch
 
 from pyce.training import SGD, LinearClassifier, LRCurve, lr_find
@@ -408,6 +409,7 @@ def test_overflow_is_what_it_looks_for():
             w * np.float32(3e38)
 
 
+@one_isa
 def test_a_rate_that_trains(classifier, backend):
     """What it is for: the suggestion trains, and a rate ten times that of the edge does not."""
     x, y = batch(200)

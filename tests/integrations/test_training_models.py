@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import one_isa
 from training_cases import CLASSIFIERS, batch
 
 import pyce
@@ -13,6 +14,7 @@ def classifier(request):
     return CLASSIFIERS[request.param]
 
 
+@one_isa
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradients_are_the_derivatives(classifier, backend, smoothing, soft):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import one_isa
 
 from pyce.training import SGD, LinearClassifier, presize, train
 
@@ -305,6 +306,7 @@ def test_too_large_for_pillow(pillow, tmp_path, monkeypatch):
         presize([tmp_path / "bomb.png"], 4)
 
 
+@one_isa
 def test_presized_images_train(pillow, backend):
     """From arrays of differing sizes to a classifier that tells them apart."""
     rng = np.random.default_rng(0)
