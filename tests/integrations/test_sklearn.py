@@ -220,13 +220,13 @@ def test_layouts(layout):
 def test_blocks_are_views_and_contiguous(monkeypatch):
     """Whatever BLAS would copy, each time, is copied once; nothing else is."""
     blocks = []
-    share = pyce.sklearn._Share.__init__
+    part = pyce.sklearn._Rows.__init__
 
     def watched(self, X, *rest):
-        share(self, X, *rest)
+        part(self, X, *rest)
         blocks.extend(x for x, _, _ in self._blocks)
 
-    monkeypatch.setattr(pyce.sklearn._Share, "__init__", watched)
+    monkeypatch.setattr(pyce.sklearn._Rows, "__init__", watched)
     X, y = DATA["iris"]()
     for given in (X, np.asfortranarray(X)):
         blocks.clear()

@@ -65,8 +65,8 @@ def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_interc
             objective = pyce.sklearn._Objective(
                 X, target, weight, weight.sum(), columns, 1.0, fit_intercept, threads, executor
             )
-            assert len(objective._shares) == threads
-            assert sum(len(s._blocks) for s in objective._shares) > len(X) / 32
+            assert len(objective._parts) == threads
+            assert sum(len(s._blocks) for s in objective._parts) > len(X) / 32
             results.append(objective(point))
             again = objective(point)
         assert again[0] == results[-1][0]
@@ -82,16 +82,16 @@ def test_fits_in_blocks_on_threads(small_blocks, each, data):
     X, y = DATA[data]()
     seen = set()
     threadpool_limits(2, "blas")  # the fixture around this test ends it
-    evaluate = pyce.sklearn._Share.evaluate
+    evaluate = pyce.sklearn._Rows.evaluate
 
-    def watched(share, parameters):
+    def watched(part, parameters):
         seen.add((threading.get_ident(), pyce.get_backend()))
         assert set(limits()) <= {1}
-        return evaluate(share, parameters)
+        return evaluate(part, parameters)
 
     before = limits()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyce.sklearn._Share, "evaluate", watched)
+        patch.setattr(pyce.sklearn._Rows, "evaluate", watched)
         model = SoftmaxRegression(tol=1e-3).fit(X, y)
     assert len(seen) > 1 and {name for _, name in seen} == {each}
     assert gradient_at(model, X, y) <= 1.01e-3
@@ -163,11 +163,11 @@ def test_a_fork_is_free_of_the_fits_of_others(run_python):
 def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
     X, y = DATA["iris"]()
 
-    def fails(share, parameters):
+    def fails(part, parameters):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pyce.sklearn._Share, "evaluate", fails)
+        patch.setattr(pyce.sklearn._Rows, "evaluate", fails)
         with pytest.raises(MemoryError):
             SoftmaxRegression().fit(X, y)
     assert not pyce.sklearn._alone.locked()
