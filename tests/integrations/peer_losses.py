@@ -1,4 +1,4 @@
-"""The losses of other libraries, called alike: row losses, and the gradient of their sum.
+"""Losses of other libraries with one signature: losses of rows, and the gradient of their sum.
 
 The gradient is None where a library has none. A library that is not installed skips the test.
 """
@@ -37,7 +37,7 @@ def load_keras():
 
 
 def load_sklearn():
-    """Losses behind its linear models and boosting."""
+    """The losses of scikit-learn's linear models and of its boosting."""
     return pytest.importorskip("sklearn._loss")
 
 
@@ -157,7 +157,7 @@ def ours(x, target, **options):
 
 
 def alike(got, expected):
-    """Equal to the sixth digit; a gradient that a library does not have is not compared."""
+    """Compare losses and gradients to about five digits; None is not compared."""
     for one, other in zip(got, expected, strict=True):
         if one is not None:
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)

@@ -39,7 +39,7 @@ def weights_of(y, kind):
 
 
 def gradient_at(model, X, y, sample_weight=None):
-    """The largest derivative of the objective where the model stands: float64, plain NumPy."""
+    """The largest derivative of the objective at the solution, in float64 by NumPy."""
     X = X.astype(np.float64)
     classes = np.unique(y)
     weight = np.ones(len(y)) if sample_weight is None else np.array(sample_weight, float)

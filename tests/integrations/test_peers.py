@@ -36,7 +36,7 @@ from peer_losses import (
 import pyce
 
 # ---------------------------------------------------------------------------------------------
-# PyTorch, from which the semantics are
+# PyTorch, whose semantics pyce has
 
 
 @one_isa
@@ -112,13 +112,13 @@ def test_nll_loss_is_that_of_torch(backend, reduction):
     theirs = nll(torch.tensor(log_p), torch.tensor(y), weight=torch.tensor(w), reduction=reduction)
     got = pyce.nll_loss(log_p, y, weight=w, reduction=reduction)
     np.testing.assert_allclose(got, theirs.numpy(), rtol=1e-13)
-    # Theirs takes no probabilities.
+    # PyTorch's function takes no probabilities.
     with pytest.raises(RuntimeError):
         nll(torch.tensor(log_p), torch.ones(6, 5))
 
 
 # ---------------------------------------------------------------------------------------------
-# What the others give for plain rows
+# Rows without options
 
 
 @every_peer
@@ -138,7 +138,7 @@ def test_probabilities_are_understood_alike(name):
 
 @every_soft_peer
 def test_probabilities_that_do_not_add_up(name):
-    """TensorFlow's gradient takes Σt for 1."""
+    """TensorFlow's gradient assumes Σt = 1."""
     x, t = f32([1, 2, 3]), f32([1, 1, 1])
     loss, grad = PEERS[name](x, t)
     alike((loss,), ours(x, t)[:1])
@@ -156,20 +156,20 @@ def test_onnx_weights_and_ignored_rows(name):
         got = onnx_loss(name, x, y, w, ignore_index=-7, reduction=reduction)
         expected = pyce.cross_entropy(x, y, weight=w, ignore_index=-7, reduction=reduction)
         alike((got,), (expected,))
-    # By default it averages, and ignores nothing: −100 is then an index like any other.
+    # By default it averages and ignores no row: −100 is an index out of range.
     alike((onnx_loss(name, x[:2], y[:2]),), (pyce.cross_entropy(x[:2], y[:2]),))
     with pytest.raises(Exception, match=r"(?i)out of (bounds|range)"):
         onnx_loss(name, x[:2], np.array([0, -100]))
 
 
 def test_class_axis_by_default():
-    """1 in PyTorch and ONNX, the last in Optax, TensorFlow and here."""
+    """It is 1 in PyTorch and ONNX, and the last in Optax, TensorFlow and pyce."""
     x, y = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32), np.ones((2, 4), int)
     last = np.ones((2, 3), int)
     seen = 0
     for name, rows in PEERS.items():
         if name == "sklearn":
-            continue  # two dimensions only
+            continue  # takes two dimensions only
         try:
             at_1 = name in ("torch", *ONNX)
             target, axis = (y, 1) if at_1 else (last, -1)
@@ -195,7 +195,7 @@ def test_minus_infinity_off_the_label(name):
 
 @every_soft_peer
 def test_minus_infinity_off_a_soft_target(name):
-    """0·∞ is NaN in all of them; the gradient is right."""
+    """The loss is NaN in all of them, from 0·∞; the gradient is correct."""
     x, t = f32([1, -INF, 3]), f32([1, 0, 0])
     loss, grad = PEERS[name](x, t)
     assert np.isnan(loss).all()
@@ -204,12 +204,12 @@ def test_minus_infinity_off_a_soft_target(name):
 
 
 def test_torch_smooths_to_infinity_as_well():
-    """Smoothing puts probability on every class, the masked one too."""
+    """Smoothing gives every class probability, masked classes included."""
     x, y = f32([1, -INF, 3]), np.array([0])
     got = torch_rows(x, y, label_smoothing=0.1)
     assert (got[0] == INF).all()
     alike(got, ours(x, y, label_smoothing=0.1))
-    # A weight of 0 does not help.
+    # A class weight of 0 does not change that in PyTorch.
     w = f32(1, 0, 1)
     loss, _ = torch_rows(x, y, weight=load_torch().tensor(w), label_smoothing=0.1)
     assert np.isnan(loss).all()
@@ -226,7 +226,7 @@ def test_minus_infinity_at_the_label(name):
 
 @pytest.mark.parametrize("name", ["torch", *ONNX])
 def test_weight_of_zero_at_minus_infinity(name):
-    """0·∞ again."""
+    """The loss is NaN in other libraries, from 0·∞, and 0 in pyce."""
     x, y, w = f32([1, -INF, 3]), np.array([1]), f32(1, 0, 1)
     if name == "torch":
         loss = torch_rows(x, y, weight=load_torch().tensor(w))[0]
@@ -239,7 +239,7 @@ def test_weight_of_zero_at_minus_infinity(name):
 @every_peer
 @pytest.mark.parametrize("row", [[NAN, 1, 2], [-INF, -INF, -INF], [INF, 1, 2]], ids=str)
 def test_rows_without_an_answer(name, row):
-    """Optax alone has one for +inf off the target: the loss +inf, and NaN only at the +inf."""
+    """NaN, except in Optax for +inf off the target: loss +inf, and NaN at the +inf only."""
     x, y = f32(row, [1, 2, 3]), np.array([1, 1])
     loss, grad = PEERS[name](x, y)
     expected, expected_grad = ours(x, y)
@@ -255,7 +255,7 @@ def test_rows_without_an_answer(name, row):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_logsumexp_of_infinities(name):
-    """The same everywhere."""
+    """All libraries agree."""
     for row in ([INF, 1], [-INF, -INF], [NAN, 1]):
         row = np.array(row, np.float32)
         if name == "torch":
@@ -270,7 +270,7 @@ def test_logsumexp_of_infinities(name):
 
 
 def test_torch_leaks_nan_from_ignored_rows():
-    """Into the gradient, not the loss; a row that is finite gets its zeros."""
+    """The NaN reaches the gradient but not the loss; ignored finite rows have gradient 0."""
     x, y = f32([1, 2, 3], [NAN, NAN, NAN], [3, 2, 1]), np.array([0, -100, -100])
     loss, grad = torch_rows(x, y, reduction="mean")
     assert loss == pytest.approx(pyce.cross_entropy(x, y), rel=1e-6)
@@ -280,7 +280,7 @@ def test_torch_leaks_nan_from_ignored_rows():
 
 
 def test_keras_ignores_rows_on_request():
-    """As here, but for the mean of no rows, which is 0."""
+    """As in pyce, except that the mean of no rows is 0."""
     keras = load_keras()
     tf = load_tensorflow()
     x, y = f32([1, 2, 3], [NAN, NAN, NAN]), np.array([0, -100])
@@ -302,7 +302,7 @@ def test_onnx_mean_of_no_rows(name):
 
 
 def test_torch_without_rows():
-    """The mean is NaN, as here."""
+    """The mean is NaN, as in pyce."""
     torch = load_torch()
     call = torch.nn.functional.cross_entropy
     assert torch.isnan(call(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
@@ -317,7 +317,7 @@ def test_keras_without_rows():
 
 
 def test_no_classes():
-    """PyTorch, JAX and TensorFlow give an empty softmax, and −inf for the logarithm of no sum."""
+    """PyTorch, JAX and TensorFlow return an empty softmax, and a log-sum-exp of −inf."""
     seen = 0
     for load in (load_torch, load_optax, load_tensorflow):
         try:
@@ -351,7 +351,7 @@ def test_torch_label_out_of_range():
 
 
 def test_optax_label_out_of_range():
-    """The loss is NaN, the gradient that of no label; −1 is the last class."""
+    """The loss is NaN and the gradient the softmax; −1 is the last class."""
     x = f32([1, 2, 3])
     for value in (3, -100):
         loss, grad = optax_rows(x, np.array([value]))
@@ -361,7 +361,7 @@ def test_optax_label_out_of_range():
 
 
 def test_tensorflow_label_out_of_range():
-    """An error when run on the CPU, NaN when compiled."""
+    """It is an error in eager mode on the CPU, and NaN when compiled."""
     tf = load_tensorflow()
     x = f32([1, 2, 3])
     for value in (3, -1, -100):
@@ -377,7 +377,7 @@ def test_tensorflow_label_out_of_range():
 
 
 def test_sklearn_label_out_of_range():
-    """The loss functions see no label in the row; log_loss raises ValueError if told the labels."""
+    """Its loss functions treat the row as without a label; log_loss with labels= raises."""
     x = f32([1, 2, 3])
     for value in (3, -1):
         loss, grad = sklearn_rows(x, np.array([value]))
@@ -386,13 +386,13 @@ def test_sklearn_label_out_of_range():
     p = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
     with pytest.raises(ValueError, match="not belonging to the passed labels"):
         metrics.log_loss([0, 1, 3], p, labels=[0, 1, 2])
-    # Untold, it takes the sorted labels that it meets for the classes.
+    # Without labels=, the classes are the sorted labels of the data.
     assert metrics.log_loss([0, 1, 3], p) == metrics.log_loss([0, 1, 2], p)
 
 
 @every_onnx
 def test_onnx_label_out_of_range(name):
-    """An error; −1 is the last class."""
+    """It is an error, except that −1 is the last class."""
     x = f32([1, 2, 3])
     with pytest.raises(Exception, match=r"(?i)out of (bounds|range)"):
         onnx_loss(name, x, np.array([3]))
@@ -404,7 +404,7 @@ def test_onnx_label_out_of_range(name):
 
 
 def test_kinds_of_integer_labels():
-    """PyTorch takes int64 and uint8 alone, TensorFlow int32 and int64, scikit-learn floats."""
+    """PyTorch takes int64 and uint8 only, TensorFlow int32 and int64, scikit-learn floats."""
     x = f32([1, 2, 3])
     expected = ours(x, [1])
     accepted = {
@@ -451,7 +451,7 @@ def test_logsumexp_of_half_types_is_half():
 
 
 def test_jax_computes_float64_in_float32():
-    """Unless told otherwise."""
+    """By default: jax_enable_x64 changes it."""
     jax, _ = load_optax()
     if jax.config.jax_enable_x64:
         pytest.skip("jax_enable_x64 is set")
@@ -462,7 +462,7 @@ def test_jax_computes_float64_in_float32():
 
 @pytest.mark.parametrize(("name", "kinds"), [("optax", "ys"), ("tensorflow", "s")])
 def test_optax_and_tensorflow_broadcast_targets(name, kinds):
-    """One target serves all rows (in TensorFlow, of probabilities); here it is a ValueError."""
+    """One target is used for all rows (in TensorFlow, if probabilities); a ValueError in pyce."""
     x = f32([1, 2, 3], [3, 2, 1])
     for kind, target in (("y", np.array([0])), ("s", f32([1, 0, 0]))):
         with pytest.raises(ValueError, match="does not fit"):
@@ -475,7 +475,7 @@ def test_optax_and_tensorflow_broadcast_targets(name, kinds):
 
 
 def test_torch_and_unusual_arrays():
-    """Neither another byte order, nor negative strides, nor lists; weights of one dtype only."""
+    """No other byte order, negative strides or lists, and only weights of the logits' dtype."""
     torch = load_torch()
     x = np.zeros((2, 3))
     for unusual in (x.astype(x.dtype.newbyteorder()), x[::-1]):
@@ -486,7 +486,7 @@ def test_torch_and_unusual_arrays():
         call(x.tolist(), [0, 1])
     with pytest.raises(RuntimeError):
         torch_rows(x, np.array([0, 1]), weight=torch.ones(3))
-    # A float64 target makes float64 of a float32 loss.
+    # With a float64 target, the loss of float32 logits is float64.
     mixed = call(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.float64))
     assert mixed.dtype == torch.float64
 
@@ -509,7 +509,7 @@ def test_optax_and_tensorflow_do_not_reduce(name):
 
 
 def test_keras_mean_divides_by_the_rows():
-    """Whatever their weights; "mean_with_sample_weight" is the mean of here."""
+    """The weights do not matter; "mean_with_sample_weight" is the mean of pyce."""
     keras, tf = load_keras(), load_tensorflow()
     x, y, s = f32([1, 2, 3], [3, 2, 1]), [0, 1], [1.0, 4.0]
     rows = ours(x, y)[0]
@@ -533,7 +533,7 @@ def test_sklearn_averages_by_sample_weights():
 
 
 def test_smoothing_elsewhere():
-    """The same formula in Optax and Keras, applied to the targets; neither checks its ε."""
+    """Optax and Keras apply the same formula to the targets and do not check ε."""
     x, hot = f32([1, 2, 3]), f32([1, 0, 0])
     seen = 0
     for load in (load_optax, load_keras):
@@ -568,7 +568,7 @@ def test_torch_checks_smoothing():
 @every_peer
 @pytest.mark.parametrize("margin", [17, 30])
 def test_confident_rows_lose_every_digit(name, margin):
-    """A loss of 2·e^−margin comes out as 0, and so, or wrong by a half, does the gradient."""
+    """A loss of 2·e^−margin is computed as 0, and the gradient as 0 or with an error of 40 %."""
     x, y = f32([margin, 0, 0]), np.array([0])
     exact = np.log1p(2 * np.exp(-float(margin)))
     loss, grad = PEERS[name](x, y)
@@ -581,7 +581,7 @@ def test_confident_rows_lose_every_digit(name, margin):
 
 @every_peer
 def test_offsets_cost_digits(name):
-    """Far from 0, hundreds of units in the last place are lost, or all of them."""
+    """For logits far from 0, the error is hundreds of units in the last place or more."""
     x, y = f32([1e8 + 8, 1e8, 1e8]), np.array([0])
     exact = np.log1p(2 * np.exp(-8.0))
     loss, _ = PEERS[name](x, y)
@@ -594,7 +594,7 @@ def test_offsets_cost_digits(name):
 
 
 def test_sklearn_log_loss_clips():
-    """At the machine epsilon of the dtype; rows that do not add up to 1 are warned of, and used."""
+    """It clips at the machine epsilon of the dtype, and warns of rows that do not add up to 1."""
     metrics = pytest.importorskip("sklearn.metrics")
     for dtype in (np.float32, np.float64):
         p = np.array([[1, 0], [1, 0]], dtype)
@@ -611,7 +611,7 @@ def test_sklearn_log_loss_clips():
 
 
 def test_keras_clips_and_rescales_probabilities():
-    """To [1e−7, 1 − 1e−7], after dividing a row by its sum."""
+    """It divides rows by their sums, then clips to [1e−7, 1 − 1e−7]."""
     keras, tf = load_keras(), load_tensorflow()
     call = keras.losses.categorical_crossentropy
     got = call(tf.constant([[0.0, 1]]), tf.constant([[1.0, 0]])).numpy()
@@ -620,7 +620,7 @@ def test_keras_clips_and_rescales_probabilities():
     got = call(tf.constant([[1.0, 0]]), tf.constant([[0.2, 0.2]])).numpy()
     np.testing.assert_allclose(got, np.log(2), rtol=1e-6)
     np.testing.assert_allclose(pyce.log_loss([[0.2, 0.2]], [0]), -np.log(0.2), rtol=1e-15)
-    # Unless told that they are logits, it takes them for probabilities.
+    # By default it takes inputs as probabilities, not as logits.
     plain = keras.losses.SparseCategoricalCrossentropy()
     got = plain(tf.constant([0]), tf.constant([[0.5, 0.3, 0.2]]))
     np.testing.assert_allclose(got, np.log(2), rtol=1e-6)
@@ -639,7 +639,7 @@ def test_torch_caps_the_loss_of_a_probability_of_0():
 
 @every_soft_peer
 def test_bernoulli_at_infinity(name):
-    """Certain and right: NaN in all of them, 0 here."""
+    """Infinite logits with the correct sign: the loss is NaN in all of them, and 0 in pyce."""
     t = f32(1, 0, 0, 1)
     far = f32(1e4, -1e4, 1e4, -1e4)
     np.testing.assert_array_equal(bernoulli(name, far, t), [0, 0, 1e4, 1e4])
@@ -687,13 +687,13 @@ def test_tensorflow_counts_all_that_are_tied():
     tf = load_tensorflow()
     assert tf.math.in_top_k([0, 1, 2], TIED, 1).numpy().all()
     assert pyce.accuracy(TIED, [0, 1, 2]) == pytest.approx(1 / 3)
-    # As a metric of the first place alone it breaks ties as here.
+    # The metric of the first place breaks ties as pyce does.
     metric = load_keras().metrics.sparse_categorical_accuracy
     assert metric(tf.constant([0, 1, 2]), tf.constant(TIED)).numpy().tolist() == [1, 0, 0]
 
 
 def test_argmax_of_nan_elsewhere():
-    """The NaN is the largest in PyTorch and JAX; here it is ahead of nothing."""
+    """NaN is the largest value in PyTorch and JAX; in pyce it ranks above no value."""
     row = [1.0, NAN, 5.0]
     torch = load_torch()
     assert torch.argmax(torch.tensor(row)) == 1

@@ -1,5 +1,5 @@
-"""`SoftmaxRegression`: scikit-learn's own checks, the solutions of `LogisticRegression`, and the
-optimum as plain NumPy sees it."""
+"""`SoftmaxRegression`: the checks of scikit-learn, the solutions of `LogisticRegression`, and the
+gradient at the optimum computed by NumPy."""
 
 import pickle
 import warnings
@@ -29,14 +29,14 @@ from pyce.sklearn import SoftmaxRegression
 
 @pytest.fixture(autouse=True)
 def few_blas_threads():
-    """Small products on busy machines: BLAS threads would wait for each other."""
+    """BLAS threads would wait for each other in small products on busy machines."""
     with threadpool_limits(1, "blas"):
         yield
 
 
 @pytest.fixture(params=pyce.backends())
 def each(request):
-    """Every backend once: the instruction sets give the same bytes."""
+    """Every backend, C on one instruction set, since all give the same bytes."""
     with pyce.use_backend(request.param):
         yield request.param
 
@@ -92,7 +92,7 @@ def test_the_solution_is_that_of_logistic_regression(data, options, weights):
     ours.fit(X, y, sample_weight)
     assert gradient_at(ours, X, y, sample_weight) <= 1.01e-7
     if options == "balanced" and weights == "samples":
-        return  # before 1.7 scikit-learn balances the numbers of samples, whatever their weights
+        return  # scikit-learn before 1.7 balances the numbers of samples, not their weights
     theirs.fit(X, y, sample_weight)
     for name in ("coef_", "intercept_", "classes_", "n_iter_"):
         mine, other = getattr(ours, name), getattr(theirs, name)
@@ -107,7 +107,7 @@ def test_the_solution_is_that_of_logistic_regression(data, options, weights):
 
 
 def test_the_way_to_the_solution_is_the_same():
-    """The same objective and solver: the same iterations, where rounding does not part them."""
+    """The same objective and solver give the same iterations, except for rounding."""
     for load in (load_digits, load_iris, load_breast_cancer):
         X, y = scaled(load)
         ours, theirs = SoftmaxRegression().fit(X, y), LogisticRegression().fit(X, y)
@@ -148,7 +148,7 @@ def test_no_penalty():
 
 
 def test_weights_count_samples():
-    """A weight of 2 is a sample twice, one of 0 none, and all doubled halve the penalty."""
+    """Weight 2 equals a repeated sample, 0 no sample; doubling all weights halves the penalty."""
     X, y = synthetic(200, 4, 3)
     weight = np.arange(200) % 3
     options = {"tol": 1e-9, "max_iter": 1000}
@@ -162,7 +162,7 @@ def test_weights_count_samples():
 
 
 def test_a_class_without_weight_is_not_balanced():
-    """Its samples count for nothing, as they do where nothing is balanced."""
+    """Its samples have no effect, as without balancing."""
     X, y = synthetic(300, 4, 3)
     model = SoftmaxRegression(class_weight="balanced").fit(X, y, (y > 0).astype(float))
     assert np.isfinite(model.coef_).all()
@@ -218,7 +218,7 @@ def test_layouts(layout):
 
 
 def test_blocks_are_views_and_contiguous(monkeypatch):
-    """Whatever BLAS would copy, each time, is copied once; nothing else is."""
+    """Arrays that BLAS would copy for each product are copied once, and no others."""
     blocks = []
     part = pyce.sklearn._Rows.__init__
 
@@ -297,7 +297,7 @@ def test_probabilities(each, data):
 
 
 def test_logarithms_of_certain_predictions():
-    """Where probabilities round to 0 and 1 the logarithms are still right."""
+    """Logarithms are accurate also where probabilities round to 0 and 1."""
     model = SoftmaxRegression().fit([[-1.0], [1.0]], [0, 1])
     score = model.coef_[0, 0] * 1e5
     np.testing.assert_allclose(
@@ -381,7 +381,7 @@ def test_copies():
 
 
 # ---------------------------------------------------------------------------------------------
-# What can't be
+# Errors
 
 X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
 
@@ -444,7 +444,7 @@ def test_a_refused_fit_leaves_the_solution():
 
 
 def test_features_out_of_all_bounds():
-    """Scores that overflow end the search, with a warning at most."""
+    """If scores overflow, the solver stops with a warning at most."""
     X, y = DATA["iris"]()
     for factor in (1e150, 1e300):
         with warnings.catch_warnings():

@@ -23,14 +23,14 @@ from pyce.sklearn import SoftmaxRegression
 
 @pytest.fixture(autouse=True)
 def few_blas_threads():
-    """Small products on busy machines: BLAS threads would wait for each other."""
+    """BLAS threads would wait for each other in small products on busy machines."""
     with threadpool_limits(1, "blas"):
         yield
 
 
 @pytest.fixture(params=pyce.backends())
 def each(request):
-    """Every backend once: the instruction sets give the same bytes."""
+    """Every backend, C on one instruction set, since all give the same bytes."""
     with pyce.use_backend(request.param):
         yield request.param
 
@@ -45,7 +45,7 @@ def small_blocks(monkeypatch):
 
 
 def limits():
-    """The threads of BLAS, and of pyce where threadpoolctl finds it."""
+    """The thread limits of BLAS, and of pyce if threadpoolctl finds it."""
     libraries = (lib for lib in threadpool_info() if lib["user_api"] in ("blas", "pyce"))
     return [lib["num_threads"] for lib in libraries]
 
@@ -81,7 +81,7 @@ def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_interc
 def test_fits_in_blocks_on_threads(small_blocks, each, data):
     X, y = DATA[data]()
     seen = set()
-    threadpool_limits(2, "blas")  # the fixture around this test ends it
+    threadpool_limits(2, "blas")  # the fixture of this test restores it
     evaluate = pyce.sklearn._Rows.evaluate
 
     def watched(part, parameters):
@@ -100,7 +100,7 @@ def test_fits_in_blocks_on_threads(small_blocks, each, data):
 
 
 def test_fits_at_the_same_time(small_blocks):
-    """One of them has the threads; all are right, and BLAS is as it was when they end."""
+    """One of them uses threads; all are correct, and the limits of BLAS are restored."""
     X, y = DATA["digits"]()
     alone = SoftmaxRegression().fit(X, y)
     before = limits()
@@ -147,7 +147,7 @@ limits_then = before
 forked()
 ends.set()
 other.join()
-# What the last fit had set aside is no one's any more.
+# The limits that the last fit saved are not restored by a fork after its end.
 threadpool_limits(1, "blas")
 limits_then = limits()
 forked()
@@ -156,7 +156,7 @@ forked()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
 def test_a_fork_is_free_of_the_fits_of_others(run_python):
-    """One that had the threads when its process forked is not in the child to give them back."""
+    """A thread that used the threads during a fork does not exist in the child to release them."""
     run_python("-c", FORK, OPENBLAS_NUM_THREADS="2")
 
 
@@ -179,9 +179,9 @@ def blas():
 
 
 def test_small_data_stays_on_the_caller(monkeypatch):
-    """And on one thread of BLAS; not so few rows of many features."""
+    """BLAS uses one thread then, except for few rows of many features."""
     monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
-    threadpool_limits(2, "blas")  # the fixture around this test ends it
+    threadpool_limits(2, "blas")  # the fixture of this test restores it
     before = blas()
     with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
         assert (threads, executor) == (1, None)

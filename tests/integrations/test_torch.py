@@ -66,7 +66,7 @@ def samples(dtype):
 @one_isa
 @dtypes
 def test_pytorchs_own_samples(dtype, backend):
-    """Their results, in float64: values, gradients of the logits and of probabilities, dtypes."""
+    """Compared with PyTorch in float64: losses, gradients of logits and probabilities, dtypes."""
     for sample in samples(dtype):
         logits, target = sample.input, *sample.args
         leaves = [t for t in (logits, target) if t.requires_grad]
@@ -176,7 +176,7 @@ def test_integer_targets(dtype):
 
 
 def test_every_digit_of_a_confident_model():
-    """Where p − 1 has none left: the gradient at the target is minus the sum of the others."""
+    """p − 1 would be 0: the gradient at the target is minus the sum of the others."""
     logits = torch.tensor([[40.0, 1.0, 0.0], [0.0, 90.0, 5.0]], requires_grad=True)
     labels = torch.tensor([0, 1])
     loss, grad = step(ours, logits, labels)
@@ -189,7 +189,7 @@ def test_every_digit_of_a_confident_model():
 
 
 def test_training_follows_pytorch():
-    """The same model, the same batches: losses that differ by rounding alone."""
+    """With the same model and batches, losses differ by rounding only."""
     curves = []
     for criterion in (torch.nn.CrossEntropyLoss(), pyce.torch.CrossEntropyLoss()):
         torch.manual_seed(1)
@@ -216,7 +216,7 @@ LOGITS = torch.zeros(4, 3)
 LABELS = torch.tensor([0, 1, 2, 1])
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # PyTorch's word on how new they are
+    warnings.simplefilter("ignore")  # PyTorch warns that sparse rows are new
     SPARSE_ROWS = torch.eye(4).to_sparse_csr()
 
 REFUSED = {
@@ -288,7 +288,7 @@ def test_freed_memory_is_not_read(backend):
 
 
 def test_freed_memory_is_not_read_through_a_view(run_python):
-    """Whose address is not 0; in a process of its own, which would end with it."""
+    """The address of a view is not 0. In a new process, since reading it would crash."""
     code = """
 import itertools, torch, pyce.torch
 

@@ -90,7 +90,7 @@ def test_third_derivatives(dtype):
 @dtypes
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_the_loss_and_a_penalty_on_its_gradient(dtype, scale):
-    """Both derivatives in one walk, each with a factor."""
+    """Both derivatives in one backward pass, each with a factor."""
 
     def penalised(function, logits):
         loss = function(logits, target)
@@ -129,7 +129,7 @@ def test_derivatives_of_no_rows(reduction):
 @reductions
 @targets
 def test_many_gradients_in_one_pass(dtype, reduction, kind):
-    """As Jacobians are computed."""
+    """As for Jacobians."""
     logits, _ = example(dtype=dtype)
     target, options = kinds_of_target(dtype=dtype)[kind]
     leaves = [logits]
@@ -151,7 +151,7 @@ def test_many_gradients_in_one_pass(dtype, reduction, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_a_tangent_of_what_comes_from_above(dtype):
+def test_a_tangent_of_the_gradient_of_the_loss(dtype):
     from torch.autograd import forward_ad
 
     logits, target = example(dtype=dtype)
@@ -165,7 +165,7 @@ def test_a_tangent_of_what_comes_from_above(dtype):
 
 @dtypes
 @reductions
-def test_what_comes_from_above_scales_the_gradient(dtype, reduction):
+def test_the_gradient_of_the_loss_scales_the_gradient(dtype, reduction):
     logits, target = example(dtype=dtype)
     loss = ours(logits, target, reduction=reduction)
     upstream = torch.rand(loss.shape).to(dtype) + 0.5
@@ -179,8 +179,8 @@ def test_what_comes_from_above_scales_the_gradient(dtype, reduction):
 
 @dtypes
 @reductions
-def test_a_graph_may_be_walked_again(dtype, reduction):
-    """Whoever changes the gradient that he got changes nothing that another walk needs."""
+def test_a_graph_may_be_used_again(dtype, reduction):
+    """To change a returned gradient does not change the result of another backward pass."""
     logits, target = example(dtype=dtype)
     once = step(ours, logits, target, reduction=reduction)[1]
     for scale in (1.0, 2.0):
@@ -205,8 +205,8 @@ def test_losses_of_the_same_logits_add_up():
     assert_close(logits.grad, 3 * once)
 
 
-def test_float16_gradients_survive_by_the_scale_of_the_loss():
-    """As PyTorch's: 10⁻⁹ is nothing in float16, and 65536 times that is something."""
+def test_float16_gradients_are_scaled_before_they_are_rounded():
+    """As in PyTorch: 10⁻⁹ is 0 in float16, and 65536 · 10⁻⁹ is not."""
     logits = torch.zeros(64, 1000, dtype=torch.float16)
     logits[:, 0] = 12.0
     logits.requires_grad_()
@@ -224,26 +224,26 @@ def test_float16_gradients_survive_by_the_scale_of_the_loss():
 
 
 def saved_by(function):
-    """What autograd keeps for the backward pass, and the result."""
-    kept = []
+    """The tensors that autograd saves for the backward pass, and the result."""
+    saved = []
 
     def pack(tensor):
-        kept.append((tensor.data_ptr(), tensor.numel()))
+        saved.append((tensor.data_ptr(), tensor.numel()))
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        return kept, function()
+        return saved, function()
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (1100, 1024), (2, 5, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_the_gradient_is_kept_and_handed_on_where_it_lies(shape, dtype, scale):
+def test_the_gradient_is_saved_and_returned_without_a_copy(shape, dtype, scale):
     logits = torch.randn(shape).to(dtype).requires_grad_()
     target = torch.randint(shape[1], (shape[0], *shape[2:]))
-    kept, loss = saved_by(lambda: ours(logits, target))
-    assert sorted(n for _, n in kept) == sorted([logits.numel(), target.numel()])
-    (place,) = (p for p, n in kept if n == logits.numel())
+    saved, loss = saved_by(lambda: ours(logits, target))
+    assert sorted(n for _, n in saved) == sorted([logits.numel(), target.numel()])
+    (place,) = (p for p, n in saved if n == logits.numel())
     assert place != logits.data_ptr()
     loss.backward(torch.tensor(scale, dtype=dtype))
     assert logits.grad.data_ptr() == place
@@ -254,16 +254,16 @@ def test_the_gradient_is_kept_and_handed_on_where_it_lies(shape, dtype, scale):
 
 def test_the_summed_losses_of_rows_need_no_scaling_either():
     logits, target = example()
-    kept, loss = saved_by(lambda: ours(logits, target, reduction="none"))
+    saved, loss = saved_by(lambda: ours(logits, target, reduction="none"))
     loss.sum().backward()
-    assert logits.grad.data_ptr() in [p for p, _ in kept]
+    assert logits.grad.data_ptr() in [p for p, _ in saved]
 
 
-def test_float16_keeps_the_logits_where_they_lie():
+def test_float16_saves_the_logits_without_a_copy():
     logits, target = example(dtype=torch.float16)
-    kept, _ = saved_by(lambda: ours(logits, target))
-    assert sorted(n for _, n in kept) == sorted([6, 6, logits.numel()])
-    assert logits.data_ptr() in [p for p, _ in kept]
+    saved, _ = saved_by(lambda: ours(logits, target))
+    assert sorted(n for _, n in saved) == sorted([6, 6, logits.numel()])
+    assert logits.data_ptr() in [p for p, _ in saved]
 
 
 @one_isa
@@ -298,7 +298,7 @@ def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backen
 
 
 def largest(function):
-    """The most memory that PyTorch or NumPy took at once, in bytes, and the result."""
+    """The result, and the largest allocation of PyTorch or peak of NumPy in bytes."""
     with torch.profiler.profile(profile_memory=True) as profile:
         tracemalloc.start()
         result = function()
@@ -309,7 +309,7 @@ def largest(function):
 
 @dtypes
 @reductions
-def test_inference_allocates_and_keeps_nothing(dtype, reduction):
+def test_inference_allocates_and_saves_nothing(dtype, reduction):
     rows, classes = 300, 4096
     logits = torch.randn(rows, classes).to(dtype).requires_grad_()
     target = torch.randint(classes, (rows,))
@@ -319,9 +319,9 @@ def test_inference_allocates_and_keeps_nothing(dtype, reduction):
 
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            call()  # what is made once
-            kept, (loss, most) = saved_by(lambda: largest(call))
-        assert kept == []
+            call()  # allocate what later calls reuse
+            saved, (loss, most) = saved_by(lambda: largest(call))
+        assert saved == []
         assert loss.grad_fn is None
         assert most < logits.numel()  # bytes: a fraction of the logits
     _, most = largest(call)

@@ -49,9 +49,10 @@ def _seed():
 @reductions
 @targets
 def test_opcheck(keep, reduction, kind):
-    """The schema, the autograd registration, fake tensors, and what torch.compile makes of it.
+    """The schema, the autograd registration, fake tensors, and tracing with dynamic shapes.
 
-    The dtype decides with what is saved and with the reduction, so float16 needs not every kind.
+    The dtype of the results depends on the dtype, the reduction and what is saved, and not on the
+    kind of target: float16 runs for two kinds.
     """
     float16 = [torch.float16] if kind in ("labels", "probabilities") else []
     for dtype in (torch.float64, *float16):
@@ -92,7 +93,7 @@ def test_opcheck_of_the_backward_operator(reduction):
 @compilers
 @pytest.mark.parametrize("kind", ["labels", "weighted and smoothed", "probabilities"])
 def test_compiled(compiler, kind):
-    """In one graph, with what is around it, and the operator in it."""
+    """One graph holds the operator and the operations around it."""
     torch.compiler.reset()
     target, options = kinds_of_target()[kind]
 
@@ -135,7 +136,7 @@ def test_compiled_transforms():
 
 
 def test_compiled_backward():
-    """The backward pass alone is traced: what it does there can't depend on numbers."""
+    """Only the backward pass is traced: it cannot depend on values there."""
     from torch._dynamo import compiled_autograd
 
     torch.compiler.reset()
@@ -249,7 +250,7 @@ def test_modes_that_override_functions_are_asked():
 @targets
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_results_are_where_the_logits_are(kind, dtype):
-    """Whatever the default device is."""
+    """The default device does not matter."""
     logits, _ = example(dtype=dtype)
     target, options = kinds_of_target(dtype=dtype)[kind]
     expected = step(ours, logits, target, **options)
@@ -268,7 +269,7 @@ def test_results_are_where_the_logits_are(kind, dtype):
 @dtypes
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
 def test_autocast(dtype, soft):
-    """The dtype that PyTorch gives; but no copy of the logits is cast."""
+    """The dtype is that of PyTorch, and the logits are not cast."""
     logits, target = example(dtype=dtype)
     if soft:
         target = torch.rand(6, 5)

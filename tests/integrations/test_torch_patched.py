@@ -1,4 +1,4 @@
-"""pyce.torch.patched: pyce's function in the place of PyTorch's."""
+"""pyce.torch.patched: PyTorch's function is replaced by pyce's."""
 
 import threading
 
@@ -54,7 +54,7 @@ def test_patched_compiles_again():
 
 
 def test_patches_that_overlap():
-    """In two threads, the first to come the first to go."""
+    """In two threads: the first block ends first."""
     first, second, ended = threading.Event(), threading.Event(), threading.Event()
 
     def other():

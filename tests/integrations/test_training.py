@@ -1,4 +1,4 @@
-"""The module pyce.training: what it imports, and what it says of a missing library."""
+"""The module pyce.training: its imports, and its errors for missing libraries."""
 
 import pytest
 

@@ -68,7 +68,7 @@ def test_batches_that_cant_be(arguments, error, words):
 
 
 # ---------------------------------------------------------------------------------------------
-# Measuring
+# Evaluation
 
 
 @one_isa
@@ -101,7 +101,7 @@ def test_evaluating_nothing(classifier):
 
 
 @one_isa
-def test_training_learns_and_says_how(classifier, backend):
+def test_training_learns_and_returns_its_history(classifier, backend):
     model = classifier()
     x, y = blobs()
     begun = evaluate(model, x, y)
@@ -117,8 +117,8 @@ def test_training_learns_and_says_how(classifier, backend):
     assert history.held_out_accuracy[-1] > 0.9
 
 
-def test_training_is_what_one_would_write(classifier):
-    """The loop itself, with smoothing and a schedule."""
+def test_training_is_the_loop_written_out(classifier):
+    """`train` equals the loop written out, with smoothing and a schedule."""
     x, y = blobs()
     histories = []
     for by_hand in (True, False):
@@ -150,7 +150,7 @@ def test_training_is_what_one_would_write(classifier):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
 
 
-def test_the_seed_settles_everything(classifier):
+def test_the_seed_determines_everything(classifier):
     def run(seed):
         model = classifier()
         optimizer = SGD(model.parameters, lr=0.1)
@@ -239,7 +239,7 @@ def test_batches_are_counted_on_a_terminal(monkeypatch):
     trained_in_sight(stream, epochs=11)
     assert "epoch  1/11: batch 1/5" in stream.getvalue()
     assert "epoch 11/11: batch 5/5" in stream.getvalue()
-    # What is left when every "\r" has gone back to the beginning of the line.
+    # The text that remains visible: "\r" returns to the beginning of the line.
     for line in stream.getvalue().splitlines(keepends=False)[-1:]:
         assert re.fullmatch(LINE, line.split("\r")[-1].rstrip())
     shown = [re.split("\r", line)[-1].rstrip() for line in stream.getvalue().split("\n")[:-1]]

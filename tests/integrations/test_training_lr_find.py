@@ -24,7 +24,7 @@ def classifier(request):
 
 
 def follow(losses):
-    """A step that returns these, one after the other, and keeps the rates that it was given."""
+    """A step that returns these losses in order, and records its rates."""
     rest, rates = iter(losses), []
 
     def step(lr):
@@ -36,7 +36,7 @@ def follow(losses):
 
 
 def falling_and_rising(n=100, noise=0.0, seed=0):
-    """Flat, then down from 2.3 to 0.3 around the middle, then up."""
+    """Losses that are flat, fall from 2.3 to 0.3 around the middle, and rise."""
     t = np.linspace(0, 1, n)
     loss = 2.3 - 2 / (1 + np.exp(-(t - 0.5) * 20)) + np.exp((t - 0.85) * 60)
     return loss + noise * np.random.default_rng(seed).normal(size=n)
@@ -53,7 +53,7 @@ def test_rates_are_geometric():
 
 
 def test_the_smoothed_loss():
-    """Σ βᵏ·loss / Σ βᵏ over the losses so far: what the recursion with bias correction is."""
+    """The recursion with bias correction equals Σ βᵏ·loss / Σ βᵏ over the losses so far."""
     losses = np.random.default_rng(1).uniform(1, 2, 40)
     curve = lr_find(follow(losses), num_iter=40, smoothing=0.7, divergence=math.inf)
     np.testing.assert_array_equal(curve.losses, losses)
@@ -83,7 +83,7 @@ def test_it_stops_when_the_loss_diverges():
 
 
 def test_no_divergence_below_where_it_began():
-    """A loss near 0 may be many times as large and still small."""
+    """A loss near 0 may grow by a large factor and stay small."""
     curve = lr_find(follow([2.0, 1e-6, 1.0, 1e-3, 2.1]), num_iter=5, smoothing=0)
     assert (curve.ended, len(curve.losses)) == ("diverged", 5)
 
@@ -153,7 +153,7 @@ def test_arguments_that_are_wrong(arguments, error, words):
 def test_both_rates_of_a_usual_curve(n, noise):
     losses = falling_and_rising(n, noise)
     curve = lr_find(follow(losses), start=1e-6, end=1, num_iter=n, divergence=math.inf)
-    # The middle is at 1e-3; the smoothing's lag comes on top.
+    # The middle is at 1e-3; the lag of the smoothing is added to it.
     lag = 10 ** (6 * 10 / n)
     assert 2e-4 < curve.steepest < 4e-3 * lag
     lowest = 10 ** (-6 + 6 * 0.78)
@@ -180,7 +180,7 @@ def test_the_fall_and_rise_after_divergence_do_not_count():
 
 
 def test_a_loss_that_rises_before_it_falls():
-    """The fall is that from the peak, even if it ends hardly below the beginning."""
+    """The fall from the peak counts, even if it ends little below the beginning."""
     t = np.clip(np.linspace(-0.2, 1, 100), 0, None)
     losses = 1 + np.sin(np.pi * t) ** 2 - 1e-8 * t
     curve = lr_find(follow(losses), smoothing=0)
@@ -236,7 +236,7 @@ def test_noise_is_hardly_ever_taken_for_a_fall():
         assert sum(found) <= 2
 
 
-def test_it_says_what_it_is():
+def test_repr():
     curve = lr_find(follow(falling_and_rising(100)), start=1e-6, end=1)
     assert re.fullmatch(
         r"<LRCurve of \d+ steps from 1e-06 to [\d.]+, ended diverged: steepest 0\.\d+, "
@@ -245,8 +245,8 @@ def test_it_says_what_it_is():
     )
 
 
-def test_the_curve_is_made_by_lr_find_alone():
-    """Its parts may be given by hand as well, for curves that were measured elsewhere."""
+def test_a_curve_of_other_measurements():
+    """A curve can be constructed from rates and losses that were measured elsewhere."""
     rates = np.geomspace(1e-4, 1, 50)
     losses = falling_and_rising(50)
     curve = LRCurve(rates, losses, losses, "at the last rate")
@@ -265,7 +265,7 @@ ENDS = {"last rate": None, "exception": ValueError, "Ctrl-C": KeyboardInterrupt,
 
 
 def run_and_end(change, state, ends):
-    """The range test over a step that changes something, then ends so."""
+    """Run the range test with a step that calls `change`, and end it with `ends`."""
     rest = itertools.count()
 
     def step(lr):
@@ -291,7 +291,7 @@ def test_arrays_are_restored_in_place(ends):
         w[:] += 1
         b[:] = np.nan
         deep[0] -= 1
-        state["w"] = state["w"] + 1  # another array in its place
+        state["w"] = state["w"] + 1  # a new array replaces the old one
         state["more"].append(None)
         state["t"] += 1
         state["new"] = 0
@@ -326,7 +326,7 @@ def test_models_and_optimizers_are_restored(classifier, ends):
     model = classifier()
     optimizer = SGD(model.parameters, lr=0.3, momentum=0.9)
     x, y = batch()
-    optimizer.step(model.loss_and_gradients(x, y)[1])  # so that there are buffers
+    optimizer.step(model.loss_and_gradients(x, y)[1])  # creates the momentum buffers
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     arrays = list(model.parameters)
 
@@ -365,7 +365,7 @@ def test_modules_and_optimizers_of_pytorch_are_restored(ends):
     assert optimizer.state_dict() == before[1]
 
 
-def test_one_that_fails_does_not_keep_the_others_from_being_restored():
+def test_others_are_restored_if_one_fails():
     class Broken:
         def state_dict(self):
             return {}
@@ -394,8 +394,8 @@ def test_nothing_is_restored_without_state():
     assert w.tolist() == [3, 3]
 
 
-def test_overflow_is_what_it_looks_for():
-    """No warnings of it; those of the caller's own settings are as before."""
+def test_overflow_gives_no_warnings():
+    """It gives no warnings, and the error settings of the caller are unchanged."""
     w = np.float32([1.0, 2.0])
 
     def step(lr):
@@ -411,7 +411,7 @@ def test_overflow_is_what_it_looks_for():
 
 @one_isa
 def test_a_rate_that_trains(classifier, backend):
-    """What it is for: the suggestion trains, and a rate ten times that of the edge does not."""
+    """Training with the suggested rate halves the loss."""
     x, y = batch(200)
     y = (x @ np.random.default_rng(7).normal(size=(6, 4))).argmax(axis=1)
     model = classifier()
@@ -449,7 +449,7 @@ def test_the_picture_marks_both(tmp_path):
     assert f"before it rises: {curve.before_rise:.2g}" in labels
     marked = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 1]
     assert marked == [curve.steepest, curve.before_rise]
-    # What diverges leaves room for the rest.
+    # The y axis shows the losses before they diverge.
     low, high = axes.get_ylim()
     assert low < curve.losses.min() and curve.smoothed[:-1].max() < high < 5
 

@@ -30,11 +30,11 @@ def test_gradients_are_the_derivatives(classifier, backend, smoothing, soft):
     )
 
     def slope(p, position):
-        kept, losses = p[position], []
-        for value in (kept + 1e-6, kept - 1e-6):
-            p[position] = value
+        value, losses = p[position], []
+        for moved in (value + 1e-6, value - 1e-6):
+            p[position] = moved
             losses.append(model.loss_and_gradients(x, y, label_smoothing=smoothing)[0])
-        p[position] = kept
+        p[position] = value
         return (losses[0] - losses[1]) / 2e-6
 
     for p, g in zip(model.parameters, gradients, strict=True):
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_model(classifier):
     assert not np.array_equal(different[0].parameters[0], different[1].parameters[0])
 
 
-def test_weights_begin_with_the_variances_that_are_told():
+def test_variances_of_the_initial_weights():
     hidden = HiddenLayerClassifier(400, 500, 100, seed=0)
     linear = LinearClassifier(400, 500, seed=0)
     for weights, variance in (
@@ -98,7 +98,7 @@ def test_inputs_that_do_not_fit(classifier, x, error, words):
         model.loss_and_gradients(x, np.zeros(9, int))
 
 
-def test_bad_labels_have_the_words_of_the_loss(classifier):
+def test_labels_out_of_range(classifier):
     with pytest.raises(IndexError, match="target of row 1 is 4"):
         classifier().loss_and_gradients(np.zeros((2, 6)), [0, 4])
 
@@ -115,7 +115,7 @@ def test_bad_labels_have_the_words_of_the_loss(classifier):
         ((3, 2), {"seed": -1}, ValueError),
     ],
 )
-def test_what_makes_no_classifier(arguments, options, error):
+def test_classifiers_with_wrong_arguments(arguments, options, error):
     with pytest.raises(error):
         LinearClassifier(*arguments, **options)
     with pytest.raises(error):

@@ -1,4 +1,4 @@
-"""pyce.training.presize: images brought to one size."""
+"""pyce.training.presize: images resized to one size."""
 
 import errno
 import importlib
@@ -33,7 +33,7 @@ def test_squashed_is_as_pillow_resizes(pillow, height, width, channels):
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (31, 20), (8, 8), (5, 9), (8, 100)])
 def test_cropped_is_the_middle_in_its_own_shape(pillow, height, width):
-    """Of a picture whose pixels are their own coordinates."""
+    """For an image whose pixels are their coordinates."""
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     for image, sides in ((rows, (height, width)), (columns, (width, height))):
         found = presize([image], 8)[0]
@@ -48,7 +48,7 @@ def test_cropped_is_the_middle_in_its_own_shape(pillow, height, width):
 
 
 def test_cropped_to_another_shape(pillow):
-    """Resized until a side fits, and cut: where all of it comes to whole pixels."""
+    """Resized until a side fits, then cropped, at sizes that are whole pixels."""
     image = pillow.fromarray(picture(10, 40))
     for size, whole, part in (
         ((5, 10), (20, 5), (slice(None), slice(5, 15))),
@@ -57,7 +57,7 @@ def test_cropped_to_another_shape(pillow):
         ((4, 80), (80, 20), (slice(8, 12), slice(None))),
     ):
         expected = np.asarray(image.resize(whole, pillow.Resampling.BILINEAR))[part]
-        # But for the last bit of the weights' rounding.
+        # Equal except for the rounding of the weights.
         found = presize([image], size, dtype=np.uint8)[0].astype(int)
         np.testing.assert_allclose(found, expected.astype(int), rtol=0, atol=1)
 
@@ -308,7 +308,7 @@ def test_too_large_for_pillow(pillow, tmp_path, monkeypatch):
 
 @one_isa
 def test_presized_images_train(pillow, backend):
-    """From arrays of differing sizes to a classifier that tells them apart."""
+    """From arrays of different sizes to a classifier that distinguishes them."""
     rng = np.random.default_rng(0)
     images, labels = [], []
     for i in range(40):

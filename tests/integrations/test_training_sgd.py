@@ -52,7 +52,7 @@ def test_every_step_is_that_of_pytorch(options, dtype):
         our.step(gradients)
         their.step()
         np.testing.assert_equal(gradients, given)
-        # One rounding more or less for each product, of numbers of about 1.
+        # The number of roundings of each product may differ by one; values are about 1.
         close = {"rtol": 4 * np.finfo(dtype).eps, "atol": 4 * np.finfo(dtype).eps}
         for p, q in zip(ours, theirs, strict=True):
             assert p.dtype == dtype
@@ -84,7 +84,7 @@ def test_a_rate_of_numpy_is_one_of_python():
     ours = [np.linspace(-1, 1, 100, dtype=np.float32) for _ in range(2)]
     for p, kind in zip(ours, (float, np.float64), strict=True):
         optimizer = SGD([p], lr=1.0)
-        optimizer.lr = kind(0.1)  # as np.geomspace gives, say
+        optimizer.lr = kind(0.1)  # for example from np.geomspace
         optimizer.step([np.cos(p)])
     np.testing.assert_array_equal(*ours)
 
@@ -158,7 +158,7 @@ def test_an_optimizer_goes_on_from_its_state():
     resumed.load_state_dict(state)
     for g in gradients[3:]:
         resumed.step(g)
-        begun.step(g)  # shares nothing with the other
+        begun.step(g)  # it shares no array with `resumed`
     np.testing.assert_array_equal(second, whole)
     np.testing.assert_array_equal(first, whole)
     assert not np.array_equal(state["buffers"][0], begun.state_dict()["buffers"][0])

@@ -28,7 +28,7 @@ def example(rows=6, classes=5, dtype=torch.float32):
 
 
 def kinds_of_target(classes=5, rows=6, dtype=torch.float32):
-    """Target, and the options that fit it."""
+    """For each kind its target, and options for it."""
     labels = torch.tensor([0, -100, 3, 4, 1, 0])[:rows]
     weight = torch.rand(classes) + 0.1
     soft = torch.rand(rows, classes).to(dtype)
@@ -46,13 +46,13 @@ targets = pytest.mark.parametrize("kind", list(kinds_of_target()))
 
 
 def step(function, logits, target, **options):
-    """Loss and gradient."""
+    """The loss and the gradient of its sum."""
     loss = function(logits, target, **options)
     return loss.detach(), *torch.autograd.grad(loss.sum(), logits)
 
 
 def true_step(logits, target, **options):
-    """The same by PyTorch in float64."""
+    """The loss and the gradient of its sum by PyTorch in float64."""
     for name, value in options.items():
         if isinstance(value, torch.Tensor):
             options[name] = value.double()
