@@ -36,7 +36,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     """`_compute.forward` with its derivatives.
 
     The saved tensor is an output as well, although no caller gets it: gradients of gradients then
-    go through it, and the logits need not be saved beside it.
+    go through it, and the forward pass need not save the logits for them.
     """
 
     @staticmethod
