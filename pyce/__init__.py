@@ -6,8 +6,8 @@
 >>> print(round(float(loss), 3), grad.round(2))
 0.464 [[ 0.23 -0.37  0.14]]
 
-Kernels in C (SIMD chosen at run time, threads), in Numba, and a NumPy reference; the fastest that
-is available runs. `pyce.info()` tells which.
+The kernels are written in C (SIMD instructions chosen at run time, threads), in Numba and in NumPy
+(the reference). The first of these that is available runs; `pyce.info()` shows which.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 
 _threadpoolctl.watch()
 
-# Each is imported when it is first asked for: they need more than NumPy, or take longer.
+# Imported at their first use, because they need other libraries or take longer to import.
 _LATER = ("sklearn", "torch", "training")
 
 

@@ -1,10 +1,11 @@
 """Every check of every argument, once.
 
-The public functions pass what the caller gave to `loss_problem`, or to the functions for single
-arguments, and get back a `Problem` and arrays: in native byte order, aligned, of known dtype and
-fitting shapes, outputs allocated or checked. Backends trust them and check nothing again.
+The public functions pass their arguments to `loss_problem`, or to the functions for single
+arguments, and get back a `Problem`, arrays and numbers. The arrays are in native byte order,
+aligned, of known dtype and matching shapes. Backends rely on this and check nothing again.
 
-Nothing here writes to an array that the caller can see, so an error leaves every output as it was.
+In the functions, `what` is the name of the argument in error messages. No function writes to an
+array of the caller, except `delivered`, so that an error leaves every output as it was.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def floating(value: Any, what: str) -> tuple[Array, str]:
-    """`value` as an aligned native array of one of the four dtypes, and the dtype's name."""
+    """`value` as an aligned array of one of the four dtypes, in native byte order, and its dtype's
+    name. Python numbers become float64.
+    """
     if type(value) is np.ndarray:
         array: Array = value
     else:
         array = np.asarray(value)
         if array.dtype.kind in "iub" and not hasattr(value, "dtype"):
-            array = array.astype(np.float64)  # Python numbers
+            array = array.astype(np.float64)  # Python integers, or booleans
         elif array.dtype.kind == "f" and isinstance(value, (list, tuple)):
             array = array.astype(np.float64, copy=False)
     name = NAMES.get(array.dtype) or dtype_name(array.dtype)
@@ -62,7 +65,10 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
 
 
 def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
-    """`axis` as an index into `shape`; refuses 0-d arrays, axes out of range and no classes."""
+    """`axis` as an index into `shape`, not negative.
+
+    ValueError if there are no dimensions or no classes, or if `axis` is out of range.
+    """
     ndim = len(shape)
     if ndim == 0:
         raise ValueError(f"{what} must have at least one dimension, got shape ()")
@@ -78,7 +84,7 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
 
 
 def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
-    """Real numbers of exactly `shape` as a contiguous, aligned float64 array."""
+    """Real numbers of exactly `shape` as a C-contiguous, aligned float64 array."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" and dtype_name(array.dtype) is None:
         raise TypeError(f"{what} must be real numbers, got {array.dtype}")
@@ -87,6 +93,22 @@ def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
     if array.dtype is not _FLOAT64:
         array = _converted(array, _FLOAT64)
     return np.require(array, requirements=["C", "A"]).reshape(shape)
+
+
+def broadcast(value: Any, shape: tuple[int, ...], what: str, *, exact: bool = False) -> Array:
+    """Real numbers or booleans broadcast to `shape`; with `exact`, they must have that shape."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub" and dtype_name(array.dtype) is None:
+        raise TypeError(f"{what} must be real numbers, got {array.dtype}")
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    try:
+        if exact and array.shape != shape:
+            raise ValueError
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        fit = "does not fit" if exact else "does not broadcast to"
+        raise ValueError(f"{what} of shape {array.shape} {fit} logits of shape {shape}") from None
 
 
 def real(value: Any, what: str) -> float:
@@ -133,7 +155,7 @@ def positive_number(value: Any, what: str) -> int:
 def indices(
     target: Array, positions: tuple[int, ...], logits: Array, classes: int, ignore_index: int
 ) -> Array:
-    """Integer targets as a flat contiguous int32 or int64 array, one per row."""
+    """Integer targets as a flat, C-contiguous int32 or int64 array, one per row."""
     if target.shape != positions:
         raise ValueError(
             f"index target of shape {target.shape} does not fit logits of shape {logits.shape}: "
@@ -150,7 +172,10 @@ def indices(
 
 @_fpenv.default
 def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
-    """What int64 can't hold is out of range for certain, but must not wrap to a valid value."""
+    """Raise IndexError for the first uint64 label that is invalid, if one exceeds int64.
+
+    Such a label is out of range, and a conversion to int64 could turn it into a valid one.
+    """
     large = target > np.uint64(INDEX_LIMIT.max)
     if large.any():
         fits = np.where(large, 0, target).astype(np.int64).ravel()
@@ -161,11 +186,12 @@ def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
 
 
 def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], ...]) -> Array:
-    """The aligned array to write a logits-shaped result to: `out` after its checks, or a new one.
+    """The aligned array for a result in the logits' shape and dtype: `out`, checked, or a new one.
 
-    `out` may be exactly the logits, of which `given` is what the caller passed. Any other memory
-    that it shares with them, or any with another argument, is refused; `others` are these, as given
-    and as used.
+    `given` is what the caller passed as logits, and `others` are the other arguments, each as it
+    was passed and as it is used. ValueError if `out` shares memory with one of them, except that it
+    may be exactly the logits. If `out` is not aligned, the result is a new array, which `delivered`
+    copies to `out`.
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
@@ -181,7 +207,7 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
             raise ValueError("out must be C-contiguous")
         if not flags.writeable:
             raise ValueError("out must be writable")
-    # What has memory of its own shares none, which is quickly seen and nearly always so.
+    # Two arrays that own their memory share none. This is nearly always so, and quickly checked.
     owns = flags.owndata
     for other in (logits,) if given is logits else (logits, given):
         if owns and out is not other and type(other) is np.ndarray and other.flags.owndata:
@@ -200,7 +226,7 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
 
 
 def delivered(result: Array, out: Array | None) -> Array:
-    """`result` where the caller wants it: an unaligned `out` was computed beside its memory."""
+    """`out` with the result in it, if `out` was given; else `result`."""
     if out is None or result is out:
         return result
     out[...] = result
@@ -208,7 +234,7 @@ def delivered(result: Array, out: Array | None) -> Array:
 
 
 def _overlap(out: Array, other: Any) -> bool:
-    """Whether two arrays share memory; what is no array shares none."""
+    """Whether `out` shares memory with `other`; False if `other` is not an array."""
     if not isinstance(other, np.ndarray):
         return False
     if out is other:
@@ -246,13 +272,17 @@ def loss_problem(
     reduction: Any,
     normalizer: Any,
 ) -> Problem:
-    """Check the arguments that forward, fused and backward share; outputs are left to `None`."""
-    x, name = floating(logits, "logits")
+    """The `Problem` of the arguments that the losses share, checked. Its outputs are None."""
+    # Every small call runs this function, so common cases are written out where that saves time.
+    if type(logits) is np.ndarray and logits.dtype in NAMES and logits.flags.aligned:
+        x: Array = logits
+        name = NAMES[x.dtype]
+    else:
+        x, name = floating(logits, "logits")
     shape = x.shape
     ndim = len(shape)
     p = Problem()
     if axis == -1 and ndim == 2 and shape[1]:
-        # The common case, spelt out: this path is on the clock of every small call.
         p.axis = 1
         p.outer = p.rows = shape[0]
         p.classes = shape[1]
@@ -306,5 +336,5 @@ def loss_problem(
 def _as_target(target: Any) -> Array:
     array = np.asarray(target)
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(target, "dtype"):
-        return array.astype(np.int64)  # an empty list has no dtype of its own
+        return array.astype(np.int64)  # NumPy makes float64 of an empty list
     return array

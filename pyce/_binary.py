@@ -3,89 +3,201 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import current
-from pyce._dtypes import compute_dtype, dtype_name
-from pyce._types import Array
+from pyce._dtypes import compute_dtype
+from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 
-# Elements that are looked at together: small beside the caches, large beside NumPy's call overhead.
+# Elements computed at a time where arrays have to be copied: few enough for the caches, many enough
+# to hide NumPy's overhead.
 _BLOCK = 1 << 16
+
+
+@overload
+def binary_cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: ToScalar = ...,
+) -> Scalar: ...
+
+
+@overload
+def binary_cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: Literal["none"],
+) -> Losses: ...
+
+
+@overload
+def binary_cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: Reduction = ...,
+) -> Scalar | Losses: ...
 
 
 @_fpenv.default
 def binary_cross_entropy(
-    logits: Any,
-    target: Any,
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    weight: Any = None,
-    pos_weight: Any = None,
-    reduction: str = "mean",
-) -> Any:
+    weight: npt.ArrayLike | None = None,
+    pos_weight: npt.ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> Scalar | Losses:
     """Cross-entropy of independent yes/no questions, from logits.
 
-    With softplus(x) = log(1 + exp(x)), the loss of an element with the logit x and the target t is
-    weight · (pos_weight · t · softplus(−x) + (1 − t) · softplus(x)), where 0 · ∞ counts as 0.
+    With softplus(x) = log(1 + exp(x)), weight w and positive weight v, the loss of an element with
+    the logit x and the target t is
+
+        w · (v · t · softplus(−x) + (1 − t) · softplus(x)),
+
+    where 0 times infinity is 0.
 
     Parameters
     ----------
     logits : array_like
-        float16, bfloat16, float32 or float64 of any shape.
+        float16, bfloat16, float32 or float64, of any shape, any strides and either byte order. Half
+        types are computed in float32. Python numbers are float64.
     target : array_like
-        Probabilities of "yes", real numbers of the logits' shape.
+        Probabilities of "yes": real numbers in the shape of `logits`, boolean ones too.
     weight : array_like, optional
-        Weights of the elements; broadcast to the logits' shape.
+        Weights of the elements: real numbers, broadcast to the shape of `logits`.
     pos_weight : array_like, optional
-        How much more a "yes" counts; likewise.
-    reduction : {"mean", "sum", "none"}
-        The mean is over all elements, whatever the weights; NaN for no elements.
+        Additional weights of "yes": real numbers, broadcast to the shape of `logits`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides by the number of elements, whatever the weights, and is NaN for no elements.
+        "none" returns the loss of each element.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        float64 for float64 logits, else float32, within 4 units in the last place. An array in the
-        logits' shape for "none".
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 logits, else float32; within 4 units in the last place of the
+        exact value. For "none" an array in the shape of `logits`.
 
     Raises
     ------
     TypeError
-        Logits that are not floating; targets and weights that are no real numbers.
+        If `logits` are not floating, or if the target or weights are not real numbers.
     ValueError
-        Shapes that do not fit, an unknown reduction.
+        If shapes do not fit, or if `reduction` is unknown.
+
+    Notes
+    -----
+    The definition is that of ``torch.nn.functional.binary_cross_entropy_with_logits``.
 
     Examples
     --------
     >>> print(round(float(pyce.binary_cross_entropy([0.0, 2.0], [1, 1])), 4))
     0.41
     """
-    return _bernoulli(logits, target, weight, pos_weight, reduction, with_grad=False)[0]
+    return _run(logits, target, weight, pos_weight, reduction, with_grad=False)[0]
+
+
+@overload
+def binary_cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: ToScalar = ...,
+) -> tuple[Scalar, Array]: ...
+
+
+@overload
+def binary_cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: Literal["none"],
+) -> tuple[Losses, Array]: ...
+
+
+@overload
+def binary_cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    weight: npt.ArrayLike | None = ...,
+    pos_weight: npt.ArrayLike | None = ...,
+    reduction: Reduction = ...,
+) -> tuple[Scalar | Losses, Array]: ...
 
 
 @_fpenv.default
 def binary_cross_entropy_with_grad(
-    logits: Any,
-    target: Any,
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    weight: Any = None,
-    pos_weight: Any = None,
-    reduction: str = "mean",
-) -> Any:
-    """`binary_cross_entropy` and its gradient.
+    weight: npt.ArrayLike | None = None,
+    pos_weight: npt.ArrayLike | None = None,
+    reduction: Reduction = "mean",
+) -> tuple[Scalar | Losses, Array]:
+    """Cross-entropy of independent yes/no questions and its gradient, from logits.
 
-    Parameters and errors are those of `binary_cross_entropy`.
+    With softplus(x) = log(1 + exp(x)), weight w and positive weight v, the loss of an element with
+    the logit x and the target t is
+
+        w · (v · t · softplus(−x) + (1 − t) · softplus(x)),
+
+    where 0 times infinity is 0.
+
+    With p = 1/(1 + exp(−x)) and D the number of elements for "mean", else 1, its gradient is
+
+        w/D · ((1 − t) · p − v · t · (1 − p)).
+
+    Parameters
+    ----------
+    logits : array_like
+        float16, bfloat16, float32 or float64, of any shape, any strides and either byte order. Half
+        types are computed in float32. Python numbers are float64.
+    target : array_like
+        Probabilities of "yes": real numbers in the shape of `logits`, boolean ones too.
+    weight : array_like, optional
+        Weights of the elements: real numbers, broadcast to the shape of `logits`.
+    pos_weight : array_like, optional
+        Additional weights of "yes": real numbers, broadcast to the shape of `logits`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides by the number of elements, whatever the weights, and is NaN for no elements.
+        "none" returns the loss of each element.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        As from `binary_cross_entropy`.
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 logits, else float32; within 4 units in the last place of the
+        exact value. For "none" an array in the shape of `logits`.
     grad : ndarray
-        ∂(Σ loss)/∂logits in the logits' shape and dtype: with p = 1/(1 + exp(−x)),
-        s · weight · ((1 − t) · p − pos_weight · t · (1 − p)), where s is 1 divided by the number of
-        elements for "mean", else 1.
+        The derivative of the sum of `loss` with respect to `logits`, in their shape and dtype.
+
+    Raises
+    ------
+    TypeError
+        If `logits` are not floating, or if the target or weights are not real numbers.
+    ValueError
+        If shapes do not fit, or if `reduction` is unknown.
+
+    Notes
+    -----
+    The definition is that of ``torch.nn.functional.binary_cross_entropy_with_logits``.
 
     Examples
     --------
@@ -93,28 +205,29 @@ def binary_cross_entropy_with_grad(
     >>> print(grad.round(4))
     [-0.5    -0.1192]
     """
-    return _bernoulli(logits, target, weight, pos_weight, reduction, with_grad=True)
+    loss, grad = _run(logits, target, weight, pos_weight, reduction, with_grad=True)
+    assert grad is not None
+    return loss, grad
 
 
-def _bernoulli(
-    logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: Any, with_grad: bool
-) -> tuple[Any, Array | None]:
+def _run(
+    logits: Any, target: Any, weight: Any, pos_weight: Any, reduction: Any, *, with_grad: bool
+) -> tuple[Scalar | Losses, Array | None]:
     x, name = arguments.floating(logits, "logits")
-    t = _broadcast(target, x.shape, "target", exact=True)
-    w = None if weight is None else _broadcast(weight, x.shape, "weight")
-    pw = None if pos_weight is None else _broadcast(pos_weight, x.shape, "pos_weight")
+    t = arguments.broadcast(target, x.shape, "target", exact=True)
+    w = None if weight is None else arguments.broadcast(weight, x.shape, "weight")
+    v = None if pos_weight is None else arguments.broadcast(pos_weight, x.shape, "pos_weight")
     arguments.reduction_name(reduction)
     compute = compute_dtype(name)
-    result = np.float64 if name == "float64" else np.float32
-    losses = np.empty(x.shape, result) if reduction == "none" else None
+    losses = np.empty(x.shape, compute) if reduction == "none" else None
     grad = np.empty(x.shape, x.dtype) if with_grad else None
     scale = 1.0 / x.size if reduction == "mean" and x.size else 1.0
 
     backend = current()
     total = 0.0
-    # nditer walks any strides, broadcasts, casts, and hands over flat pieces: whole arrays where
-    # they are contiguous and of the compute dtype, buffers where they are not.
-    inputs = [a for a in (x, t, w, pw) if a is not None]
+    # nditer handles any strides, broadcasts, casts, and yields flat pieces: whole arrays where they
+    # are contiguous and of the compute dtype, buffers where they are not.
+    inputs = [a for a in (x, t, w, v) if a is not None]
     outputs = [a for a in (losses, grad) if a is not None]
     iterate: Any = np.nditer
     pieces = iterate(
@@ -137,7 +250,7 @@ def _bernoulli(
                 px,
                 pt,
                 None if w is None else next(arrays),
-                None if pw is None else next(arrays),
+                None if v is None else next(arrays),
                 None if losses is None else next(arrays),
                 None if grad is None else next(arrays),
                 scale,
@@ -146,19 +259,5 @@ def _bernoulli(
         return losses, grad
     if reduction == "mean":
         total = total / x.size if x.size else math.nan
-    return result(total), grad
-
-
-def _broadcast(value: Any, shape: tuple[int, ...], what: str, exact: bool = False) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub" and dtype_name(array.dtype) is None:
-        raise TypeError(f"{what} must be real numbers, got {array.dtype}")
-    if array.dtype.kind in "iub":
-        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
-    try:
-        if exact and array.shape != shape:
-            raise ValueError
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        fit = "does not fit" if exact else "does not broadcast to"
-        raise ValueError(f"{what} of shape {array.shape} {fit} logits of shape {shape}") from None
+    to: type[Scalar] = compute.type
+    return to(total), grad

@@ -146,7 +146,7 @@ _TAYLOR = [1.0 / math.factorial(k) for k in range(13, 1, -1)]
 
 
 def exp(x: Pair, minus: float = 0.0) -> Pair:
-    """exp(x) − minus, where minus is 0 or 1 and x ≤ 700. Error ≤ 0.2 ULP; ≤ 0.5 ULP for minus 1.
+    """exp(x) − minus, where minus is 0 or 1 and x ≤ 700. Error ≤ 0.2 ULP; ≤ 0.7 ULP for minus 1.
 
     With n = round(x/ln 2) and r = x − n·ln 2, exp(x) = 2ⁿ·(1 + r + r²/2 + … + r¹³/13!).
     """

@@ -1,7 +1,7 @@
-"""The floating-point environment of what is not computed in C, which has its own (csrc/fpenv.h).
+"""The floating-point environment of code that is not in C, which sets its own (csrc/fpenv.h).
 
 Another library may have set flush-to-zero or another rounding mode in the calling thread. Results
-must not depend on that, and what is done here must leave no trace, sticky flags included.
+must not depend on that, and a call must not change the environment, sticky flags included.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @functools.cache
 def _functions() -> tuple[Callable[..., Any], ...]:
-    """fegetenv, fesetenv, what stands for the default environment, and memory for another."""
+    """fegetenv, fesetenv, and functions that make the default environment and memory for another.
+
+    Empty where the environment cannot be set.
+    """
     import ctypes
     import sys
 
-    # FE_DFL_ENV is −1 in the C libraries of Linux; elsewhere it is taken as found.
+    # FE_DFL_ENV is −1 in the C libraries of Linux. On other systems the environment stays as it is.
     if not sys.platform.startswith("linux"):
         return ()
-    for name in ("libm.so.6", None):  # None: what is loaded, where libm is part of libc
+    for name in ("libm.so.6", None):  # None: the loaded libraries, where libm is part of libc
         try:
             library = ctypes.PyDLL(name)
             default = functools.partial(ctypes.c_void_p, -1)
@@ -34,7 +37,9 @@ def _functions() -> tuple[Callable[..., Any], ...]:
 
 
 def default(function: Function) -> Function:
-    """`function`, run in the default environment: rounds to nearest, keeps subnormals, no traps."""
+    """Decorator: run in the default environment, which rounds to nearest, keeps subnormals and has
+    no traps, and restore the caller's.
+    """
 
     @functools.wraps(function)
     def inside(*arguments: Any, **options: Any) -> Any:

@@ -1,31 +1,46 @@
-"""What pyce is running on: the backends, the instruction sets, the threads."""
+"""What pyce runs on: the backends, the instruction sets, the threads."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, cast
 
 from pyce import _backends, _threads
+from pyce._types import BackendName
 from pyce._version import __version__
 
 
-def info() -> dict[str, Any]:
-    """Version, backends and hardware as pyce sees them.
+class Info(TypedDict):
+    """What `info` returns."""
+
+    version: str
+    backend: BackendName
+    backends: dict[str, str | None]
+    isas: list[str]
+    isa: str | None
+    threads: int
+    compiler: str | None
+
+
+def info() -> Info:
+    """The version of pyce and the backends, instruction sets and threads that it uses.
 
     Returns
     -------
     dict
-        - `version`: of pyce
-        - `backend`: the one that a call made now runs on
-        - `backends`: a dict, name: None, or why it can't be used; in order of preference
+        - `version`: the version of pyce
+        - `backend`: the backend that a call made now, in this thread and task, runs on
+        - `backends`: for each backend in order of preference, None if it can be used on this
+          machine, else why not
         - `isas`: the instruction sets that the C backend can run on this machine, widest first
-        - `isa`: the one in use; None without the C backend
-        - `threads`: how many a large call may use
-        - `compiler`: that built the C backend; None without it
+        - `isa`: the one that the C backend uses; None without the C backend
+        - `threads`: the number of threads that a large call may use
+        - `compiler`: the compiler that built the C backend; None without the C backend
 
     Raises
     ------
     ValueError
-        When an environment variable names what is not available.
+        If PYCE_BACKEND, PYCE_ISA or PYCE_NUM_THREADS is set to a value that is unknown or cannot be
+        used here.
 
     Examples
     --------
@@ -33,9 +48,9 @@ def info() -> dict[str, Any]:
     None
     """
     backend = _backends.current()
-    report: dict[str, Any] = {
+    report: Info = {
         "version": __version__,
-        "backend": backend.NAME,
+        "backend": cast(BackendName, backend.NAME),
         "backends": {name: _backends.why_not(name) for name in _backends.NAMES},
         "isas": [],
         "isa": None,
@@ -52,7 +67,7 @@ def info() -> dict[str, Any]:
 
 
 def describe() -> str:
-    """The same as lines of text, with a warning where the C extension is missing."""
+    """What `info` reports as lines of text, with a warning if the C extension is missing."""
     report = info()
     lines = [f"pyce {report['version']}"]
     for name, reason in report["backends"].items():

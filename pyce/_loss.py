@@ -2,83 +2,184 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, SupportsIndex, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from pyce import _arguments as arguments
+from pyce._arguments import delivered, loss_problem, output, real, reals
 from pyce._backends import current
+from pyce._dtypes import compute_dtype
 from pyce._problem import Problem
-from pyce._types import Array
+from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
+
+
+@overload
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Scalar: ...
+
+
+@overload
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Scalar, LogSumExp]: ...
+
+
+@overload
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Losses: ...
+
+
+@overload
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Losses, LogSumExp]: ...
+
+
+@overload
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    normalizer: float | None = ...,
+    return_lse: bool = ...,
+) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
 
 def cross_entropy(
-    logits: Any,
-    target: Any,
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    axis: int = -1,
-    weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int = -100,
+    axis: SupportsIndex = -1,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | None = None,
     return_lse: bool = False,
-) -> Any:
+) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]:
     """Softmax cross-entropy of logits against class indices or probabilities.
 
-    A *row* is one sample: the C values along the class axis at one position. With
-    lse = log Σ_c exp(x_c), a row's loss is
+    A row is the C logits x along the class axis at one position. With lse = log Σ_c exp(x_c), class
+    weights w, the row's sample weight s and smoothing ε, the loss of a row is
 
-    - for a class index y, weight[y] · (lse − x_y);
-    - for probabilities t, Σ_c weight_c · t_c · (lse − x_c), where 0 · ∞ counts as 0;
-    - with smoothing ε, (1 − ε) · the above + ε/C · Σ_c weight_c · (lse − x_c);
+        s · Σ_c b_c · (lse − x_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
 
-    times its `sample_weight`.
+    where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
+    smoothing that is s · w_y · (lse − x_y). A term with b_c = 0 is 0 even if x_c is infinite.
 
     Parameters
     ----------
     logits : array_like
-        float16, bfloat16, float32 or float64 of any shape with at least one dimension. Any strides
-        and byte order. Half types are computed in float32.
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
     target : array_like
-        Class indices of any integer dtype, shaped like `logits` without the class axis; or
-        probabilities, floating and of the logits' shape (they need not add up to 1).
-    axis : int
+        Class indices of any integer dtype, in the shape of `logits` without the class axis; or
+        probabilities, floating and in the shape of `logits`, which need not add up to 1.
+    axis : int, default -1
         The class axis.
     weight : array_like, optional
-        Weight of each class, shape (C,), real numbers; used as given, 0 and negative ones too.
+        Weight of each class: real numbers of shape (C,), used as given, 0 and negative ones too.
     sample_weight : array_like, optional
-        Weight of each row, shaped like index targets; likewise.
-    ignore_index : int
-        Rows with this class index count for nothing: loss 0, gradient 0, logits never read.
-    label_smoothing : float
-        ε in [0, 1]: how much of the target is spread evenly over the classes.
-    reduction : {"mean", "sum", "none"}
-        "mean" divides the sum of the weighted losses by Σ weight[y] · sample_weight over the rows
-        that count (index targets) or Σ sample_weight (probabilities). With no row that counts it
-        is NaN. "none" gives the losses of the rows, in the shape of index targets.
+        Weight of each row: real numbers in the shape of `logits` without the class axis, used as
+        given.
+    ignore_index : int, default -100
+        A row with this class index is ignored: its loss and its gradient are 0, and its logits are
+        not read.
+    label_smoothing : float, default 0.0
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum of the rows' losses by Σ weight[y] · sample_weight over the rows that
+        are not ignored for class indices, and by Σ sample_weight for probabilities. Without such
+        rows it is NaN. "none" returns the loss of each row.
     normalizer : float, optional
-        Replaces the denominator of "mean", as gradient accumulation needs; the loss of a batch
-        without a row that counts is then 0.
-    return_lse : bool
-        Also return lse, which `cross_entropy_backward` takes.
+        Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
+        is 0 if all rows are ignored.
+    return_lse : bool, default False
+        Whether to return lse too, which `cross_entropy_backward` needs.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        float64 for float64 logits, else float32, in nats. An array for "none".
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 logits, else float32. For "none" an array in the shape of
+        `logits` without the class axis.
     lse : ndarray of float64
-        In the shape of index targets; 0 for ignored rows. Only with `return_lse`.
+        log Σ_c exp(x_c) of each row, 0 for ignored rows, in the shape of `logits` without the class
+        axis. Only with `return_lse`.
 
     Raises
     ------
     TypeError
-        Logits that are not floating; a floating target shaped like indices.
+        If the logits are not floating, if a floating target is shaped like class indices, or if
+        weights are not real numbers.
     ValueError
-        Shapes that do not fit, no classes, 0-d logits, an unknown reduction, ε outside [0, 1].
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        if `reduction` is unknown, or if `label_smoothing` is outside [0, 1].
     IndexError
-        A class index outside 0..C−1 that is not `ignore_index`; it names the first such row.
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row.
+
+    Notes
+    -----
+    A row that contains NaN or +inf, or only −inf, has the loss NaN; no other row is affected. The
+    logit −inf is a class of probability 0; at the target it makes the loss +inf.
+
+    float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
+    however confident the model is, because the target's exponential is left out of the sum and
+    the logarithm is taken by log1p.
+
+    Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
+    ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
+    NumPy.
 
     Examples
     --------
@@ -87,18 +188,8 @@ def cross_entropy(
     0.287
     >>> print(pyce.cross_entropy(logits, [1, -100], reduction="none").round(4))
     [0.4644 0.    ]
-
-    Notes
-    -----
-    A row that holds NaN or +inf, or nothing but −inf, has the loss NaN. −inf off the target is a
-    class of probability exactly 0; at the target it makes the loss +inf. float32 and float64
-    losses are within 2 units in the last place of the exact value, however confident the model.
-
-    The semantics of weights, smoothing and the mean are those of
-    ``torch.nn.functional.cross_entropy`` and ONNX SoftmaxCrossEntropyLoss, but the class axis is
-    the last one unless said otherwise, as in NumPy.
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -110,57 +201,201 @@ def cross_entropy(
         normalizer=normalizer,
     )
     if not return_lse:
-        return _run(p, "forward")
+        return _run(p, with_grad=False)
     p.lse = np.empty(p.rows)
-    return _run(p, "forward"), p.lse.reshape(p.positions)
+    return _run(p, with_grad=False), p.lse.reshape(p.positions)
+
+
+@overload
+def cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+    return_lse: Literal[False] = ...,
+    out: Array | None = ...,
+) -> tuple[Scalar, Array]: ...
+
+
+@overload
+def cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+    return_lse: Literal[True],
+    out: Array | None = ...,
+) -> tuple[Scalar, Array, LogSumExp]: ...
+
+
+@overload
+def cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+    return_lse: Literal[False] = ...,
+    out: Array | None = ...,
+) -> tuple[Losses, Array]: ...
+
+
+@overload
+def cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+    return_lse: Literal[True],
+    out: Array | None = ...,
+) -> tuple[Losses, Array, LogSumExp]: ...
+
+
+@overload
+def cross_entropy_with_grad(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    normalizer: float | None = ...,
+    return_lse: bool = ...,
+    out: Array | None = ...,
+) -> tuple[Scalar | Losses, Array] | tuple[Scalar | Losses, Array, LogSumExp]: ...
 
 
 def cross_entropy_with_grad(
-    logits: Any,
-    target: Any,
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    axis: int = -1,
-    weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int = -100,
+    axis: SupportsIndex = -1,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | None = None,
     return_lse: bool = False,
-    out: Any = None,
-) -> Any:
-    """Softmax cross-entropy and its gradient, fused: one pass over the logits in memory.
+    out: Array | None = None,
+) -> tuple[Scalar | Losses, Array] | tuple[Scalar | Losses, Array, LogSumExp]:
+    """Softmax cross-entropy and its gradient, computed in one pass over the logits in memory.
 
-    The parameters that are not listed are those of `cross_entropy`.
+    A row is the C logits x along the class axis at one position. With lse = log Σ_c exp(x_c), class
+    weights w, the row's sample weight s and smoothing ε, the loss of a row is
+
+        s · Σ_c b_c · (lse − x_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
+
+    where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
+    smoothing that is s · w_y · (lse − x_y). A term with b_c = 0 is 0 even if x_c is infinite.
+
+    With p_c = exp(x_c − lse), A = Σ_c b_c, and D the denominator of the mean (1 for "sum" and
+    "none"), the gradient of a row is
+
+        s/D · (A · p_c − b_c),
+
+    which is s/D · w_y · (p_c − [c = y]) for a class index y without smoothing.
 
     Parameters
     ----------
+    logits : array_like
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
+    target : array_like
+        Class indices of any integer dtype, in the shape of `logits` without the class axis; or
+        probabilities, floating and in the shape of `logits`, which need not add up to 1.
+    axis : int, default -1
+        The class axis.
+    weight : array_like, optional
+        Weight of each class: real numbers of shape (C,), used as given, 0 and negative ones too.
+    sample_weight : array_like, optional
+        Weight of each row: real numbers in the shape of `logits` without the class axis, used as
+        given.
+    ignore_index : int, default -100
+        A row with this class index is ignored: its loss and its gradient are 0, and its logits are
+        not read.
+    label_smoothing : float, default 0.0
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum of the rows' losses by Σ weight[y] · sample_weight over the rows that
+        are not ignored for class indices, and by Σ sample_weight for probabilities. Without such
+        rows it is NaN. "none" returns the loss of each row.
+    normalizer : float, optional
+        Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
+        is 0 if all rows are ignored.
+    return_lse : bool, default False
+        Whether to return lse too, which `cross_entropy_backward` needs.
     out : ndarray, optional
-        Where to write the gradient: the logits' shape and dtype, C-contiguous and writable. It may
-        be exactly `logits` (in place); no other overlap with an argument is allowed. A new array
-        of this size costs more in page faults than the gradient itself.
+        Where to write the gradient: an array in the shape and dtype of `logits`, C-contiguous and
+        writable. It may be exactly `logits` (in place) and must not overlap any argument otherwise.
+        The page faults of a large new array take longer than the gradient itself.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        As from `cross_entropy`.
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 logits, else float32. For "none" an array in the shape of
+        `logits` without the class axis.
     grad : ndarray
-        ∂(Σ loss)/∂logits in the logits' shape and dtype: for a row with softmax p,
-        s · w_y · (p_c − [c = y]) for a class index and s · (p_c · Σ_k w_k t_k − w_c t_c) for
-        probabilities, where w are the class weights and s is the row's share in the reduction (for
-        "none", 1 or its sample weight). `out` if that was given.
+        The derivative of the sum of `loss` with respect to `logits`, in their shape and dtype;
+        `out` if that was given.
     lse : ndarray of float64
-        Only with `return_lse`.
+        log Σ_c exp(x_c) of each row, 0 for ignored rows, in the shape of `logits` without the class
+        axis. Only with `return_lse`.
 
     Raises
     ------
     TypeError
-        As `cross_entropy`; also for an `out` of another dtype or that is no array.
+        If the logits are not floating, if a floating target is shaped like class indices, if
+        weights are not real numbers, or if `out` is not an array of the logits' dtype.
     ValueError
-        As `cross_entropy`; also for an `out` of another shape, or that can't be written to, or that
-        shares memory with an argument.
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `out` has another
+        shape, cannot be written to, is not C-contiguous or shares memory with an argument.
     IndexError
-        As `cross_entropy`. After any error `out` is as it was.
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row. After any error `out` is as it was.
+
+    Notes
+    -----
+    A row that contains NaN or +inf, or only −inf, has the loss and the gradient NaN; no other row
+    is affected. The logit −inf is a class of probability 0, whose gradient is 0; at the target it
+    makes the loss +inf, and the gradient stays finite.
+
+    float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
+    however confident the model is, because the target's exponential is left out of the sum and the
+    logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
+    too, which is computed as the sum over the other classes and not as p − 1. With soft targets or
+    smoothing, A · p_c and b_c may cancel, and the error is within 4 ULP of the larger of the two.
+
+    Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
+    ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
+    NumPy.
 
     Examples
     --------
@@ -168,13 +403,8 @@ def cross_entropy_with_grad(
     >>> loss, grad = pyce.cross_entropy_with_grad(logits, [1], out=logits)
     >>> print(grad.round(2), grad is logits)
     [[ 0.23 -0.37  0.14]] True
-
-    Notes
-    -----
-    Every normal number of the gradient is within 4 units in the last place, the target's too: it
-    is summed from the other classes, never computed as p − 1.
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -185,62 +415,107 @@ def cross_entropy_with_grad(
         reduction=reduction,
         normalizer=normalizer,
     )
-    others = (
+    # The gradient must share memory with none of these: each as it was passed and as it is used.
+    inputs = (
         (target, p.labels if p.probs is None else p.probs),
         (weight, p.weight),
         (sample_weight, p.sample_weight),
     )
-    p.grad = arguments.output(out, p.logits, logits, others)
+    p.grad = output(out, p.logits, logits, inputs)
     if not return_lse:
-        return _run(p, "forward_backward"), arguments.delivered(p.grad, out)
+        return _run(p, with_grad=True), delivered(p.grad, out)
     p.lse = np.empty(p.rows)
-    loss = _run(p, "forward_backward")
-    return loss, arguments.delivered(p.grad, out), p.lse.reshape(p.positions)
+    loss = _run(p, with_grad=True)
+    return loss, delivered(p.grad, out), p.lse.reshape(p.positions)
 
 
 def cross_entropy_backward(
-    grad_loss: Any,
-    logits: Any,
-    target: Any,
-    lse: Any,
+    grad_loss: npt.ArrayLike,
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    lse: npt.ArrayLike,
     *,
-    axis: int = -1,
-    weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int = -100,
+    axis: SupportsIndex = -1,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | None = None,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Array:
-    """The gradient of `cross_entropy` from the lse that its forward saved.
+    """The gradient of `cross_entropy` with respect to the logits, from the lse of the forward pass.
 
-    The parameters that are not listed are those of `cross_entropy`, and must be the ones that the
-    forward was called with.
+    A row is the C logits x along the class axis at one position. With p_c = exp(x_c − lse), class
+    weights w, the row's sample weight s, smoothing ε, target probabilities t (for a class index y,
+    1 at y and 0 elsewhere), b_c = w_c · ((1 − ε) · t_c + ε/C), A = Σ_c b_c and D the denominator of
+    the mean (1 for "sum" and "none"), the gradient of a row is
+
+        grad_loss · s/D · (A · p_c − b_c).
 
     Parameters
     ----------
     grad_loss : array_like
-        What the gradient is multiplied by (the chain rule): a number for "mean" and "sum", an
-        array in the shape of index targets for "none".
+        The derivative of the final result with respect to the loss (the chain rule): a number for
+        "mean" and "sum", an array in the shape of the losses for "none".
+    logits : array_like
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
+    target : array_like
+        Class indices of any integer dtype, in the shape of `logits` without the class axis; or
+        probabilities, floating and in the shape of `logits`, which need not add up to 1.
     lse : array_like
-        What ``cross_entropy(..., return_lse=True)`` gave for the same logits.
+        What ``cross_entropy(..., return_lse=True)`` returned for these logits.
+    axis : int, default -1
+        The class axis. This and the following parameters, except `out`, must be those of the
+        forward pass.
+    weight : array_like, optional
+        Weight of each class: real numbers of shape (C,), used as given, 0 and negative ones too.
+    sample_weight : array_like, optional
+        Weight of each row: real numbers in the shape of `logits` without the class axis, used as
+        given.
+    ignore_index : int, default -100
+        A row with this class index is ignored: its gradient is 0, and its logits are not read.
+    label_smoothing : float, default 0.0
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Of the loss. "mean" divides by Σ weight[y] · sample_weight over the rows that are not
+        ignored for class indices, and by Σ sample_weight for probabilities.
+    normalizer : float, optional
+        Replaces the denominator of "mean".
     out : ndarray, optional
-        As for `cross_entropy_with_grad`.
+        Where to write the gradient: an array in the shape and dtype of `logits`, C-contiguous and
+        writable. It may be exactly `logits` (in place) and must not overlap any argument otherwise.
+        The page faults of a large new array take longer than the gradient itself.
 
     Returns
     -------
     grad : ndarray
-        grad_loss · ∂loss/∂logits, in the logits' shape and dtype; `out` if that was given.
+        In the shape and dtype of `logits`; `out` if that was given.
 
     Raises
     ------
     TypeError
-        As `cross_entropy_with_grad`; also for a `grad_loss` that is an array for "mean" or "sum".
+        If the logits are not floating, if a floating target is shaped like class indices, if
+        weights or `lse` are not real numbers, if `grad_loss` is an array for "mean" or "sum", or if
+        `out` is not an array of the logits' dtype.
     ValueError
-        As `cross_entropy_with_grad`; also for a `grad_loss` or `lse` of another shape.
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `out` has another
+        shape, cannot be written to, is not C-contiguous or shares memory with an argument.
     IndexError
-        As `cross_entropy`. After any error `out` is as it was.
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row. After any error `out` is as it was.
+
+    Notes
+    -----
+    Every normal number of the gradient is within 4 units in the last place of the exact value, the
+    target's too; with soft targets or smoothing, where A · p_c and b_c may cancel, of the larger of
+    the two. A row that contains NaN or +inf, or only −inf, has the gradient NaN, and so has a row
+    whose lse is not finite. If a row's lse is not that of its logits, its gradient has no meaning.
+
+    The formula is the derivative of ``torch.nn.functional.cross_entropy`` and ONNX
+    SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in NumPy.
 
     Examples
     --------
@@ -248,13 +523,8 @@ def cross_entropy_backward(
     >>> loss, lse = pyce.cross_entropy(logits, labels, return_lse=True)
     >>> print(pyce.cross_entropy_backward(10.0, logits, labels, lse).round(2))
     [[ 2.31 -3.71  1.4 ]]
-
-    Notes
-    -----
-    As accurate as `cross_entropy_with_grad`. A row whose lse is not finite gets NaN; from one that
-    is not the lse of its logits come numbers without a meaning, in that row alone.
     """
-    p = arguments.loss_problem(
+    p = loss_problem(
         logits,
         target,
         axis=axis,
@@ -266,31 +536,35 @@ def cross_entropy_backward(
         normalizer=normalizer,
     )
     if p.reduction == "none":
-        p.grad_loss = arguments.reals(grad_loss, p.positions, "grad_loss").reshape(-1)
+        p.grad_loss = reals(grad_loss, p.positions, "grad_loss").reshape(-1)
     else:
-        p.grad_loss = arguments.real(grad_loss, "grad_loss")
-    p.lse = arguments.reals(lse, p.positions, "lse").reshape(-1)
-    others = (
+        p.grad_loss = real(grad_loss, "grad_loss")
+    p.lse = reals(lse, p.positions, "lse").reshape(-1)
+    # The gradient must share memory with none of these: each as it was passed and as it is used.
+    inputs = (
         (target, p.labels if p.probs is None else p.probs),
         (weight, p.weight),
         (sample_weight, p.sample_weight),
         (lse, p.lse),
         (grad_loss, p.grad_loss),
     )
-    p.grad = arguments.output(out, p.logits, logits, others)
+    p.grad = output(out, p.logits, logits, inputs)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
     backend.backward(p)
-    return arguments.delivered(p.grad, out)
+    return delivered(p.grad, out)
 
 
-def _run(p: Problem, direction: str) -> Any:
-    """Allocate row losses if asked for, run, and give them their shape."""
+def _run(p: Problem, *, with_grad: bool) -> Scalar | Losses:
+    """The loss in its shape, from the selected backend."""
     if p.reduction == "none":
-        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
+        p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
-    loss = backend.forward(p) if direction == "forward" else backend.forward_backward(p)
-    return loss if p.losses is None else p.losses.reshape(p.positions)
+    loss = backend.forward_backward(p) if with_grad else backend.forward(p)
+    if p.losses is not None:
+        return p.losses.reshape(p.positions)
+    assert loss is not None
+    return loss

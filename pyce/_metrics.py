@@ -1,57 +1,73 @@
-"""How often predictions are right, the same whichever backend is selected."""
+"""Measures of a classifier that are not its loss, the same whichever backend is selected."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import SupportsIndex
 
 import numpy as np
+import numpy.typing as npt
 
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._dtypes import dtype_name
 from pyce._problem import row_blocks
 
-# Elements that are looked at together: small beside the caches, large beside NumPy's call overhead.
+# Elements compared at a time: few enough for the caches, many enough to hide NumPy's overhead.
 _BLOCK = 1 << 16
 
 
 @_fpenv.default
 def accuracy(
-    logits: Any, target: Any, *, axis: int = -1, top_k: int = 1, ignore_index: int = -100
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = -1,
+    top_k: SupportsIndex = 1,
+    ignore_index: SupportsIndex = -100,
 ) -> float:
-    """The fraction of rows whose target is among the `top_k` classes of the largest logits.
+    """The fraction of rows whose target is among the `top_k` classes with the largest logits.
 
-    Of equal logits the lower class counts as the larger, as in `numpy.argmax`. A row whose logit at
-    the target is NaN is wrong.
+    A row is the C values along the class axis at one position. Of equal logits, the one of the
+    lower class counts as the larger, as in `numpy.argmax`. A row whose logit at the target is NaN
+    is wrong.
 
     Parameters
     ----------
     logits : array_like
-        As in `cross_entropy`; probabilities or other scores do as well.
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order; also probabilities or other scores. Python numbers are float64.
     target : array_like
-        Class indices, or one-hot rows (any real dtype, the logits' shape; the largest value marks
-        the class).
-    axis : int
+        Class indices of any integer dtype, in the shape of `logits` without the class axis; or
+        one-hot rows of any real dtype in the shape of `logits`, whose largest value is at the
+        class.
+    axis : int, default -1
         The class axis.
-    top_k : int
-        At least 1. More than C counts every row as right.
-    ignore_index : int
+    top_k : int, default 1
+        At least 1. If it is C or more, every row counts as right, unless its logit at the target
+        is NaN.
+    ignore_index : int, default -100
         Rows with this class index are left out.
 
     Returns
     -------
     float
-        NaN when no row counts.
+        NaN if no row is left.
 
     Raises
     ------
     TypeError
-        As `cross_entropy`.
+        If `logits` are not floating, or if a floating target is shaped like class indices.
     ValueError
-        As `cross_entropy`; also for `top_k` below 1.
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        or if `top_k` is below 1.
     IndexError
-        As `cross_entropy`.
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row.
+
+    Notes
+    -----
+    The definition is that of ``sklearn.metrics.top_k_accuracy_score``, except for ties.
 
     Examples
     --------
@@ -83,15 +99,16 @@ def accuracy(
     values = np.moveaxis(p.logits, p.axis, -1)
     classes = np.arange(p.classes)
     right = np.zeros(p.rows, bool)
-    inside = np.where(p.labels == p.ignore_index, 0, p.labels).reshape(-1, 1)
+    # Ignored rows get any class: they are left out of the mean.
+    labels = np.where(p.labels == p.ignore_index, 0, p.labels).reshape(-1, 1)
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _BLOCK):
         block = values[index].reshape(-1, p.classes)
-        label = inside[start:stop]
+        label = labels[start:stop]
         at_label = np.take_along_axis(block, label, axis=-1)
         ahead = (block > at_label) | ((block == at_label) & (classes < label))
-        # NaN compares as neither, so a row with NaN at the target must be told apart.
-        known = at_label[:, 0] == at_label[:, 0]
-        right[start:stop] = (np.count_nonzero(ahead, axis=-1) < k) & known
+        # Comparisons with NaN are false, so nothing is ahead of a NaN at the target.
+        not_nan = at_label[:, 0] == at_label[:, 0]
+        right[start:stop] = (np.count_nonzero(ahead, axis=-1) < k) & not_nan
     valid = p.valid()
     if valid is not None:
         right = right[valid]

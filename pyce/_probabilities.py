@@ -2,48 +2,142 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Literal, SupportsIndex, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from pyce import _arguments as arguments
 from pyce import _fpenv
+from pyce._dtypes import compute_dtype
 from pyce._problem import Problem, row_blocks
-from pyce._types import Array
+from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 
-# Elements that are looked at together: small beside the caches, large beside NumPy's call overhead.
+# Elements computed at a time: few enough for the caches, many enough to hide NumPy's overhead.
 _BLOCK = 1 << 16
+
+
+@overload
+def nll_loss(
+    log_probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+) -> Scalar: ...
+
+
+@overload
+def nll_loss(
+    log_probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+) -> Losses: ...
+
+
+@overload
+def nll_loss(
+    log_probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    normalizer: float | None = ...,
+) -> Scalar | Losses: ...
 
 
 @_fpenv.default
 def nll_loss(
-    log_probs: Any,
-    target: Any,
+    log_probs: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    axis: int = -1,
-    weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int = -100,
+    axis: SupportsIndex = -1,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | None = None,
-) -> Any:
-    """Negative log likelihood: the loss from log-probabilities, as `log_softmax` gives them.
+) -> Scalar | Losses:
+    """The negative log likelihood: cross-entropy of log-probabilities, as `log_softmax` gives them.
 
-    A row's loss is −weight[y] · log_probs[y], or −Σ_c weight_c · t_c · log_probs_c for
-    probabilities t, with 0 · ∞ = 0. The parameters that are not listed, reductions, dtypes and
-    errors are those of `cross_entropy`.
+    A row is the C values along the class axis at one position. With class weights w, the row's
+    sample weight s and smoothing ε, the loss of a row is
+
+        s · Σ_c b_c · (−log_probs_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
+
+    where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
+    smoothing that is −s · w_y · log_probs_y. A term with b_c = 0 is 0 even if log_probs_c is −inf.
 
     Parameters
     ----------
     log_probs : array_like
-        Log-probabilities, floating and shaped as the logits of `cross_entropy`. They are taken as
-        they are, whether or not a row's probabilities add up to 1.
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Python numbers are float64. They are used as given, whether or not
+        the probabilities of a row add up to 1.
+    target : array_like
+        Class indices of any integer dtype, in the shape of `log_probs` without the class axis; or
+        probabilities, floating and in the shape of `log_probs`, which need not add up to 1.
+    axis : int, default -1
+        The class axis.
+    weight : array_like, optional
+        Weight of each class: real numbers of shape (C,), used as given, 0 and negative ones too.
+    sample_weight : array_like, optional
+        Weight of each row: real numbers in the shape of `log_probs` without the class axis, used as
+        given.
+    ignore_index : int, default -100
+        A row with this class index is ignored: its loss is 0, and its values in `log_probs` have no
+        influence.
+    label_smoothing : float, default 0.0
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum of the rows' losses by Σ weight[y] · sample_weight over the rows that
+        are not ignored for class indices, and by Σ sample_weight for probabilities. Without such
+        rows it is NaN. "none" returns the loss of each row.
+    normalizer : float, optional
+        Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
+        is 0 if all rows are ignored.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        float64 for float64 log-probabilities, else float32.
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 `log_probs`, else float32. For "none" an array in the shape of
+        `log_probs` without the class axis.
+
+    Raises
+    ------
+    TypeError
+        If `log_probs` are not floating, if a floating target is shaped like class indices, or if
+        weights are not real numbers.
+    ValueError
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        if `reduction` is unknown, or if `label_smoothing` is outside [0, 1].
+    IndexError
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row.
+
+    Notes
+    -----
+    Weights, smoothing and the mean are defined as in
+    ``torch.nn.functional.nll_loss``. The class axis is the last one unless stated
+    otherwise, as in NumPy. The result is the same whichever backend is selected.
 
     Examples
     --------
@@ -61,45 +155,138 @@ def nll_loss(
         reduction=reduction,
         normalizer=normalizer,
     )
-    return _from_logs(p, lambda values: np.negative(values, dtype=np.float64))
+    return _loss(p, lambda values: np.negative(values, dtype=np.float64))
+
+
+@overload
+def log_loss(
+    probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: ToScalar = ...,
+    normalizer: float | None = ...,
+    eps: float | None = ...,
+) -> Scalar: ...
+
+
+@overload
+def log_loss(
+    probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Literal["none"],
+    normalizer: float | None = ...,
+    eps: float | None = ...,
+) -> Losses: ...
+
+
+@overload
+def log_loss(
+    probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: SupportsIndex = ...,
+    weight: npt.ArrayLike | None = ...,
+    sample_weight: npt.ArrayLike | None = ...,
+    ignore_index: SupportsIndex = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    normalizer: float | None = ...,
+    eps: float | None = ...,
+) -> Scalar | Losses: ...
 
 
 @_fpenv.default
 def log_loss(
-    probs: Any,
-    target: Any,
+    probs: npt.ArrayLike,
+    target: npt.ArrayLike,
     *,
-    axis: int = -1,
-    weight: Any = None,
-    sample_weight: Any = None,
-    ignore_index: int = -100,
+    axis: SupportsIndex = -1,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     normalizer: float | None = None,
     eps: float | None = None,
-) -> Any:
-    """The loss from probabilities: −Σ_c t_c · log probs_c, averaged over the rows.
+) -> Scalar | Losses:
+    """The cross-entropy of probabilities: the mean over the rows of −Σ_c t_c · log probs_c.
 
-    0 · log 0 counts as 0, and probability 0 on the true class gives +inf. The parameters that are
-    not listed, reductions, dtypes and errors are those of `cross_entropy`.
+    A row is the C values along the class axis at one position. With class weights w, the row's
+    sample weight s and smoothing ε, the loss of a row is
+
+        s · Σ_c b_c · (−log probs_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
+
+    where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
+    smoothing that is −s · w_y · log probs_y. A term with b_c = 0 is 0, even 0 · log 0. A class of
+    probability 0 with b_c > 0 makes the loss +inf, unless `eps` is given.
 
     Parameters
     ----------
     probs : array_like
-        Probabilities, floating and shaped as the logits of `cross_entropy`. They are taken as they
-        are, whether or not a row adds up to 1; a negative one gives NaN where it counts.
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Python numbers are float64. They are used as given, whether or not a
+        row adds up to 1; a negative one gives NaN, unless its b_c is 0.
+    target : array_like
+        Class indices of any integer dtype, in the shape of `probs` without the class axis; or
+        probabilities, floating and in the shape of `probs`, which need not add up to 1.
+    axis : int, default -1
+        The class axis.
+    weight : array_like, optional
+        Weight of each class: real numbers of shape (C,), used as given, 0 and negative ones too.
+    sample_weight : array_like, optional
+        Weight of each row: real numbers in the shape of `probs` without the class axis, used as
+        given.
+    ignore_index : int, default -100
+        A row with this class index is ignored: its loss is 0, and its values in `probs` have no
+        influence.
+    label_smoothing : float, default 0.0
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum of the rows' losses by Σ weight[y] · sample_weight over the rows that
+        are not ignored for class indices, and by Σ sample_weight for probabilities. Without such
+        rows it is NaN. "none" returns the loss of each row.
+    normalizer : float, optional
+        Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
+        is 0 if all rows are ignored.
     eps : float, optional
-        In [0, 0.5): clip the probabilities to [eps, 1 − eps] first. Nothing is clipped otherwise.
+        In [0, 0.5): clip the probabilities to [eps, 1 − eps] first. By default nothing is clipped.
 
     Returns
     -------
-    loss : numpy scalar or ndarray
-        float64 for float64 probabilities, else float32.
+    loss : numpy.float32, numpy.float64 or ndarray
+        In nats; float64 for float64 `probs`, else float32. For "none" an array in the shape of
+        `probs` without the class axis.
 
     Raises
     ------
+    TypeError
+        If `probs` are not floating, if a floating target is shaped like class indices, or if
+        weights are not real numbers.
     ValueError
-        As `cross_entropy`; also for `eps` outside [0, 0.5).
+        If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `eps` is outside
+        [0, 0.5).
+    IndexError
+        If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
+        row.
+
+    Notes
+    -----
+    For class indices the definition is that of ``sklearn.metrics.log_loss`` without its clipping.
+    Weights, smoothing and the mean are defined as in
+    ``torch.nn.functional.cross_entropy``. The class axis is the last one unless stated
+    otherwise, as in NumPy. The result is the same whichever backend is selected.
 
     Examples
     --------
@@ -122,59 +309,65 @@ def log_loss(
         normalizer=normalizer,
     )
 
-    def surprise(values: Array) -> Array:
+    def minus_log(values: Array) -> Array:
         wide = values.astype(np.float64)
         if eps is not None:
             wide = np.clip(wide, eps, 1.0 - eps)
         return np.negative(np.log(wide))
 
-    return _from_logs(p, surprise)
+    return _loss(p, minus_log)
 
 
-def _from_logs(p: Problem, minus_log: Any) -> Any:
-    """Row losses Σ_c b_c · minus_log(values_c), then the reduction.
-
-    b is the one-hot target, the probabilities, or their smoothed form, times the class weights.
-    """
+def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
+    """The reduction of the row losses s · Σ_c b_c · minus_log(values_c)."""
     p.check_labels()
     if p.reduction == "none":
-        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
+        p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
     values = np.moveaxis(p.logits, p.axis, -1)
     losses = np.zeros(p.rows)
     with np.errstate(all="ignore"):
         if p.labels is not None:
-            _add_labels(p, values, minus_log, losses)
+            _add_labels(p, p.labels, values, minus_log, losses)
         if p.probs is not None or p.smoothing:
-            _add_all_classes(p, values, minus_log, losses)
+            _add_soft_targets(p, values, minus_log, losses)
         if p.sample_weight is not None:
             losses *= p.sample_weight
     valid = p.valid()
     if valid is not None:
         losses[~valid] = 0.0
     loss = p.reduce(losses)
-    return loss if p.losses is None else p.losses.reshape(p.positions)
+    if p.losses is not None:
+        return p.losses.reshape(p.positions)
+    assert loss is not None
+    return loss
 
 
-def _add_labels(p: Problem, values: Array, minus_log: Any, losses: Array) -> None:
-    assert p.labels is not None
-    inside = np.where(p.labels == p.ignore_index, 0, p.labels)
-    at_label = np.take_along_axis(values, inside.reshape(*p.positions, 1), axis=-1).reshape(-1)
-    share = 1.0 - p.smoothing
-    factor = share if p.weight is None else share * p.weight[inside]
-    losses += _product(np.broadcast_to(factor, losses.shape), minus_log(at_label))
+def _add_labels(
+    p: Problem, labels: Array, values: Array, minus_log: Callable[[Array], Array], losses: Array
+) -> None:
+    """Add (1 − ε) · w_y · minus_log(values_y) to the losses; ignored rows get any number."""
+    classes = np.where(labels == p.ignore_index, 0, labels)
+    at_label = np.take_along_axis(values, classes.reshape(*p.positions, 1), axis=-1).reshape(-1)
+    on_value = 1.0 - p.smoothing
+    b = on_value if p.weight is None else on_value * p.weight[classes]
+    losses += _product(np.broadcast_to(b, losses.shape), minus_log(at_label))
 
 
-def _add_all_classes(p: Problem, values: Array, minus_log: Any, losses: Array) -> None:
+def _add_soft_targets(
+    p: Problem, values: Array, minus_log: Callable[[Array], Array], losses: Array
+) -> None:
+    """Add Σ_c b_c · minus_log(values_c) to the losses, of labels only the part from smoothing."""
     probs = None if p.probs is None else np.moveaxis(p.probs, p.axis, -1)
     weight = np.ones(1) if p.weight is None else p.weight
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _BLOCK):
         block = minus_log(values[index].reshape(-1, p.classes))
-        share = np.full(block.shape, p.smoothing / p.classes)
+        target = np.full(block.shape, p.smoothing / p.classes)
         if probs is not None:
-            target = probs[index].reshape(-1, p.classes).astype(np.float64)
-            share = share + (1.0 - p.smoothing) * target
-        losses[start:stop] += _product(share * weight, block).sum(axis=-1)
+            t = probs[index].reshape(-1, p.classes).astype(np.float64)
+            target = target + (1.0 - p.smoothing) * t
+        losses[start:stop] += _product(target * weight, block).sum(axis=-1)
 
 
-def _product(share: Array, loss: Array) -> Array:
-    return np.multiply(share, loss, out=np.zeros(loss.shape), where=share != 0)
+def _product(b: Array, minus_log: Array) -> Array:
+    """b · minus_log, where 0 times infinity or NaN is 0."""
+    return np.multiply(b, minus_log, out=np.zeros(minus_log.shape), where=b != 0)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextvars import Token
 from types import TracebackType
-from typing import Any
+from typing import SupportsIndex, cast
 
 from pyce import _backends, _threads
 from pyce._arguments import positive_number
+from pyce._types import BackendChoice, BackendName
 
 
-def backends() -> list[str]:
-    """The backends that can be used on this machine, fastest first.
+def backends() -> list[BackendName]:
+    """The backends that can be used on this machine, in order of preference.
 
     Returns
     -------
     list of str
-        Some of "c", "numba" and "numpy"; `info` says why others can't.
+        Some of "c", "numba" and "numpy". `info` says why the others cannot be used.
 
     Examples
     --------
@@ -25,8 +27,8 @@ def backends() -> list[str]:
     return [name for name in _backends.NAMES if _backends.why_not(name) is None]
 
 
-def get_backend() -> str:
-    """The backend that a call made here and now runs on.
+def get_backend() -> BackendName:
+    """The backend that a call made now, in this thread and task, runs on.
 
     Returns
     -------
@@ -36,7 +38,8 @@ def get_backend() -> str:
     Raises
     ------
     ValueError
-        When PYCE_BACKEND or PYCE_ISA names what is not available.
+        If PYCE_BACKEND or PYCE_ISA is set to a value that is unknown or cannot be used here; the
+        message lists the choices.
 
     Examples
     --------
@@ -44,23 +47,25 @@ def get_backend() -> str:
     ...     print(pyce.get_backend())
     numpy
     """
-    return _backends.current().NAME
+    return cast(BackendName, _backends.current().NAME)
 
 
-def set_backend(name: str) -> None:
+def set_backend(name: BackendChoice) -> None:
     """Run on the named backend from now on, in the whole process.
 
-    Where `use_backend` is active, it goes before.
+    An active `use_backend` takes precedence.
 
     Parameters
     ----------
-    name : str
-        "c", "numba", "numpy", or "auto" for the fastest.
+    name : {"auto", "c", "numba", "numpy"}
+        "auto" is the backend that the environment variable PYCE_BACKEND names, or the first of
+        `backends`.
 
     Raises
     ------
     ValueError
-        For a name that is unknown or can't be used here; nothing changes then.
+        If the backend is unknown or cannot be used on this machine; the message lists the choices.
+        Nothing is changed then.
 
     Examples
     --------
@@ -74,17 +79,19 @@ def set_backend(name: str) -> None:
 class use_backend:
     """Run on the named backend inside a with block, in this thread and task only.
 
-    Blocks nest.
+    Blocks can be nested.
 
     Parameters
     ----------
-    name : str
-        As for `set_backend`.
+    name : {"auto", "c", "numba", "numpy"}
+        "auto" is the backend that the environment variable PYCE_BACKEND names, or the first of
+        `backends`.
 
     Raises
     ------
     ValueError
-        On entry, as `set_backend`.
+        On entry, if the backend is unknown or cannot be used on this machine; the message lists the
+        choices.
 
     Examples
     --------
@@ -93,9 +100,9 @@ class use_backend:
     numpy
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: BackendChoice) -> None:
         self._name = name
-        self._tokens: list[Any] = []
+        self._tokens: list[Token[BackendChoice | None]] = []
 
     def __enter__(self) -> None:
         self._tokens.append(_backends.choose(self._name))
@@ -109,11 +116,11 @@ class use_backend:
         _backends.unchoose(self._tokens.pop())
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: SupportsIndex) -> None:
     """Use at most `n` threads per call from now on, in every backend.
 
-    The calling thread counts as one of them. Fewer run where the CPU affinity, the control group or
-    a limit set by threadpoolctl allows fewer.
+    The calling thread is one of them. Fewer run if the CPU affinity, the control group or a limit
+    set by threadpoolctl allows fewer, or if a call is too small to share.
 
     Parameters
     ----------
@@ -123,9 +130,9 @@ def set_num_threads(n: int) -> None:
     Raises
     ------
     TypeError
-        When `n` is no whole number.
+        If `n` is not an integer.
     ValueError
-        For `n` below 1.
+        If `n` is below 1.
 
     Examples
     --------
@@ -142,13 +149,14 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        The smallest of what `set_num_threads` or the environment asks for, the CPU affinity, the
-        control group's quota and the limit set by threadpoolctl; at least 1.
+        The least of the number set by `set_num_threads` or the environment variables
+        PYCE_NUM_THREADS and OMP_NUM_THREADS, the CPU affinity, the control group's quota and the
+        limit set by threadpoolctl; at least 1.
 
     Raises
     ------
     ValueError
-        When PYCE_NUM_THREADS is set to something other than a whole number of at least 1.
+        If PYCE_NUM_THREADS is set to something other than an integer of at least 1.
 
     Examples
     --------

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from pyce import _arguments as arguments
 from pyce._backends import current
-from pyce._types import Array
+from pyce._types import Array, LogSumExp
 
 
-def softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
-    """exp(x_c) / Σ_k exp(x_k) along `axis`.
+def softmax(x: npt.ArrayLike, axis: SupportsIndex = -1, out: Array | None = None) -> Array:
+    """exp(x_c) / Σ_k exp(x_k) along an axis.
 
     Parameters
     ----------
     x : array_like
-        Floating as the logits of `cross_entropy`.
-    axis : int
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
+    axis : int, default -1
         The class axis.
     out : ndarray, optional
-        Where to write the result, as in `cross_entropy_with_grad`; it may be `x`.
+        Where to write the result: an array in the shape and dtype of `x`, C-contiguous and
+        writable. It may be exactly `x` (in place) and must not overlap it otherwise.
 
     Returns
     -------
     ndarray
-        In x's shape and dtype; `out` if that was given. Every normal number is within 4 units in
-        the last place. A row that holds NaN or +inf, or nothing but −inf, is NaN throughout.
+        In the shape and dtype of `x`; `out` if that was given. No element is above 1, and every
+        normal number is within 4 units in the last place of the exact value. A row, that is the
+        classes at one position, is NaN if it contains NaN or +inf, or only −inf.
 
     Raises
     ------
     TypeError
-        Values that are not floating; an unfit `out`.
+        If `x` is not floating, or if `out` is not an array of its dtype.
     ValueError
-        No classes, 0-d arrays, an axis out of range; an unfit `out`.
+        If there are no classes or no dimensions, if `axis` is out of range, or if `out` has another
+        shape, cannot be written to, is not C-contiguous or overlaps `x` without being `x`.
+
+    Notes
+    -----
+    The definition is that of ``scipy.special.softmax`` and ``torch.softmax``.
 
     Examples
     --------
@@ -42,21 +51,47 @@ def softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
     [0.231 0.629 0.14 ]
     """
     backend = current()
-    array, k, result = _matrix(x, axis, out)
+    array, k, result = _checked(x, axis, out)
     backend.softmax(array, k, result)
     return arguments.delivered(result, out)
 
 
-def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
-    """x_c − log Σ_k exp(x_k) along `axis`, the logarithm of the softmax; never above 0.
+def log_softmax(x: npt.ArrayLike, axis: SupportsIndex = -1, out: Array | None = None) -> Array:
+    """x_c − log Σ_k exp(x_k) along an axis: the logarithm of the softmax.
 
-    Parameters, errors and rows that are not finite as in `softmax`.
+    With the maximum m of a row, it is computed as (x_c − m) − log1p(q), where 1 + q is the sum of
+    exp(x_k − m). Both terms are at most 0, so that nothing cancels.
+
+    Parameters
+    ----------
+    x : array_like
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
+    axis : int, default -1
+        The class axis.
+    out : ndarray, optional
+        Where to write the result: an array in the shape and dtype of `x`, C-contiguous and
+        writable. It may be exactly `x` (in place) and must not overlap it otherwise.
 
     Returns
     -------
     ndarray
-        In x's shape and dtype; `out` if that was given. Right to 4 units in the last place also
-        where a class has nearly all the probability, since log1p of the rest is what is computed.
+        In the shape and dtype of `x`; `out` if that was given. No element is above 0, and every
+        normal number is within 4 units in the last place of the exact value, also where a class has
+        nearly all of the probability. A row, that is the classes at one position, is NaN if it
+        contains NaN or +inf, or only −inf.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not floating, or if `out` is not an array of its dtype.
+    ValueError
+        If there are no classes or no dimensions, if `axis` is out of range, or if `out` has another
+        shape, cannot be written to, is not C-contiguous or overlaps `x` without being `x`.
+
+    Notes
+    -----
+    The definition is that of ``scipy.special.log_softmax`` and ``torch.log_softmax``.
 
     Examples
     --------
@@ -64,35 +99,65 @@ def log_softmax(x: Any, axis: int = -1, out: Any = None) -> Array:
     [-4.24835426e-18 -4.00000000e+01]
     """
     backend = current()
-    array, k, result = _matrix(x, axis, out)
+    array, k, result = _checked(x, axis, out)
     backend.log_softmax(array, k, result)
     return arguments.delivered(result, out)
 
 
-def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
-    """log Σ_c exp(x_c) along `axis`, computed without overflow.
+@overload
+def logsumexp(
+    x: npt.ArrayLike, axis: SupportsIndex = ..., keepdims: Literal[False] = ...
+) -> np.float64 | LogSumExp: ...
+
+
+@overload
+def logsumexp(
+    x: npt.ArrayLike, axis: SupportsIndex = ..., *, keepdims: Literal[True]
+) -> LogSumExp: ...
+
+
+@overload
+def logsumexp(
+    x: npt.ArrayLike, axis: SupportsIndex = ..., keepdims: bool = ...
+) -> np.float64 | LogSumExp: ...
+
+
+def logsumexp(
+    x: npt.ArrayLike, axis: SupportsIndex = -1, keepdims: bool = False
+) -> np.float64 | LogSumExp:
+    """log Σ_c exp(x_c) along an axis, computed without overflow.
+
+    With the maximum m of a row, it is m + log1p(q), where 1 + q is the sum of exp(x_c − m).
 
     Parameters
     ----------
     x : array_like
-        Floating as the logits of `cross_entropy`.
-    axis : int
+        float16, bfloat16, float32 or float64, of any shape with at least one dimension, any strides
+        and either byte order. Half types are computed in float32. Python numbers are float64.
+    axis : int, default -1
         The class axis.
-    keepdims : bool
-        Keep the class axis, with length 1.
+    keepdims : bool, default False
+        Whether to keep the class axis, with length 1.
 
     Returns
     -------
-    numpy.float64 or ndarray
-        float64 whatever the dtype of `x`, in its shape without the class axis. NaN gives NaN, +inf
-        gives +inf, a row of only −inf gives −inf.
+    numpy.float64 or ndarray of float64
+        In the shape of `x` without the class axis; a scalar if that has no dimensions. A row, that
+        is the classes at one position, gives NaN if it contains NaN, +inf if it contains +inf, and
+        −inf if it contains only −inf.
 
     Raises
     ------
     TypeError
-        Values that are not floating.
+        If `x` is not floating.
     ValueError
-        No classes, 0-d arrays, an axis out of range.
+        If there are no classes or no dimensions, or if `axis` is out of range.
+
+    Notes
+    -----
+    The definition is that of ``scipy.special.logsumexp`` and ``torch.logsumexp``. The result is
+    float64 for every dtype of `x`, but for float32 and half types the exponentials may have the
+    precision of float32.
 
     Examples
     --------
@@ -104,10 +169,14 @@ def logsumexp(x: Any, axis: int = -1, keepdims: bool = False) -> Any:
     shape = array.shape[:k] + ((1,) if keepdims else ()) + array.shape[k + 1 :]
     result = np.empty(shape)
     current().logsumexp(array, k, result.reshape(-1))
-    return result if result.ndim else result[()]
+    if result.ndim:
+        return result
+    scalar: np.float64 = result.reshape(-1)[0]
+    return scalar
 
 
-def _matrix(x: Any, axis: Any, out: Any) -> tuple[Array, int, Array]:
+def _checked(x: Any, axis: Any, out: Any) -> tuple[Array, int, Array]:
+    """The input, its class axis and the array for the result."""
     array, _ = arguments.floating(x, "x")
     k = arguments.class_axis(axis, array.shape, "x")
     return array, k, arguments.output(out, array, x, ())

@@ -1,7 +1,7 @@
 """Lets threadpoolctl see and limit pyce, whichever of the two is imported first.
 
-threadpoolctl must be told of what it does not know, but is not imported for that: it is told at
-once if it is there already, else as soon as someone imports it.
+pyce has to register a controller with threadpoolctl, but does not import it for that: it registers
+at once if threadpoolctl is imported already, else as soon as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _NAME = "threadpoolctl"
 
 
 def register() -> None:
-    """Tell threadpoolctl of the C extension, which it finds among the loaded libraries.
+    """Register a controller for the C extension, which threadpoolctl finds by its loaded library.
 
-    What limits it limits every backend. Without the extension there is nothing to find.
+    Its limit holds for every backend. Without the extension, threadpoolctl does not find pyce.
     """
     try:
         threadpoolctl: Any = importlib.import_module(_NAME)
@@ -48,7 +48,7 @@ def register() -> None:
 
 
 class _Watch:
-    """A finder that finds nothing but has `register` called once threadpoolctl is imported."""
+    """A finder that finds only threadpoolctl, by the other finders, and replaces its loader."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != _NAME:
@@ -64,26 +64,26 @@ class _Watch:
 
 
 class _Loader:
-    """threadpoolctl's own loader, and then `register`."""
+    """The loader of threadpoolctl, which calls `register` after loading."""
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._loader, name)
 
     def create_module(self, spec: Any) -> Any:
-        return self._own.create_module(spec)
+        return self._loader.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
-        module.__spec__.loader = module.__loader__ = self._own
-        self._own.exec_module(module)
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
         sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Watch)]
         register()
 
 
 def watch() -> None:
-    """Have `register` called, now or when threadpoolctl is imported."""
+    """Call `register`, now or when threadpoolctl is imported."""
     if _NAME in sys.modules:
         register()
     else:

@@ -1,9 +1,9 @@
-"""How many threads a call may use: what was asked for, limited by what the process may run on.
+"""How many threads a call may use: the number asked for, limited by what the process may run on.
 
-Asked for: `set_num_threads`, else PYCE_NUM_THREADS, else OMP_NUM_THREADS, else every processor.
-Limits: the CPU affinity of the calling thread, read at every large call; the CPU quotas of the
-process's control group and its ancestors (version 1 and 2), re-read at most once a second; what
-threadpoolctl was told; what the code that calls us runs on (`at_most`).
+The number asked for is that of `ask`, else of PYCE_NUM_THREADS, else of OMP_NUM_THREADS, else
+unlimited. The limits are the CPU affinity of the calling thread, read at every large call; the CPU
+quotas of the process's control group and its ancestors (cgroup versions 1 and 2), read at most once
+a second; the limit set through threadpoolctl; and `at_most` of the calling code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 from pyce import _fpenv
 
@@ -44,13 +43,13 @@ def ask(n: int) -> None:
 
 
 def budget() -> int:
-    """How many threads may run, asked once for every call that is large enough to share."""
+    """The number of threads that a call may use; called for every call large enough to share."""
     return max(1, math.ceil(min(_unlimited(), _limit, _at_most.get())))
 
 
 @contextmanager
 def at_most(n: int) -> Iterator[None]:
-    """At most `n` threads in calls made in this block, by this thread and task alone."""
+    """Use at most `n` threads for calls made in this block, by this thread and task only."""
     token = _at_most.set(n)
     try:
         yield
@@ -59,10 +58,11 @@ def at_most(n: int) -> Iterator[None]:
 
 
 def limit(n: int) -> None:
-    """Use at most `n` threads, whatever was asked for, until told otherwise; for threadpoolctl.
+    """Use at most `n` threads, whatever was asked for, until the next call; for threadpoolctl.
 
-    To end a limit, threadpoolctl sets the number that it found before. So a number that limits
-    nothing is none: what was asked for, the affinity and the quota count again as they change.
+    To end a limit, threadpoolctl sets the number that it found before. So a number that does not
+    reduce the present one removes the limit: the number asked for, the affinity and the quota count
+    again, also if they change.
     """
     global _limit
     _limit = n if n < _unlimited() else math.inf
@@ -78,7 +78,7 @@ def _wanted() -> int:
     text = os.environ.get("PYCE_NUM_THREADS")
     if text:
         return _positive(text)
-    # OMP_NUM_THREADS may be a list (one number per nesting level) and is not ours to complain of.
+    # OMP_NUM_THREADS may be a list, one number per nesting level. OpenMP reports its errors.
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return max(1, int(text)) if text.isdigit() else 2**31 - 1
 
@@ -98,7 +98,7 @@ def _affinity() -> int:
 
 def _quota_now() -> float:
     global _quota, _quota_read_at
-    now = time.monotonic_ns()  # no float, whose arithmetic would leave flags in the caller
+    now = time.monotonic_ns()  # an integer: float arithmetic would set the caller's status flags
     if _quota_read_at is None or now - _quota_read_at >= 1_000_000_000:
         _quota = _read_quota()
         _quota_read_at = now
@@ -107,19 +107,21 @@ def _quota_now() -> float:
 
 @_fpenv.default
 def _read_quota() -> float:
-    """In whole processors."""
-    quota = cgroup_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    """The quota in processors, rounded up."""
+    quota = cgroup_quota("/proc/self/cgroup", "/sys/fs/cgroup")
     return quota if quota == math.inf else math.ceil(quota)
 
 
-def cgroup_quota(membership: Path, root: Path) -> float:
+def cgroup_quota(membership: str | os.PathLike[str], root: str | os.PathLike[str]) -> float:
     """The smallest CPU quota, in processors, of the process's group and its ancestors; inf if none.
 
-    `membership` lists the process's groups (a line `id:controllers:path` for each hierarchy),
-    `root` is where the hierarchies are mounted.
+    `membership` lists the process's groups (a line `id:controllers:path` for each hierarchy), and
+    `root` is the directory that the hierarchies are mounted in.
     """
+    # Without pathlib, whose import takes half the time of pyce's.
     try:
-        lines = os.fsdecode(membership.read_bytes()).splitlines()
+        with open(membership, "rb") as file:
+            lines = os.fsdecode(file.read()).splitlines()
     except OSError:
         return math.inf
     quota = math.inf
@@ -128,24 +130,29 @@ def cgroup_quota(membership: Path, root: Path) -> float:
         names = controllers.split(",")
         if controllers and "cpu" not in names:
             continue
-        mounts = [root] if not controllers else [root / controllers, root / "cpu"]
+        places = [controllers, "cpu"] if controllers else [""]
         parts = [part for part in path.split("/") if part not in ("", "..")]
-        for mount in mounts:
+        for place in places:
             for depth in range(len(parts), -1, -1):
-                quota = min(quota, _quota_of(mount.joinpath(*parts[:depth])))
+                quota = min(quota, _quota_of(os.path.join(root, place, *parts[:depth])))
     return quota
 
 
-def _quota_of(group: Path) -> float:
+def _quota_of(group: str) -> float:
     try:
-        limit, period = (group / "cpu.max").read_text().split()[:2]
+        limit, period = _words(group, "cpu.max")[:2]
     except (OSError, ValueError):
         try:
-            limit = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
+            limit = _words(group, "cpu.cfs_quota_us")[0]
+            period = _words(group, "cpu.cfs_period_us")[0]
+        except (OSError, IndexError):
             return math.inf
     try:
         return int(limit) / int(period) if limit != "max" and int(limit) > 0 else math.inf
     except (ValueError, ZeroDivisionError):
         return math.inf
+
+
+def _words(group: str, name: str) -> list[str]:
+    with open(os.path.join(group, name), encoding="utf-8") as file:
+        return file.read().split()

@@ -12,6 +12,8 @@ Array = npt.NDArray[Any]
 # A loss, and one loss for each row: float64 for float64 inputs, else float32.
 Scalar = np.float32 | np.float64
 Losses = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+# log Σ exp of each row: float64 for inputs of any dtype.
+LogSumExp = npt.NDArray[np.float64]
 
 Reduction = Literal["mean", "sum", "none"]
 ToScalar = Literal["mean", "sum"]

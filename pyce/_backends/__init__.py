@@ -1,8 +1,9 @@
-"""The ordered registry of backends and the choice between them.
+"""The protocol of backends, their registry, and the choice between them.
 
-A backend is one module of this package with the functions of `Backend` below. To add one, write the
-file and add a line to `_REGISTRY`; tests and benchmarks find it there. Backends import neither each
-other nor this registry: they get a `Problem`, trust it, and write into the arrays it holds.
+A backend is one module or package in this package with the names of the protocol `Backend`. To add
+one, write it, add a line to `_REGISTRY` and its name to the types in `pyce._types`; tests and
+benchmarks take it from the registry. Backends import neither each other nor the registry nor the
+argument checks: they get a `Problem`, rely on it, and write to its arrays.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, Protocol, cast
 
 from pyce._problem import Problem
-from pyce._types import Array, Scalar
+from pyce._types import Array, BackendChoice, BackendName, Scalar
 
 
 class Backend(Protocol):
@@ -26,13 +27,25 @@ class Backend(Protocol):
     depends on the caller's floating-point environment or changes it, status flags included.
     """
 
-    NAME: str
-    # Whether the functions that take a `Problem` raise IndexError for labels out of range, before
-    # they write anything. If not, the caller runs `Problem.check_labels` first.
-    CHECKS_LABELS: bool
-    # For libraries whose memory is not NumPy's, such as pyce.torch; None if the backend computes on
-    # NumPy arrays only.
-    at_addresses: AtAddresses | None
+    # Attributes of the module, which nobody else sets.
+
+    @property
+    def NAME(self) -> str:
+        """The name in `_REGISTRY`."""
+
+    @property
+    def CHECKS_LABELS(self) -> bool:
+        """Whether the functions that take a `Problem` raise IndexError for labels out of range.
+
+        They do so before they write anything. If not, `Problem.check_labels` runs before them.
+        """
+
+    @property
+    def at_addresses(self) -> AtAddresses | None:
+        """Computes the loss in memory that is not a NumPy array, such as a tensor's.
+
+        None if the backend reads NumPy arrays only.
+        """
 
     def forward(self, p: Problem) -> Scalar | None:
         """Write p.lse and p.losses where they are not None; return the loss in its dtype.
@@ -124,8 +137,8 @@ class AtAddresses(Protocol):
         """
 
 
-# In order of preference: name, what must be importable, what to do when it is not.
-_REGISTRY: tuple[tuple[str, str | None, str], ...] = (
+# In order of preference: name, module that must be importable, what to do if it is not.
+_REGISTRY: tuple[tuple[BackendName, str | None, str], ...] = (
     (
         "c",
         "pyce._pyce",
@@ -134,39 +147,41 @@ _REGISTRY: tuple[tuple[str, str | None, str], ...] = (
     ("numba", "numba", "numba is not installed: pip install 'pyce[numba]'"),
     ("numpy", None, ""),
 )
-NAMES = tuple(name for name, _, _ in _REGISTRY)
+NAMES: tuple[BackendName, ...] = tuple(name for name, _, _ in _REGISTRY)
 
+# The backends imported so far, and the one that "auto" stands for.
 _loaded: dict[str, Backend] = {}
+# Why backends that seemed available could not be imported.
 _broken: dict[str, str] = {}
-_default = "auto"
-_chosen: ContextVar[str | None] = ContextVar("pyce_backend", default=None)
+_default: BackendChoice = "auto"
+_chosen: ContextVar[BackendChoice | None] = ContextVar("pyce_backend", default=None)
 
 
-def _environment() -> str:
+def _environment() -> BackendChoice:
     return check_name(os.environ.get("PYCE_BACKEND") or "auto", "PYCE_BACKEND")
 
 
-def check_name(name: Any, what: str = "backend") -> str:
+def check_name(name: Any, what: str = "backend") -> BackendChoice:
     """`name` if it is "auto" or a registered backend; else ValueError with the choices."""
     if name != "auto" and name not in NAMES:
         raise ValueError(f"{what} must be one of auto, {', '.join(NAMES)}; got {name!r}")
-    return str(name)
+    return cast(BackendChoice, str(name))
 
 
-def why_not(name: str) -> str | None:
-    """Why the named backend can't be used on this machine; None when it can."""
+def why_not(name: BackendName) -> str | None:
+    """Why the named backend cannot be used on this machine; None if it can."""
     if name in _loaded:
         return None
     if name in _broken:
         return _broken[name]
-    _, needs, advice = _REGISTRY[NAMES.index(name)]
-    if needs is None:
+    _, module, advice = _REGISTRY[NAMES.index(name)]
+    if module is None:
         return None
     if name == "numba":
-        # Importing numba takes a second, so that is left to the first use.
-        return None if importlib.util.find_spec(needs) else advice
+        # Importing numba takes a second, so it is imported at its first use only.
+        return None if importlib.util.find_spec(module) else advice
     try:
-        importlib.import_module(needs)
+        importlib.import_module(module)
     except ImportError as error:
         _broken[name] = f"{advice} ({error})"
         return _broken[name]
@@ -174,11 +189,11 @@ def why_not(name: str) -> str | None:
 
 
 class Unavailable(ValueError):
-    """A backend that was asked for can't be used on this machine."""
+    """A backend that was asked for cannot be used on this machine."""
 
 
-def load(name: str) -> Backend:
-    """The named backend, imported on first use; ValueError with the choices when it can't be."""
+def load(name: BackendName) -> Backend:
+    """The named backend, imported at its first use; `Unavailable` if it cannot be."""
     backend = _loaded.get(name)
     if backend is not None:
         return backend
@@ -201,7 +216,7 @@ def _best() -> Backend:
             try:
                 backend = load(name)
             except Unavailable:
-                continue  # found, but broken: the reason is kept for info()
+                continue  # installed, but its import fails; `_broken` keeps the reason for info()
             if name != "c":
                 warnings.warn(
                     f"pyce runs on {name}, many times slower than it could: {why_not('c')}",
@@ -213,32 +228,36 @@ def _best() -> Backend:
 
 
 def current() -> Backend:
-    """The backend that a call made here and now runs on."""
+    """The backend that a call made now, in this thread and task, runs on."""
     name = _chosen.get() or _default
     backend = _loaded.get(name)
     if backend is not None:
         return backend
     if name != "auto":
         return load(name)
-    # Decided once: the environment's word if there is one, else the first that works.
+    # "auto" is decided once: the backend that the environment names, else the first that works.
     name = _environment()
     _loaded["auto"] = backend = _best() if name == "auto" else load(name)
     return backend
 
 
-def set_default(name: str) -> None:
+def set_default(name: BackendChoice) -> None:
+    """Set the backend of the process."""
     global _default
-    if check_name(name) != "auto":
-        load(name)
+    checked = check_name(name)
+    if checked != "auto":
+        load(checked)
     _default = name
 
 
-def choose(name: str) -> Any:
-    """Choose for this thread or task; returns the token that `unchoose` takes."""
-    if check_name(name) != "auto":
-        load(name)
+def choose(name: BackendChoice) -> Token[BackendChoice | None]:
+    """Set the backend of this thread or task; returns the token for `unchoose`."""
+    checked = check_name(name)
+    if checked != "auto":
+        load(checked)
     return _chosen.set(name)
 
 
-def unchoose(token: Any) -> None:
+def unchoose(token: Token[BackendChoice | None]) -> None:
+    """Undo one `choose`."""
     _chosen.reset(token)

@@ -1,26 +1,30 @@
 """The reference backend: NumPy alone, in float64, block by block.
 
-A row x (classes,) with the maximum m, attained `ties` times, is known by
+docs/derivation.md has the symbols and the derivation. The pivot of a row is a class k with the
+largest logit, x_k = m, and the exponentials are e_c = exp(x_c − m), so that e_k = 1:
 
-    rest = Σ_{x_c < m} exp(x_c − m) + (ties − 1),    S = Σ_c exp(x_c − m) = 1 + rest
+    R   = Σ_{c≠k} e_c,    S = Σ_c e_c = 1 + R
+    b_c = w_c·((1 − ε)·t_c + ε/C),    A = Σ_c b_c
 
-and with the target's coefficients b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c, everything follows
-without a difference of nearly equal numbers:
+    lse = m + log1p(R)
+    ℓ   = s·(Σ_c b_c·(m − x_c) + A·log1p(R))
+    p_c = e_c/S
+    g_c = s·G·(A·p_c − b_c)
+    g_c = s·G·((A − b_c) − A·R/S)    where x_c = m and b_c > A/2
 
-    lse      = m + log1p(rest)
-    loss     = Σ_c b_c·(m − x_c) + A·log1p(rest)
-    p_c      = exp(x_c − m)/S
-    gradient = A·p_c − b_c, but (A − b_c) − A·rest/S where x_c = m and b_c > A/2: for a one-hot
-               target that is A·(p_c − 1) without the cancellation
+No step is a difference of nearly equal numbers: where a one-hot target is a maximum, the last line
+is −s·G·A·R/S, that is A·(p_c − 1) without cancellation.
 
-For float32 and half types, float64 leaves nothing to be desired. For float64 logits the same
-formulas are carried out in pairs of float64, so that little more than one rounding remains.
+With float32 and half-type logits, float64 arithmetic makes no error that counts. With float64
+logits the same formulas are computed in pairs of float64 (`pyce._compensated`), so that little more
+than the last rounding remains.
 
-Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
-index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
+Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, and
+of the gradient itself for index targets without smoothing. Half types: the float32 result, rounded
+once.
 
-Memory: blocks of some thousand elements, longer rows in pieces, below 1 MiB in all; and 32 bytes
-per row. A block is read before it is written, so an output may be the input.
+Memory: blocks of a few thousand elements, and pieces of longer rows, below 1 MiB in total; and 32
+bytes per row. A block is read before it is written, so an output may be the input.
 """
 
 from __future__ import annotations
@@ -34,11 +38,11 @@ from pyce import _fpenv
 from pyce._compensated import LOWEST, Number, Pair, exp, log1p, rounded, row_sum, zero_where
 from pyce._dtypes import compute_dtype
 from pyce._problem import Problem, row_blocks
-from pyce._types import Array
+from pyce._types import Array, Scalar
 
 NAME = "numpy"
 CHECKS_LABELS = False
-at_addresses = None  # memory is NumPy's arrays only
+at_addresses = None  # reads NumPy arrays only
 
 # Elements of a block, such that all its temporaries together (8 in float64, 21 with pairs) stay
 # below 1 MiB.
@@ -55,41 +59,41 @@ def _block(x: Array) -> int:
 
 
 class _Rows:
-    """Softmax of a block of rows `x` (..., classes), of any dtype and strides.
+    """The softmax of a block of rows `x` (..., classes), of any dtype and strides.
 
-    maximum, rest, log_total: (rows,), m, rest and log1p(rest). For rows with NaN, with +inf or of
-    only −inf the last two are NaN.
+    maximum, rest, log_sum: (rows,), m, R and log S = log1p(R). The last two are NaN for rows that
+    contain NaN or +inf, or only −inf.
     """
 
     rest: Number
-    log_total: Number
+    log_sum: Number
 
     def __init__(self, x: Array) -> None:
         self._x = x
         self._last: tuple[slice, Number, Number] | None = None
-        self._exact = x.dtype == np.float64
+        self._in_pairs = x.dtype == np.float64
         self.maximum = np.max([_float64(x[..., cut]).max(axis=1) for cut in self.cuts()], axis=0)
         self.rest = self.number(np.zeros(self.maximum.shape))
-        ties = np.full(self.maximum.shape, -1.0)
+        ties = np.full(self.maximum.shape, -1.0)  # classes with x_c = m, without the pivot
         for cut in self.cuts():
-            d, e = self.shifted(cut)
-            top = rounded(d) == 0.0
-            self.rest = self.rest + row_sum(zero_where(top, e))
-            ties += np.count_nonzero(top, axis=1)
+            d, e = self.exponentials(cut)
+            at_maximum = rounded(d) == 0.0
+            self.rest = self.rest + row_sum(zero_where(at_maximum, e))
+            ties += np.count_nonzero(at_maximum, axis=1)
         self.rest = self.rest + ties
-        self.log_total = (log1p if self._exact else np.log1p)(self.rest)
+        self.log_sum = (log1p if self._in_pairs else np.log1p)(self.rest)
 
     def number(self, value: Any) -> Number:
-        """`value` in the precision that the logits' dtype asks for."""
-        return Pair(value) if self._exact else value
+        """`value` in the precision of the arithmetic: a pair for float64 logits."""
+        return Pair(value) if self._in_pairs else value
 
     def cuts(self) -> Iterator[slice]:
         """The class axis in pieces short enough for a block."""
         classes, width = self._x.shape[-1], _block(self._x)
         return (slice(i, min(i + width, classes)) for i in range(0, classes, width))
 
-    def shifted(self, cut: slice) -> tuple[Number, Number]:
-        """x − m and exp(x − m) at the classes of `cut`, (rows, width), not to be changed."""
+    def exponentials(self, cut: slice) -> tuple[Number, Number]:
+        """x_c − m and e_c at the classes of `cut`, (rows, width), which must not be changed."""
         if self._last is not None and self._last[0] == cut:
             return self._last[1:]
         self._last = None
@@ -102,20 +106,22 @@ class _Rows:
         self._last = cut, d, e
         return d, e
 
-    def spoil(self, where: Array) -> None:
-        """Make NaN of some rows."""
-        self.rest = self.rest + np.where(where, np.nan, 0.0)
+    def set_nan(self, mask: Array) -> None:
+        """Make the gradients of some rows NaN."""
+        self.rest = self.rest + np.where(mask, np.nan, 0.0)
 
     def lse(self) -> Array:
+        """Float64 (rows,)."""
         m = self.maximum
-        lse: Array = np.where(np.isfinite(m), rounded(m + self.log_total), m)
+        lse: Array = np.where(np.isfinite(m), rounded(m + self.log_sum), m)
         return lse
 
 
 class _LossRows(_Rows):
     """Rows `start` to `stop` of a problem, which are its block `index`, with their targets.
 
-    total: (rows,), A = Σ_c b_c.
+    total: (rows,), A. For labels, b is ε/C·w_c at all classes, the soft-target term, and in
+    addition (1 − ε)·w_y at the label.
     """
 
     total: Number
@@ -123,71 +129,73 @@ class _LossRows(_Rows):
     def __init__(self, p: Problem, index: tuple[Any, ...], start: int, stop: int) -> None:
         super().__init__(np.moveaxis(p.logits, p.axis, -1)[index])
         self._weight = p.weight
-        self._certain = self.number(1.0) - p.smoothing
-        self._even = self.number(p.smoothing) / p.classes
-        self._dense = p.labels is None or p.smoothing > 0.0
+        self._on_value = self.number(1.0) - p.smoothing
+        self._off_value = self.number(p.smoothing) / p.classes
+        self._soft = p.labels is None or p.smoothing > 0.0
         self._probs: Array | None = None
         if p.labels is not None:
-            # A row that is ignored gets any class: its results will be overwritten.
+            # The labels of ignored rows become any class: the rows' results are overwritten.
             self._labels = np.clip(p.labels[start:stop], 0, p.classes - 1)
             w = np.ones(stop - start) if p.weight is None else p.weight[self._labels]
-            self._spike = self._certain * w
-            spread: Number = float(p.classes)
-            if p.weight is not None and self._dense:
+            self._b_label = self._on_value * w
+            weights: Number = float(p.classes)
+            if p.weight is not None and self._soft:
                 cuts = [row_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
-                spread = sum(cuts, self.number(0.0))
-            self.total = self._even * spread + self._spike
+                weights = sum(cuts, self.number(0.0))
+            self.total = self._off_value * weights + self._b_label
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))
             for cut in self.cuts():
-                self.total = self.total + row_sum(self._coefficients(cut))
+                self.total = self.total + row_sum(self._b(cut))
 
-    def _coefficients(self, cut: slice) -> Number:
-        """b at the classes of `cut`, (rows, width); for labels (width,) and without the spikes."""
-        b = self._even
+    def _b(self, cut: slice) -> Number:
+        """b at the classes of `cut`, (rows, width); for labels its soft-target term, (width,)."""
+        b = self._off_value
         if self._probs is not None:
-            b = self._certain * _float64(self._probs[..., cut]) + b
+            b = self._on_value * _float64(self._probs[..., cut]) + b
         return b * (np.ones(cut.stop - cut.start) if self._weight is None else self._weight[cut])
 
-    def losses(self, scale: Array | float) -> Array:
-        """Float64 (rows,), multiplied by `scale` (rows,)."""
-        loss: Number = self.total * self.log_total
-        # A coefficient of 0 makes nothing of an infinite −log p.
+    def losses(self, sample_weight: Array | float) -> Array:
+        """ℓ, float64 (rows,)."""
+        loss: Number = self.total * self.log_sum
+        # A term with b_c = 0 is 0 even if x_c is infinite.
         if self._probs is None:
             at_label = np.take_along_axis(self._x, self._labels.reshape(*self._x.shape[:-1], 1), -1)
-            gap = self.number(self.maximum) - _float64(at_label)[:, 0]
-            loss = loss + zero_where(rounded(self._spike) == 0.0, self._spike * gap)
-        if self._dense:
+            below = self.number(self.maximum) - _float64(at_label)[:, 0]
+            loss = loss + zero_where(rounded(self._b_label) == 0.0, self._b_label * below)
+        if self._soft:
             for cut in self.cuts():
-                b = self._coefficients(cut)
-                loss = loss + row_sum(zero_where(rounded(b) == 0.0, b * -self.shifted(cut)[0]))
-        losses: Array = rounded(loss * scale)
+                b = self._b(cut)
+                below = -self.exponentials(cut)[0]
+                loss = loss + row_sum(zero_where(rounded(b) == 0.0, b * below))
+        losses: Array = rounded(loss * sample_weight)
         return losses
 
     def gradient(self, cut: slice, scale: Array) -> Array:
-        """Float64 (rows, width), multiplied by `scale` (rows,)."""
-        d, e = self.shifted(cut)
-        top = rounded(d) == 0.0
+        """g at the classes of `cut`, float64 (rows, width); `scale` is s·G, (rows,)."""
+        d, e = self.exponentials(cut)
+        at_maximum = rounded(d) == 0.0
         factor = self.total * scale / (1.0 + self.rest)
         product = e * factor[:, np.newaxis]
-        b = self._coefficients(cut) if self._dense else self.number(np.zeros(top.shape[1]))
-        if self._dense:
+        b = self._b(cut) if self._soft else self.number(np.zeros(at_maximum.shape[1]))
+        if self._soft:
             product = product - b * scale[:, np.newaxis]
         g: Array = rounded(product)
-        # Anew where b is large: at the labels, or where the target is for certain a maximum.
+        # The elements with a large b are computed again: of labels the one at the label, of
+        # probabilities those at a maximum with b_c > A/2.
         if self._probs is None:
             column = self._labels - cut.start
-            row = np.flatnonzero((column >= 0) & (column < top.shape[1]))
+            row = np.flatnonzero((column >= 0) & (column < at_maximum.shape[1]))
             column = column[row]
-            b = b[column] + self._spike[row]
+            b = b[column] + self._b_label[row]
         else:
             half = 0.5 * np.abs(rounded(self.total))
-            row, column = np.nonzero(top & (np.abs(rounded(b)) > half[:, np.newaxis]))
+            row, column = np.nonzero(at_maximum & (np.abs(rounded(b)) > half[:, np.newaxis]))
             b = b[row, column]
         total, rest, scale = self.total[row], self.rest[row], scale[row]
         g[row, column] = np.where(
-            top[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
+            at_maximum[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
             rounded((total - b - total * rest / (1.0 + rest)) * scale),
             rounded(e[row, column] * factor[row] - b * scale),
         )
@@ -200,7 +208,7 @@ def _float64(x: Array) -> Array:
 
 
 def _store(out: Array, values: Array) -> None:
-    """Write float64 (rows, width) to `out` (..., width): half types are float32 rounded again."""
+    """Write float64 (rows, width) to `out` (..., width), by way of float32 for half types."""
     dtype = compute_dtype(out.dtype.name)
     out[...] = values.astype(dtype, copy=False).reshape(out.shape)
 
@@ -210,52 +218,52 @@ def _store(out: Array, values: Array) -> None:
 
 
 @_fpenv.default
-def forward(p: Problem) -> Any:
+def forward(p: Problem) -> Scalar | None:
     losses = np.zeros(p.rows)
     _run(p, losses)
     return p.reduce(losses)
 
 
-def forward_backward(p: Problem) -> Any:
-    return forward(p)  # which writes p.grad where there is one
+def forward_backward(p: Problem) -> Scalar | None:
+    return forward(p)  # which writes p.grad if it is not None
 
 
 @_fpenv.default
 def backward(p: Problem) -> None:
-    """From the logits anew: a float64 lse of large logits does not hold the digits promised.
+    """Computes everything from the logits: a float64 lse of large logits has too few digits.
 
-    Of the saved lse only this is used: where it is not finite, the gradient is NaN.
+    The saved lse only makes the gradients NaN of rows where it is not finite.
     """
     _run(p, None)
 
 
 def _run(p: Problem, losses: Array | None) -> None:
-    """Write p.grad where there is one and, with float64 (rows,) for `losses`, these and p.lse."""
+    """Write p.grad unless it is None, and in the forward p.lse and the float64 `losses` (rows,)."""
     valid = p.valid()
     scale = None if p.grad is None else p.row_scale()
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
-        drop: Array | slice = slice(0) if valid is None else ~valid[start:stop]
+        ignored: Array | slice = slice(0) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
             rows = _LossRows(p, index, start, stop)
             if losses is not None:
-                share = 1.0 if p.sample_weight is None else p.sample_weight[start:stop]
-                loss, lse = rows.losses(share), rows.lse()
-                loss[drop] = lse[drop] = 0.0
+                s = 1.0 if p.sample_weight is None else p.sample_weight[start:stop]
+                loss, lse = rows.losses(s), rows.lse()
+                loss[ignored] = lse[ignored] = 0.0
                 losses[start:stop] = loss
                 if p.lse is not None:
                     p.lse[start:stop] = lse
             elif p.lse is not None:
-                rows.spoil(~np.isfinite(p.lse[start:stop]))
+                rows.set_nan(~np.isfinite(p.lse[start:stop]))
             if p.grad is not None and scale is not None:
                 out = np.moveaxis(p.grad, p.axis, -1)[index]
                 for cut in rows.cuts():
                     g = rows.gradient(cut, scale[start:stop])
-                    g[drop] = 0.0
+                    g[ignored] = 0.0
                     _store(out[..., cut], g)
 
 
 # ---------------------------------------------------------------------------------------------
-# Softmax and its kin
+# Softmax, log-softmax, logsumexp
 
 
 @_fpenv.default
@@ -266,7 +274,8 @@ def softmax(x: Array, axis: int, out: Array) -> None:
             rows = _Rows(view[index])
             factor = rows.number(1.0) / (1.0 + rows.rest)
             for cut in rows.cuts():
-                _store(out[index][..., cut], rounded(rows.shifted(cut)[1] * factor[:, np.newaxis]))
+                p = rounded(rows.exponentials(cut)[1] * factor[:, np.newaxis])
+                _store(out[index][..., cut], p)
 
 
 @_fpenv.default
@@ -275,9 +284,9 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
     for index, _, _ in row_blocks(x.shape, axis, _block(x)):
         with np.errstate(all="ignore"):
             rows = _Rows(view[index])
-            log_total = rows.log_total[:, np.newaxis]
+            log_sum = rows.log_sum[:, np.newaxis]
             for cut in rows.cuts():
-                _store(out[index][..., cut], rounded(rows.shifted(cut)[0] - log_total))
+                _store(out[index][..., cut], rounded(rows.exponentials(cut)[0] - log_sum))
 
 
 @_fpenv.default
@@ -302,39 +311,39 @@ def binary_cross_entropy(
     grad: Array | None,
     scale: float,
 ) -> float:
-    """With positive = weight·pos_weight·t and negative = weight·(1 − t):
+    """With positive = w·v·t and negative = w·(1 − t), where v is the positive weight:
 
-        loss     = positive·softplus(−x) + negative·softplus(x)
-        gradient = scale·(negative·sigmoid(x) − positive·sigmoid(−x))
+        ℓ = positive·softplus(−x) + negative·softplus(x)
+        g = scale·(negative·σ(x) − positive·σ(−x))
 
-    q = exp(−|x|) gives softplus(±x) = max(±x, 0) + log1p(q), sigmoid(±x) = 1/(1 + q) or q/(1 + q).
+    u = exp(−|x|) gives softplus(±x) = max(±x, 0) + log1p(u), and σ(±x) = 1/(1 + u) or u/(1 + u).
     """
     number: Any = Pair if x.dtype == np.float64 else np.asarray
     sums = []
     for start in range(0, x.size, _block(x)):
         here = slice(start, start + _block(x))
         with np.errstate(all="ignore"):
-            v = x[here].astype(np.float64)
+            logits = x[here].astype(np.float64)
             positive = number(t[here].astype(np.float64))
             negative = 1.0 - positive
             if pos_weight is not None:
                 positive = positive * pos_weight[here]
             if weight is not None:
                 positive, negative = positive * weight[here], negative * weight[here]
-            q = np.exp(-np.abs(v))
-            rest = np.log1p(q)
-            term = 0.0
+            u = np.exp(-np.abs(logits))
+            log1p_u = np.log1p(u)
+            losses = 0.0
             for coefficient, sign in ((positive, -1.0), (negative, 1.0)):
-                cost = number(np.maximum(sign * v, 0.0)) + rest
-                # A coefficient of 0 makes nothing of an infinite cost.
-                none = (rounded(coefficient) == 0.0) & np.isinf(rounded(cost))
-                term = zero_where(none, coefficient * cost) + term
-            term = rounded(term)
-            sums.append(term.sum())
+                softplus = number(np.maximum(sign * logits, 0.0)) + log1p_u
+                # 0 times infinity is 0.
+                nothing = (rounded(coefficient) == 0.0) & np.isinf(rounded(softplus))
+                losses = zero_where(nothing, coefficient * softplus) + losses
+            losses = rounded(losses)
+            sums.append(losses.sum())
             if loss is not None:
-                loss[here] = term
+                loss[here] = losses
             if grad is not None:
-                for_negative = number(np.where(v < 0.0, q, 1.0)) / (number(1.0) + q)
-                for_positive = number(np.where(v < 0.0, 1.0, q)) / (number(1.0) + q)
-                grad[here] = rounded((negative * for_negative - positive * for_positive) * scale)
+                sigmoid = number(np.where(logits < 0.0, u, 1.0)) / (number(1.0) + u)
+                sigmoid_of_minus = number(np.where(logits < 0.0, 1.0, u)) / (number(1.0) + u)
+                grad[here] = rounded((negative * sigmoid - positive * sigmoid_of_minus) * scale)
     return float(np.sum(sums))

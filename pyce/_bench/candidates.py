@@ -5,12 +5,13 @@ To add a peer, add its adapter to `peers.PEERS`. A backend is found in pyce's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyce
+from pyce._backends import check_name
 from pyce._bench import measure, peers
 from pyce._bench.measure import Call
 from pyce._bench.workloads import Data, Workload
@@ -57,7 +58,10 @@ class Candidate:
         before = pyce.get_num_threads()
         pyce.set_num_threads(self.threads)
         try:
-            with pyce.use_backend(self.backend or pyce.get_backend()), _held_to(self.isa):
+            with (
+                pyce.use_backend(check_name(self.backend or pyce.get_backend())),
+                _held_to(self.isa),
+            ):
                 yield
         finally:
             pyce.set_num_threads(before)
@@ -78,7 +82,7 @@ def _held_to(isa: str | None) -> Iterator[None]:
         c.set_isa(before)
 
 
-def backends(names: list[str], threads: list[int]) -> list[Candidate]:
+def backends(names: Sequence[str], threads: list[int]) -> list[Candidate]:
     """The backends for each number of threads (NumPy's has one), and the floor."""
     own = pyce.get_num_threads()
     found = []

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import pyce
+from pyce._backends import check_name
 from pyce._bench import machine, promises, real, regimes, terminal
 from pyce._bench.promises import Findings, Runner, Work
 from pyce._bench.terminal import Unusable
@@ -106,7 +107,7 @@ def _runners(asked: list[str] | None, left_out: dict[str, str]) -> list[Runner]:
     found = []
     for name in asked or info["backends"]:
         try:
-            with pyce.use_backend(name):
+            with pyce.use_backend(check_name(name)):
                 pass
         except ValueError as error:
             if asked:

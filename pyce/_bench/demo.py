@@ -23,6 +23,7 @@ import numpy as np
 import pyce
 from pyce._bench import terminal
 from pyce._bench.terminal import Unusable
+from pyce._types import BackendChoice, BackendName
 
 if TYPE_CHECKING:
     from pyce._bench.report.looks import Picture
@@ -112,7 +113,7 @@ def main(options: argparse.Namespace) -> int:
     return terminal.FINE
 
 
-def _available(backend: str | None) -> str:
+def _available(backend: BackendChoice | None) -> BackendName:
     if backend is None:
         return pyce.get_backend()
     try:

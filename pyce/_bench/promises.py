@@ -479,7 +479,7 @@ def batch(rows: int, classes: int, dtype: Any) -> tuple[Array, Array]:
     return x, y
 
 
-def results(x: Array, y: Array, axis: int = -1) -> Iterator[Array]:
+def results(x: Array, y: Array, axis: int = -1) -> Iterator[Any]:
     """What kernels compute, hard and soft, weighted and plain, with the class axis last."""
     classes = x.shape[axis]
     random = np.random.RandomState(classes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyce
+from pyce._info import Info
 
 # Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
 FINE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -98,7 +99,7 @@ def run(command: Callable[[Any], int], options: Any) -> int:
         return UNUSABLE
 
 
-def info() -> dict[str, Any]:
+def info() -> Info:
     """`pyce.info()`; `Unusable` where an environment variable of pyce's can't be."""
     try:
         return pyce.info()

@@ -8,7 +8,7 @@ from __future__ import annotations
 _KERNELS = "csrc/kernels/"
 _LANES, _SHORT, _WIDE = (f"{_KERNELS}{name}.inc.h" for name in ("lanes", "short", "wide"))
 _SCALAR, _AVX2, _AVX512 = (f"{_KERNELS}simd_{isa}.h" for isa in ("scalar", "avx2", "avx512"))
-_ARGUMENTS = "pyce/_arguments.py"
+_ARGUMENTS, _PROBLEM = "pyce/_arguments.py", "pyce/_problem.py"
 
 # (file, what it says once, what it says instead, name)
 NAMED = (
@@ -177,8 +177,8 @@ NAMED = (
         "_mm512_mask_cmpgt_epu64_mask",
         "label check off by one",
     ),
-    (_ARGUMENTS, "(labels >= self.classes)", "(labels > self.classes)", "label check off by one"),
-    (_ARGUMENTS, "(labels < 0)", "(labels <= 0)", "label check off by one"),
+    (_PROBLEM, "(labels >= self.classes)", "(labels > self.classes)", "label check off by one"),
+    (_PROBLEM, "(labels < 0)", "(labels <= 0)", "label check off by one"),
     (_ARGUMENTS, "(fits >= classes)", "(fits > classes)", "label check off by one"),
 )
 

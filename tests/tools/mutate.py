@@ -64,8 +64,9 @@ C_TESTS = (("abi",), ("abi", "errors", "other", "threads"))
 OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", "avx2", "scalar")))
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
-    "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "layers"),
-    "pyce/_problem.py": ("errors", "layouts", "contract", "other", "layers"),
+    "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "memory"),
+    "pyce/_compensated.py": ("compensated", "accuracy"),
+    "pyce/_problem.py": ("errors", "layouts", "contract", "other", "memory"),
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
     "pyce/_softmax.py": ("errors", "contract", "layouts", "other"),
     "pyce/_probabilities.py": ("errors", "other", "contract"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import pyce
+from pyce._backends import check_name
 from pyce._bench.candidates import Candidate
 from pyce._bench.measure import Effort, Figures, in_turn
 from pyce._bench.suite.conftest import training_backends
@@ -72,7 +73,7 @@ def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record:
         measured.update({name: Figures([samples]) for name, (samples, _) in times.items()})
     with pyce.use_backend("numpy"):
         _, expected = train()
-    with pyce.use_backend(backend):
+    with pyce.use_backend(check_name(backend)):
         w, losses = train()
         np.testing.assert_allclose(losses, expected, rtol=1e-6)
         accuracy = pyce.accuracy(x_test @ w, y_test)
