@@ -23,10 +23,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._threads import at_most
+from pyce._types import Array
 
 try:
     from scipy.optimize import minimize
@@ -44,8 +44,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["SoftmaxRegression"]
-
-Array = npt.NDArray[Any]
 
 # Size of the features and scores of a block, so that they fit the cache of a core; and the fewest
 # rows of a block, so that the matrix products are efficient.

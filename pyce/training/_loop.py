@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._arguments import positive_number
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 # Samples that `evaluate` computes at a time, which limits the memory of the logits.
 _ROWS = 1024

@@ -10,12 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import index_number, real
+from pyce._types import Array
 from pyce.training._state import restored
-
-Array = npt.NDArray[Any]
 
 # A change of the loss counts if it exceeds this many times the noise. Of curves of 100 equal losses
 # with noise of any distribution, fewer than one in 500 gets a suggestion.

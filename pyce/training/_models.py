@@ -6,12 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._arguments import positive_number
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 
 class _Classifier:

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import index_number
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 METHODS = ("crop", "squash")
 MODES = ("L", "RGB", "RGBA")

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import real
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
