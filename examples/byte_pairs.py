@@ -1,4 +1,4 @@
-"""Byte-pair encoding (Sennrich et al., 2016) of bytes, as in GPT-2: from any text and back."""
+"""Byte-pair encoding (Sennrich et al., 2016) of bytes, as in GPT-2, and its inverse."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import re
 from collections import Counter, defaultdict
 from itertools import pairwise
 
-# Pairs are merged within words: letters, digits or signs, with the space before them; or spaces.
+# Pairs are merged within words. A word is a run of letters, digits or other characters, with the
+# space in front of it, or a run of white space.
 WORD = re.compile(rb" ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[^\sA-Za-z0-9\x80-\xff]+|\s+(?!\S)|\s+")
 Pair = tuple[int, int]
 
 
 class BytePairs:
-    """Tokens 0 to 255 are the bytes, the others those that pairs of earlier tokens were merged to.
+    """Tokens 0 to 255 are the bytes; each later token stands for a pair of earlier tokens.
 
     merges      {pair: token}, in the order of the tokens
-    bytes       what each token stands for
+    bytes       the bytes that each token stands for
     """
 
     def __init__(self, merges: dict[Pair, int]) -> None:
@@ -28,16 +29,16 @@ class BytePairs:
 
     @classmethod
     def train(cls, texts: list[bytes], vocabulary: int) -> BytePairs:
-        """Merge the most frequent pair (of several, the lowest), until there are as many tokens as
-        asked for, or no pair occurs twice.
+        """Merge the most frequent pair (of equally frequent ones, the lowest) until there are
+        `vocabulary` tokens or no pair occurs twice.
 
-        Each word is looked at once however often it occurs, and again only when a pair that it has
-        is merged: some seconds for tens of thousands of merges.
+        Each distinct word is counted once, and updated only when one of its pairs is merged. Tens
+        of thousands of merges take some seconds.
         """
         frequency = Counter(word for text in texts for word in WORD.findall(text))
         words = {word: list(word) for word in frequency}
         count: Counter[Pair] = Counter()
-        where: defaultdict[Pair, set[bytes]] = defaultdict(set)  # the words that have or had a pair
+        where: defaultdict[Pair, set[bytes]] = defaultdict(set)  # words that had a pair
         for word, tokens in words.items():
             for pair in pairs(tokens):
                 count[pair] += frequency[word]
@@ -48,7 +49,7 @@ class BytePairs:
         while heap and 256 + len(merges) < vocabulary:
             times, best = heapq.heappop(heap)
             if -times != count[best]:
-                continue  # counted anew since: that entry comes later
+                continue  # outdated: a later entry has the current count
             if -times < 2:
                 break
             token = merges[best] = 256 + len(merges)
@@ -73,7 +74,7 @@ class BytePairs:
         return b"".join(self.bytes[token] for token in tokens)
 
     def _tokens(self, word: bytes) -> list[int]:
-        """Merge in the order of training."""
+        """The tokens of a word: pairs are merged in the order of training."""
         if word not in self._known:
             tokens, never = list(word), len(self.bytes)
             while len(tokens) > 1:
@@ -90,7 +91,7 @@ def pairs(tokens: list[int]) -> list[Pair]:
 
 
 def merge(tokens: list[int], pair: Pair, token: int) -> list[int]:
-    """Put `token` in the place of each `pair`, from the left."""
+    """Replace each `pair` by `token`, from the left."""
     merged, i = [], 0
     while i < len(tokens):
         found = tuple(tokens[i : i + 2]) == pair

@@ -1,11 +1,11 @@
-"""Train a small GPT with PyTorch's cross-entropy and with pyce's: the same losses, less time.
+"""Train a small GPT with PyTorch's cross-entropy and with pyce's: equal losses, less time.
 
     python examples/language_model.py            # some minutes
     python examples/language_model.py --help
 
-The text is the source code of Python's standard library, which every machine has. From top to
-bottom: text, model, a training step and where its time goes, trainings in lock-step, what comes of
-it. All of it is plain PyTorch; within `pyce.torch.patched()` the same code runs on pyce's loss.
+The text is the source code of Python's standard library, which every machine has. The sections are
+the text, the model, a training step with the time of its parts, the trainings, and the report. All
+of it is plain PyTorch; inside `pyce.torch.patched()` the same code runs on pyce's loss.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ SMALL = Settings(512, width=32, layers=2, heads=2, context=32, batch=4, steps=12
 # ---------------------------------------------------------------------------------------------
 # Text
 
-# Packages of others, tests, tables of characters, and what tells of the machine.
+# Installed packages, tests, tables of characters, and files that describe the machine.
 LEFT_OUT = re.compile(
     r"(^|/)(\w+-packages|(\w+_)?tests?|encodings|config-[^/]*)/|(^|/)_sysconfigdata"
 )
 
 
 def standard_library(most: int | None = None) -> list[bytes]:
-    """The source of each module, in the order of their paths. Nothing is imported."""
+    """The source of each module, sorted by path. No module is imported."""
     home = Path(sysconfig.get_path("stdlib"))
     paths = {path.relative_to(home).as_posix(): path for path in home.rglob("*.py")}
     names = sorted(name for name in paths if not LEFT_OUT.search(name))[:most]
@@ -72,7 +72,7 @@ def standard_library(most: int | None = None) -> list[bytes]:
 
 
 def batches(tokens: Tensor, settings: Settings, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sequences from anywhere in the text, and what follows each token; the same for each seed."""
+    """Random sequences of the text, and the next token of each position; fixed by the seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     last, shape = len(tokens) - settings.context, (settings.batch, 1)
     for _ in range(count):
@@ -86,7 +86,7 @@ def batches(tokens: Tensor, settings: Settings, count: int) -> Iterator[tuple[Te
 
 
 class Block(nn.Module):
-    """Causal self-attention, then two layers for each position; each normalises first, and adds."""
+    """Causal self-attention and a two-layer MLP, both with layer norm and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder only, with learned positions; the head has the embedding's weights, as in GPT-2."""
+    """A decoder with learned positions; the head has the weights of the embedding, as in GPT-2."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -125,13 +125,13 @@ class GPT(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# A training step, and where its time goes
+# A training step, and the time of its parts
 
 PARTS = ("model", "loss", "optimizer")
 
 
 class Training:
-    """A model and its optimizer; of each step the loss, the seconds of each part, the memory."""
+    """A model and its optimizer, and for each step its loss, seconds and memory."""
 
     def __init__(self, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
@@ -157,7 +157,7 @@ class Training:
         lap()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         lap()
-        logits.register_hook(lap)  # is called as soon as their gradient is known
+        logits.register_hook(lap)  # called as soon as their gradient is computed
         loss.backward()
         lap()
         self.optimizer.step()
@@ -180,7 +180,7 @@ class Training:
 
 
 def added_memory(call: Callable[[], None]) -> int:
-    """The most bytes that the process had during the call beyond those before; 0 but on Linux."""
+    """Peak memory of the process in the call, minus that before it, in bytes; 0 if not Linux."""
 
     def status(field: str) -> int:
         text = Path("/proc/self/status").read_text()
@@ -197,9 +197,9 @@ def added_memory(call: Callable[[], None]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------
-# Trainings in lock-step
+# The trainings, step by step in turn
 
-# The third shows what rounding does by itself: PyTorch's loss, and one bit of one weight changed.
+# The third training shows the effect of rounding: PyTorch's loss, with one bit of a weight changed.
 NUDGED = "PyTorch, one bit changed"
 LOSSES: dict[str, Callable] = {
     "PyTorch": nullcontext,
@@ -211,7 +211,7 @@ LOSSES: dict[str, Callable] = {
 def train(
     tokens: Tensor, settings: Settings, losses: dict[str, Callable] = LOSSES
 ) -> dict[str, Training]:
-    """A training with each loss: the same start, the same batches, a step of each in turn."""
+    """A training with each loss, from the same start on the same batches, one step each in turn."""
     trainings = {name: Training(settings) for name in losses}
     if NUDGED in trainings:
         with torch.no_grad():
@@ -223,14 +223,14 @@ def train(
             training = trainings[name]
             with losses[name]():
                 training.memory.append(added_memory(partial(training.step, *batch)))
-        order.append(order.pop(0))  # none always comes first
+        order.append(order.pop(0))  # so that no training is always the first
         left = (perf_counter() - began) / number * (settings.steps - number)
         progress(number, settings.steps, f"loss {training.losses[-1]:.3f}, {left:.0f} s left")
     return trainings
 
 
 def progress(number: int, steps: int, text: str) -> None:
-    """One line that changes; where that can't be, one for each tenth."""
+    """Print one line that is updated; if not on a terminal, a line for each tenth of the steps."""
     if sys.stdout.isatty():
         end = "\n" if number == steps else ""
         print(f"\r\033[Kstep {number}/{steps}, {text}", end=end, flush=True)
@@ -239,7 +239,7 @@ def progress(number: int, steps: int, text: str) -> None:
 
 
 def measure(settings: Settings) -> dict:
-    """Everything from the text to the loss on what no training has seen, as figures."""
+    """Train with each loss, and return all figures, with the loss on held-out text."""
     texts, began = standard_library(settings.modules), perf_counter()
     held_out = texts[9::10]
     del texts[9::10]
@@ -285,11 +285,11 @@ def machine() -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# What comes of it
+# The report
 
 
 def report(figures: dict) -> str:
-    """What was measured, and a table, in Markdown."""
+    """The measured figures in Markdown: a paragraph and a table."""
     theirs, ours, nudged = figures["trainings"].values()
 
     def row(what: str, figure: str, form: str, scale: float = 1, times: bool = True) -> list[str]:
@@ -325,12 +325,12 @@ which begins with the last bit of one weight changed: by {max(nudged["difference
 """
 
 
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Colors of Okabe and Ito, which people with color blindness can distinguish.
 VERMILLION, BLUE, GREY, LIGHT = "#d55e00", "#0072b2", "#7b7f86", "#c9cdd3"
 
 
 def draw(figures: dict, path: Path) -> None:
-    """The losses, how far they are apart, and where the time of a step goes."""
+    """Plot the losses, their differences, and the time of the parts of a step."""
     theirs, ours, nudged = figures["trainings"].values()
     steps = range(1, len(ours["losses"]) + 1)
     picture = Figure(figsize=(8, 8.5), layout="constrained")
@@ -339,7 +339,7 @@ def draw(figures: dict, path: Path) -> None:
     losses.plot(steps, ours["losses"], color=BLUE, linewidth=1, label="pyce")
     losses.set(ylabel="nats per token", xlim=(0, len(steps)))
 
-    # Nothing is drawn where they are the same to the last bit.
+    # On the logarithmic axis, differences of 0 are not drawn.
     label = "PyTorch and PyTorch, one bit of a weight changed"
     apart.plot(steps, nudged["differences"], ".", color=GREY, markersize=4, label=label)
     apart.plot(steps, ours["differences"], ".", color=BLUE, markersize=4, label="PyTorch and pyce")

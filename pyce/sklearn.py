@@ -1,11 +1,12 @@
 """A scikit-learn classifier whose loss and gradient are pyce's.
 
-The objective, the solver and its stopping rule are those of scikit-learn's `LogisticRegression`;
-what differs is how the objective is computed. Rows go by in blocks: scores of a block into a buffer
-that stays in cache, the loss of them with the gradient in their place, and this into the sum for
-the coefficients. So X is read once for each evaluation, and scores never leave the cache. Many rows
-are shared among threads, each of which takes its blocks through all three steps by itself: BLAS and
-pyce then stay on one thread each, and none waits for another but at the end.
+The objective, the solver and its stopping rule are those of scikit-learn's `LogisticRegression`.
+The evaluation of the objective differs: it goes through the rows in blocks. For each block, the
+scores are written to a buffer that fits the cache, the gradient of the loss replaces the scores,
+and its product with the rows is added to the gradient of the coefficients. X is read once for each
+evaluation, and the scores stay in the cache. Many rows are divided among threads. Each thread runs
+all three steps on its own blocks, with BLAS and pyce on one thread each, so threads wait for each
+other only at the end of an evaluation.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._threads import at_most
+from pyce._types import Array
 
 try:
     from scipy.optimize import minimize
@@ -44,25 +45,24 @@ except ImportError as error:
 
 __all__ = ["SoftmaxRegression"]
 
-Array = npt.NDArray[Any]
-
-# A block's features and scores: what fits the cache of a core, but never fewer rows than make the
-# matrix products efficient.
+# Size of the features and scores of a block, so that they fit the cache of a core; and the fewest
+# rows of a block, so that the matrix products are efficient.
 _BLOCK_BYTES = 2**21
 _LEAST_ROWS = 1024
-# Multiplications of an evaluation for each thread: with fewer, to wake it costs more than it saves.
+# Multiplications of an evaluation for each thread: a thread with fewer takes more time to wake than
+# it saves.
 _WORTH = 2**23
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Softmax regression with an L2 penalty: `LogisticRegression` of scikit-learn, faster.
 
-    With scores z_i = W·x_i + b of the sample i and its weight s_i, minimises
+    With the scores z_i = W·x_i + b of the sample i and its weight s_i, `fit` minimises
 
         Σ_i s_i · (log Σ_c exp(z_ic) − z_iy) / Σ_i s_i  +  ‖W‖² / (2 · C · Σ_i s_i)
 
-    by L-BFGS (`scipy.optimize.minimize`). With two classes there is one score for each sample, that
-    of the second class against the first, and the loss is `pyce.binary_cross_entropy`.
+    by L-BFGS (`scipy.optimize.minimize`). With two classes, each sample has one score, that of the
+    second class relative to the first, and the loss is `pyce.binary_cross_entropy`.
 
     Parameters
     ----------
@@ -70,32 +70,33 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Inverse strength of the penalty, above 0; `numpy.inf` for none. The intercepts are not
         penalised.
     fit_intercept : bool
-        Whether there is b; it is 0 if not.
+        Whether to fit the intercepts b; they are 0 if not.
     class_weight : dict, "balanced" or None
-        Weights of the classes, by which those of their samples are multiplied; 1 for a class that
-        the dict does not name. "balanced" gives every class the same sum of weights.
+        Weights of the classes: the weight of each sample is multiplied by that of its class. A
+        class that the dict does not name has weight 1. "balanced" gives every class the same sum of
+        weights.
     max_iter : int
-        Iterations of the solver at most.
+        Maximum number of iterations of the solver, at least 0.
     tol : float
-        The solver stops when no derivative of the objective is larger than this, or when a step
-        changes the objective by no more than rounding does.
+        The solver stops when no derivative of the objective exceeds `tol` in magnitude, or when a
+        step changes the objective by no more than rounding does. Finite and at least 0.
     warm_start : bool
-        Whether `fit` starts from the last solution, if there is one, instead of from 0.
+        Whether `fit` starts from the previous solution, if there is one, and not from 0.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
     coef_ : ndarray of shape (n_classes, n_features)
-        W, in the dtype of X: float32 or float64. With two classes of shape (1, n_features).
+        W, in the dtype of X: float32 or float64. With two classes, the shape is (1, n_features).
     intercept_ : ndarray of shape (n_classes,)
-        b; with two classes of shape (1,).
+        b; with two classes, the shape is (1,).
     n_iter_ : ndarray of shape (1,)
-        Iterations that the solver made.
+        Number of iterations that the solver made.
     n_features_in_ : int
-        Features seen by `fit`.
+        Number of features of the X that `fit` was called with.
     feature_names_in_ : ndarray of shape (n_features,)
-        Their names, where X had some.
+        Names of these features; defined only if X had names.
 
     Examples
     --------
@@ -110,8 +111,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
-    The objective and the stopping rule are those of ``LogisticRegression(solver="lbfgs")``,
-    scikit-learn 1.9, and so is the solution, to the tolerance.
+    The objective and the stopping rule are those of ``LogisticRegression(solver="lbfgs")`` of
+    scikit-learn 1.9, so the solutions agree up to the tolerance. Source of the formula:
+    https://scikit-learn.org/stable/modules/linear_model.html#multinomial-case
     """
 
     def __init__(
@@ -137,12 +139,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
-            float32 and float64 as they are, others as float64; finite. Contiguous arrays, C or
-            Fortran, are not copied.
+            Samples, all values finite. float32 and float64 keep their dtype; other dtypes are
+            converted to float64. Arrays that are contiguous in C or Fortran order are not copied.
         y : array_like of shape (n_samples,)
             Labels of at least two classes.
         sample_weight : float or array_like of shape (n_samples,), optional
-            Weights of the samples, used as given; their sum, times the class weights, is above 0.
+            Weights of the samples, used as given. The sum of the weights times the class weights
+            must be above 0.
 
         Returns
         -------
@@ -152,14 +155,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            A parameter out of range; a single class; values that are not finite; shapes that do not
-            fit; weights whose sum is not above 0; with `warm_start`, another number of classes or
-            features than before.
+            If a parameter is out of range; if `y` has a single class; if a value is not finite; if
+            shapes do not match; if the sum of the weights is not above 0; if, with `warm_start`,
+            the number of classes or features differs from that of the previous solution.
 
         Warns
         -----
         ConvergenceWarning
-            The solver stopped for another reason than its tolerance; the coefficients are the best
+            If the solver stopped before it reached its tolerance. The coefficients are the best
             that it found.
 
         Examples
@@ -231,19 +234,21 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
-            As for `fit`.
+            Samples, all values finite.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            With two classes of shape (n_samples,): above 0 where the second is the likelier.
+            With two classes, the shape is (n_samples,), and a score above 0 means that the second
+            class is more likely.
 
         Raises
         ------
         NotFittedError
-            Before `fit`.
+            If `fit` was not called before.
         ValueError
-            Values that are not finite, another number of features than `fit` saw, other names.
+            If a value is not finite, or if the number or the names of the features differ from
+            those that `fit` was called with.
 
         Examples
         --------
@@ -259,17 +264,25 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict(self, X: Any) -> Array:
-        """The likeliest class of each sample. Errors are those of `decision_function`.
+        """The most likely class of each sample.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
-            As for `fit`.
+            Samples, all values finite.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            Labels; of classes that are equally likely the first.
+            Labels. Of classes that are equally likely, the first is returned.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` was not called before.
+        ValueError
+            If a value is not finite, or if the number or the names of the features differ from
+            those that `fit` was called with.
 
         Examples
         --------
@@ -284,19 +297,25 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def predict_proba(self, X: Any) -> Array:
-        """The probability of each class: `pyce.softmax` of the scores.
-
-        Errors are those of `decision_function`.
+        """The probability of each class, exp(z_c) / Σ_k exp(z_k): `pyce.softmax` of the scores.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
-            As for `fit`.
+            Samples, all values finite.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`.
+            Probabilities, in the order of `classes_` and in the dtype of the scores.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` was not called before.
+        ValueError
+            If a value is not finite, or if the number or the names of the features differ from
+            those that `fit` was called with.
 
         Examples
         --------
@@ -311,18 +330,25 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithms of the probabilities: `pyce.log_softmax` of the scores.
 
-        Right also where the probabilities round to 0 or 1, and never −inf. Errors are those of
-        `decision_function`.
+        They are accurate also where the probabilities round to 0 or 1, and never −inf.
 
         Parameters
         ----------
         X : array_like or sparse matrix of shape (n_samples, n_features)
-            As for `fit`.
+            Samples, all values finite.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            In the order of `classes_`.
+            Natural logarithms, in the order of `classes_` and in the dtype of the scores.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` was not called before.
+        ValueError
+            If a value is not finite, or if the number or the names of the features differ from
+            those that `fit` was called with.
 
         Examples
         --------
@@ -340,7 +366,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _logits(self, X: Any) -> Array:
-        """The scores, one for each class, in an array of their own."""
+        """A new array of the scores, (n_samples, n_classes) also with two classes."""
         scores = self.decision_function(X)
         if scores.ndim == 2:
             return scores
@@ -361,12 +387,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         weight = self.class_weight
-        balanced = isinstance(weight, str) and weight == "balanced"  # an array is no condition
+        balanced = isinstance(weight, str) and weight == "balanced"  # `==` of an array is no bool
         if not (weight is None or isinstance(weight, dict) or balanced):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {weight!r}")
 
     def _weights(self, X: Any, y: Array, classes: Array, labels: Array, given: Any) -> Array | None:
-        """The samples' weights, those of their classes included; None where all are 1."""
+        """The weights of the samples times those of their classes; None if all are 1."""
         weight: Array | None = None
         if given is not None:
             weight = check_array(
@@ -393,7 +419,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return of_samples if weight is None else weight * of_samples
 
     def _start(self, features: int, columns: tuple[int, ...]) -> Array:
-        """Where the solver starts: the coefficients of feature 0, 1, …, the intercepts; flat."""
+        """The point from which the solver starts, flat: W transposed, then the intercepts."""
         start = np.zeros((features + bool(self.fit_intercept), *(columns or (1,))))
         if self.warm_start and hasattr(self, "coef_"):
             if self.coef_.shape != (start.shape[1], features):
@@ -410,14 +436,14 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 # ---------------------------------------------------------------------------------------------
 # The objective
 
-# Several threads of ours need BLAS on one thread each, and that setting is the process's. So one
-# fit at a time has it; those that others run meanwhile do without threads, as calls of pyce do.
+# The threads of a fit need BLAS on one thread each, and that setting is global to the process. So
+# one fit at a time uses threads; fits that run at the same time use one thread.
 _alone = threading.Lock()
-_limits: threadpool_limits | None = None  # on BLAS, while a fit has the threads
+_limits: threadpool_limits | None = None  # of BLAS, while a fit uses threads
 
 
 def _after_fork() -> None:
-    """A fit of another thread has not come along: what it held is free in the child."""
+    """Release in the child what a fit of another thread holds: that thread does not exist there."""
     global _alone, _limits
     _alone = threading.Lock()
     if _limits is not None:
@@ -438,15 +464,15 @@ if hasattr(os, "register_at_fork"):
 def _threads(
     shape: tuple[int, int], columns: tuple[int, ...]
 ) -> Iterator[tuple[int, Executor | None]]:
-    """How many threads an evaluation is worth, the caller's with them, and what runs the others."""
+    """The number of threads of an evaluation, and an executor for all but the caller's."""
     global _limits
     rows, features = shape
     work = 2 * rows * features * int(np.prod(columns))
     worth = min(pyce.get_num_threads(), work // _WORTH)
     threads = min(worth, rows // _LEAST_ROWS)
     with ExitStack() as stack:
-        # The products of few rows with many features are left to BLAS's threads. In small ones
-        # these are in the way: those of NumPy's BLAS and SciPy's, spinning, of each other.
+        # Products of few rows with many features run on the threads of BLAS. In small products,
+        # the threads of NumPy's BLAS and of SciPy's slow each other down, since both spin.
         if threads < 2 <= worth or not _alone.acquire(blocking=False):
             yield 1, None
             return
@@ -456,15 +482,15 @@ def _threads(
         if threads < 2:
             yield 1, None
             return
-        stack.enter_context(at_most(1))  # here, and in the copies of this context
+        stack.enter_context(at_most(1))  # in this context and in its copies
         yield threads, stack.enter_context(ThreadPoolExecutor(threads - 1))
 
 
 class _Objective:
-    """The penalised mean loss and its gradient, at a flat vector of coefficients.
+    """The penalised mean loss and its gradient at a flat vector of coefficients.
 
-    The vector is W transposed, (features, classes), and the intercepts after it: a feature's
-    coefficients lie side by side, so that scores are X times the vector as it is.
+    The vector holds W transposed, (features, classes), and then the intercepts, so that scores are
+    the product of X and the vector without a transposition.
     """
 
     def __init__(
@@ -486,33 +512,33 @@ class _Objective:
         self._penalty = 1.0 / (C * total)
         self._executor = executor
         bounds = [len(target) * i // threads for i in range(threads + 1)]
-        self._shares = [
-            _Share(X, target, weight, start, stop, self._shape) for start, stop in pairwise(bounds)
+        self._parts = [
+            _Rows(X, target, weight, start, stop, self._shape) for start, stop in pairwise(bounds)
         ]
 
     def __call__(self, flat: Array) -> tuple[float, Array]:
         parameters = flat.reshape(self._shape)
         narrow = parameters.astype(self._dtype, copy=False)
-        first, *others = self._shares
+        first, *others = self._parts
         waiting = [
-            # The caller's context has the backend that `pyce.use_backend` chose.
-            self._executor.submit(contextvars.copy_context().run, share.evaluate, narrow)
-            for share in others
+            # `pyce.use_backend` sets the backend in the context of the caller.
+            self._executor.submit(contextvars.copy_context().run, part.evaluate, narrow)
+            for part in others
             if self._executor
         ]
         first.evaluate(narrow)
-        for share in waiting:
-            share.result()
+        for part in waiting:
+            part.result()
         coefficients = parameters[: self._features]
-        loss = sum(share.loss for share in self._shares) / self._total
+        loss = sum(part.loss for part in self._parts) / self._total
         loss += 0.5 * self._penalty * float(np.vdot(coefficients, coefficients))
-        gradient = sum((share.gradient for share in others), first.gradient) / self._total
+        gradient = sum((part.gradient for part in others), first.gradient) / self._total
         gradient[: self._features] += self._penalty * coefficients
         return loss, gradient.ravel()
 
 
-class _Share:
-    """Some of the rows: the sums of their weighted losses and of these losses' gradients."""
+class _Rows:
+    """Rows of one thread: the sum of their weighted losses, and the gradient of this sum."""
 
     def __init__(
         self,
@@ -532,7 +558,7 @@ class _Share:
         rows = max(len(t) for _, t, _ in self._blocks)
         self._features = features
         self._scores = np.empty((rows, *columns), X.dtype)
-        # The intercepts of as many rows: to add them so costs less than to broadcast each row.
+        # The intercepts, repeated for each row: adding them takes less time than broadcasting them.
         self._intercepts = np.empty_like(self._scores) if shape[0] > features else None
         self._ones = np.ones(rows, X.dtype)
         self._product = np.empty((features, *columns), X.dtype)
@@ -540,7 +566,7 @@ class _Share:
         self.gradient = np.empty(shape)
 
     def evaluate(self, parameters: Array) -> None:
-        """`loss` and `gradient`, summed in float64."""
+        """Set `loss` and `gradient`, summed in float64."""
         features, dense = self._features, not issparse(self._blocks[0][0])
         coefficients = parameters[:features]
         self.loss = 0.0
@@ -549,7 +575,7 @@ class _Share:
             self._intercepts[...] = parameters[features]
         for x, target, weight in self._blocks:
             z = self._scores[: len(target)]
-            # np.dot, since np.matmul keeps the interpreter to itself where a product is narrow.
+            # np.dot, since np.matmul holds the GIL during products with few columns.
             z = np.dot(x, coefficients, out=z) if dense else x @ coefficients
             if self._intercepts is not None:
                 z += self._intercepts[: len(z)]

@@ -1,8 +1,8 @@
-"""A companion that trains: what stands around the loss, in NumPy alone.
+"""Training in NumPy: models, an optimizer, a training loop and a learning rate finder.
 
-`lr_find` finds a learning rate for any model. `LinearClassifier` and `HiddenLayerClassifier` are
-trained by `train` with `SGD`, measured by `evaluate`; `minibatches` serves loops of one's own, and
-`presize` (which needs Pillow) brings images to one size before all that.
+`lr_find` finds a learning rate for any model. `train` trains `LinearClassifier` and
+`HiddenLayerClassifier` with `SGD`, and `evaluate` computes their loss and accuracy. `minibatches`
+is for custom training loops. `presize` resizes images to one size; it needs Pillow.
 
 >>> import numpy as np
 >>> from pyce.training import SGD, LinearClassifier, train
@@ -13,7 +13,7 @@ trained by `train` with `SGD`, measured by `evaluate`; `minibatches` serves loop
 >>> print(history.accuracy[-1])
 1.0
 
-Not imported by `import pyce`.
+`import pyce` does not import this module.
 """
 
 from pyce.training._loop import History, evaluate, minibatches, train

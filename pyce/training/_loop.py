@@ -1,4 +1,4 @@
-"""Mini-batches, training, and measuring what was trained."""
+"""Mini-batches, the training loop, and the loss and accuracy of a model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._arguments import positive_number
+from pyce._types import Array
 
-Array = npt.NDArray[Any]
-
-# Rows that `evaluate` takes at a time: the logits of many classes stay within memory.
+# Samples that `evaluate` computes at a time, which limits the memory of the logits.
 _ROWS = 1024
-# What pyce.cross_entropy leaves out.
+# The class index of ignored rows, the default of pyce.cross_entropy.
 _IGNORED = -100
 
 
 class Model(Protocol):
-    """What can be trained: the classifiers here, and any object like them."""
+    """The methods that `train` and `evaluate` call."""
 
     def logits(self, x: Any) -> Array: ...
 
@@ -41,14 +39,14 @@ class Optimizer(Protocol):
 
 @dataclass
 class History:
-    """How a training went: a number for each epoch in each list.
+    """Loss and accuracy of a model after each epoch of a training.
 
     Attributes
     ----------
     loss, accuracy : list of float
-        On the training data after the epoch, without label smoothing.
+        Mean loss without label smoothing, and accuracy, of the training data after each epoch.
     held_out_loss, held_out_accuracy : list of float
-        On the held-out data; empty without.
+        The same of the held-out data; empty if there are none.
 
     Examples
     --------
@@ -71,26 +69,29 @@ def _samples(x: Any, y: Any) -> tuple[Array, Array]:
 
 
 def minibatches(x: Any, y: Any, size: int, seed: Any = None) -> Iterator[tuple[Array, Array]]:
-    """All samples in random order, in batches; the last one may be smaller.
+    """Iterate over all samples in random order, in batches; the last batch may be smaller.
 
     Parameters
     ----------
     x, y : array_like
-        Samples and targets, along the first axis.
+        Samples of shape (N, …) and targets of shape (N, …), of any dtype.
     size : int
-        Samples in a batch, at least 1.
+        Number of samples of a batch, at least 1.
     seed : int or numpy.random.Generator, optional
-        Of the order. A generator gives every epoch another order, an int the same each time.
+        Seed of the order. Calls with the same int give the same order; calls with one generator
+        give different orders.
 
     Returns
     -------
     iterator of (ndarray, ndarray)
-        Copies: a batch may be written to.
+        Batches of `x` and `y`. They are copies.
 
     Raises
     ------
+    TypeError
+        If `size` is not an integer.
     ValueError
-        For x and y of different lengths, and a size below 1.
+        If the lengths of `x` and `y` differ, or `size` is below 1.
 
     Examples
     --------
@@ -111,26 +112,36 @@ def minibatches(x: Any, y: Any, size: int, seed: Any = None) -> Iterator[tuple[A
 
 
 def evaluate(model: Model, x: Any, y: Any) -> tuple[float, float]:
-    """The mean loss and the accuracy of a model, computed in parts of 1024 samples.
+    """The mean loss and the accuracy of a model, computed 1024 samples at a time.
+
+    The loss is the mean of log Σ_c exp(z_c) − z_y over the rows, with the logits z. Exceptions that
+    the model raises are passed on.
 
     Parameters
     ----------
     model : LinearClassifier, HiddenLayerClassifier, or any object with `logits(x)`
-        What to measure.
-    x, y : array_like
-        Samples, and class indices or probabilities. Rows of the class index −100 do not count.
+        The model to evaluate.
+    x : array_like
+        Samples of shape (N, …), of a dtype that the model takes.
+    y : array_like
+        Class indices of an integer dtype and of shape (N,), of which rows with −100 are ignored; or
+        probabilities of a floating dtype and of shape (N, classes).
 
     Returns
     -------
     loss : float
-        As of `pyce.cross_entropy`; NaN where no row counts.
+        The mean loss in nats; NaN if all rows are ignored.
     accuracy : float
-        As of `pyce.accuracy`; NaN where no row counts.
+        The fraction of the rows whose target has the largest logit; NaN if all rows are ignored.
 
     Raises
     ------
-    TypeError, ValueError, IndexError
-        As of the model and `pyce.cross_entropy`.
+    TypeError
+        If the dtype of `y` is not supported.
+    ValueError
+        If shapes do not match.
+    IndexError
+        If a class index is out of range. The message names the first such row of its 1024 samples.
 
     Examples
     --------
@@ -166,32 +177,38 @@ def train(
     seed: Any = None,
     progress: bool | TextIO = True,
 ) -> History:
-    """Train a classifier on mini-batches, and measure it after each epoch.
+    """Train a classifier on mini-batches, and evaluate it after each epoch.
+
+    Exceptions that the model, the optimizer or `schedule` raise are passed on.
 
     Parameters
     ----------
     model : LinearClassifier, HiddenLayerClassifier, or any object with the same methods
-        Trained in place.
-    x, y : array_like
-        Samples and targets, as for the model's `loss_and_gradients`.
+        The model, trained in place.
+    x : array_like
+        Samples of shape (N, …), of a dtype that the model takes.
+    y : array_like
+        Class indices of an integer dtype and of shape (N,), of which rows with −100 are ignored; or
+        probabilities of a floating dtype and of shape (N, classes).
     optimizer : SGD, or any object with `step(gradients)`
-        Of the model's parameters. `schedule` sets its `lr`.
+        The optimizer of the parameters of the model. `schedule` sets its attribute `lr`.
     epochs : int
-        How often to go through the samples, at least 1.
+        Number of passes over the samples, at least 1.
     batch_size : int
-        At least 1; the last batch of an epoch may be smaller.
+        Number of samples of a batch, at least 1; the last batch of an epoch may be smaller.
     label_smoothing : float
-        Of the loss that is trained with; what is measured is without.
+        Label smoothing of the loss in training, in [0, 1]. Evaluation is without.
     held_out : (array_like, array_like), optional
-        Samples and targets to measure on beside those that are trained on.
+        Samples and targets that are not trained on, to evaluate the model on as well.
     schedule : callable, optional
-        The learning rate for the share of the training that is done, from 0 to less than 1: set as
-        the optimizer's `lr` before each batch. `lambda done: rate * (1 - done)` falls to 0.
+        `schedule(done)` returns the learning rate for the fraction of the training that is done, in
+        [0, 1). It is set as `lr` of the optimizer before each batch. For example,
+        `lambda done: rate * (1 - done)` decreases linearly to 0.
     seed : int or numpy.random.Generator, optional
-        Of the order of the samples.
+        Seed of the order of the samples.
     progress : bool or text stream
         Where to print a line for each epoch: standard error (True), nowhere (False), or a stream.
-        On a terminal the line counts the batches while the epoch runs.
+        On a terminal, the line counts batches while the epoch runs.
 
     Returns
     -------
@@ -200,10 +217,15 @@ def train(
 
     Raises
     ------
+    TypeError
+        If a number is not an integer, if `held_out` is not a pair, or if `progress` is neither a
+        bool nor a stream. Nothing is trained then.
     ValueError
-        For no samples, x and y of different lengths, and numbers below 1; nothing is trained then.
-    TypeError, ValueError, IndexError
-        As of the model, the optimizer and `pyce.cross_entropy`, from the batch where it shows.
+        If there are no samples, if the lengths of samples and targets differ, or if a number is
+        below 1. Nothing is trained then. In a batch: if shapes do not match, or if
+        `label_smoothing` is outside [0, 1].
+    IndexError
+        If a class index is out of range. The message names the row in its batch.
 
     Examples
     --------
@@ -250,7 +272,7 @@ def train(
 
 
 class _Display:
-    """A line for each epoch; on a terminal, its beginning counts batches meanwhile."""
+    """Prints a line for each epoch; on a terminal, it counts batches while the epoch runs."""
 
     def __init__(self, progress: bool | TextIO, epochs: int, batches: int) -> None:
         self.stream = (sys.stderr if progress else None) if isinstance(progress, bool) else progress

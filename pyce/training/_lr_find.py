@@ -1,4 +1,4 @@
-"""Leslie Smith's learning-rate range test."""
+"""The learning rate range test of Leslie Smith."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import index_number, real
-from pyce.training._state import kept
+from pyce._types import Array
+from pyce.training._state import restored
 
-Array = npt.NDArray[Any]
-
-# A loss that falls or rises by less than so many times its noise does neither. Of 100 equal losses
-# with noise of any distribution, fewer than one curve in 500 gets a suggestion.
+# A change of the loss counts if it exceeds this many times the noise. Of curves of 100 equal losses
+# with noise of any distribution, fewer than one in 500 gets a suggestion.
 _NOISES = 3.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LRCurve:
-    """What `lr_find` found: the loss against the learning rate, and the rates that it suggests.
+    """The result of `lr_find`: the loss as a function of the learning rate, and suggested rates.
 
     Attributes
     ----------
-    rates, losses, smoothed : ndarray of float64
-        One number for each step that was made: its rate, the loss as `step` returned it, and the
-        smoothed loss. Where the run ended early, the last are those that ended it.
+    rates, losses, smoothed : ndarray of float64, shape (steps,)
+        For each step its rate, the loss that `step` returned, and the smoothed loss. If the run
+        ended early, the last element belongs to the step that ended it.
     ended : {"at the last rate", "diverged", "not finite"}
-        Why there are no more steps; "not finite" is a loss that was NaN or infinite.
+        Why the run ended; "not finite" means that a loss was NaN or infinite.
     steepest : float or None
-        The rate at which the smoothed loss falls fastest per decade: one to train with. None where
-        the loss does not fall by more than its noise, or there are too few steps to tell.
+        The rate at which the smoothed loss falls fastest per decade, suggested for training. None
+        if the loss does not fall by more than its noise, or if there are too few steps to tell.
     before_rise : float or None
-        The last rate before the smoothed loss turns up: the edge of what trains; people take a
-        tenth of it. None where the loss does not fall, or does not turn up again.
+        The rate at which the smoothed loss is lowest, before it rises. It is the largest rate that
+        trains; a tenth of it is a common choice. None if the loss does not fall, or does not rise
+        after that.
 
     Examples
     --------
@@ -54,9 +53,10 @@ class LRCurve:
 
     Notes
     -----
-    The smoothed loss comes after the loss by some steps (nine, with the smoothing 0.9), so both
-    rates are rather too high than too low. Noise is measured by the second differences of the
-    losses; the first tenth of the steps is left out, for there the smoothing has nothing to smooth.
+    The smoothed loss lags behind the loss by some steps (nine, with the smoothing 0.9), so both
+    rates are more often too high than too low. Noise is estimated from the second differences of
+    the losses. The first tenth of the steps is left out, since the smoothed loss is an average of
+    few losses there.
     """
 
     rates: Array
@@ -85,7 +85,7 @@ class LRCurve:
         if len(bends) < 3:
             return None, None
         noise = math.sqrt(np.sum(bends**2) / (6 * (len(bends) - 2)))
-        # Of a constant loss, rounding is all that changes.
+        # A constant loss changes by rounding only.
         least = max(_NOISES * noise, 1e-6 * abs(smoothed[high]))
         if smoothed[high] - smoothed[low] <= least:
             return None, None
@@ -104,24 +104,26 @@ class LRCurve:
         )
 
     def plot(self, to: Any) -> Any:
-        """Draw the losses and the smoothed loss against the rate, both suggestions marked.
+        """Plot the losses and the smoothed loss against the rate, and mark both suggestions.
 
         Parameters
         ----------
         to : matplotlib Axes, str or path
-            Where to draw; or the file to save a picture of its own to, whose ending says its kind.
+            The axes to draw on, or the file to save a new figure to; its suffix sets the format.
 
         Returns
         -------
         matplotlib Axes
-            What was drawn on.
+            The axes that were drawn on.
 
         Raises
         ------
         ImportError
-            Where matplotlib is needed and not installed: pip install 'pyce[training]'.
+            If `to` is a file and matplotlib is not installed: pip install 'pyce[training]'.
         TypeError
-            For a `to` that is neither.
+            If `to` is neither axes nor a path.
+        OSError
+            If the file cannot be written.
 
         Examples
         --------
@@ -149,7 +151,7 @@ class LRCurve:
     def _draw(self, axes: Any) -> Any:
         from matplotlib.colors import to_hex
 
-        # The caller's colours, as they are now and not when the picture is saved.
+        # The colours of the current color cycle, which may differ when the figure is saved.
         blue, *colors = (to_hex(f"C{place}") for place in range(3))
         axes.semilogx(self.rates, self.losses, ".", color=blue, alpha=0.35, label="loss")
         axes.semilogx(self.rates, self.smoothed, color=blue, linewidth=2, label="smoothed loss")
@@ -170,7 +172,7 @@ class LRCurve:
         return axes
 
     def _limit(self, axes: Any) -> None:
-        """What diverges would leave no room for where the loss falls."""
+        """Limit the y axis, so that losses that diverge leave room for where the loss falls."""
         finite = np.isfinite(self.losses)
         if finite.any():
             low = self.losses[finite].min()
@@ -193,44 +195,45 @@ def lr_find(
     smoothing: float = 0.9,
     divergence: float = 4.0,
 ) -> LRCurve:
-    """The learning-rate range test: train with a rate that grows until the loss diverges.
+    """The learning rate range test: train with a rate that grows until the loss diverges.
 
-    Step i of n is made with the rate start · (end/start)^(i/(n−1)). The loss is smoothed to
-    sᵢ = mᵢ/(1 − βⁱ) with mᵢ = β·mᵢ₋₁ + (1 − β)·lossᵢ, as Adam smooths gradients. The run ends early
-    where a loss is NaN or infinite, and where the smoothed loss exceeds both the first loss and
-    `divergence` times the lowest smoothed loss.
+    Step i = 0, …, n − 1 has the rate start · (end/start)^(i/(n−1)). The loss after k steps is
+    smoothed to s_k = m_k/(1 − βᵏ) with m_k = β·m_{k−1} + (1 − β)·loss_k and m_0 = 0, as in Adam.
+    The run ends early if a loss is NaN or infinite, or if the smoothed loss exceeds both
+    the first loss and `divergence` times the lowest smoothed loss. Exceptions that `step` raises
+    are passed on.
 
     Parameters
     ----------
     step : callable
-        `step(lr)` makes one training step with that rate, on a batch of its own choice, and returns
-        the loss before it: a number, a NumPy scalar, a PyTorch tensor of one element.
+        `step(lr)` makes one training step with the rate `lr` on a batch of its choice, and returns
+        the loss before the step: a number, a NumPy scalar or a PyTorch tensor of one element.
     start, end : float
-        The first and the last rate; 0 < start < end.
+        The first and the last rate, 0 < start < end.
     num_iter : int
-        How many steps, at least 2. From 100 on, the curve says enough.
+        Maximum number of steps, at least 2. 100 steps or more are recommended.
     state : optional
-        What `step` changes, to be as it was afterwards, however the run ends: a NumPy array; an
-        object with `state_dict()` and `load_state_dict()`, as the models and the optimizer here and
-        PyTorch's have; or lists, tuples and dicts of such. Arrays are copied and written back in
-        place; state dicts are copied deeply. Nothing is restored without it.
+        The objects that `step` changes: a NumPy array; an object with `state_dict()` and
+        `load_state_dict()`, such as the models and optimizers of this module and of PyTorch; or
+        lists, tuples and dicts of these. They are restored when the run ends, also by an exception:
+        arrays in place from copies, objects from deep copies of their state dicts. None restores
+        nothing.
     smoothing : float
-        β, in [0, 1).
+        β in [0, 1).
     divergence : float
-        At least 1; infinite to go to the end.
+        At least 1; infinite to continue until the last rate.
 
     Returns
     -------
     LRCurve
-        Rates, losses, and the two suggestions, each None where the curve does not show it.
+        Rates, losses and two suggested rates.
 
     Raises
     ------
     TypeError
-        When `step` does not return one number; a `state` that can't be restored.
+        If `step` does not return one number, or if `state` cannot be restored.
     ValueError
-        For arguments outside of their ranges; a `state` that is read-only. Whatever `step` raises
-        goes through. The state is restored in every case.
+        If an argument is out of its range, or if an array of `state` is read-only.
 
     Examples
     --------
@@ -248,8 +251,9 @@ def lr_find(
 
     Notes
     -----
-    Leslie N. Smith: Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186, 2015.
-    NumPy's warnings of overflow are silent meanwhile: it is what the run looks for.
+    Source: Leslie N. Smith, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186,
+    2015. NumPy's warnings of overflow and of invalid values are suppressed during the run, since it
+    continues until the loss overflows.
     """
     if not callable(step):
         raise TypeError(f"step must be callable, got {type(step).__name__}")
@@ -263,7 +267,7 @@ def lr_find(
         raise ValueError(f"smoothing must lie in [0, 1), got {smoothing!r}")
     if not real(divergence, "divergence") >= 1:
         raise ValueError(f"divergence must be at least 1, got {divergence!r}")
-    with kept([] if state is None else state), np.errstate(over="ignore", invalid="ignore"):
+    with restored([] if state is None else state), np.errstate(over="ignore", invalid="ignore"):
         return _run(step, np.geomspace(start, end, num_iter), smoothing, divergence)
 
 
@@ -281,7 +285,7 @@ def _run(
             ended = "not finite"
             break
         lowest = min(lowest, smoothed[-1])
-        # As `divergence * lowest`, for negative losses too.
+        # `divergence * lowest`, generalized to negative losses.
         if divergence < math.inf and smoothed[-1] > max(
             losses[0], lowest + (divergence - 1) * abs(lowest)
         ):

@@ -1,4 +1,4 @@
-"""Two classifiers whose loss and gradient are pyce's."""
+"""Two classifiers in NumPy, with the loss and gradient of pyce."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import pyce
 from pyce._arguments import positive_number
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 
 class _Classifier:
-    """What both share; each has its way from x to the logits, and back."""
+    """Base class; subclasses compute the logits, and the gradients of the parameters."""
 
     parameters: list[Array]
     _names: tuple[str, ...]
 
     def _forward(self, x: Array) -> tuple[Array, Array]:
-        """(what the last layer is given, logits)"""
+        """The input of the last layer, and the logits."""
         raise NotImplementedError
 
     def _backward(self, x: Array, given: Array, grad: Array) -> list[Array]:
-        """From the gradient with respect to the logits to those with respect to the parameters."""
+        """The gradients of the parameters, from the gradient of the logits."""
         raise NotImplementedError
 
     def logits(self, x: Any) -> Array:
@@ -34,19 +32,20 @@ class _Classifier:
         Parameters
         ----------
         x : array_like
-            Real numbers (N, …): for each sample, as many as the model has features.
+            Samples of shape (N, …), real numbers: the product of the axes after the first is the
+            number of features of the model.
 
         Returns
         -------
         ndarray
-            (N, classes) in the model's dtype.
+            Logits of shape (N, classes), in the dtype of the model.
 
         Raises
         ------
         TypeError
-            For what is no real numbers.
+            If `x` does not hold real numbers.
         ValueError
-            For another number of features.
+            If the number of features does not match the model.
 
         Examples
         --------
@@ -62,26 +61,34 @@ class _Classifier:
     ) -> tuple[Any, list[Array]]:
         """The mean loss of a batch, and its gradients with respect to the parameters.
 
+        The loss is the mean of log Σ_c exp(z_c) − z_y over the rows, with the logits z.
+
         Parameters
         ----------
         x : array_like
-            As for `logits`.
+            Samples of shape (N, …), real numbers: the product of the axes after the first is the
+            number of features of the model.
         y : array_like
-            Class indices (N,) or probabilities (N, classes), as for `pyce.cross_entropy`.
+            Class indices of an integer dtype and of shape (N,), of which rows with −100 are
+            ignored; or probabilities of a floating dtype and of shape (N, classes).
         label_smoothing : float
-            As for `pyce.cross_entropy`.
+            ε in [0, 1]: targets t are replaced by (1 − ε) · t + ε/classes.
 
         Returns
         -------
         loss : numpy scalar
-            In the model's dtype.
+            The loss in nats, in the dtype of the model.
         gradients : list of ndarray
-            In the order, shapes and dtype of `parameters`.
+            The gradient of each of `parameters`, in its shape and dtype.
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            As `logits` and `pyce.cross_entropy`.
+        TypeError
+            If `x` does not hold real numbers, or the dtype of `y` is not supported.
+        ValueError
+            If shapes do not match, or `label_smoothing` is outside [0, 1].
+        IndexError
+            If a class index is out of range. The message names the first such row.
 
         Examples
         --------
@@ -93,14 +100,14 @@ class _Classifier:
         """
         x = self._flat(x)
         given, scores = self._forward(x)
-        # The gradient takes the place of the logits, which nothing needs any more.
+        # The gradient overwrites the logits, which are not needed any more.
         loss, grad = pyce.cross_entropy_with_grad(
             scores, y, label_smoothing=label_smoothing, out=scores
         )
         return loss, self._backward(x, given, grad)
 
     def _flat(self, x: Any) -> Array:
-        """(N, features) in the model's dtype."""
+        """x as an array of shape (N, features) in the dtype of the model."""
         x = np.asarray(x)
         first = self.parameters[0]
         if x.dtype.kind not in "fiub":
@@ -118,7 +125,7 @@ class _Classifier:
         Returns
         -------
         dict of ndarray
-            By their names.
+            Each parameter under its name.
 
         Examples
         --------
@@ -129,17 +136,19 @@ class _Classifier:
         return {n: p.copy() for n, p in zip(self._names, self.parameters, strict=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; written in place, so that optimizers see it.
+        """Set the parameters to the values of `state`.
+
+        They are written in place, so an optimizer that has the parameters trains the new values.
 
         Parameters
         ----------
         state : dict of array_like
-            By the parameters' names, in their shapes.
+            A value for each parameter under its name, in its shape. The values are copied.
 
         Raises
         ------
         ValueError
-            For other names or shapes; nothing is changed then.
+            If a name or a shape does not match. Nothing is changed then.
 
         Examples
         --------
@@ -171,23 +180,23 @@ class LinearClassifier(_Classifier):
     Parameters
     ----------
     features, classes : int
-        The numbers of inputs and of outputs, at least 1.
+        The number of features of a sample and the number of classes, at least 1.
     seed : int or numpy.random.Generator, optional
-        Of the initial weights: normal with the variance 1/features; the bias is 0.
+        Seed of the initial weights, which are normal with variance 1/features. The bias is 0.
     dtype : {float32, float64}
-        Of the parameters, and so of all that is computed.
+        The dtype of the parameters and of all computations.
 
     Attributes
     ----------
     parameters : list of ndarray
-        W (features, classes) and b (classes,).
+        W of shape (features, classes) and b of shape (classes,).
 
     Raises
     ------
     TypeError
-        For numbers that are no integers.
+        If a number is not an integer.
     ValueError
-        For numbers below 1 and other dtypes.
+        If a number is below 1, or `dtype` is neither float32 nor float64.
 
     Examples
     --------
@@ -223,24 +232,24 @@ class HiddenLayerClassifier(_Classifier):
     Parameters
     ----------
     features, hidden, classes : int
-        The numbers of inputs, of hidden units and of outputs, at least 1.
+        The number of features of a sample, of hidden units and of classes, at least 1.
     seed : int or numpy.random.Generator, optional
-        Of the initial weights: normal with the variances 2/features (He and others,
-        arXiv:1502.01852, 2015) and 1/hidden; the biases are 0.
+        Seed of the initial weights, which are normal with variances 2/features (He and others,
+        arXiv:1502.01852, 2015) and 1/hidden. The biases are 0.
     dtype : {float32, float64}
-        Of the parameters, and so of all that is computed.
+        The dtype of the parameters and of all computations.
 
     Attributes
     ----------
     parameters : list of ndarray
-        W₁ (features, hidden), b₁ (hidden,), W₂ (hidden, classes) and b₂ (classes,).
+        W₁ of shape (features, hidden), b₁ (hidden,), W₂ (hidden, classes) and b₂ (classes,).
 
     Raises
     ------
     TypeError
-        For numbers that are no integers.
+        If a number is not an integer.
     ValueError
-        For numbers below 1 and other dtypes.
+        If a number is below 1, or `dtype` is neither float32 nor float64.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Images of different sizes, brought to one size."""
+"""Resizes images of different sizes to one size."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import index_number
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 METHODS = ("crop", "squash")
 MODES = ("L", "RGB", "RGBA")
-# Pillow's modes that hold colours in another way, and what they count as.
-_TAKEN_FOR = {"1": "L", "La": "LA", "P": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
-_TAKEN_FOR |= {"LAB": "RGB", "HSV": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
+# The mode to which images of other modes of Pillow are converted.
+_CONVERTED_TO = {"1": "L", "La": "LA", "P": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+_CONVERTED_TO |= {"LAB": "RGB", "HSV": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
 _CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _DEEP, _FLOATS = "16-bit L", "L of floats"
 
 
 class _Picture(NamedTuple):
-    """An image of Pillow's, and its mode; _DEEP and _FLOATS are in images of the mode F."""
+    """An image of Pillow, and its mode. Images of _DEEP and _FLOATS have Pillow's mode F."""
 
     mode: str
     image: Any
@@ -37,46 +35,47 @@ def presize(
     mode: str | None = None,
     dtype: Any = np.float32,
 ) -> Array:
-    """Bring images of different sizes to one size, as one array, before they are batched.
+    """Resize images of different sizes to one size, and return them as one array.
 
-    Pillow resizes them, bilinearly, and without aliasing where they shrink.
+    Pillow resizes them with bilinear interpolation, and with antialiasing where they shrink.
 
     Parameters
     ----------
     images : iterable
-        Pillow's images, paths of image files, and arrays, mixed as may be. Arrays are (H, W) or
-        (H, W, 1) for gray images of uint8, bool, uint16 or floats; and (H, W, 2), (H, W, 3) or
-        (H, W, 4) of uint8 for gray with alpha, RGB and RGBA. The orientation that EXIF tells is
-        applied. Of animations the first picture is taken.
+        Images of Pillow, paths of image files, and arrays; they may be mixed. Arrays have the shape
+        (H, W) or (H, W, 1) for gray images of uint8, bool, uint16 or floats, and (H, W, 2),
+        (H, W, 3) or (H, W, 4) of uint8 for gray with alpha, RGB and RGBA. The EXIF orientation is
+        applied. Of an animation, the first frame is used.
     size : int or (int, int)
-        Height and width of the results; one number for both.
+        Height and width of the results in pixels; one number for both.
     method : {"crop", "squash"}
-        "crop" keeps the aspect ratio: the image is resized until its smaller side fits, and what
-        is too long of the other is cut off at both ends. "squash" resizes both sides as needed.
+        "crop" keeps the aspect ratio: it cuts the longer side equally at both ends to the ratio of
+        `size`. "squash" resizes both sides independently.
     mode : {"L", "RGB", "RGBA"}, optional
-        Convert all images to gray, color, or color with alpha; needed where they differ. RGBA to
-        RGB drops the alpha. Images of floats can't be converted.
+        Convert all images to gray, color, or color with alpha. It is needed if their modes differ.
+        A conversion to RGB drops the alpha channel. Images of floats cannot be converted.
     dtype : dtype
-        A floating one scales to 0…1 (images of floats stay as they are). uint8 keeps the numbers
-        as they are, uint16 those of 16-bit images.
+        A floating dtype scales the values to 0…1, except those of images of floats, which stay as
+        they are. uint8 returns the values of 8-bit images, uint16 those of 16-bit images.
 
     Returns
     -------
     ndarray
-        (N, H, W) for gray images, else (N, H, W, channels). Without `mode`, black-and-white images
-        count as gray, and palettes, CMYK and the like as RGB, or RGBA where they are transparent.
+        Shape (N, H, W) for gray images, else (N, H, W, channels); C-contiguous, of dtype `dtype`.
+        Without `mode`, black-and-white images become gray, and images with palettes, CMYK and other
+        color models become RGB, or RGBA if they are transparent.
 
     Raises
     ------
     ImportError
-        Without Pillow: pip install 'pyce[training]'.
+        If Pillow is not installed: pip install 'pyce[training]'.
     TypeError
-        For images that are none of these, named by their index; a single one instead of several.
+        If an image is none of these; the message names its index. If `images` is one image.
     ValueError
-        For no images; ones that can't be read, have no pixels or differ in mode, named by their
-        index; a size below 1; an unknown method, mode or dtype.
+        If there are no images; if an image cannot be read, has no pixels, or differs in mode; the
+        message names its index. If `size` is below 1; if `method`, `mode` or `dtype` is unknown.
     OSError
-        For files that can't be opened, as FileNotFoundError.
+        If a file cannot be opened, for example `FileNotFoundError`.
 
     Examples
     --------
@@ -136,7 +135,7 @@ def _size(size: Any) -> tuple[int, int]:
     return height, width
 
 
-# What these raise continues a sentence that begins with the image's index.
+# The messages of errors from here on continue "image {index} …", which `presize` puts in front.
 
 
 def _picture(image: Any) -> _Picture:
@@ -157,12 +156,12 @@ def _picture(image: Any) -> _Picture:
         raise ValueError(f"can't be read: {error}") from error
     except (MemoryError, _Refused):
         raise
-    except Exception as error:  # a broken file makes decoders raise anything
+    except Exception as error:  # decoders raise exceptions of many types for broken files
         raise ValueError(f"can't be read: {error}") from error
 
 
 class _Refused(ValueError):
-    """What is refused here, told apart from what decoders raise."""
+    """An image that `presize` refuses, unlike one for which a decoder raises an error."""
 
 
 def _of_image(image: Any) -> _Picture:
@@ -180,9 +179,9 @@ def _of_image(image: Any) -> _Picture:
         if values.min() < 0 or values.max() > 65535:
             raise _Refused("has integers of more than 16 bits")
         return _Picture(_DEEP, _of_floats(values))
-    if image.mode not in _TAKEN_FOR:
+    if image.mode not in _CONVERTED_TO:
         raise _Refused(f"has the mode {image.mode}, which is not supported")
-    mode = _TAKEN_FOR[image.mode]
+    mode = _CONVERTED_TO[image.mode]
     if image.mode == "P" and "transparency" in image.info:
         mode = "RGBA"
     return _Picture(mode, image.convert(mode))

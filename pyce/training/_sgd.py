@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce._arguments import real
-
-Array = npt.NDArray[Any]
+from pyce._types import Array
 
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
@@ -27,27 +25,39 @@ class SGD:
     Parameters
     ----------
     parameters : iterable of ndarray
-        What is trained, changed in place: float32 or float64, writable.
+        The arrays to train, changed in place: float32 or float64, writable.
     lr : float
-        The learning rate, at least 0. An attribute that may be set between steps.
+        The learning rate, at least 0. The attribute `lr` may be set between steps.
     momentum : float
-        At least 0.
+        The factor of the momentum buffer b in each step, at least 0.
     dampening : float
-        What of each gradient is kept out of the momentum's sum.
+        1 minus the factor of the gradient in the momentum buffer.
     weight_decay : float
-        At least 0: an L2 penalty of weight_decay/2 · |p|².
+        Factor of the L2 penalty weight_decay/2 · ‖p‖², at least 0.
     nesterov : bool
-        Nesterov's momentum, as Sutskever and others (2013) write it; `momentum` must be positive
-        and `dampening` 0.
+        Whether to use Nesterov's momentum, in the form of Sutskever and others (2013). It needs
+        `momentum` above 0 and `dampening` 0.
     maximize : bool
-        Ascend.
+        Whether to maximize the objective and not to minimize it.
+
+    Attributes
+    ----------
+    parameters : list of ndarray
+        The arrays that are trained.
+    lr, momentum, dampening, weight_decay, nesterov, maximize
+        The options.
 
     Raises
     ------
     TypeError
-        For parameters that are no floating arrays, and options that are no numbers.
+        If a parameter is not an array of float32 or float64, or an option is not a number.
     ValueError
-        For no parameters, one that comes twice or is read-only, options outside of their ranges.
+        If there are no parameters; if one of them is listed twice or read-only; if an option is
+        out of its range.
+
+    Notes
+    -----
+    Source of the formula: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
 
     Examples
     --------
@@ -119,20 +129,21 @@ class SGD:
         self.maximize = bool(maximize)
 
     def step(self, gradients: Sequence[Any]) -> None:
-        """Change the parameters by one step.
+        """Update the parameters in place by one step.
 
         Parameters
         ----------
         gradients : sequence of array_like
-            One for each parameter, in its shape; they are only read. None leaves a parameter as it
-            is.
+            The gradient of each parameter, in its shape; they are not changed. A parameter whose
+            gradient is None is not updated.
 
         Raises
         ------
         TypeError
-            For complex gradients; nothing is changed then.
+            If a gradient is complex. Nothing is updated then.
         ValueError
-            For another number of gradients, or one of another shape; nothing is changed then.
+            If the number of gradients, or the shape of one of them, does not match the parameters.
+            Nothing is updated then.
 
         Examples
         --------
@@ -167,20 +178,21 @@ class SGD:
         if self.momentum:
             b = self._buffers[i]
             if b is None:
-                b = self._buffers[i] = np.array(g)  # an array even of a scalar
+                b = self._buffers[i] = np.array(g)  # an array also if g is a scalar
             else:
                 b *= self.momentum
                 b += (1 - self.dampening) * g
             g = g + self.momentum * b if self.nesterov else b
-        p -= float(self.lr) * g  # a rate of NumPy's float64 would make float32 wider
+        p -= float(self.lr) * g  # a NumPy float64 would promote float32
 
     def state_dict(self) -> dict[str, Any]:
-        """The options and copies of the momentum buffers.
+        """The options, and copies of the momentum buffers.
 
         Returns
         -------
         dict
-            Each option under its name, and "buffers": an array or None for each parameter.
+            Each option under its name, and "buffers": a list with an array of the shape of each
+            parameter, or None before its first step with momentum.
 
         Examples
         --------
@@ -193,18 +205,19 @@ class SGD:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Set the options and the momentum buffers to those of `state`.
 
         Parameters
         ----------
         state : dict
-            Of an optimizer of parameters of the same shapes; it is copied.
+            A result of `state_dict` of an optimizer whose parameters have the same shapes. Its
+            arrays are copied.
 
         Raises
         ------
         ValueError
-            For missing or other names, buffers that do not fit, options outside of their ranges;
-            nothing is changed then.
+            If names are missing or unknown; if the buffers do not match the parameters; if an
+            option is out of its range. Nothing is changed then.
 
         Examples
         --------

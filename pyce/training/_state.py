@@ -1,4 +1,4 @@
-"""What a run may change, kept aside and put back."""
+"""Saves the state that a run changes, and restores it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-# These can't be changed where they stand: it is enough to put back what holds them.
-_FIXED = (int, float, complex, str, bytes, np.generic, type(None))
+# Values of these types are immutable: restoring their containers restores them.
+_IMMUTABLE = (int, float, complex, str, bytes, np.generic, type(None))
 
 
-def kept(state: Any) -> ExitStack:
-    """A context at whose end everything in `state` is as it was when this was called.
+def restored(state: Any) -> ExitStack:
+    """A context that restores `state`, as it was at the time of this call, when it ends.
 
-    TypeError or ValueError for what could not be put back.
+    Raises TypeError or ValueError for a state that cannot be restored.
     """
-    stack = ExitStack()  # one that fails does not keep the others from being put back
+    stack = ExitStack()  # the others are restored also if one of them raises
     for restore in _restorers(state, "state"):
         stack.callback(restore)
     return stack
@@ -32,7 +32,7 @@ def _restorers(item: Any, where: str) -> Iterator[Callable[[], object]]:
     elif isinstance(item, (list, tuple, MutableMapping)):
         pairs = item.items() if isinstance(item, MutableMapping) else enumerate(item)
         for key, value in pairs:
-            if not isinstance(value, _FIXED):
+            if not isinstance(value, _IMMUTABLE):
                 yield from _restorers(value, f"{where}[{key!r}]")
         if not isinstance(item, tuple):
             yield _of_container(item)
@@ -59,7 +59,7 @@ def _of_array(array: Any) -> Callable[[], object]:
 
 
 def _of_container(container: Any) -> Callable[[], object]:
-    """For steps that put new arrays in the place of the old, as in `state["w"] = w - lr * grad`."""
+    """For steps that replace arrays by new ones, as in `state["w"] = w - lr * grad`."""
     saved = copy.copy(container)
 
     def restore() -> None:

@@ -1,4 +1,4 @@
-"""The example that trains a language model: its parts, and a small run as a reader starts it."""
+"""The example that trains a language model: its parts, and a small run of the command."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def tokens():
 
 
 # ---------------------------------------------------------------------------------------------
-# The whole
+# The command
 
 
 def test_a_small_run(run_python, tmp_path):
@@ -72,10 +72,10 @@ def test_a_small_run(run_python, tmp_path):
         assert len(training["losses"]) == len(training["differences"]) == 12
         assert 0 < training["loss"] < training["step"] and 0 < training["share"] < 1
         assert training["losses"][-1] < training["losses"][0] - 0.05
-        # A model that has learnt, and has not seen the answers, does better than guessing.
+        # A trained model that cannot see the targets has a lower loss than guessing.
         assert 1 < training["held_out"] < np.log(512)
     assert abs(theirs["losses"][0] - np.log(512)) < 0.1
-    # Some units in the last place of a loss of 6, amplified over a dozen steps.
+    # Some units in the last place of a loss of 6, amplified by a dozen steps.
     np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(nudged["losses"], theirs["losses"], rtol=0, atol=1e-4)
     assert abs(ours["held_out"] - theirs["held_out"]) < 1e-4
@@ -161,7 +161,7 @@ def test_batches(tokens):
 
 
 def naive(texts, vocabulary):
-    """The merges, each pair counted anew for each, and the tokens of all texts."""
+    """The merges, with all pairs counted again for each, and the tokens of all texts."""
     words = [list(word) for text in texts for word in byte_pairs.WORD.findall(text)]
     merges = {}
     while 256 + len(merges) < vocabulary:
@@ -232,7 +232,7 @@ def test_the_model_sees_no_future():
     assert before.shape == (2, TINY.context, TINY.vocabulary)
     torch.testing.assert_close(after[:, :20], before[:, :20], rtol=0, atol=1e-6)
     assert ((after - before)[:, 20:].abs().amax(-1) > 1e-3).all()
-    # And it sees all of the past: a first token changes what follows the last.
+    # It sees all previous tokens: the first one changes the prediction after the last.
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % TINY.vocabulary
     with torch.no_grad():
@@ -277,9 +277,9 @@ def test_one_bit_is_changed(tokens):
 
 
 def test_each_loss_is_its_own(tokens, monkeypatch):
-    """In turn, none always first; the step's function is that which the context puts there."""
+    """Steps take turns, also at being first, and call the function that the context sets."""
     called = []
-    for name, module in (("PyTorch", F), ("pyce", pyce.torch)):
+    for name, module in (("PyTorch", F), ("pyce", pyce.torch._patched)):
         original = module.cross_entropy
 
         def spy(*arguments, name=name, original=original):
@@ -293,7 +293,7 @@ def test_each_loss_is_its_own(tokens, monkeypatch):
 
 
 class Slow(torch.autograd.Function):
-    """The sum, and a tenth of a second each way."""
+    """The sum; the forward and the backward pass take a tenth of a second each."""
 
     @staticmethod
     def forward(ctx, x):

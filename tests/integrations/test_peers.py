@@ -3,174 +3,43 @@
 Each library is skipped where it is not installed; `make test-peers` installs them all, pinned.
 """
 
-import logging
-import os
 import warnings
 
 import numpy as np
 import pytest
+from conftest import one_isa
+from peer_losses import (
+    INF,
+    NAN,
+    ONNX,
+    PEERS,
+    SOFT,
+    alike,
+    bernoulli,
+    every_onnx,
+    every_peer,
+    every_soft_peer,
+    f32,
+    load_keras,
+    load_optax,
+    load_sklearn,
+    load_tensorflow,
+    load_torch,
+    onnx_loss,
+    optax_rows,
+    ours,
+    sklearn_rows,
+    tensorflow_rows,
+    torch_rows,
+)
 
 import pyce
 
-INF, NAN = np.inf, np.nan
-
 # ---------------------------------------------------------------------------------------------
-# The libraries. Row losses and the gradient of their sum (None where there is no gradient).
+# PyTorch, whose semantics pyce has
 
 
-def load_torch():
-    return pytest.importorskip("torch")
-
-
-def load_optax():
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    return pytest.importorskip("jax"), pytest.importorskip("optax")
-
-
-def load_tensorflow():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    tensorflow = pytest.importorskip("tensorflow")
-    tensorflow.get_logger().setLevel(logging.ERROR)
-    return tensorflow
-
-
-def load_keras():
-    return load_tensorflow().keras
-
-
-def load_sklearn():
-    """Losses behind its linear models and boosting."""
-    return pytest.importorskip("sklearn._loss")
-
-
-def torch_rows(x, target, **options):
-    torch = load_torch()
-    x = torch.tensor(x, requires_grad=True)
-    options.setdefault("reduction", "none")
-    loss = torch.nn.functional.cross_entropy(x, torch.tensor(target), **options)
-    loss.sum().backward()
-    return loss.detach().numpy(), x.grad.numpy()
-
-
-def optax_rows(x, target):
-    jax, optax = load_optax()
-    soft = np.asarray(target).dtype.kind == "f"
-    loss = optax.softmax_cross_entropy if soft else optax.softmax_cross_entropy_with_integer_labels
-
-    def total(values):
-        rows = loss(values, jax.numpy.asarray(target))
-        return rows.sum(), rows
-
-    grad, rows = jax.grad(total, has_aux=True)(jax.numpy.asarray(x))
-    return np.asarray(rows), np.asarray(grad)
-
-
-def tensorflow_rows(x, target):
-    tf = load_tensorflow()
-    soft = np.asarray(target).dtype.kind == "f"
-    nn = tf.nn
-    call = (
-        nn.softmax_cross_entropy_with_logits
-        if soft
-        else nn.sparse_softmax_cross_entropy_with_logits
-    )
-    x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        loss = call(labels=tf.constant(target), logits=x)
-    return loss.numpy(), tape.gradient(loss, x).numpy()
-
-
-def sklearn_rows(x, target):
-    loss = load_sklearn().HalfMultinomialLoss(n_classes=x.shape[1])
-    return loss.loss_gradient(np.asarray(target).astype(x.dtype), np.ascontiguousarray(x))
-
-
-def onnx_model(operator, inputs, **attributes):
-    onnx = pytest.importorskip("onnx")
-    helper = onnx.helper
-
-    def info(name, array):
-        return helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-        )
-
-    kind = helper.np_dtype_to_tensor_dtype(inputs["x"].dtype)
-    graph = helper.make_graph(
-        [helper.make_node(operator, list(inputs), ["loss"], **attributes)],
-        "loss",
-        [info(name, array) for name, array in inputs.items()],
-        [helper.make_tensor_value_info("loss", kind, None)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
-    model.ir_version = 8
-    return model
-
-
-def onnx_loss(evaluator, x, target, weight=None, **attributes):
-    inputs = {"x": x, "target": np.asarray(target)}
-    if weight is not None:
-        inputs["weight"] = weight
-    model = onnx_model("SoftmaxCrossEntropyLoss", inputs, **attributes)
-    if evaluator == "onnx":
-        reference = pytest.importorskip("onnx.reference")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return np.asarray(reference.ReferenceEvaluator(model).run(None, inputs)[0])
-    runtime = pytest.importorskip("onnxruntime")
-    runtime.set_default_logger_severity(4)
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    session = runtime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, inputs)[0]
-
-
-def onnx_rows(x, target):
-    return onnx_loss("onnx", x, target, reduction="none"), None
-
-
-def onnxruntime_rows(x, target):
-    return onnx_loss("onnxruntime", x, target, reduction="none"), None
-
-
-PEERS = {
-    "torch": torch_rows,
-    "optax": optax_rows,
-    "tensorflow": tensorflow_rows,
-    "sklearn": sklearn_rows,
-    "onnx": onnx_rows,
-    "onnxruntime": onnxruntime_rows,
-}
-SOFT = ("torch", "optax", "tensorflow")  # those that take probabilities
-ONNX = ("onnx", "onnxruntime")
-
-every_peer = pytest.mark.parametrize("name", PEERS)
-every_soft_peer = pytest.mark.parametrize("name", SOFT)
-every_onnx = pytest.mark.parametrize("name", ONNX)
-
-
-def f32(*rows):
-    return np.array(rows, np.float32)
-
-
-def ours(x, target, **options):
-    return pyce.cross_entropy_with_grad(x, target, reduction="none", **options)
-
-
-def alike(got, expected):
-    """Equal to the sixth digit; a gradient that a library does not have is not compared."""
-    for one, other in zip(got, expected, strict=True):
-        if one is not None:
-            np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
-
-
-# ---------------------------------------------------------------------------------------------
-# PyTorch, from which the semantics are
-
-
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weight"])
@@ -205,6 +74,7 @@ def test_cross_entropy_is_that_of_torch(backend, shape, kind, weighted, smoothin
     np.testing.assert_allclose(grad, their_grad, rtol=1e-11, atol=1e-13)
 
 
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("pos_weight", [None, (3,), (4, 3)], ids=str)
 @pytest.mark.parametrize("weight", [None, (3,), (4, 1), (4, 3)], ids=str)
@@ -230,6 +100,7 @@ def test_bernoulli_is_that_of_torch(backend, weight, pos_weight, reduction):
     np.testing.assert_allclose(grad, theirs_x.grad.numpy(), rtol=1e-11, atol=1e-15)
 
 
+@one_isa
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nll_loss_is_that_of_torch(backend, reduction):
     torch = load_torch()
@@ -241,13 +112,13 @@ def test_nll_loss_is_that_of_torch(backend, reduction):
     theirs = nll(torch.tensor(log_p), torch.tensor(y), weight=torch.tensor(w), reduction=reduction)
     got = pyce.nll_loss(log_p, y, weight=w, reduction=reduction)
     np.testing.assert_allclose(got, theirs.numpy(), rtol=1e-13)
-    # Theirs takes no probabilities.
+    # PyTorch's function takes no probabilities.
     with pytest.raises(RuntimeError):
         nll(torch.tensor(log_p), torch.ones(6, 5))
 
 
 # ---------------------------------------------------------------------------------------------
-# What the others give for plain rows
+# Rows without options
 
 
 @every_peer
@@ -267,7 +138,7 @@ def test_probabilities_are_understood_alike(name):
 
 @every_soft_peer
 def test_probabilities_that_do_not_add_up(name):
-    """TensorFlow's gradient takes Σt for 1."""
+    """TensorFlow's gradient assumes Σt = 1."""
     x, t = f32([1, 2, 3]), f32([1, 1, 1])
     loss, grad = PEERS[name](x, t)
     alike((loss,), ours(x, t)[:1])
@@ -285,20 +156,20 @@ def test_onnx_weights_and_ignored_rows(name):
         got = onnx_loss(name, x, y, w, ignore_index=-7, reduction=reduction)
         expected = pyce.cross_entropy(x, y, weight=w, ignore_index=-7, reduction=reduction)
         alike((got,), (expected,))
-    # By default it averages, and ignores nothing: −100 is then an index like any other.
+    # By default it averages and ignores no row: −100 is an index out of range.
     alike((onnx_loss(name, x[:2], y[:2]),), (pyce.cross_entropy(x[:2], y[:2]),))
     with pytest.raises(Exception, match=r"(?i)out of (bounds|range)"):
         onnx_loss(name, x[:2], np.array([0, -100]))
 
 
 def test_class_axis_by_default():
-    """1 in PyTorch and ONNX, the last in Optax, TensorFlow and here."""
+    """It is 1 in PyTorch and ONNX, and the last in Optax, TensorFlow and pyce."""
     x, y = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32), np.ones((2, 4), int)
     last = np.ones((2, 3), int)
     seen = 0
     for name, rows in PEERS.items():
         if name == "sklearn":
-            continue  # two dimensions only
+            continue  # takes two dimensions only
         try:
             at_1 = name in ("torch", *ONNX)
             target, axis = (y, 1) if at_1 else (last, -1)
@@ -324,7 +195,7 @@ def test_minus_infinity_off_the_label(name):
 
 @every_soft_peer
 def test_minus_infinity_off_a_soft_target(name):
-    """0·∞ is NaN in all of them; the gradient is right."""
+    """The loss is NaN in all of them, from 0·∞; the gradient is correct."""
     x, t = f32([1, -INF, 3]), f32([1, 0, 0])
     loss, grad = PEERS[name](x, t)
     assert np.isnan(loss).all()
@@ -333,12 +204,12 @@ def test_minus_infinity_off_a_soft_target(name):
 
 
 def test_torch_smooths_to_infinity_as_well():
-    """Smoothing puts probability on every class, the masked one too."""
+    """Smoothing gives every class probability, masked classes included."""
     x, y = f32([1, -INF, 3]), np.array([0])
     got = torch_rows(x, y, label_smoothing=0.1)
     assert (got[0] == INF).all()
     alike(got, ours(x, y, label_smoothing=0.1))
-    # A weight of 0 does not help.
+    # A class weight of 0 does not change that in PyTorch.
     w = f32(1, 0, 1)
     loss, _ = torch_rows(x, y, weight=load_torch().tensor(w), label_smoothing=0.1)
     assert np.isnan(loss).all()
@@ -355,7 +226,7 @@ def test_minus_infinity_at_the_label(name):
 
 @pytest.mark.parametrize("name", ["torch", *ONNX])
 def test_weight_of_zero_at_minus_infinity(name):
-    """0·∞ again."""
+    """The loss is NaN in other libraries, from 0·∞, and 0 in pyce."""
     x, y, w = f32([1, -INF, 3]), np.array([1]), f32(1, 0, 1)
     if name == "torch":
         loss = torch_rows(x, y, weight=load_torch().tensor(w))[0]
@@ -368,7 +239,7 @@ def test_weight_of_zero_at_minus_infinity(name):
 @every_peer
 @pytest.mark.parametrize("row", [[NAN, 1, 2], [-INF, -INF, -INF], [INF, 1, 2]], ids=str)
 def test_rows_without_an_answer(name, row):
-    """Optax alone has one for +inf off the target: the loss +inf, and NaN only at the +inf."""
+    """NaN, except in Optax for +inf off the target: loss +inf, and NaN at the +inf only."""
     x, y = f32(row, [1, 2, 3]), np.array([1, 1])
     loss, grad = PEERS[name](x, y)
     expected, expected_grad = ours(x, y)
@@ -384,7 +255,7 @@ def test_rows_without_an_answer(name, row):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_logsumexp_of_infinities(name):
-    """The same everywhere."""
+    """All libraries agree."""
     for row in ([INF, 1], [-INF, -INF], [NAN, 1]):
         row = np.array(row, np.float32)
         if name == "torch":
@@ -399,7 +270,7 @@ def test_logsumexp_of_infinities(name):
 
 
 def test_torch_leaks_nan_from_ignored_rows():
-    """Into the gradient, not the loss; a row that is finite gets its zeros."""
+    """The NaN reaches the gradient but not the loss; ignored finite rows have gradient 0."""
     x, y = f32([1, 2, 3], [NAN, NAN, NAN], [3, 2, 1]), np.array([0, -100, -100])
     loss, grad = torch_rows(x, y, reduction="mean")
     assert loss == pytest.approx(pyce.cross_entropy(x, y), rel=1e-6)
@@ -409,7 +280,7 @@ def test_torch_leaks_nan_from_ignored_rows():
 
 
 def test_keras_ignores_rows_on_request():
-    """As here, but for the mean of no rows, which is 0."""
+    """As in pyce, except that the mean of no rows is 0."""
     keras = load_keras()
     tf = load_tensorflow()
     x, y = f32([1, 2, 3], [NAN, NAN, NAN]), np.array([0, -100])
@@ -431,7 +302,7 @@ def test_onnx_mean_of_no_rows(name):
 
 
 def test_torch_without_rows():
-    """The mean is NaN, as here."""
+    """The mean is NaN, as in pyce."""
     torch = load_torch()
     call = torch.nn.functional.cross_entropy
     assert torch.isnan(call(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
@@ -446,7 +317,7 @@ def test_keras_without_rows():
 
 
 def test_no_classes():
-    """PyTorch, JAX and TensorFlow give an empty softmax, and −inf for the logarithm of no sum."""
+    """PyTorch, JAX and TensorFlow return an empty softmax, and a log-sum-exp of −inf."""
     seen = 0
     for load in (load_torch, load_optax, load_tensorflow):
         try:
@@ -480,7 +351,7 @@ def test_torch_label_out_of_range():
 
 
 def test_optax_label_out_of_range():
-    """The loss is NaN, the gradient that of no label; −1 is the last class."""
+    """The loss is NaN and the gradient the softmax; −1 is the last class."""
     x = f32([1, 2, 3])
     for value in (3, -100):
         loss, grad = optax_rows(x, np.array([value]))
@@ -490,7 +361,7 @@ def test_optax_label_out_of_range():
 
 
 def test_tensorflow_label_out_of_range():
-    """An error when run on the CPU, NaN when compiled."""
+    """It is an error in eager mode on the CPU, and NaN when compiled."""
     tf = load_tensorflow()
     x = f32([1, 2, 3])
     for value in (3, -1, -100):
@@ -506,7 +377,7 @@ def test_tensorflow_label_out_of_range():
 
 
 def test_sklearn_label_out_of_range():
-    """The loss functions see no label in the row; log_loss raises ValueError if told the labels."""
+    """Its loss functions treat the row as without a label; log_loss with labels= raises."""
     x = f32([1, 2, 3])
     for value in (3, -1):
         loss, grad = sklearn_rows(x, np.array([value]))
@@ -515,13 +386,13 @@ def test_sklearn_label_out_of_range():
     p = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]
     with pytest.raises(ValueError, match="not belonging to the passed labels"):
         metrics.log_loss([0, 1, 3], p, labels=[0, 1, 2])
-    # Untold, it takes the sorted labels that it meets for the classes.
+    # Without labels=, the classes are the sorted labels of the data.
     assert metrics.log_loss([0, 1, 3], p) == metrics.log_loss([0, 1, 2], p)
 
 
 @every_onnx
 def test_onnx_label_out_of_range(name):
-    """An error; −1 is the last class."""
+    """It is an error, except that −1 is the last class."""
     x = f32([1, 2, 3])
     with pytest.raises(Exception, match=r"(?i)out of (bounds|range)"):
         onnx_loss(name, x, np.array([3]))
@@ -533,7 +404,7 @@ def test_onnx_label_out_of_range(name):
 
 
 def test_kinds_of_integer_labels():
-    """PyTorch takes int64 and uint8 alone, TensorFlow int32 and int64, scikit-learn floats."""
+    """PyTorch takes int64 and uint8 only, TensorFlow int32 and int64, scikit-learn floats."""
     x = f32([1, 2, 3])
     expected = ours(x, [1])
     accepted = {
@@ -580,7 +451,7 @@ def test_logsumexp_of_half_types_is_half():
 
 
 def test_jax_computes_float64_in_float32():
-    """Unless told otherwise."""
+    """By default: jax_enable_x64 changes it."""
     jax, _ = load_optax()
     if jax.config.jax_enable_x64:
         pytest.skip("jax_enable_x64 is set")
@@ -591,7 +462,7 @@ def test_jax_computes_float64_in_float32():
 
 @pytest.mark.parametrize(("name", "kinds"), [("optax", "ys"), ("tensorflow", "s")])
 def test_optax_and_tensorflow_broadcast_targets(name, kinds):
-    """One target serves all rows (in TensorFlow, of probabilities); here it is a ValueError."""
+    """One target is used for all rows (in TensorFlow, if probabilities); a ValueError in pyce."""
     x = f32([1, 2, 3], [3, 2, 1])
     for kind, target in (("y", np.array([0])), ("s", f32([1, 0, 0]))):
         with pytest.raises(ValueError, match="does not fit"):
@@ -604,7 +475,7 @@ def test_optax_and_tensorflow_broadcast_targets(name, kinds):
 
 
 def test_torch_and_unusual_arrays():
-    """Neither another byte order, nor negative strides, nor lists; weights of one dtype only."""
+    """No other byte order, negative strides or lists, and only weights of the logits' dtype."""
     torch = load_torch()
     x = np.zeros((2, 3))
     for unusual in (x.astype(x.dtype.newbyteorder()), x[::-1]):
@@ -615,7 +486,7 @@ def test_torch_and_unusual_arrays():
         call(x.tolist(), [0, 1])
     with pytest.raises(RuntimeError):
         torch_rows(x, np.array([0, 1]), weight=torch.ones(3))
-    # A float64 target makes float64 of a float32 loss.
+    # With a float64 target, the loss of float32 logits is float64.
     mixed = call(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.float64))
     assert mixed.dtype == torch.float64
 
@@ -638,7 +509,7 @@ def test_optax_and_tensorflow_do_not_reduce(name):
 
 
 def test_keras_mean_divides_by_the_rows():
-    """Whatever their weights; "mean_with_sample_weight" is the mean of here."""
+    """The weights do not matter; "mean_with_sample_weight" is the mean of pyce."""
     keras, tf = load_keras(), load_tensorflow()
     x, y, s = f32([1, 2, 3], [3, 2, 1]), [0, 1], [1.0, 4.0]
     rows = ours(x, y)[0]
@@ -662,7 +533,7 @@ def test_sklearn_averages_by_sample_weights():
 
 
 def test_smoothing_elsewhere():
-    """The same formula in Optax and Keras, applied to the targets; neither checks its ε."""
+    """Optax and Keras apply the same formula to the targets and do not check ε."""
     x, hot = f32([1, 2, 3]), f32([1, 0, 0])
     seen = 0
     for load in (load_optax, load_keras):
@@ -697,7 +568,7 @@ def test_torch_checks_smoothing():
 @every_peer
 @pytest.mark.parametrize("margin", [17, 30])
 def test_confident_rows_lose_every_digit(name, margin):
-    """A loss of 2·e^−margin comes out as 0, and so, or wrong by a half, does the gradient."""
+    """A loss of 2·e^−margin is computed as 0, and the gradient as 0 or with an error of 40 %."""
     x, y = f32([margin, 0, 0]), np.array([0])
     exact = np.log1p(2 * np.exp(-float(margin)))
     loss, grad = PEERS[name](x, y)
@@ -710,7 +581,7 @@ def test_confident_rows_lose_every_digit(name, margin):
 
 @every_peer
 def test_offsets_cost_digits(name):
-    """Far from 0, hundreds of units in the last place are lost, or all of them."""
+    """For logits far from 0, the error is hundreds of units in the last place or more."""
     x, y = f32([1e8 + 8, 1e8, 1e8]), np.array([0])
     exact = np.log1p(2 * np.exp(-8.0))
     loss, _ = PEERS[name](x, y)
@@ -723,7 +594,7 @@ def test_offsets_cost_digits(name):
 
 
 def test_sklearn_log_loss_clips():
-    """At the machine epsilon of the dtype; rows that do not add up to 1 are warned of, and used."""
+    """It clips at the machine epsilon of the dtype, and warns of rows that do not add up to 1."""
     metrics = pytest.importorskip("sklearn.metrics")
     for dtype in (np.float32, np.float64):
         p = np.array([[1, 0], [1, 0]], dtype)
@@ -740,7 +611,7 @@ def test_sklearn_log_loss_clips():
 
 
 def test_keras_clips_and_rescales_probabilities():
-    """To [1e−7, 1 − 1e−7], after dividing a row by its sum."""
+    """It divides rows by their sums, then clips to [1e−7, 1 − 1e−7]."""
     keras, tf = load_keras(), load_tensorflow()
     call = keras.losses.categorical_crossentropy
     got = call(tf.constant([[0.0, 1]]), tf.constant([[1.0, 0]])).numpy()
@@ -749,7 +620,7 @@ def test_keras_clips_and_rescales_probabilities():
     got = call(tf.constant([[1.0, 0]]), tf.constant([[0.2, 0.2]])).numpy()
     np.testing.assert_allclose(got, np.log(2), rtol=1e-6)
     np.testing.assert_allclose(pyce.log_loss([[0.2, 0.2]], [0]), -np.log(0.2), rtol=1e-15)
-    # Unless told that they are logits, it takes them for probabilities.
+    # By default it takes inputs as probabilities, not as logits.
     plain = keras.losses.SparseCategoricalCrossentropy()
     got = plain(tf.constant([0]), tf.constant([[0.5, 0.3, 0.2]]))
     np.testing.assert_allclose(got, np.log(2), rtol=1e-6)
@@ -766,21 +637,9 @@ def test_torch_caps_the_loss_of_a_probability_of_0():
 # Bernoulli
 
 
-def bernoulli(name, x, t):
-    if name == "torch":
-        torch = load_torch()
-        call = torch.nn.functional.binary_cross_entropy_with_logits
-        return call(torch.tensor(x), torch.tensor(t), reduction="none").numpy()
-    if name == "optax":
-        jax, optax = load_optax()
-        return np.asarray(optax.sigmoid_binary_cross_entropy(jax.numpy.asarray(x), t))
-    tf = load_tensorflow()
-    return tf.nn.sigmoid_cross_entropy_with_logits(labels=t, logits=x).numpy()
-
-
 @every_soft_peer
 def test_bernoulli_at_infinity(name):
-    """Certain and right: NaN in all of them, 0 here."""
+    """Infinite logits with the correct sign: the loss is NaN in all of them, and 0 in pyce."""
     t = f32(1, 0, 0, 1)
     far = f32(1e4, -1e4, 1e4, -1e4)
     np.testing.assert_array_equal(bernoulli(name, far, t), [0, 0, 1e4, 1e4])
@@ -828,13 +687,13 @@ def test_tensorflow_counts_all_that_are_tied():
     tf = load_tensorflow()
     assert tf.math.in_top_k([0, 1, 2], TIED, 1).numpy().all()
     assert pyce.accuracy(TIED, [0, 1, 2]) == pytest.approx(1 / 3)
-    # As a metric of the first place alone it breaks ties as here.
+    # The metric of the first place breaks ties as pyce does.
     metric = load_keras().metrics.sparse_categorical_accuracy
     assert metric(tf.constant([0, 1, 2]), tf.constant(TIED)).numpy().tolist() == [1, 0, 0]
 
 
 def test_argmax_of_nan_elsewhere():
-    """The NaN is the largest in PyTorch and JAX; here it is ahead of nothing."""
+    """NaN is the largest value in PyTorch and JAX; in pyce it ranks above no value."""
     row = [1.0, NAN, 5.0]
     torch = load_torch()
     assert torch.argmax(torch.tensor(row)) == 1

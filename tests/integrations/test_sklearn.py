@@ -1,12 +1,8 @@
-"""`SoftmaxRegression`: scikit-learn's own checks, the solutions of `LogisticRegression`, and the
-optimum as plain NumPy sees it."""
+"""`SoftmaxRegression`: the checks of scikit-learn, the solutions of `LogisticRegression`, and the
+gradient at the optimum computed by NumPy."""
 
-import os
 import pickle
-import threading
-import tracemalloc
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,7 +20,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from threadpoolctl import threadpool_info, threadpool_limits
+from sklearn_cases import DATA, gradient_at, scaled, synthetic, weights_of
+from threadpoolctl import threadpool_limits
 
 import pyce.sklearn
 from pyce.sklearn import SoftmaxRegression
@@ -32,57 +29,20 @@ from pyce.sklearn import SoftmaxRegression
 
 @pytest.fixture(autouse=True)
 def few_blas_threads():
-    """Small products on busy machines: BLAS threads would wait for each other."""
+    """BLAS threads would wait for each other in small products on busy machines."""
     with threadpool_limits(1, "blas"):
         yield
 
 
 @pytest.fixture(params=pyce.backends())
 def each(request):
-    """Every backend once: the instruction sets give the same bytes."""
+    """Every backend, C on one instruction set, since all give the same bytes."""
     with pyce.use_backend(request.param):
         yield request.param
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Blocks of a few rows, on four threads, for data of any size."""
-    monkeypatch.setattr(pyce.sklearn, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(pyce.sklearn, "_LEAST_ROWS", 31)
-    monkeypatch.setattr(pyce.sklearn, "_WORTH", 1)
-    monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
-
-
-def limits():
-    """The threads of BLAS, and of pyce where threadpoolctl finds it."""
-    libraries = (lib for lib in threadpool_info() if lib["user_api"] in ("blas", "pyce"))
-    return [lib["num_threads"] for lib in libraries]
-
-
-def scaled(load):
-    X, y = load(return_X_y=True)
-    return np.ascontiguousarray(StandardScaler().fit_transform(X)), y
-
-
-def synthetic(rows, features, classes, seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(rows, features))
-    scores = X @ rng.normal(size=(features, classes)) * 0.4
-    return X, (scores + rng.gumbel(size=scores.shape)).argmax(1)
-
-
-DATA = {
-    "digits": lambda: scaled(load_digits),
-    "iris": lambda: scaled(load_iris),
-    "breast cancer": lambda: scaled(load_breast_cancer),
-    "synthetic": lambda: synthetic(500, 8, 5),
-    "more features than samples": lambda: synthetic(30, 50, 4),
-}
-
-
 # ---------------------------------------------------------------------------------------------
 # scikit-learn's conventions
-
 
 quiet = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -121,37 +81,6 @@ OPTIONS = {
 }
 
 
-def weights_of(y, kind):
-    if kind == "none":
-        return None
-    weight = np.random.default_rng(1).uniform(0, 2, len(y))
-    weight[::5] = 0
-    return weight
-
-
-def gradient_at(model, X, y, sample_weight=None):
-    """The largest derivative of the objective where the model stands: float64, plain NumPy."""
-    X = X.astype(np.float64)
-    classes = np.unique(y)
-    weight = np.ones(len(y)) if sample_weight is None else np.array(sample_weight, float)
-    if model.class_weight == "balanced":
-        counts = np.array([weight[y == c].sum() for c in classes])
-        weight = weight * (weight.sum() / len(classes) / counts)[np.searchsorted(classes, y)]
-    elif model.class_weight:
-        weight = weight * [model.class_weight.get(c, 1.0) for c in y]
-    W, b = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
-    if len(classes) == 2:
-        p = 1 / (1 + np.exp(-(X @ W[0] + b[0])))
-        residual = (p - (y == classes[1]))[:, None]
-    else:
-        z = X @ W.T + b
-        p = np.exp(z - z.max(1, keepdims=True))
-        residual = p / p.sum(1, keepdims=True) - (y[:, None] == classes)
-    residual = residual * weight[:, None] / weight.sum()
-    of_w = residual.T @ X + W / model.C / weight.sum()
-    return max(np.abs(of_w).max(), np.abs(residual.sum(0)).max() if model.fit_intercept else 0)
-
-
 @pytest.mark.parametrize("weights", ["none", "samples"])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("data", DATA)
@@ -163,7 +92,7 @@ def test_the_solution_is_that_of_logistic_regression(data, options, weights):
     ours.fit(X, y, sample_weight)
     assert gradient_at(ours, X, y, sample_weight) <= 1.01e-7
     if options == "balanced" and weights == "samples":
-        return  # before 1.7 scikit-learn balances the numbers of samples, whatever their weights
+        return  # scikit-learn before 1.7 balances the numbers of samples, not their weights
     theirs.fit(X, y, sample_weight)
     for name in ("coef_", "intercept_", "classes_", "n_iter_"):
         mine, other = getattr(ours, name), getattr(theirs, name)
@@ -178,7 +107,7 @@ def test_the_solution_is_that_of_logistic_regression(data, options, weights):
 
 
 def test_the_way_to_the_solution_is_the_same():
-    """The same objective and solver: the same iterations, where rounding does not part them."""
+    """The same objective and solver give the same iterations, except for rounding."""
     for load in (load_digits, load_iris, load_breast_cancer):
         X, y = scaled(load)
         ours, theirs = SoftmaxRegression().fit(X, y), LogisticRegression().fit(X, y)
@@ -219,7 +148,7 @@ def test_no_penalty():
 
 
 def test_weights_count_samples():
-    """A weight of 2 is a sample twice, one of 0 none, and all doubled halve the penalty."""
+    """Weight 2 equals a repeated sample, 0 no sample; doubling all weights halves the penalty."""
     X, y = synthetic(200, 4, 3)
     weight = np.arange(200) % 3
     options = {"tol": 1e-9, "max_iter": 1000}
@@ -233,175 +162,11 @@ def test_weights_count_samples():
 
 
 def test_a_class_without_weight_is_not_balanced():
-    """Its samples count for nothing, as they do where nothing is balanced."""
+    """Its samples have no effect, as without balancing."""
     X, y = synthetic(300, 4, 3)
     model = SoftmaxRegression(class_weight="balanced").fit(X, y, (y > 0).astype(float))
     assert np.isfinite(model.coef_).all()
     assert model.predict_proba(X)[:, 0].max() < 0.1
-
-
-# ---------------------------------------------------------------------------------------------
-# Blocks and threads
-
-
-@pytest.mark.parametrize("data", ["digits", "breast cancer", "iris"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("fit_intercept", [True, False])
-def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_intercept):
-    X, y = DATA[data]()
-    X, weight = X.astype(dtype), weights_of(y, "samples")
-    columns = (len(np.unique(y)),) if data != "breast cancer" else ()
-    target = y if columns else y.astype(dtype)
-    point = np.random.default_rng(2).normal(size=(X.shape[1] + fit_intercept, *columns)).ravel()
-    results = []
-    for threads in (1, 2, 4):
-        with ThreadPoolExecutor(3) as executor:
-            objective = pyce.sklearn._Objective(
-                X, target, weight, weight.sum(), columns, 1.0, fit_intercept, threads, executor
-            )
-            assert len(objective._shares) == threads
-            assert sum(len(s._blocks) for s in objective._shares) > len(X) / 32
-            results.append(objective(point))
-            again = objective(point)
-        assert again[0] == results[-1][0]
-        np.testing.assert_array_equal(again[1], results[-1][1])
-    tolerance = 1e-12 if dtype == np.float64 else 1e-4
-    for loss, gradient in results[1:]:
-        np.testing.assert_allclose(loss, results[0][0], rtol=tolerance)
-        np.testing.assert_allclose(gradient, results[0][1], atol=10 * tolerance)
-
-
-@pytest.mark.parametrize("data", ["digits", "breast cancer"])
-def test_fits_in_blocks_on_threads(small_blocks, each, data):
-    X, y = DATA[data]()
-    seen = set()
-    threadpool_limits(2, "blas")  # the fixture around this test ends it
-    evaluate = pyce.sklearn._Share.evaluate
-
-    def watched(share, parameters):
-        seen.add((threading.get_ident(), pyce.get_backend()))
-        assert set(limits()) <= {1}
-        return evaluate(share, parameters)
-
-    before = limits()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyce.sklearn._Share, "evaluate", watched)
-        model = SoftmaxRegression(tol=1e-3).fit(X, y)
-    assert len(seen) > 1 and {name for _, name in seen} == {each}
-    assert gradient_at(model, X, y) <= 1.01e-3
-    assert limits() == before
-    assert not any("ThreadPoolExecutor" in t.name for t in threading.enumerate())
-
-
-def test_fits_at_the_same_time(small_blocks):
-    """One of them has the threads; all are right, and BLAS is as it was when they end."""
-    X, y = DATA["digits"]()
-    alone = SoftmaxRegression().fit(X, y)
-    before = limits()
-    with ThreadPoolExecutor(4) as executor:
-        models = list(executor.map(lambda _: SoftmaxRegression().fit(X, y), range(8)))
-    for model in models:
-        np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=1e-6)
-    assert limits() == before
-    assert not pyce.sklearn._alone.locked()
-
-
-FORK = """
-import os, signal, threading
-import pyce, pyce.sklearn
-from threadpoolctl import threadpool_info, threadpool_limits
-
-def limits():
-    return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
-
-pyce.get_num_threads = lambda: 2
-work = (200_000, 50), (10,)
-before, fits, ends = limits(), threading.Event(), threading.Event()
-
-def fit():
-    with pyce.sklearn._threads(*work):
-        fits.set()
-        ends.wait()
-
-def forked():
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(60)
-        free = limits()
-        with pyce.sklearn._threads(*work) as (threads, _):
-            pass
-        os._exit(not (free == limits() == limits_then and threads == 2))
-    assert os.waitpid(pid, 0)[1] == 0
-
-other = threading.Thread(target=fit, daemon=True)
-other.start()
-fits.wait()
-assert limits() == [1] * len(before)
-limits_then = before
-forked()
-ends.set()
-other.join()
-# What the last fit had set aside is no one's any more.
-threadpool_limits(1, "blas")
-limits_then = limits()
-forked()
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
-def test_a_fork_is_free_of_the_fits_of_others(run_python):
-    """One that had the threads when its process forked is not in the child to give them back."""
-    run_python("-c", FORK, OPENBLAS_NUM_THREADS="2")
-
-
-def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
-    X, y = DATA["iris"]()
-
-    def fails(share, parameters):
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pyce.sklearn._Share, "evaluate", fails)
-        with pytest.raises(MemoryError):
-            SoftmaxRegression().fit(X, y)
-    assert not pyce.sklearn._alone.locked()
-    assert SoftmaxRegression().fit(X, y).score(X, y) > 0.9
-
-
-def blas():
-    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
-
-
-def test_small_data_stays_on_the_caller(monkeypatch):
-    """And on one thread of BLAS; not so few rows of many features."""
-    monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
-    threadpool_limits(2, "blas")  # the fixture around this test ends it
-    before = blas()
-    with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
-        assert (threads, executor) == (1, None)
-        assert blas() == {1}
-    assert blas() == before
-    with pyce.sklearn._threads((1500, 10**6), (10,)) as (threads, executor):
-        assert (threads, executor) == (1, None)
-        assert blas() == before
-    with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, _):
-        assert threads == 4
-        with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, executor):
-            assert (threads, executor) == (1, None)
-
-
-def test_nothing_of_the_size_of_the_scores():
-    X, y = synthetic(40_000, 5, 40)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        SoftmaxRegression(max_iter=2).fit(X[:2000], y[:2000])
-        tracemalloc.start()
-        try:
-            SoftmaxRegression(max_iter=5).fit(X, y)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    assert peak < X[:, :1].nbytes * 40
 
 
 # ---------------------------------------------------------------------------------------------
@@ -453,15 +218,15 @@ def test_layouts(layout):
 
 
 def test_blocks_are_views_and_contiguous(monkeypatch):
-    """Whatever BLAS would copy, each time, is copied once; nothing else is."""
+    """Arrays that BLAS would copy for each product are copied once, and no others."""
     blocks = []
-    share = pyce.sklearn._Share.__init__
+    part = pyce.sklearn._Rows.__init__
 
     def watched(self, X, *rest):
-        share(self, X, *rest)
+        part(self, X, *rest)
         blocks.extend(x for x, _, _ in self._blocks)
 
-    monkeypatch.setattr(pyce.sklearn._Share, "__init__", watched)
+    monkeypatch.setattr(pyce.sklearn._Rows, "__init__", watched)
     X, y = DATA["iris"]()
     for given in (X, np.asfortranarray(X)):
         blocks.clear()
@@ -532,7 +297,7 @@ def test_probabilities(each, data):
 
 
 def test_logarithms_of_certain_predictions():
-    """Where probabilities round to 0 and 1 the logarithms are still right."""
+    """Logarithms are accurate also where probabilities round to 0 and 1."""
     model = SoftmaxRegression().fit([[-1.0], [1.0]], [0, 1])
     score = model.coef_[0, 0] * 1e5
     np.testing.assert_allclose(
@@ -616,8 +381,7 @@ def test_copies():
 
 
 # ---------------------------------------------------------------------------------------------
-# What can't be
-
+# Errors
 
 X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
 
@@ -680,7 +444,7 @@ def test_a_refused_fit_leaves_the_solution():
 
 
 def test_features_out_of_all_bounds():
-    """Scores that overflow end the search, with a warning at most."""
+    """If scores overflow, the solver stops with a warning at most."""
     X, y = DATA["iris"]()
     for factor in (1e150, 1e300):
         with warnings.catch_warnings():

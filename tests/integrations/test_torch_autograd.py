@@ -1,0 +1,352 @@
+"""pyce.torch: derivatives, and the memory that a step takes."""
+
+import gc
+import tracemalloc
+import weakref
+
+import pytest
+from conftest import one_isa
+
+torch = pytest.importorskip("torch")
+
+from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+from torch.autograd.graph import saved_tensors_hooks  # noqa: E402
+from torch.testing import assert_close  # noqa: E402
+from torch_cases import (  # noqa: E402
+    WARNINGS,
+    dtypes,
+    example,
+    kinds_of_target,
+    ours,
+    reductions,
+    step,
+    targets,
+    theirs,
+    true_step,
+)
+
+import pyce  # noqa: E402
+import pyce.torch  # noqa: E402
+
+pytestmark = WARNINGS
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Derivatives
+
+
+@one_isa
+@targets
+@reductions
+def test_gradcheck_and_gradgradcheck(kind, reduction, backend):
+    logits, _ = example(rows=3, dtype=torch.float64)
+    target, options = kinds_of_target(rows=3, dtype=torch.float64)[kind]
+    leaves = [logits]
+    if target.is_floating_point():
+        leaves.append(target.requires_grad_())
+
+    arguments = {"reduction": reduction, **options}
+    weight = arguments.pop("weight", None)
+
+    def loss(x, t=target):
+        return ours(x, t, weight, **arguments)
+
+    assert gradcheck(loss, leaves)
+    assert gradgradcheck(loss, leaves)
+
+
+def test_gradgradcheck_of_probabilities_that_need_no_gradient():
+    logits, _ = example(dtype=torch.float64)
+    target, options = kinds_of_target(dtype=torch.float64)["probabilities"]
+    assert gradgradcheck(lambda x: ours(x, target, **options), [logits])
+
+
+def test_gradgradcheck_where_no_class_has_weight():
+    logits, target = example(dtype=torch.float64)
+    weight = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+    assert gradgradcheck(lambda x: ours(x, target, weight, reduction="sum"), [logits])
+
+
+@dtypes
+def test_third_derivatives(dtype):
+    def third(function, logits):
+        loss = function(logits, target)
+        for _ in range(2):
+            (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+            loss = (first.to(loss.dtype) ** 2).sum()
+        return torch.autograd.grad(loss, logits)[0]
+
+    logits, target = example(dtype=dtype)
+    expected = third(theirs, logits.detach().double().requires_grad_())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.03)
+    assert_close(third(ours, logits).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@dtypes
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_the_loss_and_a_penalty_on_its_gradient(dtype, scale):
+    """Both derivatives in one backward pass, each with a factor."""
+
+    def penalised(function, logits):
+        loss = function(logits, target)
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        total = scale * (loss + 3 * (first.to(loss.dtype) ** 2).sum())
+        return torch.autograd.grad(total, logits)[0]
+
+    logits, target = example(dtype=dtype)
+    expected = penalised(theirs, logits.detach().double().requires_grad_())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.01)
+    assert_close(penalised(ours, logits).double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@dtypes
+@reductions
+def test_rows_that_are_all_ignored_have_derivatives_of_zero(dtype, reduction):
+    logits, _ = example(dtype=dtype)
+    loss = ours(logits, torch.full((6,), -100), label_smoothing=0.1, reduction=reduction)
+    (first,) = torch.autograd.grad(loss.sum(), logits, create_graph=True)
+    (second,) = torch.autograd.grad((first + first**2).sum(), logits)
+    assert first.count_nonzero() == second.count_nonzero() == 0
+
+
+@reductions
+def test_derivatives_of_no_rows(reduction):
+    logits = torch.zeros(0, 5, requires_grad=True)
+    for target in (torch.zeros(0, 5), torch.zeros(0, 5, requires_grad=True), torch.zeros(0).long()):
+        leaves = [t for t in (logits, target) if t.requires_grad]
+        loss = ours(logits, target, reduction=reduction).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        (second,) = torch.autograd.grad(sum(g.sum() for g in first), logits)
+        assert [g.shape for g in (*first, second)] == [(0, 5)] * (len(leaves) + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@reductions
+@targets
+def test_many_gradients_in_one_pass(dtype, reduction, kind):
+    """As for Jacobians."""
+    logits, _ = example(dtype=dtype)
+    target, options = kinds_of_target(dtype=dtype)[kind]
+    leaves = [logits]
+    if target.is_floating_point():
+        leaves.append(target.requires_grad_())
+    loss = ours(logits, target, reduction=reduction, **options)
+    upstream = torch.rand(3, *loss.shape).to(dtype)
+
+    def backward(u):
+        return torch.autograd.grad(loss, leaves, u, retain_graph=True)
+
+    one_by_one = [backward(u) for u in upstream]
+    for together in (
+        torch.vmap(backward)(upstream),
+        torch.autograd.grad(loss, leaves, upstream, is_grads_batched=True),
+    ):
+        for got, expected in zip(together, zip(*one_by_one, strict=True), strict=True):
+            assert_close(got, torch.stack(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_tangent_of_the_gradient_of_the_loss(dtype):
+    from torch.autograd import forward_ad
+
+    logits, target = example(dtype=dtype)
+    once = step(ours, logits, target)[1]
+    loss = ours(logits, target)
+    with forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.ones_like(loss), torch.full_like(loss, 3.0))
+        (grad,) = torch.autograd.grad(loss, logits, upstream)
+        assert_close(forward_ad.unpack_dual(grad).tangent, 3 * once)
+
+
+@dtypes
+@reductions
+def test_the_gradient_of_the_loss_scales_the_gradient(dtype, reduction):
+    logits, target = example(dtype=dtype)
+    loss = ours(logits, target, reduction=reduction)
+    upstream = torch.rand(loss.shape).to(dtype) + 0.5
+    (grad,) = torch.autograd.grad(loss, logits, upstream)
+    exact = logits.detach().double().requires_grad_()
+    truth = theirs(exact, target, reduction=reduction)
+    (truth,) = torch.autograd.grad(truth, exact, upstream.double())
+    assert grad.dtype == dtype
+    assert_close(grad, truth.to(dtype))
+
+
+@dtypes
+@reductions
+def test_a_graph_may_be_used_again(dtype, reduction):
+    """To change a returned gradient does not change the result of another backward pass."""
+    logits, target = example(dtype=dtype)
+    once = step(ours, logits, target, reduction=reduction)[1]
+    for scale in (1.0, 2.0):
+        loss = (scale * ours(logits, target, reduction=reduction)).sum()
+        for _ in range(3):
+            logits.grad = None
+            loss.backward(retain_graph=True)
+            assert torch.equal(logits.grad, scale * once)
+            logits.grad.zero_()
+        logits.grad = None
+        loss.backward()
+        assert torch.equal(logits.grad, scale * once)
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+
+def test_losses_of_the_same_logits_add_up():
+    logits, target = example()
+    once = step(ours, logits, target)[1]
+    (ours(logits, target) + ours(logits, target)).backward()
+    ours(logits, target).backward()
+    assert_close(logits.grad, 3 * once)
+
+
+def test_float16_gradients_are_scaled_before_they_are_rounded():
+    """As in PyTorch: 10⁻⁹ is 0 in float16, and 65536 · 10⁻⁹ is not."""
+    logits = torch.zeros(64, 1000, dtype=torch.float16)
+    logits[:, 0] = 12.0
+    logits.requires_grad_()
+    target = torch.zeros(64, dtype=torch.int64)
+    loss = ours(logits, target)
+    (unscaled,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss * 2.0**14, logits)
+    exact = true_step(logits, target)[1] * 2.0**14
+    assert (unscaled[:, 1:] == 0).any() or unscaled[:, 1:].max() < 1e-6
+    assert_close(scaled.double(), exact, rtol=2e-3, atol=0.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+
+
+def saved_by(function):
+    """The tensors that autograd saves for the backward pass, and the result."""
+    saved = []
+
+    def pack(tensor):
+        saved.append((tensor.data_ptr(), tensor.numel()))
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        return saved, function()
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (1100, 1024), (2, 5, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_gradient_is_saved_and_returned_without_a_copy(shape, dtype, scale):
+    logits = torch.randn(shape).to(dtype).requires_grad_()
+    target = torch.randint(shape[1], (shape[0], *shape[2:]))
+    saved, loss = saved_by(lambda: ours(logits, target))
+    assert sorted(n for _, n in saved) == sorted([logits.numel(), target.numel()])
+    (place,) = (p for p, n in saved if n == logits.numel())
+    assert place != logits.data_ptr()
+    loss.backward(torch.tensor(scale, dtype=dtype))
+    assert logits.grad.data_ptr() == place
+    assert logits.grad.is_contiguous()
+    expected = true_step(logits, target)[1] * scale
+    assert_close(logits.grad, expected.to(dtype))
+
+
+def test_the_summed_losses_of_rows_need_no_scaling_either():
+    logits, target = example()
+    saved, loss = saved_by(lambda: ours(logits, target, reduction="none"))
+    loss.sum().backward()
+    assert logits.grad.data_ptr() in [p for p, _ in saved]
+
+
+def test_float16_saves_the_logits_without_a_copy():
+    logits, target = example(dtype=torch.float16)
+    saved, _ = saved_by(lambda: ours(logits, target))
+    assert sorted(n for _, n in saved) == sorted([6, 6, logits.numel()])
+    assert logits.data_ptr() in [p for p, _ in saved]
+
+
+@one_isa
+@dtypes
+@pytest.mark.parametrize("way", ["fast", "general"])
+def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backend):
+    read = []
+    logits, target = example(dtype=dtype)
+    weight = None
+    if way == "general":
+        target = target.int()
+
+    def at_addresses(**arguments):
+        read.extend([arguments["logits"], arguments["labels"]])
+        return there(**arguments)
+
+    def with_arrays(x, t, **options):
+        read.extend([x.__array_interface__["data"][0], t.__array_interface__["data"][0]])
+        return general(x, t, **options)
+
+    with_grad = dtype is not torch.float16
+    name = "cross_entropy_with_grad" if with_grad else "cross_entropy"
+    general = getattr(pyce, name)
+    monkeypatch.setattr(pyce, name, with_arrays)
+    if backend.name == "c":
+        from pyce._backends import c
+
+        there = c.at_addresses
+        monkeypatch.setattr(c, "at_addresses", at_addresses)
+    ours(logits, target, weight)
+    assert read == [logits.data_ptr(), target.data_ptr()]
+
+
+def largest(function):
+    """The result, and the largest allocation of PyTorch or peak of NumPy in bytes."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        tracemalloc.start()
+        result = function()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return result, max([peak, *(e.self_cpu_memory_usage for e in profile.events())])
+
+
+@dtypes
+@reductions
+def test_inference_allocates_and_saves_nothing(dtype, reduction):
+    rows, classes = 300, 4096
+    logits = torch.randn(rows, classes).to(dtype).requires_grad_()
+    target = torch.randint(classes, (rows,))
+
+    def call():
+        return ours(logits, target, reduction=reduction)
+
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            call()  # allocate what later calls reuse
+            saved, (loss, most) = saved_by(lambda: largest(call))
+        assert saved == []
+        assert loss.grad_fn is None
+        assert most < logits.numel()  # bytes: a fraction of the logits
+    _, most = largest(call)
+    assert dtype is torch.float16 or most >= logits.numel() * logits.element_size()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@reductions
+def test_the_backward_pass_allocates_nothing(scale, reduction):
+    logits = torch.randn(300, 4096, requires_grad=True)
+    target = torch.randint(4096, (300,))
+    for loss in (ours(logits, target, reduction=reduction) for _ in range(2)):
+        logits.grad = None
+        most = largest(lambda loss=loss: loss.backward(torch.full(loss.shape, scale)))[1]
+    assert most < logits.numel()
+
+
+def test_the_gradient_is_freed_with_the_graph_and_not_with_the_loss():
+    logits, target = example()
+    middle = logits * 2
+    loss = ours(middle, target)
+    gradients = []
+    middle.register_hook(lambda grad: gradients.append(weakref.ref(grad.untyped_storage())))
+    loss.backward()
+    logits.grad = None
+    gc.collect()
+    assert [g() for g in gradients] == [None]
+    assert loss.item() > 0
