@@ -59,12 +59,12 @@ def faults(text):
         if len(cells) != 3:
             yield f"line {number} has {len(cells)} cells"
             continue
-        what, held_by, elsewhere = cells
-        if not what:
+        behaviour, tests, elsewhere = cells
+        if not behaviour:
             yield f"line {number} states nothing"
-        if not NAME.search(held_by):
+        if not NAME.search(tests):
             yield f"line {number} names no test"
-        if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", held_by):
+        if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", tests):
             yield f"line {number} has something other than tests in its second cell"
         seen = [n for n in NAME.findall(elsewhere) if n.startswith("integrations/test_peers.py::")]
         if elsewhere != "–" and not seen and "from documentation" not in elsewhere:
@@ -105,7 +105,7 @@ def test_the_readme_links_to_the_table():
     assert "(docs/semantics.md)" in readme
 
 
-HEAD = "## {0}\n\n| what happens | held by | elsewhere |\n| --- | --- | --- |\n"
+HEAD = "## {0}\n\n| behaviour | tests | other libraries |\n| --- | --- | --- |\n"
 GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_reported` | – |\n"
 
 
