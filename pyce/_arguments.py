@@ -1,8 +1,8 @@
-"""Every check of every argument, once, and the small value that the backends work on.
+"""Every check of every argument, once.
 
-The public functions in `pyce._loss` pass what the caller gave to `loss_problem` (or `matrix` for
-softmax and its kin) and get back a `Problem`: arrays in native byte order, aligned, of known dtype
-and fitting shapes, outputs allocated or checked. Backends trust it and check nothing again.
+The public functions pass what the caller gave to `loss_problem`, or to the functions for single
+arguments, and get back a `Problem` and arrays: in native byte order, aligned, of known dtype and
+fitting shapes, outputs allocated or checked. Backends trust them and check nothing again.
 
 Nothing here writes to an array that the caller can see, so an error leaves every output as it was.
 """
@@ -11,192 +11,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from pyce import _fpenv
-
-Array = npt.NDArray[Any]
+from pyce._dtypes import NAMES, dtype_name
+from pyce._problem import Problem, label_error
+from pyce._types import Array, Reduction
 
 INDEX_LIMIT = np.iinfo(np.int64)
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
-# What logits of each dtype are computed in: half types in float32, and rounded once.
-_COMPUTE: dict[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float32),
-    "bfloat16": np.dtype(np.float32),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
-# dtype -> its name, filled as dtypes are met: a dict look-up is the fast way to know a dtype.
-_NAMES: dict[Any, str] = {np.dtype(n): n for n in ("float16", "float32", "float64")}
 _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
-
-
-class Problem:
-    """One loss computation, normalised.
-
-    `logits`, `probs` and `grad` share one shape whose class axis is `axis`; seen in memory order
-    they are `(outer, classes, inner)` when `contiguous`. The positions, that is the shape without
-    the class axis in C order, number `rows`; `labels`, `sample_weight`, `lse`, `losses` and an
-    array `grad_loss` are flat, one element per row.
-
-    ============== ==============================================================================
-    logits         float16, bfloat16, float32 or float64, native, aligned, any strides
-    labels         int32 or int64 (rows,), contiguous; None with `probs`
-    probs          floating, logits' shape, any strides; None with `labels`
-    weight         float64 (classes,) or None
-    sample_weight  float64 (rows,) or None
-    normalizer     what replaces the mean's denominator, or None
-    grad_loss      factor of every row's gradient: a float, or float64 (rows,)
-    grad           logits' shape and dtype, C-contiguous; None in the forward
-    lse            float64 (rows,): written by the forward, read by the backward; or None
-    losses         float32 or float64 (rows,), written when reduction is "none"; else None
-    ============== ==============================================================================
-    """
-
-    __slots__ = (
-        "axis",
-        "classes",
-        "contiguous",
-        "dtype_name",
-        "grad",
-        "grad_loss",
-        "ignore_index",
-        "inner",
-        "labels",
-        "logits",
-        "losses",
-        "lse",
-        "normalizer",
-        "outer",
-        "probs",
-        "reduction",
-        "rows",
-        "sample_weight",
-        "smoothing",
-        "weight",
-    )
-
-    logits: Array
-    dtype_name: str
-    axis: int
-    outer: int
-    classes: int
-    inner: int
-    rows: int
-    contiguous: bool
-    labels: Array | None
-    probs: Array | None
-    weight: Array | None
-    sample_weight: Array | None
-    ignore_index: int
-    smoothing: float
-    reduction: str
-    normalizer: float | None
-    grad_loss: float | Array
-    grad: Array | None
-    lse: Array | None
-    losses: Array | None
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The logits' shape without the class axis: that of index targets and row losses."""
-        shape = self.logits.shape
-        return shape[: self.axis] + shape[self.axis + 1 :]
-
-    @_fpenv.default
-    def check_labels(self) -> None:
-        """Raise IndexError for the first label that is neither a class nor `ignore_index`."""
-        labels = self.labels
-        if labels is None:
-            return
-        bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= self.classes))
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise label_error(row, int(labels[row]), self.classes, self.ignore_index)
-
-    def keep(self) -> Array | None:
-        """Which rows count, as booleans; None when every row does."""
-        if self.labels is None:
-            return None
-        keep: Array = self.labels != self.ignore_index
-        return None if keep.all() else keep
-
-    def denominator(self) -> float:
-        """What the mean divides by; 1 for the other reductions.
-
-        Index targets: Σ weight[y]·sample_weight over the rows that count. Probability targets:
-        Σ sample_weight, the number of rows without sample weights.
-        """
-        if self.reduction != "mean":
-            return 1.0
-        if self.normalizer is not None:
-            return self.normalizer
-        keep = self.keep()
-        share: Array | None = self.sample_weight
-        if self.weight is not None and self.labels is not None:
-            safe = self.labels if keep is None else np.where(keep, self.labels, 0)
-            share = self.weight[safe] if share is None else self.weight[safe] * share
-        if share is None:
-            return float(self.rows if keep is None else np.count_nonzero(keep))
-        return precise_sum(share if keep is None else share[keep])
-
-    def row_scale(self) -> Array:
-        """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
-        with np.errstate(all="ignore"):
-            scale = np.full(self.rows, self.grad_loss, _FLOAT64)
-            if self.sample_weight is not None:
-                scale *= self.sample_weight
-            return scale / self.denominator()
-
-    def reduce(self, losses: Array) -> Any:
-        """Write or add up float64 row losses (weighted already, 0 where ignored), as asked for.
-
-        The sum comes in the dtype of the loss.
-        """
-        dtype = np.float64 if self.dtype_name == "float64" else np.float32
-        if self.losses is not None:
-            with np.errstate(over="ignore"):
-                self.losses[...] = losses
-            return math.nan
-        with np.errstate(all="ignore"):
-            if self.normalizer is not None and not self.any_row():
-                return dtype(0.0)
-            return dtype(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
-
-    def any_row(self) -> bool:
-        """Whether at least one row counts."""
-        keep = self.keep()
-        return self.rows > 0 if keep is None else bool(keep.any())
-
-
-def precise_sum(values: Array) -> float:
-    """The sum of float64 numbers, but for one rounding or two, whatever their number.
-
-    Each number is cut at one common bit; the high parts add up without rounding, and what the low
-    parts lose does not count.
-    """
-    with np.errstate(all="ignore"):
-        largest = np.max(np.abs(values), initial=0.0)
-        cut = np.ldexp(2.0, np.frexp(values.size * largest)[1])
-        if not (np.isfinite(largest) and np.isfinite(cut)):
-            return float(np.sum(values))
-        high = (cut + values) - cut
-        return float(np.sum(high) + np.sum(values - high))
-
-
-def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexError:
-    """The one wording for a label out of range, whichever backend found it."""
-    return IndexError(
-        f"target of row {row} is {value}, outside the valid range 0..{classes - 1} "
-        f"for {classes} classes (ignore_index is {ignore_index})"
-    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -206,20 +35,6 @@ def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexE
 @_fpenv.default
 def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype, copy=False)
-
-
-def dtype_name(dtype: Any) -> str | None:
-    """The name of a logits dtype that pyce computes with, in native byte order; else None."""
-    name = _NAMES.get(dtype)
-    if name is None and dtype.name == "bfloat16" and dtype.isnative:
-        # ml_dtypes' type, met by name so that pyce needs not import ml_dtypes.
-        _NAMES[dtype] = name = "bfloat16"
-    return name
-
-
-def compute_dtype(name: str) -> np.dtype[Any]:
-    """float32 or float64: what logits of the named dtype are computed in."""
-    return _COMPUTE[name]
 
 
 def floating(value: Any, what: str) -> tuple[Array, str]:
@@ -232,7 +47,7 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
             array = array.astype(np.float64)  # Python numbers
         elif array.dtype.kind == "f" and isinstance(value, (list, tuple)):
             array = array.astype(np.float64, copy=False)
-    name = _NAMES.get(array.dtype) or dtype_name(array.dtype)
+    name = NAMES.get(array.dtype) or dtype_name(array.dtype)
     if name is None:
         native = array.dtype.newbyteorder("=") if array.dtype.kind == "f" else array.dtype
         name = dtype_name(native)
@@ -292,10 +107,11 @@ def fraction(value: Any, what: str) -> float:
     return number
 
 
-def reduction_name(value: Any) -> str:
+def reduction_name(value: Any) -> Reduction:
+    """`value` if it is one of `REDUCTIONS`."""
     if value not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {value!r}")
-    return str(value)
+    return cast(Reduction, str(value))
 
 
 def index_number(value: Any, what: str) -> int:
@@ -383,6 +199,14 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
     return out if flags.aligned else np.empty(logits.shape, logits.dtype)
 
 
+def delivered(result: Array, out: Array | None) -> Array:
+    """`result` where the caller wants it: an unaligned `out` was computed beside its memory."""
+    if out is None or result is out:
+        return result
+    out[...] = result
+    return out
+
+
 def _overlap(out: Array, other: Any) -> bool:
     """Whether two arrays share memory; what is no array shares none."""
     if not isinstance(other, np.ndarray):
@@ -413,6 +237,7 @@ def _same_memory(a: Array, b: Array) -> bool:
 def loss_problem(
     logits: Any,
     target: Any,
+    *,
     axis: Any,
     weight: Any,
     sample_weight: Any,
@@ -483,34 +308,3 @@ def _as_target(target: Any) -> Array:
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(target, "dtype"):
         return array.astype(np.int64)  # an empty list has no dtype of its own
     return array
-
-
-def row_blocks(
-    shape: tuple[int, ...], axis: int, limit: int
-) -> Iterator[tuple[tuple[Any, ...], int, int]]:
-    """Cut the rows of an array of `shape` into blocks of about `limit` elements, in C order.
-
-    Yields `(index, start, stop)`: rows start..stop are `np.moveaxis(a, axis, -1)[index]`, a view.
-    Works for any strides, so that no backend has to copy more than a block at a time.
-    """
-    positions = shape[:axis] + shape[axis + 1 :]
-    classes = shape[axis]
-    if math.prod(positions) == 0:
-        return
-    if not positions:
-        yield (np.newaxis,), 0, 1
-        return
-    # The suffix of dimensions after `cut` fits the limit whole; dimension `cut` is sliced.
-    cut = len(positions) - 1
-    below = 1
-    while cut > 0 and below * positions[cut] * classes <= limit:
-        below *= positions[cut]
-        cut -= 1
-    step = max(1, limit // max(1, below * classes))
-    row = 0
-    for lead in np.ndindex(*positions[:cut]):
-        for first in range(0, positions[cut], step):
-            last = min(first + step, positions[cut])
-            count = (last - first) * below
-            yield (*lead, slice(first, last)), row, row + count
-            row += count

@@ -17,7 +17,6 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from pyce import _fpenv
-from pyce._arguments import positive_number
 
 _asked: int | None = None
 _limit: float = math.inf
@@ -38,58 +37,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def set_num_threads(n: int) -> None:
-    """Use at most `n` threads per call from now on, in every backend.
-
-    The calling thread counts as one of them. Fewer run where the CPU affinity, the control group or
-    a limit set by threadpoolctl allows fewer.
-
-    Parameters
-    ----------
-    n : int
-        At least 1.
-
-    Raises
-    ------
-    TypeError
-        When `n` is no whole number.
-    ValueError
-        For `n` below 1.
-
-    Examples
-    --------
-    >>> pyce.set_num_threads(1)
-    >>> pyce.get_num_threads()
-    1
-    """
+def ask(n: int) -> None:
+    """Use at most `n` threads per call from now on."""
     global _asked
-    _asked = positive_number(n, "threads")
-
-
-def get_num_threads() -> int:
-    """The number of threads that a large call made now may use.
-
-    Returns
-    -------
-    int
-        The smallest of what `set_num_threads` or the environment asks for, the CPU affinity, the
-        control group's quota and the limit set by threadpoolctl; at least 1.
-
-    Raises
-    ------
-    ValueError
-        When PYCE_NUM_THREADS is set to something other than a whole number of at least 1.
-
-    Examples
-    --------
-    >>> pyce.get_num_threads() >= 1
-    True
-    """
-    return budget()
+    _asked = n
 
 
 def budget() -> int:
-    """The same, for the backends: called once for every call that is large enough to share."""
+    """How many threads may run, asked once for every call that is large enough to share."""
     return max(1, math.ceil(min(_unlimited(), _limit, _at_most.get())))
 
 

@@ -385,7 +385,7 @@ def _at_addresses(
     They would take a small batch as long as the computation. Whatever is out of order is left to
     the general way, which finds the words for it.
     """
-    backend = current()
+    at_addresses = current().at_addresses
     shape = input.shape
     dtype = input.dtype
     if len(shape) == 2:
@@ -397,7 +397,7 @@ def _at_addresses(
     address = _address(input, input.nbytes)
     labels = _address(target, target.nbytes)
     if (
-        backend.NAME != "c"
+        at_addresses is None
         or not fits
         or not (address and labels)
         or dtype not in _NAMES
@@ -424,20 +424,20 @@ def _at_addresses(
     of_all = reduction != "none"
     like = _LOSSES[dtype]
     loss = torch.empty_like(like) if of_all else like.new_empty(shape[:1] + shape[2:])
-    done = backend.at_addresses(  # type: ignore[attr-defined]
-        _NAMES[dtype],
-        reduction,
-        shape[0],
-        shape[1],
-        inner,
-        address,
-        labels,
-        weights,
-        kept.data_ptr() if kept is not None else 0,
-        float(label_smoothing),
-        ignore_index,
-        loss.data_ptr(),
-        torch.get_num_threads,
+    done = at_addresses(
+        dtype=_NAMES[dtype],
+        reduction=reduction,
+        outer=shape[0],
+        classes=shape[1],
+        inner=inner,
+        logits=address,
+        labels=labels,
+        weight=weights,
+        grad=kept.data_ptr() if kept is not None else 0,
+        smoothing=float(label_smoothing),
+        ignore_index=ignore_index,
+        loss=loss.data_ptr(),
+        most_threads=torch.get_num_threads,
     )
     if not done:
         return None

@@ -11,38 +11,55 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
-from pyce._arguments import Array, Problem
+from pyce._problem import Problem
+from pyce._types import Array, Scalar
 
 
 class Backend(Protocol):
-    """What a backend module provides. All arrays are checked; results go where the caller said."""
+    """What a backend module provides.
+
+    Arguments have been checked, and results are written to the arrays that are passed. No function
+    depends on the caller's floating-point environment or changes it, status flags included.
+    """
 
     NAME: str
-    # Whether the functions below raise IndexError for bad labels themselves, before writing.
+    # Whether the functions that take a `Problem` raise IndexError for labels out of range, before
+    # they write anything. If not, the caller runs `Problem.check_labels` first.
     CHECKS_LABELS: bool
+    # For libraries whose memory is not NumPy's, such as pyce.torch; None if the backend computes on
+    # NumPy arrays only.
+    at_addresses: AtAddresses | None
 
-    # None depends on the caller's floating-point environment, or leaves a trace in it.
+    def forward(self, p: Problem) -> Scalar | None:
+        """Write p.lse and p.losses where they are not None; return the loss in its dtype.
 
-    def forward(self, p: Problem) -> Any:
-        """Write p.lse and p.losses where they are not None; return the loss in its dtype."""
+        With reduction "none" there is no such number, and None is returned.
+        """
 
-    def forward_backward(self, p: Problem) -> Any:
-        """The same, and write p.grad."""
+    def forward_backward(self, p: Problem) -> Scalar | None:
+        """As `forward`, and write p.grad."""
 
     def backward(self, p: Problem) -> None:
         """Write p.grad from the saved p.lse; p.losses is None."""
 
     def softmax(self, x: Array, axis: int, out: Array) -> None:
-        """out = softmax of x, same shape and dtype, out C-contiguous; out may be x."""
+        """Write the softmax of x to out, which has x's shape and dtype and is C-contiguous.
+
+        `out` may be x itself.
+        """
 
     def log_softmax(self, x: Array, axis: int, out: Array) -> None:
-        """out = log-softmax of x, likewise."""
+        """Write the log-softmax of x to out, which has x's shape and dtype and is C-contiguous.
+
+        `out` may be x itself.
+        """
 
     def logsumexp(self, x: Array, axis: int, out: Array) -> None:
-        """out = flat float64 (rows,), one element per position."""
+        """Write log Σ exp of x along `axis` to out, float64 (rows,), one element per position."""
 
     def binary_cross_entropy(
         self,
@@ -54,10 +71,56 @@ class Backend(Protocol):
         grad: Array | None,
         scale: float,
     ) -> float:
-        """Bernoulli loss of flat, contiguous float32 or float64 arrays of one length and dtype.
+        """The float64 sum of the weighted Bernoulli losses of the logits x for the targets t.
 
-        Writes the weighted losses and `scale` times their gradients where asked for; returns the
-        float64 sum of the weighted losses.
+        All arrays are flat and contiguous, of one length and one dtype, float32 or float64. The
+        weighted losses are written to `loss` and `scale` times their gradients to `grad`, unless
+        these are None.
+        """
+
+
+class AtAddresses(Protocol):
+    """Cross-entropy of class indices in memory that is not a NumPy array."""
+
+    def __call__(
+        self,
+        *,
+        dtype: str,
+        reduction: str,
+        outer: int,
+        classes: int,
+        inner: int,
+        logits: int,
+        labels: int,
+        weight: int,
+        grad: int,
+        smoothing: float,
+        ignore_index: int,
+        loss: int,
+        most_threads: Callable[[], int],
+    ) -> bool:
+        """Write the loss, and the gradient unless `grad` is 0; whether that was done.
+
+        False means that nothing was written and that the caller has to take the way through NumPy,
+        which finds the error and its message. The caller has checked everything but the values of
+        the labels.
+
+        Parameters
+        ----------
+        dtype
+            "float16", "bfloat16", "float32" or "float64", that of the logits and the gradient.
+        reduction
+            "mean", "sum" or "none".
+        outer, classes, inner
+            The logits' shape, C-contiguous. The labels have the shape (outer, inner).
+        logits, labels, weight, grad, loss
+            Addresses. `labels` are int64, `weight` is float64 (classes,); `loss` has one element,
+            or with "none" outer·inner, in float64 for float64 logits, else in float32. An address
+            of 0 means no weight, or no gradient.
+        smoothing, ignore_index
+            As in `Problem`.
+        most_threads
+            How many threads may work at most; called only for a call large enough to share.
         """
 
 

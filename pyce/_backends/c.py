@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from pyce import _threads
-from pyce._arguments import Array, Problem, dtype_name, label_error
+from pyce._dtypes import dtype_name
+from pyce._problem import Problem, label_error
 from pyce._pyce import ffi, lib
+from pyce._types import Array
 
 NAME = "c"
 CHECKS_LABELS = True
@@ -136,6 +138,7 @@ def _common(operation: int, p: Problem, labels: Array) -> Array | None:
 
 
 def at_addresses(
+    *,
     dtype: str,
     reduction: str,
     outer: int,
@@ -223,7 +226,7 @@ def _general(operation: int, p: Problem) -> Any:
     else:
         target = _INDEX64 if labels.itemsize == 8 else _INDEX32
         label_pointer = _from_buffer(labels)
-    reduction = p.reduction
+    reduction: str = p.reduction
     if operation == _BACKWARD and reduction == "none":
         reduction = "sum"  # the factors of the rows are in grad_losses
     elif reduction == "mean" and p.normalizer is not None:

@@ -49,10 +49,13 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, overload
 
 from pyce import _fpenv, _threads
-from pyce._arguments import Array, Problem, compute_dtype, row_blocks
+from pyce._dtypes import compute_dtype
+from pyce._problem import Problem, row_blocks
+from pyce._types import Array
 
 NAME = "numba"
 CHECKS_LABELS = True
+at_addresses = None  # memory is NumPy's arrays only
 
 _config: Any = numba.config
 if _config.DISABLE_JIT:

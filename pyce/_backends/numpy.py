@@ -25,150 +25,25 @@ per row. A block is read before it is written, so an output may be the input.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pyce import _fpenv
-from pyce._arguments import Array, Problem, compute_dtype, row_blocks
+from pyce._compensated import LOWEST, Number, Pair, exp, log1p, rounded, row_sum, zero_where
+from pyce._dtypes import compute_dtype
+from pyce._problem import Problem, row_blocks
+from pyce._types import Array
 
 NAME = "numpy"
 CHECKS_LABELS = False
+at_addresses = None  # memory is NumPy's arrays only
 
 # Elements of a block, such that all its temporaries together (8 in float64, 21 with pairs) stay
 # below 1 MiB.
 _BLOCK = 2**14
 _BLOCK_OF_PAIRS = 3 * 2**11
-# exp of anything lower is 0 in float64.
-_LOWEST = -746.0
-
-
-# ---------------------------------------------------------------------------------------------
-# Numbers of twice the precision
-
-
-class Pair:
-    """An unevaluated sum hi + lo of float64 arrays, with the arithmetic of Dekker and Knuth.
-
-    Where hi is infinite, lo comes out as NaN and means 0.
-    """
-
-    __slots__ = ("hi", "lo")
-    __array_ufunc__ = None  # array + pair is the pair's business
-
-    def __init__(self, hi: Any, lo: Any = 0.0) -> None:
-        self.hi = hi
-        self.lo = lo
-
-    def __add__(self, other: Number) -> Pair:
-        b = other if isinstance(other, Pair) else Pair(other)
-        s = self.hi + b.hi
-        t = s - self.hi
-        return Pair(s, (self.hi - (s - t)) + (b.hi - t) + (self.lo + b.lo))
-
-    def __mul__(self, other: Number) -> Pair:
-        b = other if isinstance(other, Pair) else Pair(other)
-        a1, a2 = _halves(self.hi)
-        b1, b2 = _halves(b.hi)
-        p = self.hi * b.hi
-        lost = a2 * b2 - (((p - a1 * b1) - a2 * b1) - a1 * b2)
-        return Pair(p, lost + (self.hi * b.lo + self.lo * b.hi))
-
-    def __truediv__(self, other: Number) -> Pair:
-        b = other if isinstance(other, Pair) else Pair(other)
-        quotient = self.hi / b.hi
-        return Pair(quotient, _value(self - b * quotient) / b.hi)
-
-    def __neg__(self) -> Pair:
-        return Pair(-self.hi, -self.lo)
-
-    def __sub__(self, other: Number) -> Pair:
-        return self.__add__(-other)
-
-    def __rsub__(self, other: Number) -> Pair:
-        return (-self).__add__(other)
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-
-    def __getitem__(self, key: Any) -> Pair:
-        return Pair(self.hi[key], self.lo[key] if np.ndim(self.lo) else self.lo)
-
-
-Number = Any  # a Pair, an array or a float
-
-
-def _halves(a: Any) -> tuple[Any, Any]:
-    """a as the sum of its leading 26 bits and the rest, whose products are exact to 2⁻¹⁰⁵."""
-    a = np.asarray(a, dtype=np.float64)
-    high = (a.view(np.int64) & -(2**27)).view(np.float64)
-    return high, a - high
-
-
-def _value(number: Number) -> Any:
-    if isinstance(number, Pair):
-        return number.hi + np.where(np.isfinite(number.lo), number.lo, 0.0)
-    return number
-
-
-def _zero(number: Number, where: Array) -> Number:
-    """`number` with zeros at some places."""
-    if isinstance(number, Pair):
-        return Pair(_zero(number.hi, where), _zero(number.lo, where))
-    return np.where(where, 0.0, number)
-
-
-def _sum(number: Number) -> Number:
-    """The sum along the last axis.
-
-    Of pairs: all numbers of a row are cut in two at one place, such that their leading parts add
-    up without rounding (Rump's ExtractVector).
-    """
-    if not isinstance(number, Pair):
-        return number.sum(axis=-1)
-    largest = np.abs(number.hi).max(axis=-1, keepdims=True)
-    unit = np.where(largest > 2.0**900, 2.0**100, 1.0)  # lest the sums below overflow
-    hi, lo = number.hi / unit, _value(Pair(0.0, number.lo / unit))
-    cut = np.ldexp(2.0, np.frexp(largest / unit * hi.shape[-1])[1])
-    lead = (cut + hi) - cut
-    lead = np.where(np.isfinite(lead), lead, hi)
-    unit = unit[..., 0]
-    return Pair(lead.sum(axis=-1) * unit, ((hi - lead) + lo).sum(axis=-1) * unit)
-
-
-# NumPy's exp and log1p are each wrong by up to 0.7 ULP: together with what rounds after them, more
-# than a loss may be.
-_LOG2E = 1.4426950408889634
-_LN2, _LN2_LO = 0.6931471803691238, 1.9082149292705877e-10  # few bits, and the rest
-_TAYLOR = [1.0 / math.factorial(k) for k in range(13, 1, -1)]
-
-
-def _exp(x: Pair, less: float = 0.0) -> Pair:
-    """exp(x) − less, less 0 or 1, for x ≤ 700. Error ≤ 0.2 ULP, less 1 ≤ 0.5."""
-    hi = np.maximum(x.hi, _LOWEST)
-    n = np.rint(hi * _LOG2E)
-    hi, lo = hi - n * _LN2, x.lo - n * _LN2_LO
-    r = hi + lo
-    lo += hi - r
-    q = np.full_like(r, _TAYLOR[0])
-    for c in _TAYLOR[1:]:
-        q *= r
-        q += c
-    q *= r * r
-    q += lo + lo * r
-    power = np.ldexp(1.0, n.astype(np.intc))
-    total = r + q
-    result: Pair = Pair(total * power, ((r - total) + q) * power) + (power - less)
-    return result
-
-
-def _log1p(x: Pair) -> Pair:
-    """log(1 + x), x ≥ 0: NumPy's and a step of Newton's."""
-    rounded = _value(x)
-    log = np.log1p(rounded)
-    return Pair(log, _value(x - _exp(Pair(log), 1.0)) / (1.0 + rounded))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,11 +73,11 @@ class _Rows:
         ties = np.full(self.maximum.shape, -1.0)
         for cut in self.cuts():
             d, e = self.shifted(cut)
-            top = _value(d) == 0.0
-            self.rest = self.rest + _sum(_zero(e, top))
+            top = rounded(d) == 0.0
+            self.rest = self.rest + row_sum(zero_where(top, e))
             ties += np.count_nonzero(top, axis=1)
         self.rest = self.rest + ties
-        self.log_total = (_log1p if self._exact else np.log1p)(self.rest)
+        self.log_total = (log1p if self._exact else np.log1p)(self.rest)
 
     def number(self, value: Any) -> Number:
         """`value` in the precision that the logits' dtype asks for."""
@@ -220,8 +95,8 @@ class _Rows:
         self._last = None
         d: Number = self.number(_float64(self._x[..., cut])) - self.maximum[:, np.newaxis]
         if isinstance(d, Pair):
-            d.lo[~(d.hi >= _LOWEST)] = 0.0
-            e: Number = _exp(d)
+            d.lo[~(d.hi >= LOWEST)] = 0.0
+            e: Number = exp(d)
         else:
             e = np.exp(d)
         self._last = cut, d, e
@@ -233,7 +108,7 @@ class _Rows:
 
     def lse(self) -> Array:
         m = self.maximum
-        lse: Array = np.where(np.isfinite(m), _value(m + self.log_total), m)
+        lse: Array = np.where(np.isfinite(m), rounded(m + self.log_total), m)
         return lse
 
 
@@ -259,14 +134,14 @@ class _LossRows(_Rows):
             self._spike = self._certain * w
             spread: Number = float(p.classes)
             if p.weight is not None and self._dense:
-                cuts = [_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
+                cuts = [row_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
                 spread = sum(cuts, self.number(0.0))
             self.total = self._even * spread + self._spike
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))
             for cut in self.cuts():
-                self.total = self.total + _sum(self._coefficients(cut))
+                self.total = self.total + row_sum(self._coefficients(cut))
 
     def _coefficients(self, cut: slice) -> Number:
         """b at the classes of `cut`, (rows, width); for labels (width,) and without the spikes."""
@@ -282,24 +157,24 @@ class _LossRows(_Rows):
         if self._probs is None:
             at_label = np.take_along_axis(self._x, self._labels.reshape(*self._x.shape[:-1], 1), -1)
             gap = self.number(self.maximum) - _float64(at_label)[:, 0]
-            loss = loss + _zero(self._spike * gap, _value(self._spike) == 0.0)
+            loss = loss + zero_where(rounded(self._spike) == 0.0, self._spike * gap)
         if self._dense:
             for cut in self.cuts():
                 b = self._coefficients(cut)
-                loss = loss + _sum(_zero(b * -self.shifted(cut)[0], _value(b) == 0.0))
-        losses: Array = _value(loss * scale)
+                loss = loss + row_sum(zero_where(rounded(b) == 0.0, b * -self.shifted(cut)[0]))
+        losses: Array = rounded(loss * scale)
         return losses
 
     def gradient(self, cut: slice, scale: Array) -> Array:
         """Float64 (rows, width), multiplied by `scale` (rows,)."""
         d, e = self.shifted(cut)
-        top = _value(d) == 0.0
+        top = rounded(d) == 0.0
         factor = self.total * scale / (1.0 + self.rest)
         product = e * factor[:, np.newaxis]
         b = self._coefficients(cut) if self._dense else self.number(np.zeros(top.shape[1]))
         if self._dense:
             product = product - b * scale[:, np.newaxis]
-        g: Array = _value(product)
+        g: Array = rounded(product)
         # Anew where b is large: at the labels, or where the target is for certain a maximum.
         if self._probs is None:
             column = self._labels - cut.start
@@ -307,14 +182,14 @@ class _LossRows(_Rows):
             column = column[row]
             b = b[column] + self._spike[row]
         else:
-            half = 0.5 * np.abs(_value(self.total))
-            row, column = np.nonzero(top & (np.abs(_value(b)) > half[:, np.newaxis]))
+            half = 0.5 * np.abs(rounded(self.total))
+            row, column = np.nonzero(top & (np.abs(rounded(b)) > half[:, np.newaxis]))
             b = b[row, column]
         total, rest, scale = self.total[row], self.rest[row], scale[row]
         g[row, column] = np.where(
-            top[row, column] & (np.abs(_value(b)) > 0.5 * np.abs(_value(total))),
-            _value((total - b - total * rest / (1.0 + rest)) * scale),
-            _value(e[row, column] * factor[row] - b * scale),
+            top[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
+            rounded((total - b - total * rest / (1.0 + rest)) * scale),
+            rounded(e[row, column] * factor[row] - b * scale),
         )
         return g
 
@@ -356,10 +231,10 @@ def backward(p: Problem) -> None:
 
 def _run(p: Problem, losses: Array | None) -> None:
     """Write p.grad where there is one and, with float64 (rows,) for `losses`, these and p.lse."""
-    keep = p.keep()
+    valid = p.valid()
     scale = None if p.grad is None else p.row_scale()
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
-        drop: Array | slice = slice(0) if keep is None else ~keep[start:stop]
+        drop: Array | slice = slice(0) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
             rows = _LossRows(p, index, start, stop)
             if losses is not None:
@@ -391,7 +266,7 @@ def softmax(x: Array, axis: int, out: Array) -> None:
             rows = _Rows(view[index])
             factor = rows.number(1.0) / (1.0 + rows.rest)
             for cut in rows.cuts():
-                _store(out[index][..., cut], _value(rows.shifted(cut)[1] * factor[:, np.newaxis]))
+                _store(out[index][..., cut], rounded(rows.shifted(cut)[1] * factor[:, np.newaxis]))
 
 
 @_fpenv.default
@@ -402,7 +277,7 @@ def log_softmax(x: Array, axis: int, out: Array) -> None:
             rows = _Rows(view[index])
             log_total = rows.log_total[:, np.newaxis]
             for cut in rows.cuts():
-                _store(out[index][..., cut], _value(rows.shifted(cut)[0] - log_total))
+                _store(out[index][..., cut], rounded(rows.shifted(cut)[0] - log_total))
 
 
 @_fpenv.default
@@ -452,14 +327,14 @@ def binary_cross_entropy(
             for coefficient, sign in ((positive, -1.0), (negative, 1.0)):
                 cost = number(np.maximum(sign * v, 0.0)) + rest
                 # A coefficient of 0 makes nothing of an infinite cost.
-                none = (_value(coefficient) == 0.0) & np.isinf(_value(cost))
-                term = _zero(coefficient * cost, none) + term
-            term = _value(term)
+                none = (rounded(coefficient) == 0.0) & np.isinf(rounded(cost))
+                term = zero_where(none, coefficient * cost) + term
+            term = rounded(term)
             sums.append(term.sum())
             if loss is not None:
                 loss[here] = term
             if grad is not None:
                 for_negative = number(np.where(v < 0.0, q, 1.0)) / (number(1.0) + q)
                 for_positive = number(np.where(v < 0.0, 1.0, q)) / (number(1.0) + q)
-                grad[here] = _value((negative * for_negative - positive * for_positive) * scale)
+                grad[here] = rounded((negative * for_negative - positive * for_positive) * scale)
     return float(np.sum(sums))

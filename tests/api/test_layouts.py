@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pyce
-from pyce._arguments import floating, output, row_blocks
+from pyce._arguments import floating, output
+from pyce._problem import row_blocks
 
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 # Hypothesis asks for tests that reset their fixtures; `backend` stays the same for all examples.

@@ -64,9 +64,13 @@ C_TESTS = (("abi",), ("abi", "errors", "other", "threads"))
 OBJECTS = ("pyce", "dispatch", "pool", *(f"kernels/isa_{i}" for i in ("avx512", "avx2", "scalar")))
 # File -> the tests that are asked, in order.
 PYTHON_FILES = {
-    "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "house"),
+    "pyce/_arguments.py": ("errors", "layouts", "contract", "other", "layers"),
+    "pyce/_problem.py": ("errors", "layouts", "contract", "other", "layers"),
     "pyce/_loss.py": ("errors", "contract", "layouts", "other"),
-    "pyce/_measures.py": ("errors", "other", "contract"),
+    "pyce/_softmax.py": ("errors", "contract", "layouts", "other"),
+    "pyce/_probabilities.py": ("errors", "other", "contract"),
+    "pyce/_binary.py": ("errors", "other", "contract"),
+    "pyce/_metrics.py": ("errors", "other", "contract"),
     "pyce/_backends/c.py": ("contract", "errors", "layouts", "other"),
     "pyce/torch.py": ("torch",),
     "pyce/sklearn.py": ("sklearn",),

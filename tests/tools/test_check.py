@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import pyce
-from pyce import _arguments
+from pyce import _problem
 from pyce.__main__ import main
 from pyce._backends import numpy as numpy_backend
 from pyce._bench import check, promises, readme, regimes
@@ -213,14 +213,14 @@ def test_wrong_half_types(monkeypatch, found_in, few_rows):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_bad_label_that_is_noticed_too_late(monkeypatch, found_in, dtype, few_rows):
-    right = _arguments.Problem.check_labels
+    right = _problem.Problem.check_labels
 
     def late(self):
         if self.grad is not None and self.grad.size:
             self.grad.flat[-1] = 0.5
         right(self)
 
-    monkeypatch.setattr(_arguments.Problem, "check_labels", late)
+    monkeypatch.setattr(_problem.Problem, "check_labels", late)
     failures, text = found_in(["check", "-b", "numpy", "--dtype", dtype, "--regime", "random"])
     assert {f["check"] for f in failures} == {"errors"}
     assert {f["got"] for f in failures} == {"out was written"}
@@ -229,7 +229,7 @@ def test_a_bad_label_that_is_noticed_too_late(monkeypatch, found_in, dtype, few_
 
 @pytest.mark.parametrize("error", [ValueError, None])
 def test_a_bad_label_without_its_error(monkeypatch, found_in, error, few_rows):
-    right = _arguments.Problem.check_labels
+    right = _problem.Problem.check_labels
 
     def other(self):
         try:
@@ -239,7 +239,7 @@ def test_a_bad_label_without_its_error(monkeypatch, found_in, error, few_rows):
                 raise error(str(right_one)) from None
             self.labels = np.zeros_like(self.labels)
 
-    monkeypatch.setattr(_arguments.Problem, "check_labels", other)
+    monkeypatch.setattr(_problem.Problem, "check_labels", other)
     failures, _ = found_in(["check", "-b", "numpy", "--dtype", "float16"])
     wanted = "ValueError" if error else "no error"
     assert any(f["check"] == "errors" and f["got"].startswith(wanted) for f in failures)
@@ -368,7 +368,7 @@ def test_with_numpy_alone(run_python):
 def test_a_reader_that_hangs_up(run_python):
     """Nothing is complained of, and the exit status is that of the check."""
     code = SMALL + f"from pyce.__main__ import main\nimport sys\nsys.exit(main({QUICK}))"
-    spoiled = "from pyce import _arguments\n_arguments.Problem.check_labels = lambda self: None\n"
+    spoiled = "from pyce import _problem\n_problem.Problem.check_labels = lambda self: None\n"
     for program, status in ((code, 0), (spoiled + code, 1)):
         with subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -46,7 +46,7 @@ def test_there_is_something_to_look_at():
 @pytest.mark.parametrize("path", BACKENDS, ids=lambda p: p.stem)
 def test_backends_know_neither_each_other_nor_the_door(path):
     forbidden = {f"pyce._backends.{p.stem}" for p in BACKENDS if p != path}
-    forbidden |= {"pyce._loss", "pyce._measures", "pyce._info"}
+    forbidden |= {"pyce._loss", "pyce._info"}
     for name in imports(path):
         assert not any(within(name, module) for module in forbidden), name
         assert not within(name, "pyce._backends"), name

@@ -1,0 +1,184 @@
+"""The `Problem` that backends compute, and what every backend needs to compute it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pyce import _fpenv
+from pyce._compensated import precise_sum
+from pyce._dtypes import compute_dtype
+from pyce._types import Array, Reduction, Scalar
+
+
+class Problem:
+    """One loss computation whose arguments have been checked.
+
+    `logits`, `probs` and `grad` have the same shape, and `axis` is its class axis. In memory order
+    that shape is `(outer, classes, inner)` if `contiguous` is true. A row is the classes at one
+    position, and `rows` is the number of positions. The arrays with one element per row are flat,
+    in C order of the positions.
+
+    `pyce._arguments.loss_problem` makes it, setting the attributes one by one: the constructor of
+    a dataclass with as many fields takes several times as long, which small calls would show.
+    """
+
+    __slots__ = (
+        "axis",
+        "classes",
+        "contiguous",
+        "dtype_name",
+        "grad",
+        "grad_loss",
+        "ignore_index",
+        "inner",
+        "labels",
+        "logits",
+        "losses",
+        "lse",
+        "normalizer",
+        "outer",
+        "probs",
+        "reduction",
+        "rows",
+        "sample_weight",
+        "smoothing",
+        "weight",
+    )
+
+    logits: Array  # float16, bfloat16, float32 or float64; native, aligned, of any strides
+    dtype_name: str  # of the logits
+    axis: int  # not negative
+    outer: int
+    classes: int
+    inner: int
+    rows: int  # outer · inner
+    contiguous: bool  # whether logits and probs are C-contiguous
+    labels: Array | None  # int32 or int64 (rows,), C-contiguous; None if there are probs
+    probs: Array | None  # floating, of the logits' shape, of any strides; None if there are labels
+    weight: Array | None  # float64 (classes,)
+    sample_weight: Array | None  # float64 (rows,)
+    ignore_index: int
+    smoothing: float
+    reduction: Reduction
+    normalizer: float | None  # replaces the denominator of the mean
+    grad_loss: float | Array  # factor of the rows' gradients: one for all, or float64 (rows,)
+    # Outputs, each None if it is not wanted.
+    grad: Array | None  # of the logits' shape and dtype, C-contiguous; None in the forward
+    lse: Array | None  # float64 (rows,): an output of the forward, an input of the backward
+    losses: Array | None  # float32 or float64 (rows,), exactly if reduction is "none"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The logits' shape without the class axis: that of index targets and row losses."""
+        shape = self.logits.shape
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    @_fpenv.default
+    def check_labels(self) -> None:
+        """Raise IndexError for the first label that is neither a class nor `ignore_index`."""
+        labels = self.labels
+        if labels is None:
+            return
+        bad = (labels != self.ignore_index) & ((labels < 0) | (labels >= self.classes))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise label_error(row, int(labels[row]), self.classes, self.ignore_index)
+
+    def valid(self) -> Array | None:
+        """A mask (rows,) of the rows that are not ignored; None if no row is ignored."""
+        if self.labels is None:
+            return None
+        valid: Array = self.labels != self.ignore_index
+        return None if valid.all() else valid
+
+    def any_valid(self) -> bool:
+        """Whether there is a row that is not ignored."""
+        valid = self.valid()
+        return self.rows > 0 if valid is None else bool(valid.any())
+
+    def denominator(self) -> float:
+        """What the mean divides by; 1 for the other reductions.
+
+        Index targets: Σ weight[y] · sample_weight over the valid rows. Probability targets:
+        Σ sample_weight, which is the number of rows without sample weights.
+        """
+        if self.reduction != "mean":
+            return 1.0
+        if self.normalizer is not None:
+            return self.normalizer
+        valid = self.valid()
+        weight: Array | None = self.sample_weight
+        if self.weight is not None and self.labels is not None:
+            classes = self.labels if valid is None else np.where(valid, self.labels, 0)
+            of_class = self.weight[classes]
+            weight = of_class if weight is None else of_class * weight
+        if weight is None:
+            return float(self.rows if valid is None else np.count_nonzero(valid))
+        return precise_sum(weight if valid is None else weight[valid])
+
+    def row_scale(self) -> Array:
+        """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
+        with np.errstate(all="ignore"):
+            scale = np.full(self.rows, self.grad_loss, np.float64)
+            if self.sample_weight is not None:
+                scale *= self.sample_weight
+            return scale / self.denominator()
+
+    def reduce(self, losses: Array) -> Scalar | None:
+        """Write the rows' losses to `self.losses`, or return their sum or mean in the loss's dtype.
+
+        `losses` is float64 (rows,): multiplied by the sample weights, and 0 in ignored rows. A
+        backend may pass partial sums instead, unless reduction is "none".
+        """
+        if self.losses is not None:
+            with np.errstate(over="ignore"):
+                self.losses[...] = losses
+            return None
+        to: type[Scalar] = compute_dtype(self.dtype_name).type
+        with np.errstate(all="ignore"):
+            if self.normalizer is not None and not self.any_valid():
+                return to(0.0)
+            return to(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
+
+
+def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexError:
+    """The error for a label out of range, in the same words whichever backend found it."""
+    return IndexError(
+        f"target of row {row} is {value}, outside the valid range 0..{classes - 1} "
+        f"for {classes} classes (ignore_index is {ignore_index})"
+    )
+
+
+def row_blocks(
+    shape: tuple[int, ...], axis: int, limit: int
+) -> Iterator[tuple[tuple[Any, ...], int, int]]:
+    """Cut the rows of an array of `shape` into blocks of about `limit` elements, in C order.
+
+    Yields `(index, start, stop)`: rows start..stop are `np.moveaxis(a, axis, -1)[index]`, a view.
+    Works for any strides, so that no backend has to copy more than a block at a time.
+    """
+    positions = shape[:axis] + shape[axis + 1 :]
+    classes = shape[axis]
+    if math.prod(positions) == 0:
+        return
+    if not positions:
+        yield (np.newaxis,), 0, 1
+        return
+    # The dimensions after `cut` fit the limit whole; dimension `cut` is sliced.
+    cut = len(positions) - 1
+    below = 1
+    while cut > 0 and below * positions[cut] * classes <= limit:
+        below *= positions[cut]
+        cut -= 1
+    step = max(1, limit // max(1, below * classes))
+    row = 0
+    for lead in np.ndindex(*positions[:cut]):
+        for first in range(0, positions[cut], step):
+            last = min(first + step, positions[cut])
+            count = (last - first) * below
+            yield (*lead, slice(first, last)), row, row + count
+            row += count
