@@ -6,10 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
+C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # What each job needs beside the core, by the extras of pyproject.toml.
-TEST_NEEDS := numpy cffi setuptools wheel numba pytest hypothesis mpmath ml_dtypes threadpoolctl \
+TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis mpmath ml_dtypes threadpoolctl \
 	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
@@ -44,8 +44,8 @@ help: ## list the targets
 
 build: $(EXTENSION) ## build the C extension in place
 
-test: .venv/.test $(EXTENSION) ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/.test $(EXTENSION) ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-aarch64: .venv/.test $(EXTENSION) ## the C tests' calls on an emulated Arm processor: the same bytes
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)

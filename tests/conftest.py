@@ -1,10 +1,17 @@
-"""One `backend` fixture over every backend and, for C, every instruction set of this machine."""
+"""One `backend` fixture over every backend and, for C, every instruction set of this machine.
+
+With pytest-xdist, each file runs in one process (`--dist loadfile`). Tests marked `alone` measure
+time or need most of the memory: the other processes wait while one of them runs.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +23,7 @@ import pyce
 
 IN_CI = bool(os.environ.get("CI"))
 WITHOUT_C = os.environ.get("PYCE_TEST_WITHOUT_C") == "1"
-# What threads a process has, and what memory it uses, other systems than Linux do not tell.
+# Only Linux lists the threads and the memory of a process there.
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="there is no /proc")
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
@@ -47,7 +54,7 @@ class Backend:
 
     @property
     def share_small_work(self) -> str:
-        """What a program in another process begins with, to share small work among threads, too."""
+        """First lines of a program in another process that shares small work among threads, too."""
         if self.name == "numba":
             return "from pyce._backends import numba; numba._SMALL = 2**12\n"
         if self.name == "c":
@@ -56,9 +63,9 @@ class Backend:
 
     @contextmanager
     def selected(self):
-        """Run on this backend in this thread (and, for C, on this instruction set everywhere).
+        """Run on this backend in this thread (and, for C, on this instruction set in all threads).
 
-        Even small work is shared among threads: it would be large work alone.
+        Small work is shared among threads, too; by default, only large work is.
         """
         with pyce.use_backend(self.name):
             if self.name == "numba":
@@ -101,6 +108,11 @@ def _found() -> list[Backend]:
 
 
 BACKENDS = _found()
+C_BACKENDS = [b for b in BACKENDS if b.name == "c"]
+# For what instruction sets share, as threads and entry points: C on the widest of them alone.
+one_isa = pytest.mark.parametrize(
+    "backend", [b for b in BACKENDS if b not in C_BACKENDS[1:]], ids=str, indirect=True
+)
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
@@ -120,13 +132,9 @@ def _unchanged_settings():
 
 
 def pytest_generate_tests(metafunc):
-    """`c_backend`: the instruction sets of C only, for what is promised of C alone."""
+    """`c_backend`: the instruction sets of C only, for promises that C alone makes."""
     if "c_backend" in metafunc.fixturenames:
-        metafunc.parametrize("c_backend", _of_c(), ids=str, indirect=True)
-
-
-def _of_c() -> list[Backend]:
-    return [b for b in BACKENDS if b.name == "c"]
+        metafunc.parametrize("c_backend", C_BACKENDS, ids=str, indirect=True)
 
 
 @pytest.fixture
@@ -140,7 +148,7 @@ def c_backends():
     """All instruction sets of C at once, to compare them."""
     if WITHOUT_C:
         pytest.skip("PYCE_TEST_WITHOUT_C=1")
-    return _of_c()
+    return C_BACKENDS
 
 
 @pytest.fixture
@@ -154,8 +162,9 @@ def many_processors(monkeypatch):
 
 @pytest.fixture(params=[1, 300_000])
 def past_the_cache(c_backend, request):
-    """A function under which results are stored as ones too large for the caches: every result, and
-    no row's exponentials are kept; or those of 300 kB, of which a row is not too large to keep.
+    """A function that makes a call with another size of the last cache: 1 byte, so that every
+    result is stored past the caches and no row's exponentials are kept; or 300 kB, so that large
+    results are stored past the caches, and the exponentials of a row are kept.
     """
     from pyce._backends import c
 
@@ -169,12 +178,23 @@ def past_the_cache(c_backend, request):
     return call
 
 
+def join(threads, seconds=60):
+    """Wait for threads to end; fail, naming those that have not after `seconds`."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    running = [thread.name for thread in threads if thread.is_alive()]
+    if running:
+        pytest.fail(f"still running after {seconds} s: {', '.join(running)}")
+
+
 @pytest.fixture
 def run_python():
     """Run a program in a fresh interpreter; returns the finished process, output as text.
 
     The parent's PYCE_* variables are not passed on. A program that fails fails the test, with its
-    output, unless `check` is false; one that hangs is killed.
+    output, unless `check` is false. One that runs longer than `timeout` seconds is killed, and
+    fails the test with the output so far.
     """
 
     def run(*arguments, check=True, timeout=120, **variables):
@@ -184,16 +204,59 @@ def run_python():
             [root, *filter(None, [environment.get("PYTHONPATH")])]
         )
         environment.update(variables)
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as expired:
+            output = [(part or b"").decode() for part in (expired.stdout, expired.stderr)]
+            pytest.fail("\n".join([f"still running after {timeout} s", *output]))
         if check and done.returncode:
             pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
     return run
+
+
+# ---------------------------------------------------------------------------------------------
+# The processes that run tests
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: no other test runs at the same time")
+    # A suite that was started in the background ignores SIGINT, and so would its child processes.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def _locks(tmp_path_factory, request):
+    """Two files that the processes of pytest-xdist lock; None where there is one process."""
+    if not hasattr(request.config, "workerinput"):
+        yield None
+        return
+    folder = tmp_path_factory.getbasetemp().parent
+    with open(folder / "turn", "w") as turn, open(folder / "running", "w") as running:
+        yield turn, running
+
+
+@pytest.fixture(autouse=True)
+def _alone(request, _locks):
+    """Tests share the lock `running`, one that is marked `alone` has it to itself. Whoever waits
+    for `running` holds `turn`, so that no other test begins meanwhile.
+    """
+    if _locks is None:
+        yield
+        return
+    turn, running = _locks
+    alone = request.node.get_closest_marker("alone")
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    fcntl.flock(turn, fcntl.LOCK_UN)
+    yield
+    fcntl.flock(running, fcntl.LOCK_UN)

@@ -98,7 +98,8 @@ def test_bytes_again_and_again(c_backend, case):
 def test_bytes_among_many_callers(c_backend):
     """Callers in eight threads, each with cases of its own, meet in the pool."""
     with concurrent.futures.ThreadPoolExecutor(8) as executor:
-        for case, found in zip(FEW, executor.map(_digests_on_c, FEW), strict=True):
+        results = executor.map(_digests_on_c, FEW, timeout=300)
+        for case, found in zip(FEW, results, strict=True):
             assert found == EXPECTED[str(case)], case
 
 

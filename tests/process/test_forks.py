@@ -7,8 +7,7 @@ backend; a thousand with PYCE_TEST_STRESS=1 (`make test-stress`), with torch and
 import os
 
 import pytest
-
-import pyce
+from conftest import one_isa
 
 STRESS = os.environ.get("PYCE_TEST_STRESS") == "1"
 
@@ -145,10 +144,9 @@ def test_forks(backend, run_python):
     forks(backend, run_python, 20, 900)
 
 
+@one_isa
 def test_forks_beside_numba(backend, run_python):
     """Numba's own parallel work in the parent, in a layer that does not survive a fork."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     pytest.importorskip("numba")
     forks(backend, run_python, 5, 900, "import numba", USE_NUMBA, NUMBA_NUM_THREADS="3")
 

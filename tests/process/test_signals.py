@@ -1,7 +1,7 @@
 """Signals while calls run, and an interpreter that ends while they do."""
 
 import pytest
-from conftest import needs_proc
+from conftest import needs_proc, one_isa
 
 import pyce
 
@@ -24,6 +24,7 @@ expected = out.copy()
 """
 
 INTERRUPT = """
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 turns, interrupted, inside = 0, 0, 0
 main = threading.main_thread().ident
 armed = []  # no Event: an interrupt in the middle of setting one would leave its lock taken
@@ -76,16 +77,30 @@ THREADS = {
 }
 
 
+@one_isa
 def test_interrupted_calls(backend, run_python):
     """Ctrl-C ends a call with KeyboardInterrupt; the process and its threads go on."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = INTERRUPT.format(whole=backend.name == "c", threads=THREADS[backend.name])
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
     code = backend.share_small_work + BEGIN + code
     word, inside = run_python("-c", code, **backend.environment, **variables).stdout.split()
     assert word == "fine"
     assert int(inside) > 0, "no call was interrupted"
+
+
+BACKGROUND = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, '-m', 'pytest', *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif("c" not in pyce.backends(), reason="the C extension is not built")
+def test_interrupts_in_a_suite_that_was_started_in_the_background(run_python):
+    """A shell lets its background jobs ignore SIGINT, and child processes inherit that."""
+    which = ["-q", "-p", "no:cacheprovider", __file__, "-k", "test_interrupted_calls and c-"]
+    done = run_python("-c", BACKGROUND, *which, timeout=300)
+    assert "1 passed" in done.stdout
 
 
 STORM = """
@@ -107,16 +122,15 @@ while time.monotonic() < end or turns < 10:
     assert call() == loss and (out == expected).all()
     turns += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
-for child in children: child.wait()
+for child in children: child.wait(30)
 assert seen[signal.SIGALRM] > 10 and seen[signal.SIGCHLD] > 0, seen
 print('fine')
 """
 
 
+@one_isa
 def test_a_storm_of_signals(backend, run_python):
     """Interrupted system calls, in whichever thread they are."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = backend.share_small_work + BEGIN + STORM
     done = run_python("-c", code, NUMBA_NUM_THREADS="3", **backend.environment)
     assert done.stdout.split() == ["fine"]
@@ -168,10 +182,9 @@ print('fine')
 """
 
 
+@one_isa
 @pytest.mark.parametrize("layer", ["default", "workqueue"])
 def test_a_handler_that_calls(backend, run_python, layer):
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     if layer != "default" and backend.name != "numba":
         return  # it is Numba's
     code = backend.share_small_work + BEGIN + NESTED
@@ -213,11 +226,10 @@ WAYS = {
 }
 
 
+@one_isa
 @pytest.mark.parametrize("way", WAYS)
 def test_exit_while_calls_run(backend, run_python, way):
     """The right status, nothing on stderr, no hang."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     if backend.name == "numpy":
         return  # it has no threads
     last, status = WAYS[way]

@@ -1,7 +1,7 @@
 """threadpoolctl sees pyce and limits it, whichever is imported first."""
 
 import threadpoolctl
-from conftest import needs_proc
+from conftest import needs_proc, one_isa
 
 import pyce
 from pyce import _threads
@@ -47,12 +47,11 @@ print('fine')
 """
 
 
+@one_isa
 @needs_proc
 def test_in_any_order(backend, run_python):
     if "c" not in pyce.backends():
         return  # it looks at loaded libraries: without the extension there is none
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     for order in ORDERS.values():
         code = backend.share_small_work.replace("from pyce", order + "\nfrom pyce", 1) or order
         variables = {"OPENBLAS_NUM_THREADS": "1", **backend.environment}

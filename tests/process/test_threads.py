@@ -1,13 +1,12 @@
 """Many callers, and never more threads than asked for or than the system allows."""
 
 import collections
-import os
 import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import needs_proc
+from conftest import join, needs_proc, one_isa
 
 import pyce
 from pyce import _threads
@@ -35,7 +34,7 @@ def test_sixteen_callers(backend):
 
     def caller(number):
         with pyce.use_backend(backend.name):
-            start.wait()
+            start.wait(60)
             for turn in range(8):
                 which = (number + turn) % len(work)
                 x, y = work[which]
@@ -47,11 +46,10 @@ def test_sixteen_callers(backend):
                     wrong.append(error)
                     raise
 
-    threads = [threading.Thread(target=caller, args=(i,)) for i in range(16)]
+    threads = [threading.Thread(daemon=True, target=caller, args=(i,)) for i in range(16)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads)
     assert not wrong
 
 
@@ -75,15 +73,16 @@ def test_the_interpreter_is_free_meanwhile(backend):
                 if seen_enough.is_set():
                     break
 
-    thread = threading.Thread(target=caller)
+    thread = threading.Thread(daemon=True, target=caller)
     thread.start()
     looks = collections.Counter()
-    while thread.is_alive():
+    patience = time.monotonic() + 120
+    while thread.is_alive() and time.monotonic() < patience:
         time.sleep(1e-4)
         looks[running] += 1
         if running is not None and looks[running] >= 4:
             seen_enough.set()
-    thread.join()
+    join([thread])
     assert seen_enough.is_set()
 
 
@@ -125,12 +124,11 @@ print(most)
 """
 
 
+@one_isa
 @pytest.mark.parametrize(("threads", "callers"), [(1, 1), (1, 4), (3, 1), (3, 5)])
 @needs_proc
 def test_never_more_threads_than_asked_for(backend, run_python, threads, callers):
     """The callers' threads and, beside them, one less than asked for."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = COUNT.format(threads=threads, callers=callers, turns=4)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
     done = run_python("-c", backend.share_small_work + code, **backend.environment, **variables)
@@ -179,11 +177,10 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
             for _ in range(20):
                 pyce.cross_entropy_with_grad(x, y)
 
-    started = [threading.Thread(target=call) for _ in range(callers)]
+    started = [threading.Thread(daemon=True, target=call) for _ in range(callers)]
     for thread in started:
         thread.start()
-    for thread in started:
-        thread.join()
+    join(started)
     assert len(most) >= 20 * callers
     assert threads <= max(most) <= callers + threads - 1
 
@@ -202,11 +199,10 @@ def test_set_num_threads_from_any_thread(backend):
                 if pyce.cross_entropy(x, y) != expected:
                     wrong.append(turn)
 
-    threads = [threading.Thread(target=caller) for _ in range(4)]
+    threads = [threading.Thread(daemon=True, target=caller) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads)
     assert not wrong
 
 
@@ -264,11 +260,10 @@ print(tasks() - before)
 """
 
 
+@one_isa
 @needs_proc
 def test_the_number_of_threads_changes_while_calls_run(backend, run_python):
     """Results stay right, and what the last number leaves over ends with the next large call."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = backend.share_small_work + RESIZE.format(seconds=1)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "4"}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -314,11 +309,10 @@ print(most)
 """
 
 
+@one_isa
 @needs_proc
 def test_sixty_four_callers(backend, run_python):
     """No deadlock, the right answers, and two threads beside the callers'."""
-    if backend.isa and backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
     code = backend.share_small_work + CALLERS
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
     done = run_python("-c", code, **backend.environment, **variables)
@@ -368,112 +362,6 @@ def test_no_thread_is_to_be_had(backend, run_python):
     variables = {"OPENBLAS_NUM_THREADS": "1", "CODE": code}
     done = run_python("-c", code, **backend.environment, **variables)
     assert done.stdout.split() == ["fine"]
-
-
-AFFINITY = """
-import os, threading, time
-import numpy as np, pyce
-from pyce import _threads
-all_of_them = sorted(os.sched_getaffinity(0))
-_threads._quota_now = lambda: float('inf')
-x = np.float32(np.random.default_rng(0).normal(size=(20_000, 100)))
-y = np.zeros(20_000, int)
-one, two = all_of_them[:1], all_of_them[:2]
-
-def call():
-    return pyce.cross_entropy_with_grad(x, y)[1].tobytes()
-
-def workers():
-    return {int(t): os.sched_getaffinity(int(t)) for t in os.listdir('/proc/self/task')} | others
-
-others = {int(t): set() for t in os.listdir('/proc/self/task')}
-expected = call()
-for allowed in (all_of_them, one, two, all_of_them, one):
-    os.sched_setaffinity(0, allowed)
-    assert pyce.get_num_threads() == len(allowed), (allowed, pyce.get_num_threads())
-    assert call() == expected
-    patience = time.monotonic() + 20
-    while len(workers()) - len(others) >= len(allowed) and time.monotonic() < patience:
-        time.sleep(0.01)
-    assert len(workers()) - len(others) < len(allowed)
-# The same threads, which would be too many: they run nowhere else than their caller may.
-_threads._affinity = lambda: 4
-for allowed in (all_of_them, one, all_of_them[-1:], two, one):
-    os.sched_setaffinity(0, allowed)
-    assert call() == expected
-    assert len(workers()) - len(others) == 3
-    for mask in workers().values():
-        assert mask <= set(allowed), (mask, allowed)
-print('fine')
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-def test_affinity_changes(c_backend, run_python):
-    """The number follows at the next call, and so do the threads that there are already."""
-    if c_backend.isa != pyce.info()["isas"][0]:
-        return  # one pool for all instruction sets
-    code = c_backend.share_small_work + AFFINITY
-    done = run_python("-c", code, OPENBLAS_NUM_THREADS="1", **c_backend.environment)
-    assert done.stdout.split() == ["fine"]
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-def test_affinity_is_read_anew(backend):
-    before = os.sched_getaffinity(0)
-    try:
-        for processor in sorted(before)[:2]:
-            os.sched_setaffinity(0, {processor})
-            assert pyce.get_num_threads() == 1
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def test_quota_is_read_anew(monkeypatch, tmp_path):
-    """At most once a second, and at the next call then."""
-    from pyce import _threads
-
-    clock = [10**9]
-    monkeypatch.setattr(_threads.time, "monotonic_ns", lambda: clock[0])
-    monkeypatch.setattr(_threads, "_quota_read_at", None)
-    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
-    real = _threads.cgroup_quota
-    group = tmp_path / "fs"
-    group.mkdir()
-    (tmp_path / "membership").write_text("0::/\n")
-    monkeypatch.setattr(
-        _threads, "cgroup_quota", lambda *_: real(tmp_path / "membership", tmp_path / "fs")
-    )
-    pyce.set_num_threads(64)
-
-    def now(text, seconds):
-        (group / "cpu.max").write_text(text)
-        clock[0] += int(seconds * 1e9)
-        return pyce.get_num_threads()
-
-    assert now("300000 100000\n", 0) == 3
-    assert now("100000 100000\n", 0.5) == 3
-    assert now("100000 100000\n", 0.6) == 1
-    assert now("250000 100000\n", 1.1) == 3  # a part of a processor is a thread
-    assert now("max 100000\n", 1.1) == 64
-    assert now("50000 100000\n", 1.1) == 1
-
-
-def test_a_control_group_with_a_strange_name(tmp_path):
-    """Names of files are bytes."""
-    from pyce._threads import cgroup_quota
-
-    path = tmp_path / "membership"
-    path.write_bytes(b"0::/a\xff\n")
-    group = os.fsencode(tmp_path / "fs") + b"/a\xff"
-    try:
-        os.makedirs(group)
-    except OSError:  # not on every file system
-        assert cgroup_quota(path, tmp_path / "fs") == float("inf")
-        return
-    with open(group + b"/cpu.max", "w") as file:
-        file.write("200000 100000\n")
-    assert cgroup_quota(path, tmp_path / "fs") == 2
 
 
 LAYERS = """

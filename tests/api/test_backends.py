@@ -1,0 +1,166 @@
+"""Selecting a backend: for the process, for a block of a thread or task, and by default."""
+
+import asyncio
+import contextvars
+import threading
+import types
+
+import numpy as np
+import pytest
+from conftest import join
+
+import pyce
+from pyce import _backends
+
+
+def others(name):
+    return [other for other in pyce.backends() if other != name]
+
+
+@pytest.fixture
+def other(backend, monkeypatch):
+    """The name of another backend than `backend`; a stand-in where there is no other."""
+    if not others(backend.name):
+        monkeypatch.setitem(_backends._loaded, "numba", types.SimpleNamespace(NAME="numba"))
+    return others(backend.name)[0]
+
+
+def test_backends_are_listed_fastest_first():
+    order = ["c", "numba", "numpy"]
+    listed = pyce.backends()
+    assert listed == [name for name in order if name in listed]
+    assert listed[-1] == "numpy"
+
+
+def test_use_backend_nests(backend):
+    assert pyce.get_backend() == backend.name
+    for other in others(backend.name):
+        with pyce.use_backend(other):
+            assert pyce.get_backend() == other
+            with pyce.use_backend(backend.name):
+                assert pyce.get_backend() == backend.name
+            assert pyce.get_backend() == other
+            with pyce.use_backend("auto"):
+                assert pyce.get_backend() in pyce.backends()
+        assert pyce.get_backend() == backend.name
+
+
+def test_use_backend_ends_with_an_error(backend):
+    with pytest.raises(ZeroDivisionError), pyce.use_backend(pyce.backends()[-1]):
+        1 / 0  # noqa: B018
+    assert pyce.get_backend() == backend.name
+
+
+def test_one_use_backend_in_itself(backend, other):
+    """The same object, entered twice."""
+    again = pyce.use_backend(other)
+    with again:
+        with again:
+            assert pyce.get_backend() != backend.name
+        assert pyce.get_backend() != backend.name
+    assert pyce.get_backend() == backend.name
+
+
+def test_set_backend():
+    for name in pyce.backends():
+        pyce.set_backend(name)
+        assert pyce.get_backend() == name
+        assert pyce.info()["backend"] == name
+        for other in others(name):
+            with pyce.use_backend(other):
+                assert pyce.get_backend() == other
+                pyce.set_backend(name)  # goes behind
+                assert pyce.get_backend() == other
+    pyce.set_backend("auto")
+    assert pyce.get_backend() == pyce.backends()[0]
+
+
+@pytest.mark.parametrize("name", ["c", "numba"])
+def test_a_backend_that_is_not_available(monkeypatch, name):
+    """Asked for, it raises with the reason and what there is; nothing takes its place."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {name: "left out"})
+    before = _backends._default
+    for ask in (pyce.set_backend, lambda n: pyce.use_backend(n).__enter__()):
+        with pytest.raises(ValueError, match=rf"{name}.*left out.*available: .*numpy"):
+            ask(name)
+        assert _backends._default == before
+    monkeypatch.setenv("PYCE_BACKEND", name)
+    pyce.set_backend("auto")
+    with pytest.raises(ValueError, match="left out"):
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert name not in pyce.backends()
+
+
+def test_auto_warns_without_c(monkeypatch):
+    """The fastest that there is runs; that it is not C is said once."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {"c": "left out", "numba": "left out"})
+    monkeypatch.delenv("PYCE_BACKEND", raising=False)
+    pyce.set_backend("auto")
+    with pytest.warns(RuntimeWarning, match="left out") as caught:
+        assert pyce.get_backend() == "numpy"
+        pyce.cross_entropy([[1.0, 2.0]], [0])
+    assert len(caught) == 1
+
+
+def test_the_chosen_backend_is_the_one_that_runs(backend, monkeypatch):
+    calls = []
+    module = _backends.load(backend.name)
+    real = module.forward_backward
+    monkeypatch.setattr(module, "forward_backward", lambda p: calls.append(backend.name) or real(p))
+    pyce.cross_entropy_with_grad(np.eye(3), [0, 1, 2])
+    assert calls == [backend.name]
+
+
+def test_use_backend_is_of_its_thread(backend, other):
+    pyce.set_backend(backend.name)
+    inside, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def elsewhere():
+        with pyce.use_backend(other):
+            seen.append(pyce.get_backend())
+            inside.set()
+            leave.wait(30)
+            seen.append(pyce.get_backend())
+        seen.append(pyce.get_backend())
+
+    thread = threading.Thread(daemon=True, target=elsewhere)
+    thread.start()
+    assert inside.wait(30)
+    assert pyce.get_backend() == backend.name
+    leave.set()
+    join([thread])
+    assert seen == [other, other, backend.name]
+
+
+def test_use_backend_is_of_its_task(backend):
+    names = pyce.backends()
+
+    async def task(name):
+        with pyce.use_backend(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                assert pyce.get_backend() == name
+        return pyce.get_backend()
+
+    async def main():
+        return await asyncio.gather(*(task(name) for name in names * 2))
+
+    assert asyncio.run(main()) == [backend.name] * (2 * len(names))
+
+
+def test_a_copied_context_carries_the_choice(backend, other):
+    context = contextvars.copy_context()
+    with pyce.use_backend(other):
+        assert context.run(pyce.get_backend) == backend.name
+
+
+def test_unknown_instruction_set_in_the_test_hook(c_backend):
+    from pyce._backends import c
+
+    with pytest.raises(ValueError, match="scalar") as caught:
+        c.set_isa("mmx")
+    assert "'mmx'" in str(caught.value)
+    assert c.isa() == c_backend.isa

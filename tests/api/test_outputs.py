@@ -1,0 +1,68 @@
+"""Which memory a call writes: `out`, in place, and never an input."""
+
+import numpy as np
+from samples import by_classes, by_dtype, sample
+
+import pyce
+
+
+@by_classes
+@by_dtype
+def test_out_is_written_and_returned(backend, dtype, classes):
+    x, y = sample(classes, rows=35)
+    x = x.astype(dtype)
+    before = x.copy()
+    expected = pyce.cross_entropy_with_grad(x, y)
+    _, lse = pyce.cross_entropy(x, y, return_lse=True)
+    calls = {
+        "fused": lambda out: pyce.cross_entropy_with_grad(x, y, out=out)[1],
+        "backward": lambda out: pyce.cross_entropy_backward(1.0, x, y, lse, out=out),
+        "softmax": lambda out: pyce.softmax(x, out=out),
+        "log_softmax": lambda out: pyce.log_softmax(x, out=out),
+    }
+    for name, call in calls.items():
+        plain = call(None)
+        out = np.full(x.shape, 7, dtype)
+        assert call(out) is out, name
+        np.testing.assert_array_equal(out, plain)
+        np.testing.assert_array_equal(x, before)
+        unaligned = np.zeros(x.nbytes + 1, np.uint8)[1:].view(dtype).reshape(x.shape)
+        assert call(unaligned) is unaligned, name
+        np.testing.assert_array_equal(unaligned, plain)
+        # In place.
+        assert call(x) is x, name
+        np.testing.assert_array_equal(x, plain)
+        x[...] = before
+    np.testing.assert_array_equal(pyce.cross_entropy_with_grad(x, y)[1], expected[1])
+
+
+def test_out_may_be_another_view_of_exactly_the_logits(backend):
+    x, y = sample()
+    _, plain = pyce.cross_entropy_with_grad(x, y)
+    out = x[:]
+    _, grad = pyce.cross_entropy_with_grad(x, y, out=out)
+    assert grad is out
+    np.testing.assert_array_equal(x, plain)
+
+
+def test_inputs_are_never_written(backend):
+    x, y = sample(rows=35)
+    rng = np.random.default_rng(0)
+    t, w, s = rng.random(x.shape), rng.random(5), rng.random(35)
+    _, lse = pyce.cross_entropy(x, y, return_lse=True)
+    g = np.ones(35)
+    inputs = [x, y, t, w, s, lse, g]
+    copies = [a.copy() for a in inputs]
+    for a in inputs:
+        a.flags.writeable = False
+    for target in (y, t):
+        options = {"weight": w, "sample_weight": s, "label_smoothing": 0.1, "reduction": "none"}
+        pyce.cross_entropy(x, target, **options)
+        pyce.cross_entropy_with_grad(x, target, **options)
+        pyce.cross_entropy_backward(g, x, target, lse, **options)
+        pyce.nll_loss(x, target, **options)
+        pyce.log_loss(t, target, **options)
+    pyce.softmax(x), pyce.log_softmax(x), pyce.logsumexp(x), pyce.accuracy(x, y)
+    pyce.binary_cross_entropy_with_grad(x, t, weight=w, pos_weight=w)
+    for a, copy in zip(inputs, copies, strict=True):
+        np.testing.assert_array_equal(a, copy)

@@ -1,0 +1,55 @@
+"""`pyce.info()` and the command `python -m pyce`, which prints it."""
+
+import json
+
+import pyce
+
+
+def test_info(backend):
+    report = pyce.info()
+    assert set(report) == {
+        "version",
+        "backend",
+        "backends",
+        "isas",
+        "isa",
+        "threads",
+        "compiler",
+    }
+    assert report["version"] == pyce.__version__
+    assert report["backend"] == backend.name
+    assert list(report["backends"]) == ["c", "numba", "numpy"]
+    assert [n for n, reason in report["backends"].items() if reason is None] == pyce.backends()
+    assert report["threads"] == pyce.get_num_threads()
+    if "c" in pyce.backends():
+        assert report["isa"] in report["isas"]
+        assert report["isas"][-1] == "scalar"
+        assert report["compiler"]
+    if backend.isa:
+        assert report["isa"] == backend.isa
+    json.dumps(report)
+
+
+def test_command(backend, run_python):
+    text = run_python("-m", "pyce", **backend.environment).stdout
+    assert text.startswith(f"pyce {pyce.__version__}\n")
+    for name in ("c", "numba", "numpy"):
+        assert f"backend {name}" in text
+    lines = [line.split() for line in text.splitlines() if "in use" in line]
+    assert [line[1] for line in lines] == [backend.name]
+    if backend.isa:
+        assert f"instructions   {backend.isa}" in text
+    assert ("WITHOUT its C kernels" in text) == ("c" not in pyce.backends())
+
+
+def test_command_as_json(run_python):
+    report = json.loads(run_python("-m", "pyce", "--json").stdout)
+    assert report["backend"] == pyce.backends()[0]
+    assert report["version"] == pyce.__version__
+
+
+def test_command_tells_what_is_wrong(run_python):
+    done = run_python("-m", "pyce", check=False, PYCE_BACKEND="cuda")
+    assert done.returncode == 2
+    assert "cuda" in done.stderr
+    assert "Traceback" not in done.stderr

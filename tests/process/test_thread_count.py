@@ -1,0 +1,188 @@
+"""The number of threads: the setting, and the limits of CPU affinity and control groups."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+
+import pyce
+from pyce import _threads
+
+
+def test_set_num_threads():
+    pyce.set_num_threads(1)
+    assert pyce.get_num_threads() == 1
+    assert pyce.info()["threads"] == 1
+    pyce.set_num_threads(2**20)
+    assert 1 <= pyce.get_num_threads() <= 2**20
+    pyce.set_num_threads(np.int32(1))
+    assert pyce.get_num_threads() == 1
+
+
+def test_threads_are_limited_by_the_process(monkeypatch):
+    """By its affinity and its quota, of which a part counts as a processor."""
+
+    pyce.set_num_threads(5)
+    for processors, quota, expected in ((8, math.inf, 5), (3, math.inf, 3), (8, 1.5, 2), (1, 9, 1)):
+        monkeypatch.setattr(
+            _threads.os, "sched_getaffinity", lambda _, n=processors: range(n), raising=False
+        )
+        monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
+        assert pyce.get_num_threads() == expected
+    monkeypatch.delattr(_threads.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
+    assert pyce.get_num_threads() == 4
+
+
+AFFINITY = """
+import os, threading, time
+import numpy as np, pyce
+from pyce import _threads
+all_of_them = sorted(os.sched_getaffinity(0))
+_threads._quota_now = lambda: float('inf')
+x = np.float32(np.random.default_rng(0).normal(size=(20_000, 100)))
+y = np.zeros(20_000, int)
+one, two = all_of_them[:1], all_of_them[:2]
+
+def call():
+    return pyce.cross_entropy_with_grad(x, y)[1].tobytes()
+
+def workers():
+    return {int(t): os.sched_getaffinity(int(t)) for t in os.listdir('/proc/self/task')} | others
+
+others = {int(t): set() for t in os.listdir('/proc/self/task')}
+expected = call()
+for allowed in (all_of_them, one, two, all_of_them, one):
+    os.sched_setaffinity(0, allowed)
+    assert pyce.get_num_threads() == len(allowed), (allowed, pyce.get_num_threads())
+    assert call() == expected
+    patience = time.monotonic() + 20
+    while len(workers()) - len(others) >= len(allowed) and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert len(workers()) - len(others) < len(allowed)
+# The same threads, which would be too many: they run nowhere else than their caller may.
+_threads._affinity = lambda: 4
+for allowed in (all_of_them, one, all_of_them[-1:], two, one):
+    os.sched_setaffinity(0, allowed)
+    assert call() == expected
+    assert len(workers()) - len(others) == 3
+    for mask in workers().values():
+        assert mask <= set(allowed), (mask, allowed)
+print('fine')
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_affinity_changes(c_backend, run_python):
+    """The number follows at the next call, and so do the threads that there are already."""
+    if c_backend.isa != pyce.info()["isas"][0]:
+        return  # one pool for all instruction sets
+    code = c_backend.share_small_work + AFFINITY
+    done = run_python("-c", code, OPENBLAS_NUM_THREADS="1", **c_backend.environment)
+    assert done.stdout.split() == ["fine"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_affinity_is_read_anew(backend):
+    before = os.sched_getaffinity(0)
+    try:
+        for processor in sorted(before)[:2]:
+            os.sched_setaffinity(0, {processor})
+            assert pyce.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# Quotas of control groups
+
+
+def group(root, path, **files):
+    directory = root.joinpath(*path.strip("/").split("/")) if path != "/" else root
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(text)
+
+
+def quota(tmp_path, membership):
+    from pyce._threads import cgroup_quota
+
+    (tmp_path / "membership").write_text(membership)
+    return cgroup_quota(tmp_path / "membership", tmp_path / "fs")
+
+
+def test_quota_of_version_2(tmp_path):
+    root = tmp_path / "fs"
+    group(root, "/a/b", cpu__max="max 100000\n")
+    assert quota(tmp_path, "0::/a/b\n") == math.inf
+    group(root, "/a", cpu__max="250000 100000\n")
+    assert quota(tmp_path, "0::/a/b\n") == 2.5
+    group(root, "/a/b", cpu__max="300000 100000\n")
+    assert quota(tmp_path, "0::/a/b\n") == 2.5
+    group(root, "/a/b", cpu__max="50000 100000\n")
+    assert quota(tmp_path, "0::/a/b\n") == 0.5
+    assert quota(tmp_path, "0::/elsewhere\n") == math.inf
+
+
+def test_quota_of_version_1(tmp_path):
+    root = tmp_path / "fs" / "cpu"
+    group(root, "/a/b", **{"cpu__cfs_quota_us": "-1\n", "cpu__cfs_period_us": "100000\n"})
+    lines = "5:memory:/m\n4:cpu,cpuacct:/a/b\n"
+    assert quota(tmp_path, lines) == math.inf
+    group(root, "/a", **{"cpu__cfs_quota_us": "150000\n", "cpu__cfs_period_us": "100000\n"})
+    assert quota(tmp_path, lines) == 1.5
+
+
+def test_no_control_groups(tmp_path):
+    from pyce._threads import cgroup_quota
+
+    assert cgroup_quota(tmp_path / "none", tmp_path) == math.inf
+    assert quota(tmp_path, "0::/a\n") == math.inf
+
+
+def test_quota_is_read_anew(monkeypatch, tmp_path):
+    """At most once a second, and at the next call then."""
+
+    clock = [10**9]
+    monkeypatch.setattr(_threads.time, "monotonic_ns", lambda: clock[0])
+    monkeypatch.setattr(_threads, "_quota_read_at", None)
+    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
+    real = _threads.cgroup_quota
+    group = tmp_path / "fs"
+    group.mkdir()
+    (tmp_path / "membership").write_text("0::/\n")
+    monkeypatch.setattr(
+        _threads, "cgroup_quota", lambda *_: real(tmp_path / "membership", tmp_path / "fs")
+    )
+    pyce.set_num_threads(64)
+
+    def now(text, seconds):
+        (group / "cpu.max").write_text(text)
+        clock[0] += int(seconds * 1e9)
+        return pyce.get_num_threads()
+
+    assert now("300000 100000\n", 0) == 3
+    assert now("100000 100000\n", 0.5) == 3
+    assert now("100000 100000\n", 0.6) == 1
+    assert now("250000 100000\n", 1.1) == 3  # a part of a processor is a thread
+    assert now("max 100000\n", 1.1) == 64
+    assert now("50000 100000\n", 1.1) == 1
+
+
+def test_a_control_group_with_a_strange_name(tmp_path):
+    """Names of files are bytes."""
+    from pyce._threads import cgroup_quota
+
+    path = tmp_path / "membership"
+    path.write_bytes(b"0::/a\xff\n")
+    group = os.fsencode(tmp_path / "fs") + b"/a\xff"
+    try:
+        os.makedirs(group)
+    except OSError:  # not on every file system
+        assert cgroup_quota(path, tmp_path / "fs") == float("inf")
+        return
+    with open(group + b"/cpu.max", "w") as file:
+        file.write("200000 100000\n")
+    assert cgroup_quota(path, tmp_path / "fs") == 2
