@@ -1,0 +1,31 @@
+"""Cross-entropy for PyTorch: `torch.nn.functional.cross_entropy` on pyce's kernels.
+
+    import pyce.torch
+
+    loss = pyce.torch.cross_entropy(logits, labels)   # signature and semantics are PyTorch's
+    loss.backward()
+
+The kernels read and write the memory of the tensors; nothing is copied. When a gradient will be
+needed, it is computed together with the loss, in the pass over the logits that the loss needs
+anyway, and the backward pass returns it. CPU tensors only.
+"""
+
+# The modules, from the bottom up:
+#
+#   _tracing         which of PyTorch's mechanisms are active
+#   _tensors         tensors as memory: checks, addresses, NumPy arrays
+#   _compute         loss and gradient of tensors, computed by pyce
+#   _autograd        the backward pass
+#   _operators       the operators pyce::cross_entropy and pyce::cross_entropy_backward
+#   _cross_entropy   the public function and module
+#   _patched         the context manager that replaces PyTorch's function
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("pyce.torch needs PyTorch: pip install 'pyce[torch]'") from error
+
+from pyce.torch._cross_entropy import CrossEntropyLoss, cross_entropy
+from pyce.torch._patched import patched
+
+__all__ = ["CrossEntropyLoss", "cross_entropy", "patched"]

@@ -1,0 +1,206 @@
+"""The backward pass: of eager calls through an autograd.Function, and of the operator.
+
+The forward pass saves one of two things (`SAVE_GRADIENT`, `SAVE_LSE`), and the backward pass
+follows from it:
+
+- the gradient of the summed loss. The backward pass multiplies it by the gradient of the loss, in
+  place where nothing else needs the saved tensor.
+- log-sum-exp of the rows, with the logits. The backward pass computes the gradient from them, with
+  the gradient of the loss inside: float16 gradients are then rounded after the scaling and not
+  before, and probabilities that require a gradient get theirs.
+
+What PyTorch has to differentiate again is computed by `_Formulas` in PyTorch's own operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyce.torch import _compute
+from pyce.torch._compute import SAVE_LSE, Options
+from pyce.torch._tensors import PLAIN_TYPES
+from pyce.torch._tracing import (
+    dispatch_modes,
+    forward_mode,
+    graph_is_retained,
+    is_batched,
+    is_compiling,
+    transforms_active,
+)
+
+
+class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """`_compute.forward` with its derivatives.
+
+    The saved tensor is an output as well, although no caller gets it: gradients of gradients then
+    go through it, and the logits need not be saved beside it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Options
+    ) -> Any:
+        outputs = _compute.forward(input, target, weight, options)
+        save(ctx, input, target, weight, options, outputs[1])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
+        return *backward(ctx, grad_loss, grad_saved), None, None
+
+
+# autograd.Function.apply also handles torch.func's transforms, for which `cross_entropy` calls
+# PyTorch's own function; its base class does not, and is faster.
+apply = super(torch.autograd.Function, _CrossEntropy).apply
+
+
+def save(
+    ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Options, saved: Any
+) -> None:
+    """Save in `ctx` what `backward` needs."""
+    ctx.set_materialize_grads(False)
+    ctx.options = options
+    if options.save == SAVE_LSE:
+        ctx.mark_non_differentiable(saved)
+        ctx.save_for_backward(saved, target, weight, input)
+    else:
+        ctx.save_for_backward(saved, target, weight)
+
+
+def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
+    """The gradients of input and target, from those of the loss and of the saved tensor."""
+    if ctx.options.save == SAVE_LSE:
+        return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss)
+    gradient, target, weight = ctx.saved_tensors
+    second = None
+    if grad_saved is not None:
+        formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
+        second = formulas.curvature(gradient, grad_saved)
+    if grad_loss is None:
+        return second, None
+    first = _scaled(gradient, grad_loss)  # after `curvature`: it may overwrite `gradient`
+    return first if second is None else first + second, None
+
+
+def _from_lse(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of input and target, from the saved log-sum-exp."""
+    lse, target, weight, input = ctx.saved_tensors
+    options = ctx.options[:3]
+    of_input = of_target = None
+    if _differentiable(grad_loss):
+        if ctx.needs_input_grad[0]:
+            of_input = _Formulas(input, target, weight, *options).gradient(input, grad_loss)
+    elif ctx.needs_input_grad[0]:
+        needs_operator = is_compiling() or dispatch_modes() or type(input) not in PLAIN_TYPES
+        run = torch.ops.pyce.cross_entropy_backward if needs_operator else _compute.backward
+        of_input = run(grad_loss, input, target, lse, weight, *options)
+    if ctx.needs_input_grad[1]:
+        formulas = _Formulas(input, target, weight, *options)
+        of_target = formulas.gradient_of_target(input, grad_loss)
+    return of_input, of_target
+
+
+def _differentiable(grad_loss: Tensor) -> bool:
+    """Whether the backward pass must be in operations that PyTorch can differentiate and batch."""
+    if torch.is_grad_enabled():
+        return True
+    if is_compiling():
+        return False
+    return bool(transforms_active() or forward_mode() or is_batched(grad_loss))
+
+
+def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it."""
+    in_place = not (
+        is_compiling()
+        or _differentiable(grad_loss)
+        or type(gradient) is not Tensor
+        or graph_is_retained()
+    )
+    rows = grad_loss.dim()
+    if not in_place or (rows and (any(grad_loss.stride()) or not grad_loss.numel())):
+        factor = grad_loss.unsqueeze(1) if rows else grad_loss
+        return gradient.mul_(factor) if in_place else (gradient * factor).to(gradient.dtype)
+    # One number for all rows: also where losses of rows were summed, which PyTorch expresses by
+    # strides of 0.
+    number = (grad_loss[(0,) * rows] if rows else grad_loss).item()
+    return gradient if number == 1.0 else gradient.mul_(number)
+
+
+class _Formulas:
+    """The gradients in PyTorch's own differentiable operations, where speed does not matter.
+
+    With the target t of a row (smoothed, times the class weights), its sum T, the softmax p and the
+    factor s of the row in the reduction (1, or 1 over the denominator of the mean), the gradient is
+    g = s · (T · p − t).
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        reduction: str,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> None:
+        self.axis = axis = 1 if like.dim() > 1 else 0
+        classes = like.shape[axis]
+        self.dtype = dtype = like.dtype if like.dtype is torch.float64 else torch.float32
+        shape = [1] * like.dim()
+        shape[axis] = classes
+        weights = (
+            like.new_ones(classes, dtype=dtype) if weight is None else weight.detach().to(dtype)
+        )
+        self.weights = weights.reshape(shape)
+        self.on_value = 1.0 - label_smoothing
+        off_value = label_smoothing / classes
+        factor: Any = 1.0
+        if target.is_floating_point():
+            self.target = self.weights * (self.on_value * target.to(dtype) + off_value)
+            if reduction == "mean":
+                factor = 1.0 / max(1, like.numel() // classes)
+        else:
+            index = target.long().unsqueeze(axis)
+            valid = (index != ignore_index).to(dtype)
+            index = torch.where(index != ignore_index, index, 0)
+            weight_of_row = self.weights.expand(like.shape).gather(axis, index) * valid
+            self.target = (self.weights * off_value * valid).scatter_add(
+                axis, index, self.on_value * weight_of_row
+            )
+            if reduction == "mean":
+                factor = torch.where(valid == 0, 0.0, 1.0 / weight_of_row.sum())
+        self.factor = factor
+        self.total = self.target.sum(axis, keepdim=True)
+
+    def gradient(self, input: Tensor, grad_loss: Tensor) -> Tensor:
+        """grad_loss · ∂loss/∂input."""
+        p = input.to(self.dtype).softmax(self.axis)
+        gradient = self._of_rows(grad_loss) * self.factor * (self.total * p - self.target)
+        return gradient.to(input.dtype)
+
+    def gradient_of_target(self, input: Tensor, grad_loss: Tensor) -> Tensor:
+        """grad_loss · ∂loss/∂target, for probabilities."""
+        log_p = input.to(self.dtype).log_softmax(self.axis)
+        factor = self._of_rows(grad_loss) * (-self.factor * self.on_value)
+        return (factor * self.weights * log_p).to(input.dtype)
+
+    def curvature(self, gradient: Tensor, direction: Tensor) -> Tensor:
+        """∂⟨gradient, direction⟩/∂input = s · T · p · (direction − ⟨p, direction⟩).
+
+        It needs the gradient and not the logits: s · T · p = gradient + s · t. It is 0 for a row
+        without a target, T = 0.
+        """
+        p = gradient.to(self.dtype) + self.factor * self.target
+        total = self.factor * self.total
+        direction = direction.to(self.dtype)
+        mean = (p * direction).sum(self.axis, keepdim=True) / torch.where(total == 0, 1.0, total)
+        return (p * (direction - mean)).to(gradient.dtype)
+
+    def _of_rows(self, grad_loss: Tensor) -> Tensor:
+        """The gradient of the loss, in a shape that broadcasts against the logits."""
+        row = grad_loss.to(self.dtype)
+        return row.unsqueeze(self.axis) if row.dim() or self.target.dim() == 1 else row

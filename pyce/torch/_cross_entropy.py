@@ -1,0 +1,261 @@
+"""`pyce.torch.cross_entropy` and `CrossEntropyLoss`: arguments, and which way a call takes.
+
+cross_entropy ─ eager ───────────────► _CrossEntropy, an autograd.Function ─┐
+              └ traced or intercepted ► pyce::cross_entropy, an operator ───┴► _compute ─► pyce
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from pyce.torch import (
+    _compute,
+    _operators,  # noqa: F401  registers torch.ops.pyce.cross_entropy
+)
+from pyce.torch._autograd import apply
+from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING, Options
+from pyce.torch._tensors import DTYPE_NAMES, HALF_TYPES, PLAIN_TYPES, check_tensor
+from pyce.torch._tracing import (
+    dispatch_modes,
+    forward_mode,
+    is_compiling,
+    tracing_state,
+    transforms_active,
+)
+
+_torch_cross_entropy = torch.nn.functional.cross_entropy
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy`, faster and more accurate.
+
+    The loss of a row is weight[y] · (lse − x_y) for a class index y, and
+    Σ_c weight_c · t_c · (lse − x_c) for probabilities t, with lse = log Σ_c exp(x_c).
+
+    Parameters
+    ----------
+    input : Tensor
+        Logits of shape (C,), (N, C) or (N, C, d1, …): the class axis is the second, or the only
+        one. float32, float64, bfloat16 or float16, on the CPU, with any strides.
+    target : Tensor
+        Class indices of any integer dtype and of shape (), (N,) or (N, d1, …); or probabilities of
+        a floating dtype and of the shape of `input`.
+    weight : Tensor, optional
+        Weight of each class, of shape (C,) and of a floating dtype.
+    size_average, reduce : None
+        Deprecated in PyTorch. Any value except None raises `ValueError`.
+    ignore_index : int
+        Rows with this class index have loss 0 and gradient 0 and do not count in the mean. For
+        class indices only.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum of the losses by Σ weight[y] over the rows that are not ignored, for
+        probabilities by the number of rows.
+    label_smoothing : float
+        ε in [0, 1]: probabilities t are replaced by (1 − ε) · t + ε/C, and class indices by the
+        same of their one-hot vectors.
+
+    Returns
+    -------
+    Tensor
+        The loss in nats: a scalar, or for "none" a tensor of the shape of index targets. It has the
+        dtype of `input`, or float32 for half types under autocast, as in PyTorch. It is
+        differentiable any number of times with respect to `input`, and with respect to `target` if
+        that holds probabilities.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a tensor or a dtype is not supported.
+    ValueError
+        If a tensor is sparse, nested or not on the CPU; if shapes do not match; if `size_average`
+        or `reduce` is given; if `reduction` is unknown; if `label_smoothing` is outside [0, 1]; if
+        `ignore_index` is given with probabilities.
+    IndexError
+        If a class index is out of range. The message names the first such row.
+    NotImplementedError
+        If `weight` requires a gradient.
+
+    Notes
+    -----
+    PyTorch's own function runs under the transforms of `torch.func`, which need more than a
+    gradient, and in forward-mode differentiation. A call uses at most as many threads as both
+    `torch.get_num_threads` and `pyce.get_num_threads` allow.
+
+    The gradient of float16 logits is computed in the backward pass and multiplied by the gradient
+    of the loss before it is rounded: losses are scaled in float16 training, and gradients that are
+    rounded before the scaling are 0 too early.
+
+    The semantics are those of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html, except
+    that `target` may have any integer dtype and `weight` any floating dtype.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[1.0, 2.0, 0.5], [0.1, 0.2, 3.0]], requires_grad=True)
+    >>> loss = pyce.torch.cross_entropy(logits, torch.tensor([1, 2]))
+    >>> loss.backward()
+    >>> print(round(loss.item(), 4), [round(v, 3) for v in logits.grad[0].tolist()])
+    0.287 [0.116, -0.186, 0.07]
+    """
+    if size_average is not None or reduce is not None:
+        raise ValueError("size_average and reduce are not supported: say reduction= instead")
+    plain = (
+        type(input) in PLAIN_TYPES
+        and type(target) in PLAIN_TYPES
+        and (weight is None or type(weight) in PLAIN_TYPES)
+    )
+    traced = is_compiling()
+    if not traced and has_torch_function_variadic(input, target, weight):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    check_tensor(input, "input")
+    check_tensor(target, "target")
+    if weight is not None:
+        check_tensor(weight, "weight")
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError("no gradient is computed for weight: detach it")
+    if target.dtype in DTYPE_NAMES and ignore_index >= 0:
+        raise ValueError("ignore_index is for class indices, and target holds probabilities")
+    if transforms_active() or (not traced and forward_mode()):
+        return _torch_cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    save = SAVE_NOTHING
+    if (input.requires_grad or target.requires_grad) and torch.is_grad_enabled():
+        in_backward = target.requires_grad or input.dtype is torch.float16
+        save = SAVE_LSE if in_backward else SAVE_GRADIENT
+    float32_loss = input.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
+    options = Options(reduction, ignore_index, label_smoothing, save, float32_loss)
+    if traced or not plain or dispatch_modes() or tracing_state() is not None:
+        return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]
+    if save is SAVE_NOTHING:
+        return _compute.forward(input, target, weight, options)[0]
+    return apply(input, target, weight, options)[0]
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
+    """`torch.nn.CrossEntropyLoss` on pyce's kernels, with the same state.
+
+    The loss of a row is weight[y] · (lse − x_y) for a class index y, and
+    Σ_c weight_c · t_c · (lse − x_c) for probabilities t, with lse = log Σ_c exp(x_c).
+
+    Parameters
+    ----------
+    weight : Tensor, optional
+        Weight of each class, of shape (C,) and of a floating dtype. It is a buffer: it is moved and
+        saved with the module.
+    size_average, reduce : None
+        Deprecated in PyTorch. Any value except None raises `ValueError`.
+    ignore_index : int
+        Rows with this class index have loss 0 and gradient 0 and do not count in the mean. For
+        class indices only.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum of the losses by Σ weight[y] over the rows that are not ignored, for
+        probabilities by the number of rows.
+    label_smoothing : float
+        ε in [0, 1]: probabilities t are replaced by (1 − ε) · t + ε/C, and class indices by the
+        same of their one-hot vectors.
+
+    Raises
+    ------
+    ValueError
+        If `size_average` or `reduce` is given. The other arguments are checked when the module is
+        called.
+
+    Examples
+    --------
+    >>> criterion = pyce.torch.CrossEntropyLoss(label_smoothing=0.1)
+    >>> print(round(criterion(torch.zeros(4, 10), torch.arange(4)).item(), 4))  # log 10
+    2.3026
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if size_average is not None or reduce is not None:
+            raise ValueError("size_average and reduce are not supported: say reduction= instead")
+        super().__init__(
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss with the options of the module.
+
+        Parameters
+        ----------
+        input : Tensor
+            Logits of shape (C,), (N, C) or (N, C, d1, …): the class axis is the second, or the only
+            one. float32, float64, bfloat16 or float16, on the CPU, with any strides.
+        target : Tensor
+            Class indices of any integer dtype and of shape (), (N,) or (N, d1, …); or probabilities
+            of a floating dtype and of the shape of `input`.
+
+        Returns
+        -------
+        Tensor
+            The loss in nats: a scalar, or for the reduction "none" a tensor of the shape of index
+            targets, in the dtype of `input` (float32 for half types under autocast).
+
+        Raises
+        ------
+        TypeError
+            If an argument is not a tensor or a dtype is not supported.
+        ValueError
+            If a tensor is sparse, nested or not on the CPU; if shapes do not match; if an option of
+            the module is out of its range.
+        IndexError
+            If a class index is out of range. The message names the first such row.
+        NotImplementedError
+            If the weight of the module requires a gradient.
+
+        Examples
+        --------
+        >>> criterion = pyce.torch.CrossEntropyLoss(reduction="none")
+        >>> criterion(torch.zeros(2, 10), torch.tensor([3, -100])).tolist()
+        [2.3025851249694824, 0.0]
+        """
+        return cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+# Their public place: it is where pickles find them.
+cross_entropy.__module__ = CrossEntropyLoss.__module__ = "pyce.torch"

@@ -1,0 +1,76 @@
+"""The operators pyce::cross_entropy and pyce::cross_entropy_backward.
+
+torch.compile, torch.export and other mechanisms that look at PyTorch's operators must see one.
+Eager calls do not use them: to call an operator written in Python takes longer than everything else
+in a small batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyce.torch import _autograd, _compute
+from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, Options
+
+# Exported programs hold the names of the operators and of their arguments.
+_OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
+
+
+def _forward(
+    input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss and the saved tensor, which is empty where nothing is saved."""
+    loss, saved = _compute.forward(input, target, weight, Options(*options))
+    return loss, loss.new_empty((0,), dtype=torch.float32) if saved is None else saved
+
+
+def _forward_fake(
+    input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """The shapes and dtypes of what `_forward` returns."""
+    reduction, _, _, save, float32_loss = options
+    axis = 1 if input.dim() > 1 else 0
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    loss = input.new_empty(
+        rows if reduction == "none" else (), dtype=torch.float32 if float32_loss else input.dtype
+    )
+    if save == SAVE_GRADIENT:
+        return loss, torch.empty_like(input, memory_format=torch.contiguous_format)
+    return loss, (
+        input.new_empty(rows, dtype=torch.float64)
+        if save == SAVE_LSE
+        else input.new_empty((0,), dtype=torch.float32)
+    )
+
+
+def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
+    input, target, weight, *options = inputs
+    _autograd.save(ctx, input, target, weight, Options(*options), output[1])
+
+
+def _differentiate(ctx: Any, *gradients: Any) -> Any:
+    return *_autograd.backward(ctx, *gradients), None, *(None,) * len(Options._fields)
+
+
+def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+_forward_op = torch.library.custom_op(
+    "pyce::cross_entropy",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide) -> (Tensor, Tensor)",
+)
+_forward_op.register_fake(_forward_fake)
+_forward_op.register_autograd(_differentiate, setup_context=_set_up)
+_backward_op = torch.library.custom_op(
+    "pyce::cross_entropy_backward",
+    _compute.backward,
+    mutates_args=(),
+    schema=f"(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, {_OPTIONS}) -> Tensor",
+)
+_backward_op.register_fake(_backward_fake)
