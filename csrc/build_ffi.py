@@ -1,4 +1,4 @@
-"""The cffi builder of pyce._pyce: declarations from pyce.h, sources from this folder."""
+"""The cffi builder of pyce._pyce: declarations from the public headers, sources from this folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from pathlib import Path
 import cffi
 
 FOLDER = Path(__file__).resolve().parent
+HEADERS = ["pyce.h", "pyce_bench.h"]
 SOURCES = [
-    "pyce.c",
+    "api.c",
+    "bernoulli.c",
+    "cache.c",
     "dispatch.c",
+    "floor.c",
+    "plan.c",
     "pool.c",
+    "run.c",
+    "validate.c",
     "kernels/isa_avx512.c",
     "kernels/isa_avx2.c",
     "kernels/isa_scalar.c",
@@ -33,8 +40,8 @@ if os.environ.get("PYCE_WERROR"):
 
 
 def declarations() -> str:
-    """pyce.h as cffi reads it: without comments and preprocessor lines."""
-    text = (FOLDER / "pyce.h").read_text(encoding="utf-8")
+    """The headers as cffi reads them: without comments and preprocessor lines."""
+    text = "".join((FOLDER / header).read_text(encoding="utf-8") for header in HEADERS)
     return re.sub(r"/\*.*?\*/|^#.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -42,7 +49,7 @@ ffi = cffi.FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "pyce._pyce",
-    '#include "pyce.h"',
+    "".join(f'#include "{header}"\n' for header in HEADERS),
     sources=[f"csrc/{source}" for source in SOURCES],
     include_dirs=["csrc"],
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],

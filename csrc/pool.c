@@ -1,101 +1,86 @@
 /* A pool of threads that outlives calls but not processes.
  *
- * The pool is one structure that a forked child forgets (it makes its own when it first needs one):
- * its locks may be held by threads that do not exist in the child. The fork handler takes no lock
- * and frees nothing. It stands from the moment the library is loaded: a fork that has begun before
- * a handler is registered does not run it.
+ * The pool is one structure. A forked child forgets it, because its locks may be held by threads that
+ * do not exist in the child, and makes a new one when it first needs threads. The fork handler takes
+ * no lock and frees nothing. It is registered when the library is loaded: a fork that has begun
+ * before would not run it.
  *
- * A job is offered under the pool's lock as `job` with a number of seats. Workers take a seat, draw
- * pieces from an atomic counter until there are none, and leave. The caller draws pieces as well;
- * when they are gone it takes the offer back, so a worker that woke too late does nothing, and waits
- * only for those that have a seat.
+ * A job is published under the pool's lock, with the number of workers that may join. A worker joins,
+ * draws pieces from an atomic counter until none are left, and leaves. The caller draws pieces as
+ * well. When none are left it withdraws the job, so that a worker that wakes late does nothing, and
+ * waits only for the workers that have joined.
  *
- * Waking a thread that sleeps takes some 5 to 60 µs, so a worker looks out for more work for a while
- * before it sleeps, and pyce_pool_ready says whether one would come at once. The kernel likes to put
- * a woken thread where its waker runs, where it would only take turns with it: sleeping workers are
- * barred from that processor. Otherwise a worker runs where its caller may.
+ * Waking a sleeping thread takes 5 to 60 µs. Therefore a worker spins for a while before it sleeps, and
+ * pyce_pool_is_warm says whether a worker would join at once. Linux tends to run a woken thread on
+ * the processor of the thread that woke it, where the two would take turns; sleeping workers are
+ * therefore excluded from that processor. Otherwise a worker may run wherever its caller may.
  */
-#if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE
-#endif
-#include "pool.h"
+#include "platform.h"
 
-#include "fpenv.h"
-
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
-#if defined(__x86_64__)
-#define PAUSE() __builtin_ia32_pause()
-#else
-#define PAUSE() ((void)0)
-#endif
+#include "fpenv.h"
+#include "pool.h"
 
-/* Turns of the loops that wait before they sleep: of a worker for work, of a caller for workers. */
-enum { SPINS_FOR_WORK = 4000, SPINS_FOR_WORKERS = 400 };
-/* Calls that follow each other more closely than this find workers awake, or are about to. */
-#define CLOSE_TOGETHER 200000 /* ns */
+/* Iterations of the loops that wait before they sleep: a worker for a job, a caller for workers. */
+enum { SPINS_FOR_JOB = 4000, SPINS_FOR_WORKERS = 400 };
+/* Calls that follow each other within this time find workers awake or are worth waking them. */
+#define WARM_NS 200000
 
+/* A job and the first piece that was not drawn yet. */
 typedef struct {
     const pyce_work *work;
     _Atomic int64_t next;
-} job_state;
+} pool_job;
 
-/* A worker; all under the pool's lock. */
-typedef struct worker_state {
-    struct worker_state *next;
+/* A worker thread; every field is protected by the pool's lock. */
+typedef struct pool_worker {
+    struct pool_worker *next;
     pthread_t thread;
     int number;
     int asleep;
-#if defined(__linux__)
-    int processor;     /* where it was last seen */
-    int barred;        /* processor it may not use, or −1: where its caller ran last */
-    cpu_set_t allowed; /* what it may use but for that: what its caller might */
-#endif
-} worker_state;
+    int processor;         /* that it was last seen on, or −1 */
+    int excluded;          /* processor it may not use, or −1: the one its caller ran on last */
+    platform_cpus allowed; /* what it may use apart from that: what its caller may */
+} pool_worker;
 
 typedef struct {
-    atomic_flag taken; /* by a caller */
+    atomic_flag in_use; /* by a caller */
     pthread_mutex_t lock;
-    pthread_cond_t offered, finished;
-    /* Under lock; what is atomic is read without it as well, as a hint. */
-    job_state *job;
-    int seats;              /* still free */
-    _Atomic uint64_t offer; /* counts offers, so that a worker sits down once for each */
-    _Atomic int sitting;
-    _Atomic int looking;      /* workers that would take a seat at once */
+    pthread_cond_t published, finished;
+    /* Protected by the lock; what is atomic is also read without it, as a hint. */
+    pool_job *job;
+    int open_places;              /* workers that may still join */
+    _Atomic uint64_t publication; /* counts jobs, so that a worker joins each job once */
+    _Atomic int joined;
+    _Atomic int spinning;     /* workers that would join at once */
     _Atomic int64_t last_end; /* of a job, in ns */
-    worker_state *first;
+    pool_worker *first;
     _Atomic int workers; /* that exist */
-    int wanted;          /* workers with a number from here on end */
+    int limit;           /* workers whose number is not below this end */
 } pool_state;
 
 static _Atomic(pool_state *) pool;
 static pthread_key_t scratch_key;
 static int have_key;
 
-/* -- scratch: one growing buffer for each thread ------------------------------------------------ */
+/* -- scratch memory: one growing buffer for each thread -------------------------------------------- */
 
 typedef struct {
     size_t size;
-    char *memory;
+    void *memory;
 } scratch_buffer;
 
 static void free_scratch(void *buffer) {
     scratch_buffer *b = buffer;
-    free(b->memory);
+    platform_free(b->memory);
     free(b);
 }
 
-/* At least `size` bytes, 64-byte aligned, or NULL. */
-static void *scratch_of(size_t size) {
+/* The calling thread's buffer of at least `size` bytes, aligned to 64 bytes, or NULL. */
+static void *scratch_memory(size_t size) {
     scratch_buffer *b = pthread_getspecific(scratch_key);
     if (!b) {
         b = calloc(1, sizeof *b);
@@ -105,39 +90,39 @@ static void *scratch_of(size_t size) {
         }
     }
     if (b->size < size) {
-        void *memory = NULL;
-        if (posix_memalign(&memory, 64, size)) return NULL;
-        free(b->memory);
+        void *memory = platform_allocate(size);
+        if (!memory) return NULL;
+        platform_free(b->memory);
         b->memory = memory;
         b->size = size;
     }
     return b->memory;
 }
 
-/* -- life ----------------------------------------------------------------------------------------- */
+/* -- the pool of a process ------------------------------------------------------------------------- */
 
 static void forget_in_child(void) { atomic_store(&pool, NULL); }
 
-__attribute__((constructor)) static void start(void) {
+__attribute__((constructor)) static void load(void) {
     have_key = pthread_key_create(&scratch_key, free_scratch) == 0;
     pthread_atfork(NULL, NULL, forget_in_child);
 }
 
 static pool_state *pool_of_process(void) {
-    pool_state *mine = atomic_load(&pool);
-    if (mine) return mine;
+    pool_state *current = atomic_load(&pool);
+    if (current) return current;
     pool_state *made = calloc(1, sizeof *made);
     if (!made) return NULL;
-    atomic_flag_clear(&made->taken);
+    atomic_flag_clear(&made->in_use);
     pthread_mutex_init(&made->lock, NULL);
-    pthread_cond_init(&made->offered, NULL);
+    pthread_cond_init(&made->published, NULL);
     pthread_cond_init(&made->finished, NULL);
-    if (atomic_compare_exchange_strong(&pool, &mine, made)) return made;
+    if (atomic_compare_exchange_strong(&pool, &current, made)) return made;
     free(made); /* another thread was first */
-    return mine;
+    return current;
 }
 
-static void draw_pieces(job_state *job, void *scratch) {
+static void draw_pieces(pool_job *job, void *scratch) {
     const pyce_work *work = job->work;
     for (;;) {
         const int64_t begin = atomic_fetch_add(&job->next, work->grain);
@@ -148,164 +133,165 @@ static void draw_pieces(job_state *job, void *scratch) {
     }
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
+/* -- workers --------------------------------------------------------------------------------------- */
 
 typedef struct {
     pool_state *pool;
-    worker_state *me;
-} worker_start;
+    pool_worker *self;
+} worker_arguments;
 
-static int has_work(const pool_state *p, uint64_t seen) {
-    return p->job && p->seats > 0 && p->offer != seen;
+/* With the lock held: whether there is a job to join that is not the one counted by `seen`. */
+static int can_join(const pool_state *p, uint64_t seen) {
+    return p->job && p->open_places > 0 && p->publication != seen;
 }
 
-#if defined(__linux__)
-/* With the lock held: every worker may run where this thread may, the caller's, but none wakes, or
-   stays, where it runs now. */
-static void place(pool_state *p) {
-    const int here = sched_getcpu();
-    cpu_set_t allowed;
-    if (here < 0 || pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
-    for (worker_state *w = p->first; w; w = w->next) {
-        const int in_the_way = w->asleep || w->processor == here;
-        if (CPU_EQUAL(&w->allowed, &allowed) && (!in_the_way || w->barred == here)) continue;
+/* With the lock held: let every worker run where the calling thread may, but let none wake or stay
+   on the processor where the calling thread runs now. */
+static void place_workers(pool_state *p) {
+    const int here = platform_processor();
+    platform_cpus allowed;
+    if (here < 0 || platform_get_affinity(&allowed)) return;
+    for (pool_worker *w = p->first; w; w = w->next) {
+        const int conflicts = w->asleep || w->processor == here;
+        if (platform_same_cpus(&w->allowed, &allowed) && (!conflicts || w->excluded == here)) {
+            continue;
+        }
         w->allowed = allowed;
-        w->barred = in_the_way ? here : -1;
-        cpu_set_t told = allowed;
-        if (in_the_way) CPU_CLR((size_t)here, &told);
-        if (CPU_COUNT(&told) == 0) told = allowed;
-        /* A refusal is no error: it then runs elsewhere. */
-        pthread_setaffinity_np(w->thread, sizeof told, &told);
+        w->excluded = conflicts ? here : -1;
+        platform_set_affinity(w->thread, &allowed, w->excluded);
     }
 }
-#endif
 
-static void *worker(void *argument) {
-    worker_start given = *(worker_start *)argument;
-    free(argument);
+/* With the lock held, released while it waits: wait until there is a job to join or the worker shall
+   end. Returns whether there is a job. */
+static int wait_for_job(pool_state *p, pool_worker *self, uint64_t *seen) {
+    while (!can_join(p, *seen) && self->number < p->limit) {
+        p->spinning++;
+        self->processor = platform_processor();
+        pthread_mutex_unlock(&p->lock);
+        for (int i = 0; i < SPINS_FOR_JOB && p->publication == *seen; i++) platform_pause();
+        pthread_mutex_lock(&p->lock);
+        p->spinning--;
+        if (can_join(p, *seen) || self->number >= p->limit) break;
+        if (p->publication != *seen) { /* published and withdrawn meanwhile */
+            *seen = p->publication;
+            continue;
+        }
+        self->asleep = 1;
+        pthread_cond_wait(&p->published, &p->lock);
+        self->asleep = 0;
+    }
+    return self->number < p->limit;
+}
+
+/* With the lock held. */
+static void remove_worker(pool_state *p, pool_worker *worker) {
+    pool_worker **link = &p->first;
+    while (*link != worker) link = &(*link)->next;
+    *link = worker->next;
+    free(worker);
+    p->workers--;
+}
+
+static void *run_worker(void *arguments) {
+    const worker_arguments given = *(worker_arguments *)arguments;
+    free(arguments);
     pool_state *p = given.pool;
-    worker_state *me = given.me;
-    /* A thread begins with the environment of the one that made it. */
+    /* A thread inherits the floating-point environment of its creator. */
     (void)pyce_fpenv_enter();
     uint64_t seen = 0;
     pthread_mutex_lock(&p->lock);
-    for (;;) {
-        while (!has_work(p, seen) && me->number < p->wanted) {
-            p->looking++;
-#if defined(__linux__)
-            me->processor = sched_getcpu();
-#endif
-            pthread_mutex_unlock(&p->lock);
-            for (int i = 0; i < SPINS_FOR_WORK && p->offer == seen; i++) PAUSE();
-            pthread_mutex_lock(&p->lock);
-            p->looking--;
-            if (has_work(p, seen) || me->number >= p->wanted) break;
-            if (p->offer != seen) { /* what was offered and taken back is past */
-                seen = p->offer;
-                continue;
-            }
-            me->asleep = 1;
-            pthread_cond_wait(&p->offered, &p->lock);
-            me->asleep = 0;
-        }
-        if (me->number >= p->wanted) break;
-        seen = p->offer;
-        p->seats--;
-        p->sitting++;
-        job_state *job = p->job;
+    while (wait_for_job(p, given.self, &seen)) {
+        seen = p->publication;
+        p->open_places--;
+        p->joined++;
+        pool_job *job = p->job;
         pthread_mutex_unlock(&p->lock);
-        void *scratch = scratch_of(job->work->scratch);
-        if (scratch) draw_pieces(job, scratch); /* without memory, the others do it all */
+        void *scratch = scratch_memory(job->work->scratch);
+        if (scratch) draw_pieces(job, scratch); /* without memory the others do the work */
         pthread_mutex_lock(&p->lock);
-        if (--p->sitting == 0) pthread_cond_signal(&p->finished);
+        if (--p->joined == 0) pthread_cond_signal(&p->finished);
     }
-    for (worker_state **at = &p->first; *at; at = &(*at)->next) {
-        if (*at != me) continue;
-        *at = me->next;
-        break;
-    }
-    free(me);
-    p->workers--;
+    remove_worker(p, given.self);
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
-/* With the lock held: have at least `wanted` workers, fewer where the system refuses. */
-static void hire(pool_state *p, int wanted) {
-    if (p->wanted < wanted) p->wanted = wanted;
-    if (p->workers >= wanted) return;
-    /* Signals are for the threads of the application. */
+/* With the lock held: create one worker. Returns whether the system permitted it. */
+static int create_worker(pool_state *p, const pthread_attr_t *attributes) {
+    worker_arguments *arguments = malloc(sizeof *arguments);
+    pool_worker *made = calloc(1, sizeof *made);
+    if (arguments && made) {
+        arguments->pool = p;
+        arguments->self = made;
+        made->number = p->workers;
+        made->excluded = made->processor = -1;
+    }
+    if (!arguments || !made || pthread_create(&made->thread, attributes, run_worker, arguments)) {
+        free(arguments);
+        free(made);
+        return 0;
+    }
+    made->next = p->first;
+    p->first = made;
+    p->workers++;
+    return 1;
+}
+
+/* With the lock held: have at least `count` workers, fewer if the system refuses. */
+static void ensure_workers(pool_state *p, int count) {
+    if (p->limit < count) p->limit = count;
+    if (p->workers >= count) return;
+    /* Signals are handled by the threads of the application: workers inherit a mask of all. */
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (p->workers < wanted) {
-        worker_start *given = malloc(sizeof *given);
-        worker_state *made = calloc(1, sizeof *made);
-        if (given && made) {
-            given->pool = p;
-            given->me = made;
-            made->number = p->workers;
-#if defined(__linux__)
-            made->barred = made->processor = -1;
-#endif
-        }
-        if (!given || !made || pthread_create(&made->thread, &attributes, worker, given)) {
-            free(given);
-            free(made);
-            break;
-        }
-        made->next = p->first;
-        p->first = made;
-        p->workers++;
+    while (p->workers < count && create_worker(p, &attributes)) {
     }
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-static void share(pool_state *p, job_state *job, int helpers, void *scratch) {
+/* -- callers --------------------------------------------------------------------------------------- */
+
+static void share(pool_state *p, pool_job *job, int helpers, void *scratch) {
     pthread_mutex_lock(&p->lock);
-    hire(p, helpers);
-#if defined(__linux__)
-    place(p);
-#endif
+    ensure_workers(p, helpers);
+    place_workers(p);
     p->job = job;
-    p->seats = helpers;
-    p->offer++;
-    pthread_cond_broadcast(&p->offered);
+    p->open_places = helpers;
+    p->publication++;
+    pthread_cond_broadcast(&p->published);
     pthread_mutex_unlock(&p->lock);
     draw_pieces(job, scratch);
     pthread_mutex_lock(&p->lock);
     p->job = NULL;
-    p->seats = 0;
-    if (p->sitting) {
+    p->open_places = 0;
+    if (p->joined) {
         pthread_mutex_unlock(&p->lock);
-        for (int i = 0; i < SPINS_FOR_WORKERS && p->sitting; i++) PAUSE();
+        for (int i = 0; i < SPINS_FOR_WORKERS && p->joined; i++) platform_pause();
         pthread_mutex_lock(&p->lock);
-        while (p->sitting) pthread_cond_wait(&p->finished, &p->lock);
+        while (p->joined) pthread_cond_wait(&p->finished, &p->lock);
     }
     pthread_mutex_unlock(&p->lock);
 }
 
 int pyce_pool_run(const pyce_work *work, int threads) {
     if (!have_key) return -1;
-    void *scratch = scratch_of(work->scratch);
+    void *scratch = scratch_memory(work->scratch);
     if (!scratch) return -1;
-    job_state job = {.work = work, .next = 0};
-    const int64_t portions = (work->pieces + work->grain - 1) / work->grain;
+    pool_job job = {.work = work, .next = 0};
+    const int64_t draws = (work->pieces + work->grain - 1) / work->grain;
     int64_t helpers = threads - 1;
-    if (helpers > portions - 1) helpers = portions - 1;
+    if (helpers > draws - 1) helpers = draws - 1;
     pool_state *p = helpers > 0 ? pool_of_process() : NULL;
-    if (p && !atomic_flag_test_and_set(&p->taken)) {
+    if (p && !atomic_flag_test_and_set(&p->in_use)) {
         share(p, &job, (int)helpers, scratch);
-        p->last_end = now_ns();
-        atomic_flag_clear(&p->taken);
+        p->last_end = platform_now_ns();
+        atomic_flag_clear(&p->in_use);
     } else {
         draw_pieces(&job, scratch);
     }
@@ -316,19 +302,19 @@ void pyce_pool_limit(int threads) {
     pool_state *p = atomic_load(&pool);
     if (!p || p->workers < threads) return;
     pthread_mutex_lock(&p->lock);
-    if (p->wanted > threads - 1) {
-        p->wanted = threads - 1;
-        pthread_cond_broadcast(&p->offered);
+    if (p->limit > threads - 1) {
+        p->limit = threads - 1;
+        pthread_cond_broadcast(&p->published);
     }
     pthread_mutex_unlock(&p->lock);
 }
 
-int pyce_pool_ready(void) {
+int pyce_pool_is_warm(void) {
     const pool_state *p = atomic_load(&pool);
-    return p && (p->looking > 0 || now_ns() - p->last_end < CLOSE_TOGETHER);
+    return p && (p->spinning > 0 || platform_now_ns() - p->last_end < WARM_NS);
 }
 
-void pyce_pool_note(void) {
+void pyce_pool_note_call(void) {
     pool_state *p = pool_of_process();
-    if (p) p->last_end = now_ns();
+    if (p) p->last_end = platform_now_ns();
 }

@@ -1,0 +1,97 @@
+/* The exported functions of pyce.h; the choice of an instruction set is in dispatch.c.
+ *
+ * The Python package has checked its arguments already. The checks here protect callers of the C
+ * interface (validate.c). Nothing is written until all checks have passed and all memory is
+ * allocated.
+ *
+ * Everything is computed in the default floating-point environment, which the exported function
+ * enters and leaves; the threads of the pool are always in it.
+ */
+#include "fpenv.h"
+#include "internal.h"
+
+int pyce_run(pyce_problem *p) {
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem)) return PYCE_BAD_ARGUMENT;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_problem_is_valid(p) ? pyce_run_problem(p) : PYCE_BAD_ARGUMENT;
+    pyce_fpenv_leave(before);
+    return status;
+}
+
+int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
+                       int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
+                       const double *weight, void *grad, double smoothing, int64_t ignore_index,
+                       void *loss) {
+    int64_t stride;
+    if (!loss || operation < PYCE_FORWARD || operation > PYCE_FORWARD_BACKWARD ||
+        reduction < PYCE_MEAN || reduction > PYCE_NONE ||
+        __builtin_mul_overflow(classes, inner, &stride)) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    pyce_problem p = {
+        .operation = operation,
+        .dtype = dtype,
+        .target = PYCE_INDEX64,
+        .reduction = reduction,
+        .threads = threads,
+        .outer = outer,
+        .classes = classes,
+        .inner = inner,
+        .logits = {.data = (void *)(uintptr_t)logits,
+                   .outer_stride = stride,
+                   .class_stride = inner},
+        .result = {.data = grad, .outer_stride = stride, .class_stride = inner},
+        .labels = labels,
+        .weight = weight,
+        .grad_loss = 1.0,
+        .smoothing = smoothing,
+        .ignore_index = ignore_index,
+        .losses = reduction == PYCE_NONE ? loss : NULL,
+        .reduced = reduction == PYCE_NONE ? NULL : loss,
+    };
+    return pyce_run(&p);
+}
+
+int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
+                              const void *weight, const void *pos_weight, void *losses, void *grad,
+                              double scale, int threads, double *total) {
+    const pyce_bernoulli b = {
+        .dtype = dtype,
+        .n = n,
+        .logits = logits,
+        .target = target,
+        .weight = weight,
+        .pos_weight = pos_weight,
+        .losses = losses,
+        .grad = grad,
+        .scale = scale,
+    };
+    if (threads < 1 || !total || (uintptr_t)total % _Alignof(double) ||
+        !pyce_bernoulli_is_valid(&b)) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_run_bernoulli(&b, threads, total);
+    pyce_fpenv_leave(before);
+    return status;
+}
+
+const char *pyce_status_text(int status) {
+    switch (status) {
+    case PYCE_OK: return "success";
+    case PYCE_BAD_LABEL: return "a label is out of range";
+    case PYCE_BAD_ARGUMENT: return "an argument is invalid";
+    case PYCE_NO_MEMORY: return "out of memory";
+    default: return "unknown status";
+    }
+}
+
+const char *pyce_compiler(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}

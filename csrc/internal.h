@@ -1,0 +1,69 @@
+/* What the files of the C core offer each other; see pyce.h and pyce_bench.h for what is exported. */
+#ifndef PYCE_INTERNAL_H
+#define PYCE_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+#include "pyce.h"
+#include "pyce_bench.h"
+
+/* Bytes and alignment of an element of a dtype. */
+static inline size_t pyce_item_size(int dtype) {
+    static const size_t size[] = {4, 8, 2, 2};
+    return size[dtype];
+}
+static inline size_t pyce_item_alignment(int dtype) {
+    static const size_t alignment[] = {_Alignof(float), _Alignof(double), _Alignof(uint16_t),
+                                       _Alignof(uint16_t)};
+    return alignment[dtype];
+}
+
+/* Whether an operation writes `result`, and whether it computes a loss. */
+static inline int pyce_has_result(const pyce_problem *p) {
+    return p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+}
+static inline int pyce_has_loss(const pyce_problem *p) {
+    return p->operation == PYCE_FORWARD || p->operation == PYCE_FORWARD_BACKWARD;
+}
+
+/* One call of pyce_binary_cross_entropy. */
+typedef struct {
+    int dtype;
+    int64_t n;
+    const void *logits, *target, *weight, *pos_weight;
+    void *losses, *grad;
+    double scale;
+} pyce_bernoulli;
+
+/* validate.c: whether arguments are valid; nothing is written. */
+int pyce_problem_is_valid(const pyce_problem *p);
+int pyce_bernoulli_is_valid(const pyce_bernoulli *b);
+int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
+
+/* validate.c: check every label, count the rows that are not ignored and sum their weights, the
+   denominator of the mean. Returns a status; for PYCE_BAD_LABEL, the label is in `p`. */
+int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *valid_rows,
+                     double *weight);
+
+/* The smallest number of rows whose losses are summed as one leaf of the reduction tree. */
+enum { PYCE_LEAST_TILE = 16 };
+
+/* plan.c: everything of a job that does not depend on the denominator. */
+void pyce_plan(const pyce_problem *p, pyce_job *job);
+/* plan.c: whether the threads share each row, instead of the rows. */
+int pyce_shares_rows(const pyce_job *job, int threads);
+/* plan.c: the number of threads for work of a size in element equivalents, at most `allowed`. */
+int pyce_threads_for(int64_t work, int allowed);
+/* plan.c: the number of pieces that a thread draws at a time. */
+int64_t pyce_grain(int64_t pieces, int threads);
+
+/* run.c and bernoulli.c: run what was validated; return a status. */
+int pyce_run_problem(pyce_problem *p);
+int pyce_run_bernoulli(const pyce_bernoulli *b, int threads, double *total);
+
+/* cache.c: bytes of the last-level cache. */
+int64_t pyce_last_cache(void);
+
+#endif

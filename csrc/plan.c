@@ -1,0 +1,122 @@
+/* Decisions that follow from a problem alone: the coefficients of its rows, the sizes of tiles, what is
+ * streamed, and how many threads share the work.
+ */
+#include <stdatomic.h>
+
+#include "internal.h"
+#include "pool.h"
+
+/* -- threads --------------------------------------------------------------------------------------- */
+
+/* Element equivalents (about 0.2 ns each) that are worth one more thread, and that are worth waking
+   a sleeping one. */
+static _Atomic int64_t share_threshold = 65536, wake_threshold = 262144;
+
+void pyce_get_thread_thresholds(int64_t *share, int64_t *wake) {
+    *share = share_threshold;
+    *wake = wake_threshold;
+}
+
+void pyce_set_thread_thresholds(int64_t share, int64_t wake) {
+    share_threshold = share > 0 ? share : 1;
+    wake_threshold = wake;
+}
+
+int64_t pyce_serial_below(void) { return 2 * share_threshold; }
+
+int pyce_threads_for(int64_t work, int allowed) {
+    int64_t useful = work / share_threshold;
+    if (useful > 1) pyce_pool_limit(allowed);
+    if (allowed > 1 && useful > 1 && work / 2 < wake_threshold && !pyce_pool_is_warm()) {
+        pyce_pool_note_call();
+        useful = 1;
+    }
+    return useful < 1 ? 1 : allowed < useful ? allowed : (int)useful;
+}
+
+/* Small enough to balance the load (16 draws a thread), large enough to keep draws rare. */
+int64_t pyce_grain(int64_t pieces, int threads) {
+    const int64_t grain = threads == 1 ? pieces : pieces / ((int64_t)threads * 16);
+    return grain < 1 ? 1 : grain;
+}
+
+/* -- rows ------------------------------------------------------------------------------------------ */
+
+/* Rows are added to a tile of more than the least size while it has at most so many elements. */
+enum { TILE_ELEMENTS = 32768 };
+/* Threads whose saved exponentials are to fit the last-level cache together. */
+enum { THREADS_OF_A_CACHE = 16 };
+/* Blocks for each thread from which on sharing a row is balanced. */
+enum { SHARED_BLOCKS = 4 };
+
+/* Tiles are powers of two, for the sum by halves, and whole vectors of 16 rows. */
+_Static_assert(PYCE_LEAST_TILE % 16 == 0, "lanes of a vector are not split between tiles");
+_Static_assert((PYCE_LEAST_TILE & (PYCE_LEAST_TILE - 1)) == 0, "tiles are summed by halves");
+_Static_assert((PYCE_TILE & (PYCE_TILE - 1)) == 0 && PYCE_TILE >= PYCE_LEAST_TILE,
+               "tiles are doubled from the least to the largest size");
+/* Rows of several blocks are dealt one by one, and only such rows are shared: both rely on a tile of one
+   row, where the sum of a row's tile is the row's loss. */
+_Static_assert(TILE_ELEMENTS / (2 * PYCE_LEAST_TILE) < PYCE_BLOCK,
+               "rows of several blocks have the least tile");
+_Static_assert(PYCE_NARROW < PYCE_BLOCK, "rows of several blocks are not computed in lanes");
+
+/* The factors of the label's term and of the soft-target term, with the errors of their rounding. */
+static void plan_coefficients(const pyce_problem *p, pyce_job *job) {
+    const int smooth = p->smoothing > 0;
+    const double classes = (double)p->classes;
+    job->certain = 1.0 - p->smoothing;
+    job->certain_low = (1.0 - job->certain) - p->smoothing;
+    job->even = p->smoothing / classes;
+    job->even_low = __builtin_fma(-job->even, classes, p->smoothing) / classes;
+    job->label_part = 1.0;
+    job->dense = DENSE_NONE;
+    if (p->target == PYCE_PROBABILITIES) {
+        job->dense = DENSE_PROBS;
+        job->dense_part = 1.0;
+        job->blended = p->weight || smooth;
+    } else if (p->target != PYCE_NO_TARGET && smooth) {
+        job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
+        job->label_part = job->certain;
+        job->label_part_low = job->certain_low;
+        job->dense_part = job->even;
+        job->dense_part_low = job->even_low;
+    }
+    job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
+}
+
+/* The pivot: only the label's gradient contains p − 1, except that with smoothing, class weights can
+   bring another class close to it. Softmax in double precision needs S with the largest term left
+   out of the sum; in single precision it needs no pivot. */
+static int pivot_of(const pyce_problem *p) {
+    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) return OWN_NONE;
+    if (p->labels && !(p->smoothing > 0 && p->weight)) return OWN_LABEL;
+    return OWN_MAX;
+}
+
+static int64_t tile_of(const pyce_problem *p) {
+    if (p->inner == 1 && p->classes > PYCE_BLOCK) return 1;
+    int64_t tile = PYCE_LEAST_TILE;
+    while (tile < PYCE_TILE && tile * 2 <= TILE_ELEMENTS / p->classes) tile *= 2;
+    return tile;
+}
+
+void pyce_plan(const pyce_problem *p, pyce_job *job) {
+    *job = (pyce_job){.p = p};
+    plan_coefficients(p, job);
+    job->own = pivot_of(p);
+    job->tile = tile_of(p);
+    job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
+    const double cache = (double)pyce_last_cache(), classes = (double)p->classes;
+    /* Results are streamed past the caches only if they and the logits do not fit together. */
+    const double elements = (double)(p->outer * p->inner) * classes;
+    job->streaming = 2.0 * elements * (double)pyce_item_size(p->dtype) > cache;
+    /* Each thread saves one row of exponentials, unless the rows of many threads exceed the cache. */
+    const double saved = classes * (p->dtype == PYCE_FLOAT64 ? sizeof(double) : sizeof(float));
+    job->recompute = saved * THREADS_OF_A_CACHE > cache && job->blocks > 1;
+}
+
+int pyce_shares_rows(const pyce_job *job, int threads) {
+    const pyce_problem *p = job->p;
+    return p->inner == 1 && threads > 1 && p->outer < 2 * (int64_t)threads &&
+           job->blocks >= SHARED_BLOCKS * (int64_t)threads;
+}

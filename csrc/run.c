@@ -1,0 +1,183 @@
+/* Runs a valid problem: find the denominator, share the rows among threads, reduce their losses.
+ */
+#include "platform.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "internal.h"
+#include "pool.h"
+#include "reduce.h"
+
+typedef struct {
+    const pyce_kernels *kernels;
+    const pyce_job *job;
+    double *sums; /* of the losses of each tile, or NULL */
+    /* If the threads share a row: */
+    int64_t row;
+    pyce_block *blocks;
+    void *row_state;
+} row_work;
+
+/* -- rows ------------------------------------------------------------------------------------------ */
+
+static void run_tiles(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    const pyce_job *job = w->job;
+    const int64_t rows = job->p->outer * job->p->inner;
+    const int64_t last = end * job->tile < rows ? end * job->tile : rows;
+    w->kernels->rows[job->p->dtype](job, begin * job->tile, last, scratch, w->sums);
+}
+
+/* Threads share the rows, tile by tile. */
+static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+    const int64_t rows = job->p->outer * job->p->inner;
+    const int64_t tiles = (rows + job->tile - 1) / job->tile;
+    row_work context = {.kernels = kernels, .job = job, .sums = sums};
+    const pyce_work work = {.work = run_tiles,
+                            .context = &context,
+                            .pieces = tiles,
+                            .grain = pyce_grain(tiles, threads),
+                            .scratch = kernels->scratch[job->p->dtype](job)};
+    return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
+}
+
+static void measure_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    w->kernels->measure[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, scratch);
+}
+
+static void write_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
+    const row_work *w = context;
+    w->kernels->write[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, w->row_state,
+                                        scratch);
+}
+
+/* The rows one after the other; threads share each of them, block by block. */
+static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+    const pyce_problem *p = job->p;
+    /* The row state begins a whole number of cache lines before the blocks. */
+    _Static_assert(PYCE_SETTLED % 64 == 0, "blocks are aligned");
+    void *memory = platform_allocate(PYCE_SETTLED + (size_t)job->blocks * sizeof(pyce_block));
+    if (!memory) return PYCE_NO_MEMORY;
+    row_work context = {.kernels = kernels,
+                        .job = job,
+                        .blocks = (void *)((char *)memory + PYCE_SETTLED),
+                        .row_state = memory};
+    pyce_work measure = {.work = measure_blocks,
+                         .context = &context,
+                         .pieces = job->blocks,
+                         .grain = pyce_grain(job->blocks, threads),
+                         .scratch = kernels->scratch[p->dtype](job)};
+    pyce_work write = measure;
+    write.work = write_blocks;
+    int status = PYCE_OK;
+    for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
+        context.row = row;
+        if (pyce_pool_run(&measure, threads)) status = PYCE_NO_MEMORY;
+        if (status != PYCE_OK) break;
+        double losses[PYCE_TILE];
+        kernels->settle[p->dtype](job, row, context.blocks, context.row_state, losses, sums);
+        if (pyce_has_result(p) && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
+    }
+    platform_free(memory);
+    return status;
+}
+
+/* -- sums ------------------------------------------------------------------------------------------ */
+
+/* Eight sums and their errors in turn, so that additions need not wait for each other. */
+static double sum_of_weights(const double *values, int64_t n) {
+    double sum[8] = {0}, error[8] = {0};
+    for (int64_t i = 0; i < n; i++) compensated_add(sum + (i & 7), values[i], error + (i & 7));
+    return sum_by_halves(sum, 8) + sum_by_halves(error, 8);
+}
+
+/* The denominator of the reduction and the number of rows that are not ignored. */
+static int find_denominator(const pyce_kernels *kernels, pyce_problem *p, int threads,
+                            double *denominator, int64_t *valid_rows) {
+    const int64_t rows = p->outer * p->inner;
+    *valid_rows = rows;
+    *denominator = (double)rows;
+    if (!rows) {
+        *denominator = 0;
+    } else if (p->labels) {
+        const int status = pyce_scan_labels(kernels, p, threads, valid_rows, denominator);
+        if (status != PYCE_OK) return status;
+    } else if (p->sample_weight) {
+        *denominator = sum_of_weights(p->sample_weight, rows);
+    }
+    if (p->reduction != PYCE_MEAN) *denominator = 1;
+    if (p->reduction == PYCE_QUOTIENT) *denominator = p->normalizer;
+    return PYCE_OK;
+}
+
+/* The sum of all losses from those of the tiles, in place. Rows that were dealt one by one are summed
+   in tiles of the least size first. */
+static double sum_of_losses(const pyce_job *job, double *sums) {
+    const int64_t rows = job->p->outer * job->p->inner;
+    if (job->tile > 1) return sum_by_halves(sums, (rows + job->tile - 1) / job->tile);
+    const int64_t n = (rows + PYCE_LEAST_TILE - 1) / PYCE_LEAST_TILE;
+    for (int64_t i = 0; i < n; i++) {
+        double tile[PYCE_LEAST_TILE] = {0};
+        const int64_t first = i * PYCE_LEAST_TILE, left = rows - first;
+        const int64_t count = left < PYCE_LEAST_TILE ? left : PYCE_LEAST_TILE;
+        memcpy(tile, sums + first, (size_t)count * sizeof *tile);
+        sums[i] = sum_of_tile(tile, PYCE_LEAST_TILE, job->p->dtype == PYCE_FLOAT64);
+    }
+    return sum_by_halves(sums, n);
+}
+
+static void write_loss(pyce_problem *p, double loss) {
+    p->loss = loss;
+    if (!p->reduced) return;
+    if (p->dtype == PYCE_FLOAT64) {
+        memcpy(p->reduced, &loss, sizeof loss);
+    } else {
+        const float rounded = (float)loss;
+        memcpy(p->reduced, &rounded, sizeof rounded);
+    }
+}
+
+/* -- all of it ------------------------------------------------------------------------------------- */
+
+/* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
+   environment, but not past a call. */
+__attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
+    const pyce_kernels *kernels = pyce_dispatch();
+    const int64_t rows = p->outer * p->inner;
+    const int threads = pyce_threads_for(rows * p->classes + PYCE_ROW_OVERHEAD * rows, p->threads);
+
+    int64_t valid_rows;
+    double denominator;
+    int status = find_denominator(kernels, p, threads, &denominator, &valid_rows);
+    if (status != PYCE_OK) return status;
+
+    pyce_job job;
+    pyce_plan(p, &job);
+    job.grad_scale = p->grad_loss / denominator;
+    const double error = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
+    job.grad_scale_low = isfinite(error) ? error : 0;
+
+    const int reduce = pyce_has_loss(p) && p->reduction != PYCE_NONE;
+    const int64_t tiles = (rows + job.tile - 1) / job.tile;
+    double on_stack[256];
+    double *sums = NULL;
+    if (reduce) {
+        sums = tiles <= 256 ? on_stack : malloc((size_t)tiles * sizeof *sums);
+        if (!sums) return PYCE_NO_MEMORY;
+    }
+    if (rows) {
+        status = pyce_shares_rows(&job, threads) ? run_shared(kernels, &job, threads, sums)
+                                                 : run_rows(kernels, &job, threads, sums);
+    }
+    if (reduce && status == PYCE_OK) {
+        const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
+        const double total = sum_of_losses(&job, sums);
+        write_loss(p, empty ? 0.0 : total / denominator);
+    }
+    if (sums != on_stack) free(sums);
+    return status;
+}

@@ -1,0 +1,258 @@
+/* Checks of everything that a caller of the C interface passes.
+ *
+ * Enumerations must be in range. Sizes, strides and addresses must have products and sums that fit. A
+ * pointer must be there if and only if the operation needs it, must be aligned, and must not share
+ * memory with anything written. Labels are checked in the same pass that finds the denominator.
+ */
+#include <stdlib.h>
+
+#include "dispatch.h"
+#include "internal.h"
+#include "pool.h"
+#include "reduce.h"
+
+/* -- memory ---------------------------------------------------------------------------------------- */
+
+/* The address range of one array. */
+typedef struct {
+    uintptr_t begin, end;
+    int contiguous; /* every byte in between belongs to the array */
+    int written;
+} extent;
+
+/* The arrays of one call. */
+typedef struct {
+    extent of[13];
+    int count;
+} extents;
+
+/* Add the array of elements data[low…high]. Returns whether it is aligned and fits the address
+   space. */
+static int add_extent(extents *all, const void *data, int64_t low, int64_t high, size_t size,
+                      size_t alignment, int contiguous, int written) {
+    extent *e = all->of + all->count++;
+    int64_t first, last;
+    if (!data || (uintptr_t)data % alignment) return 0;
+    if (__builtin_mul_overflow(low, (int64_t)size, &first)) return 0;
+    if (__builtin_add_overflow(high, 1, &high)) return 0;
+    if (__builtin_mul_overflow(high, (int64_t)size, &last)) return 0;
+    if (__builtin_add_overflow((uintptr_t)data, first, &e->begin)) return 0;
+    if (__builtin_add_overflow((uintptr_t)data, last, &e->end)) return 0;
+    e->contiguous = contiguous;
+    e->written = written;
+    return 1;
+}
+
+/* Add a flat array. It must not be NULL if it is `needed` and must be NULL unless `allowed`. */
+static int add_flat(extents *all, const void *data, int64_t n, size_t size, size_t alignment,
+                    int needed, int allowed, int written) {
+    if (!data) return !needed;
+    return allowed && add_extent(all, data, 0, n - 1, size, alignment, 1, written);
+}
+static int add_doubles(extents *all, const double *data, int64_t n, int needed, int allowed,
+                       int written) {
+    return add_flat(all, data, n, sizeof *data, _Alignof(double), needed, allowed, written);
+}
+static int add_losses(extents *all, const void *data, int64_t n, int dtype, int needed,
+                      int allowed) {
+    const int loss_dtype = dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+    return add_flat(all, data, n, pyce_item_size(loss_dtype), pyce_item_alignment(loss_dtype),
+                    needed, allowed, 1);
+}
+
+/* Extend low…high by an axis of `count` elements and a stride. */
+static int add_axis(int64_t count, int64_t stride, int64_t *low, int64_t *high) {
+    int64_t distance, *end = stride < 0 ? low : high;
+    return !__builtin_mul_overflow(count - 1, stride, &distance) &&
+           !__builtin_add_overflow(*end, distance, end);
+}
+
+static int add_operand(extents *all, const pyce_problem *p, const pyce_operand *a, int dtype,
+                       int needed, int written) {
+    if (!needed) return a->data == NULL;
+    int64_t low = 0, high = p->inner - 1;
+    int contiguous = p->classes == 1 || a->class_stride == p->inner;
+    if (!add_axis(p->classes, a->class_stride, &low, &high)) return 0;
+    if (a->offsets) {
+        /* The values of the offsets are not checked. */
+        contiguous = 0;
+        if (!add_flat(all, a->offsets, p->outer, sizeof *a->offsets, _Alignof(int64_t), 1, 1, 0)) {
+            return 0;
+        }
+    } else {
+        contiguous = contiguous && (p->outer == 1 || a->outer_stride == p->classes * p->inner);
+        if (!add_axis(p->outer, a->outer_stride, &low, &high)) return 0;
+    }
+    /* A stride of 0 would write one element for several. */
+    if (written && ((p->classes > 1 && a->class_stride == 0) ||
+                    (p->outer > 1 && !a->offsets && a->outer_stride == 0))) {
+        return 0;
+    }
+    return add_extent(all, a->data, low, high, pyce_item_size(dtype), pyce_item_alignment(dtype),
+                      contiguous, written);
+}
+
+/* Whether no array that is written certainly overlaps another; the gaps of strided arrays are not
+   examined. If labels or offsets were overwritten, checking them would be in vain. */
+static int nothing_overlaps(const extents *all) {
+    for (int i = 0; i < all->count; i++) {
+        const extent *a = all->of + i;
+        for (int k = 0; k < i; k++) {
+            const extent *b = all->of + k;
+            if ((a->written || b->written) && a->contiguous && b->contiguous && a->begin < b->end &&
+                b->begin < a->end) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+
+/* -- arguments ------------------------------------------------------------------------------------- */
+
+static int same_operand(const pyce_operand *a, const pyce_operand *b) {
+    return a->data == b->data && a->offsets == b->offsets && a->outer_stride == b->outer_stride &&
+           a->class_stride == b->class_stride;
+}
+
+/* Sizes of scratch memory, in bytes, must fit 64 bits. */
+#define MOST_ELEMENTS (INT64_MAX / (int64_t)sizeof(double) - 4096)
+
+int pyce_problem_is_valid(const pyce_problem *p) {
+    int64_t rows, size, work;
+    if (p->operation < PYCE_FORWARD || p->operation > PYCE_LOGSUMEXP) return 0;
+    if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
+    if (p->target < PYCE_NO_TARGET || p->target > PYCE_PROBABILITIES) return 0;
+    if (p->probs_dtype < PYCE_FLOAT32 || p->probs_dtype > PYCE_BFLOAT16) return 0;
+    if (p->reduction < PYCE_MEAN || p->reduction > PYCE_QUOTIENT) return 0;
+    if (p->threads < 1 || p->classes < 1 || p->outer < 0 || p->inner < 0) return 0;
+    if (__builtin_mul_overflow(p->outer, p->inner, &rows)) return 0;
+    if (__builtin_mul_overflow(rows, p->classes, &size)) return 0;
+    if (size > MOST_ELEMENTS) return 0;
+    if (__builtin_mul_overflow(rows, PYCE_ROW_OVERHEAD, &work)) return 0;
+    if (__builtin_add_overflow(size, work, &work)) return 0;
+    if (!(p->smoothing >= 0 && p->smoothing <= 1)) return 0;
+    if (rows == 0) return 1;
+
+    const int backward = p->operation == PYCE_BACKWARD, loss = pyce_has_loss(p);
+    const int has_target = loss || backward;
+    if (has_target != (p->target != PYCE_NO_TARGET)) return 0;
+    const int index = p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
+    const int wide = p->target == PYCE_INDEX64;
+    const size_t label_size = wide ? sizeof(int64_t) : sizeof(int32_t);
+    const size_t label_alignment = wide ? _Alignof(int64_t) : _Alignof(int32_t);
+    const int result = pyce_has_result(p);
+    const int in_place = result && same_operand(&p->logits, &p->result);
+    const int row_losses = loss && p->reduction == PYCE_NONE;
+    const int lse_needed = backward || p->operation == PYCE_LOGSUMEXP;
+    extents all = {.count = 0};
+    return (in_place || add_operand(&all, p, &p->logits, p->dtype, 1, 0)) &&
+           add_operand(&all, p, &p->result, p->dtype, result, 1) &&
+           add_operand(&all, p, &p->probs, p->probs_dtype, p->target == PYCE_PROBABILITIES, 0) &&
+           add_flat(&all, p->labels, rows, label_size, label_alignment, index, index, 0) &&
+           add_doubles(&all, p->weight, p->classes, 0, has_target, 0) &&
+           add_doubles(&all, p->sample_weight, rows, 0, has_target, 0) &&
+           add_doubles(&all, p->grad_losses, rows, 0, has_target && result, 0) &&
+           add_doubles(&all, p->lse, rows, lse_needed, has_target || lse_needed, !backward) &&
+           add_losses(&all, p->losses, rows, p->dtype, row_losses, row_losses) &&
+           add_losses(&all, p->reduced, 1, p->dtype, 0, loss && !row_losses) &&
+           nothing_overlaps(&all);
+}
+
+int pyce_bernoulli_is_valid(const pyce_bernoulli *b) {
+    if (b->dtype != PYCE_FLOAT32 && b->dtype != PYCE_FLOAT64) return 0;
+    if (b->n < 0 || b->n > MOST_ELEMENTS) return 0;
+    if (b->n == 0) return 1;
+    if (!b->logits || !b->target) return 0;
+    const struct {
+        const void *data;
+        int written;
+    } arrays[] = {
+        {b->grad == b->logits ? NULL : b->logits, 0},
+        {b->target, 0},
+        {b->weight, 0},
+        {b->pos_weight, 0},
+        {b->losses, 1},
+        {b->grad, 1},
+    };
+    extents all = {.count = 0};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        if (!add_flat(&all, arrays[i].data, b->n, pyce_item_size(b->dtype),
+                      pyce_item_alignment(b->dtype), 0, 1, arrays[i].written)) {
+            return 0;
+        }
+    }
+    return nothing_overlaps(&all);
+}
+
+int pyce_copy_is_valid(void *to, const void *from, int64_t bytes) {
+    extents all = {.count = 0};
+    return add_flat(&all, from, bytes, 1, 1, 1, 1, 0) && add_flat(&all, to, bytes, 1, 1, 0, 1, 1) &&
+           nothing_overlaps(&all);
+}
+
+/* -- labels ---------------------------------------------------------------------------------------- */
+
+/* Labels that are scanned as one piece: fixes the order in which their weights are added. */
+enum { LABEL_PIECE = 16384 };
+/* Up to so many pieces the calling thread scans them alone. */
+enum { FEW_PIECES = 4 };
+
+typedef struct {
+    int64_t valid_rows;
+    int64_t bad_row; /* or −1 */
+    double weight;
+} label_piece;
+
+typedef struct {
+    const pyce_kernels *kernels;
+    const pyce_problem *p;
+    label_piece *pieces;
+} label_work;
+
+static void scan_pieces(void *context, int64_t begin, int64_t end, void *scratch) {
+    const label_work *w = context;
+    const int64_t rows = w->p->outer * w->p->inner;
+    (void)scratch;
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t first = i * LABEL_PIECE;
+        const int64_t last = first + LABEL_PIECE < rows ? first + LABEL_PIECE : rows;
+        label_piece *piece = w->pieces + i;
+        piece->bad_row = w->kernels->labels[w->p->target == PYCE_INDEX64](
+            w->p, first, last, &piece->valid_rows, &piece->weight);
+    }
+}
+
+int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *valid_rows,
+                     double *weight) {
+    const int64_t rows = p->outer * p->inner, n = (rows + LABEL_PIECE - 1) / LABEL_PIECE;
+    label_piece on_stack[16];
+    label_piece *pieces = n <= 16 ? on_stack : malloc((size_t)n * sizeof *pieces);
+    if (!pieces) return PYCE_NO_MEMORY;
+    label_work context = {.kernels = kernels, .p = p, .pieces = pieces};
+    int status = PYCE_OK;
+    if (n <= FEW_PIECES) {
+        scan_pieces(&context, 0, n, NULL);
+    } else {
+        const pyce_work work = {
+            .work = scan_pieces, .context = &context, .pieces = n, .grain = 2, .scratch = 64};
+        if (pyce_pool_run(&work, threads)) status = PYCE_NO_MEMORY;
+    }
+    double error = 0;
+    *valid_rows = 0;
+    *weight = 0;
+    for (int64_t i = 0; i < n && status == PYCE_OK; i++) {
+        const int64_t bad = pieces[i].bad_row;
+        if (bad >= 0) {
+            p->bad_row = bad;
+            p->bad_value = p->target == PYCE_INDEX64 ? ((const int64_t *)p->labels)[bad]
+                                                     : ((const int32_t *)p->labels)[bad];
+            status = PYCE_BAD_LABEL;
+        }
+        compensated_add(weight, pieces[i].weight, &error);
+        *valid_rows += pieces[i].valid_rows;
+    }
+    *weight += error;
+    if (pieces != on_stack) free(pieces);
+    return status;
+}
