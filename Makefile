@@ -23,7 +23,10 @@ PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 
 RESULTS := bench/results
 MEASURE := $(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
-DRAW := $(BIN)/python -m pyce report --output $(RESULTS)/report $(RESULTS)/latest.json
+GOALS := PYTHONPATH=. $(BIN)/python bench/goals.py
+DRAW := $(GOALS) --json $(RESULTS)/latest.json > $(RESULTS)/goals.json && \
+	$(BIN)/python -m pyce report --output $(RESULTS)/report $(RESULTS)/latest.json $(RESULTS)/goals.json
+README_TABLES := PYTHONPATH=. $(BIN)/python bench/readme_tables.py
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
 RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
@@ -137,7 +140,8 @@ bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 	$(DRAW)
 
 bench-peers: .venv/.peers $(EXTENSION) ## side by side with other libraries and with the goals
-	$(BIN)/python -m pyce bench --full --peers --goals --output $(RESULTS)/peers.json
+	$(BIN)/python -m pyce bench --full --peers --output $(RESULTS)/peers.json
+	$(GOALS) $(RESULTS)/peers.json
 
 # A slow-down must show twice, and beyond noise, to fail this.
 bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of this kind of machine
@@ -145,7 +149,8 @@ bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last b
 	$(BIN)/python -m pyce compare --confirm bench/baselines $(RESULTS)/latest.json
 
 bench-baseline: .venv/.bench $(EXTENSION) ## measure, and keep the figures for bench-compare
-	$(MEASURE) --baseline bench/baselines
+	$(MEASURE)
+	PYTHONPATH=. $(BIN)/python bench/baseline.py $(RESULTS)/latest.json bench/baselines
 
 bench-scaling: .venv/.bench $(EXTENSION) ## cost per element from 10^6 to 10^9 elements (8 GB)
 	PYTHONPATH=. $(BIN)/python bench/scaling.py
@@ -160,7 +165,7 @@ accuracy-peers: .venv/.peers $(EXTENSION) ## the same with PyTorch beside
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
 report: .venv/.bench .venv/.test ## put the last tables of bench-peers and accuracy-peers into the README
-	$(BIN)/python -m pyce._bench.readme README.md docs/speed.md docs/torch.md docs/promises.md
+	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md
 
 demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits: pictures in build/demo
 	$(BIN)/python -m pyce demo --output build/demo
@@ -169,7 +174,7 @@ example: .venv/.example $(EXTENSION) ## train a small language model with and wi
 	PYTHONPATH=. $(BIN)/python examples/language_model.py --output $(RESULTS)/language-model
 
 example-docs: .venv/.example $(EXTENSION) ## put what the last `make example` found into its page
-	$(BIN)/python -m pyce._bench.readme docs/language-model.md
+	$(README_TABLES) docs/language-model.md
 
 docs: .venv/.docs ## build the documentation as a site: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import readme_tables
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from pyce._bench import machine, readme, terminal
-from pyce._bench.terminal import ratio, readable
+from pyce import _cli, _machine
+from pyce._bench.formats import duration, ratio
 from pyce._bench.workloads import Array
 from pyce.sklearn import SoftmaxRegression
 
@@ -101,9 +102,9 @@ def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
     return [
         name,
         np.dtype(dtype).name,
-        readable(theirs),
+        duration(theirs),
         str(steps[0]),
-        readable(ours),
+        duration(ours),
         str(steps[1]),
         f"{faster} ×" if ours < theirs else f"**{faster} ×**",
         f"{ratio(theirs / steps[0] / (ours / steps[1]))} ×",
@@ -114,7 +115,7 @@ def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
 
 
 def table(rounds: int) -> str:
-    about = machine.fingerprint(bandwidth=False)
+    about = _machine.fingerprint()
     libraries = ", ".join(f"{n} {version(n)}" for n in ("numpy", "scipy", "scikit-learn"))
     lines = [
         f"Measured on {about['processor']} with {about['threads']} threads, "
@@ -138,8 +139,8 @@ def main(options: argparse.Namespace) -> int:
         text = table(options.rounds)
     print(text)
     if options.write:
-        readme.replace(options.write, "fit-times", text)
-    return terminal.FINE
+        readme_tables.replace(options.write, "fit-times", text)
+    return _cli.FINE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -150,4 +151,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main, parser().parse_args()))
+    sys.exit(_cli.run(main, parser().parse_args()))

@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 
 import pyce
-from pyce._bench.measure import Call
+from pyce._bench.calls import Call
 from pyce._bench.workloads import Array
 
 CLASSES = (10, 1000, 32000)

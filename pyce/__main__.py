@@ -1,4 +1,4 @@
-"""`python -m pyce` says what pyce runs on; its sub-commands measure, check, report and train."""
+"""`python -m pyce` shows the settings in use; its sub-commands measure, check, report and train."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import importlib
 import json
 import sys
 
-from pyce._bench import terminal
+from pyce import _cli
 
-# Sub-command: what it does. Each is a module of pyce._bench with `add_arguments` and `main`.
+# Sub-command: its module, which has `add_arguments` and `main`, and what it does.
 COMMANDS = {
-    "bench": "measure the backends, and other libraries beside them",
-    "check": "compare every backend with exact results, in units in the last place",
-    "report": "make pictures and a page of what bench and check wrote",
-    "compare": "look for slow-downs beyond noise between two files of bench",
-    "demo": "train two classifiers on images, with a learning rate that is found",
+    "bench": ("pyce._bench.bench", "measure the backends, and other libraries for comparison"),
+    "check": (
+        "pyce._check.check",
+        "compare every backend with exact results, in units in the last place",
+    ),
+    "report": ("pyce._bench.report", "make pictures and a page from the files of bench and check"),
+    "compare": (
+        "pyce._bench.compare",
+        "look for significant slow-downs between files of bench",
+    ),
+    "demo": ("pyce._bench.demo", "find learning rates and train two classifiers on images"),
 }
 
 
@@ -26,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--json", action="store_true", help="print pyce.info() as JSON")
     commands = made.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, about in COMMANDS.items():
-        module = importlib.import_module(f"pyce._bench.{name}")
+    for name, (path, about) in COMMANDS.items():
+        module = importlib.import_module(path)
         sub = commands.add_parser(
             name,
             help=about,
@@ -43,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
 def show(options: argparse.Namespace) -> int:
     from pyce._info import describe
 
-    about = terminal.info()
+    about = _cli.info()
     print(json.dumps(about) if options.json else describe())
-    return terminal.FINE
+    return _cli.FINE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return terminal.run(_run, arguments)
+    return _cli.run(_run, arguments)
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import oracle
 
-from pyce._bench.regimes import REGIMES, TARGETS, Case
+from pyce._check.regimes import REGIMES, TARGETS, Case
 
 __all__ = ["CASES", "FLOATS", "REGIMES", "TARGETS", "Case", "reference", "sixty_digits"]
 

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 import pyce
+from pyce._selection import Selection, selections
 
 IN_CI = bool(os.environ.get("CI"))
 WITHOUT_C = os.environ.get("PYCE_TEST_WITHOUT_C") == "1"
@@ -31,15 +31,8 @@ hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, deran
 hypothesis.settings.load_profile("ci" if IN_CI else "local")
 
 
-@dataclass(frozen=True)
-class Backend:
+class Backend(Selection):
     """A backend to test; `isa` is the instruction set that C is held to, else None."""
-
-    name: str
-    isa: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name}-{self.isa}" if self.isa else self.name
 
     @property
     def bitwise(self) -> bool:
@@ -67,7 +60,7 @@ class Backend:
 
         Small work is shared among threads, too; by default, only large work is.
         """
-        with pyce.use_backend(self.name):
+        with super().selected():
             if self.name == "numba":
                 from pyce._backends import numba
 
@@ -77,13 +70,10 @@ class Backend:
                 return
             from pyce._backends import c
 
-            before = c.isa()
-            c.set_isa(self.isa)
             c.set_worth(2**10, 2**10)
             try:
                 yield self
             finally:
-                c.set_isa(before)
                 c.set_worth(2**16, 2**18)
 
 
@@ -96,10 +86,7 @@ def _found() -> list[Backend]:
     for name in required:
         if name not in available:
             raise pytest.UsageError(f"the {name} backend must be tested: {reasons[name]}")
-    found = []
-    for name in available:
-        isas = pyce.info()["isas"] if name == "c" else [None]
-        found += [Backend(name, isa) for isa in isas]
+    found = [Backend(one.name, one.isa) for one in selections(available)]
     if not found:
         raise pytest.UsageError("no backend to test")
     if "c" in available and not any(b.name == "c" for b in found):

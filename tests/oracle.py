@@ -4,7 +4,8 @@ Two oracles, checked against each other in `test_oracle.py`:
 
 - `textbook`: the formulas as books print them, in mpmath with so many digits that no cancellation
   matters. For a handful of rows.
-- `reference`, of `pyce._bench.exact`: the same in double-double arithmetic, for rows of any length.
+- `reference`, of `pyce._check.oracle`: the same in double-double arithmetic, for any number of
+  classes.
 
 `ulp_error` measures a result against either.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 
-from pyce._bench.exact import (
+from pyce._check.oracle import (
     DD,
     as_dd,
     bernoulli,

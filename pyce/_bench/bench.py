@@ -1,8 +1,8 @@
-"""Measure the backends on the tracked workloads, beside the floor: what a copy of the logits takes.
+"""Measure the backends on the tracked workloads, and the floor: the time of a copy of the logits.
 
-Without options: the workloads of a few minutes. Prints a table and writes a file that
-`python -m pyce report`, `python -m pyce compare` and pytest-benchmark's own tools read. Ctrl-C ends
-it early; what was measured by then is kept.
+Without options, measures the quick workloads, in a few minutes. Prints a table and writes a file
+for `python -m pyce report`, `python -m pyce compare` and pytest-benchmark's own tools. Ctrl-C ends
+the session early and keeps what has been measured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyce
-from pyce._bench import terminal
-from pyce._bench.terminal import Unusable, ratio, readable
+from pyce import _cli
+from pyce._bench.formats import duration, ratio
+from pyce._bench.progress import Progress
+from pyce._cli import Unusable
 
 if TYPE_CHECKING:
     from pyce._bench.results import Item, Run
@@ -40,12 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         action="append",
         metavar="NAME",
-        help="only workloads of this name (its beginning, a pattern like '*x1000*', or what they "
-        "stand for); may be given again",
+        help="only workloads with this name or description, its beginning, or a pattern like "
+        "'*x1000*'; may be given more than once",
     )
-    add("--dtype", type=terminal.listed(DTYPES), help="only these: " + ",".join(DTYPES))
-    add("--operation", type=terminal.listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
-    add("-b", "--backend", type=terminal.names, help="only these backends, for example c,numpy")
+    add("--dtype", type=_cli.listed(DTYPES), help="only these: " + ",".join(DTYPES))
+    add("--operation", type=_cli.listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
+    add("-b", "--backend", type=_cli.names, help="only these backends, for example c,numpy")
     add(
         "--threads",
         type=_counts,
@@ -54,23 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--peers",
         action="store_true",
-        help="also PyTorch, JAX and scikit-learn where installed, and variants of the C backend",
+        help="also PyTorch, JAX and scikit-learn if installed, and variants of the C backend",
     )
-    add("--goals", action="store_true", help="compare with the project's goals, too")
     add("--exactly", action="append", metavar="NAME", help=argparse.SUPPRESS)  # for `compare`
-    add(
-        "--baseline",
-        type=Path,
-        metavar="FOLDER",
-        help="also keep the figures there, for `compare`: without single rounds and host names",
-    )
     add("-o", "--output", type=Path, default=OUTPUT, help=f"file to write (default: {OUTPUT})")
     add("--json", action="store_true", help="print the file's content and nothing else")
 
 
 def _counts(text: str) -> list[int]:
     try:
-        found = list(dict.fromkeys(int(name) for name in terminal.names(text)))
+        found = list(dict.fromkeys(int(name) for name in _cli.names(text)))
     except ValueError:
         found = []
     if not found or min(found) < 1:
@@ -86,49 +80,43 @@ def main(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps([dict(zip(("name", "for", "set"), row, strict=True)) for row in rows]))
         else:
-            terminal.table("Workloads", ("name", "stands for", "set"), rows, left=3)
-        return terminal.FINE
-    terminal.require("bench", "pytest", "pytest_benchmark")
-    terminal.info()
+            _cli.table("Workloads", ("name", "stands for", "set"), rows, left=3)
+        return _cli.FINE
+    _cli.require("bench", "pytest", "pytest_benchmark")
+    _cli.info()
     plan, digits = _plan(options)
-    terminal.writable(options.output)
-    if options.baseline:
-        terminal.writable(options.baseline / "its-name.json")
+    _cli.writable(options.output)
     # Measured into a file of its own: what was there before stays until there is something better.
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / OUTPUT
         status, failures = _measure(plan, digits, measured)
         try:
             if measured.exists():
-                _keep(measured, options, status)
+                _keep(measured, options)
         finally:
             for text in failures:
                 print(text, file=sys.stderr)
         if not measured.exists():
-            if status == terminal.INTERRUPTED:
+            if status == _cli.INTERRUPTED:
                 raise KeyboardInterrupt
             raise Unusable("nothing was measured")
-    if status == terminal.INTERRUPTED:
+    if status == _cli.INTERRUPTED:
         print("pyce: interrupted; what was measured by then is above", file=sys.stderr)
     return status
 
 
-def _keep(measured: Path, options: argparse.Namespace, status: int) -> None:
+def _keep(measured: Path, options: argparse.Namespace) -> None:
     """Show what was measured, and write it where it was asked for."""
-    from pyce._bench import baseline
-
     content = measured.read_text(encoding="utf-8")
     try:
-        terminal.write(options.output, content)
+        _cli.write(options.output, content)
     finally:
         if options.json:
             print(content)
         else:
-            _show(measured, options.goals)
+            _show(measured)
     if not options.json:
         print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
-    if options.baseline and status == terminal.FINE:
-        print(f"baseline: {baseline.keep(measured, options.baseline)}", file=sys.stderr)
 
 
 def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
@@ -172,7 +160,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
 
 
 class _Session:
-    """The plugin that gives pytest the plan, and reports in the place of its terminal."""
+    """The plugin that gives pytest the plan, and reports in the place of its _cli."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -211,7 +199,7 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
     ]
     with (
         _without_other_plugins(),
-        progress(plan, digits) as plan.display,
+        Progress(plan, digits) as plan.display,
         warnings.catch_warnings(),
     ):
         # That nothing was measured before Ctrl-C is said in our words.
@@ -220,11 +208,11 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
     for reason in dict.fromkeys(session.skips):
         print(f"left out: {reason}", file=sys.stderr)
     statuses = {
-        pytest.ExitCode.OK: terminal.FINE,
-        pytest.ExitCode.INTERRUPTED: terminal.INTERRUPTED,
-        pytest.ExitCode.TESTS_FAILED: terminal.FAILED,
+        pytest.ExitCode.OK: _cli.FINE,
+        pytest.ExitCode.INTERRUPTED: _cli.INTERRUPTED,
+        pytest.ExitCode.TESTS_FAILED: _cli.FAILED,
     }
-    return statuses.get(pytest.ExitCode(status), terminal.UNUSABLE), session.failures
+    return statuses.get(pytest.ExitCode(status), _cli.UNUSABLE), session.failures
 
 
 @contextmanager
@@ -251,100 +239,11 @@ class _Named:
 
 
 # ---------------------------------------------------------------------------------------------
-# Progress
-
-
-def expected_seconds(plan: Any, digits: bool) -> dict[str, float]:
-    """What each workload will take, roughly: rounds, and calls of the slowest backend."""
-    found = {}
-    for workload in plan.workloads:
-        slow = any(c.backend == "numpy" for c in plan.candidates)
-        calls = workload.size * (3e-8 if slow else 3e-9) * len(plan.operations)
-        if workload.dtype in ("float16", "float64"):
-            calls *= 3
-        arrays = workload.size * 1e-8 * plan.effort.blocks
-        turns = 0.6 * len(plan.candidates) ** 0.5 * len(plan.operations)
-        found[workload.name] = 0.5 + calls + arrays + turns
-    if digits:
-        found["digits"] = 8.0
-    return found
-
-
-class progress:
-    """The display of what is done, and when all will be; lines where there is no terminal."""
-
-    def __init__(self, plan: Any, digits: bool) -> None:
-        self._expected = expected_seconds(plan, digits)
-        self._begin = time.perf_counter()
-        self._finished = 0.0
-        self._number = 0
-        self._rich: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> progress:
-        if sys.stderr.isatty():
-            try:
-                self._open()
-            except ImportError:
-                self._rich = None
-        return self
-
-    def _open(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._rich = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[left]}  {task.fields[doing]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._rich.start()
-        total = sum(self._expected.values())
-        self._task = self._rich.add_task("measuring", total=total, left="", doing="")
-
-    def __exit__(self, *_: object) -> None:
-        if self._rich:
-            self._rich.stop()
-
-    def remaining(self, finished: float) -> str:
-        """The time that is left, from what was expected and how long it really takes."""
-        total = sum(self._expected.values())
-        elapsed = time.perf_counter() - self._begin
-        pace = elapsed / finished if finished > 0.05 * total else 1.0
-        left = max(0, round((total - finished) * pace))
-        return f"{left // 60}:{left % 60:02} left"
-
-    def doing(self, workload: str, part: float, what: str) -> None:
-        finished = self._finished + part * self._expected[workload]
-        if self._rich:
-            self._rich.update(
-                self._task,
-                completed=finished,
-                description=workload,
-                left=self.remaining(finished),
-                doing=what,
-            )
-
-    def done(self, workload: str) -> None:
-        self._finished += self._expected[workload]
-        self._number += 1
-        if not self._rich:
-            print(
-                f"[{self._number}/{len(self._expected)}] {workload}, "
-                f"{self.remaining(self._finished)}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-# ---------------------------------------------------------------------------------------------
 # The table
 
 
-def _show(measured: Path, with_goals: bool) -> None:
-    from pyce._bench import goals, results
+def _show(measured: Path) -> None:
+    from pyce._bench import results
 
     run = results.load(measured)
     show_times(run)
@@ -352,20 +251,8 @@ def _show(measured: Path, with_goals: bool) -> None:
         if "accuracy" in item.about:
             print(
                 f"{item.about['stands_for']} on digits, {item.about['candidate']}: "
-                f"{readable(item.seconds)}, held-out accuracy {item.about['accuracy']:.2%}"
+                f"{duration(item.seconds)}, held-out accuracy {item.about['accuracy']:.2%}"
             )
-    if with_goals:
-        lines = [
-            (
-                goal.about,
-                goal.workload,
-                goal.limit,
-                ratio(goal.figure),
-                "" if goal.met else "missed",
-            )
-            for goal in goals.lines(run)
-        ]
-        terminal.table("Goals", ("goal", "workload", "limit", "measured", ""), lines, left=2)
 
 
 def show_times(run: Run) -> None:
@@ -387,7 +274,7 @@ def show_times(run: Run) -> None:
         cells = [_cell(items.get(name)) for name in names]
         rows.append((workload, operation, str(threads), *cells))
     if rows:
-        terminal.table(
+        _cli.table(
             "Median time, and how many times the floor's it is: 1 is the limit",
             ("workload", "operation", "threads", *names),
             rows,
@@ -400,4 +287,4 @@ def _cell(item: Item | None) -> str:
         return ""
     over = item.over_floor
     beside = f" ({ratio(over)})" if over and item.about["kind"] != "floor" else ""
-    return readable(item.seconds) + beside
+    return duration(item.seconds) + beside

@@ -1,6 +1,6 @@
-"""The registry of who is measured: pyce's backends and variants of C, the floors, and the peers.
+"""The registry of candidates: pyce's backends, variants of C, the floors, and other libraries.
 
-To add a peer, add its adapter to `peers.PEERS`. A backend is found in pyce's own registry.
+To add a library, add its adapter to `peers.PEERS`. Backends come from pyce's own registry.
 """
 
 from __future__ import annotations
@@ -8,26 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pyce
-from pyce._bench import measure, peers
-from pyce._bench.measure import Call
+from pyce._bench import calls, peers
+from pyce._bench.calls import Call
+from pyce._bench.floors import floor
 from pyce._bench.workloads import Data, Workload
+from pyce._selection import Selection
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Someone who can do the work of a workload.
+    """One implementation that can do the work of a workload.
 
-    name    : as in tables, with the number of threads where that is not pyce's own
-    kind    : "floor", "backend", "variant" (of the C backend) or "peer"
-    bind    : (data, operation) -> the call to be measured; raises ImportError where something is
-              not installed and `peers.Unsupported` where the candidate can't do the work
-    backend : of pyce, selected while it is measured; or None
-    isa     : the instruction set that C is held to meanwhile; or None
-    spins   : whether its idle threads may spin and disturb who comes next
-    result  : whether its loss and gradient are the workload's, to be compared with the reference
+    name    : as in tables, with the number of threads if it is not pyce's own
+    kind    : "floor", "backend", "variant" (of the C backend) or "peer" (another library)
+    bind    : (data, operation) -> the call to be measured; raises ImportError if something is not
+              installed and `peers.Unsupported` if the candidate cannot do the work
+    backend : of pyce, selected while the candidate runs; or None
+    isa     : the instruction set that C is held to at the same time; or None
+    spins   : whether its idle threads may spin and slow down the next candidate
+    result  : whether it returns the workload's loss and gradient, to be compared with the reference
     """
 
     name: str
@@ -40,7 +41,7 @@ class Candidate:
     result: bool = True
 
     def does(self, workload: Workload, operation: str) -> bool:
-        """Whether this is measured at all for that work."""
+        """Whether the candidate is measured for this operation of this workload."""
         if self.kind == "peer":
             return workload.target == "index" and operation != "backward"
         if self.kind == "variant":
@@ -50,45 +51,25 @@ class Candidate:
 
     @contextmanager
     def selected(self) -> Iterator[None]:
-        """What it needs set, for as long as it is measured."""
+        """Apply the settings that the candidate runs with: backend, instruction set, threads."""
         if self.backend is None and self.kind != "floor":
             yield
             return
-        before = pyce.get_num_threads()
-        pyce.set_num_threads(self.threads)
-        try:
-            with pyce.use_backend(self.backend or pyce.get_backend()), _held_to(self.isa):
-                yield
-        finally:
-            pyce.set_num_threads(before)
-
-
-@contextmanager
-def _held_to(isa: str | None) -> Iterator[None]:
-    if isa is None:
-        yield
-        return
-    from pyce._backends import c
-
-    before = c.isa()
-    c.set_isa(isa)
-    try:
-        yield
-    finally:
-        c.set_isa(before)
+        with Selection(self.backend or pyce.get_backend(), self.isa).selected(self.threads):
+            yield
 
 
 def backends(names: list[str], threads: list[int]) -> list[Candidate]:
-    """The backends for each number of threads (NumPy's has one), and the floor."""
+    """The floor and these backends for each number of threads; NumPy once, since it has one."""
     own = pyce.get_num_threads()
     found = []
     for count in threads:
-        found.append(Candidate(_named("floor", count, own), "floor", measure.floor, count))
+        found.append(Candidate(_named("floor", count, own), "floor", floor, count))
         found += [
             Candidate(
                 _named(f"pyce {name}", count, own),
                 "backend",
-                measure.operation,
+                calls.operation,
                 count,
                 backend=name,
                 spins=name == "numba" and count > 1,
@@ -106,40 +87,28 @@ def _named(name: str, threads: int, own: int) -> str:
 
 
 def variants() -> list[Candidate]:
-    """Calls of the C backend that the goals compare with its usual one, or with a peer's."""
+    """Other calls of the C backend, to be compared with its usual one or with another library."""
     if "c" not in pyce.backends():
         return []
     threads = pyce.get_num_threads()
     found = [
         Candidate("pyce torch", "variant", _torch_step, threads, "c", spins=True),
-        Candidate("pyce c, in place", "variant", _in_place, threads, "c", result=False),
-        Candidate("pyce c, plain", "variant", _plain, threads, "c", result=False),
+        Candidate("pyce c, in place", "variant", calls.in_place, threads, "c", result=False),
+        Candidate("pyce c, plain", "variant", calls.plain, threads, "c", result=False),
     ]
     if {"avx512", "avx2"} <= set(pyce.info()["isas"]):
-        narrow = Candidate("pyce c, avx2", "variant", measure.operation, threads, "c", "avx2")
+        narrow = Candidate("pyce c, avx2", "variant", calls.operation, threads, "c", "avx2")
         found.append(narrow)
     return found
 
 
 def _torch_step(data: Data, operation: str) -> Call:
-    """Loss and gradient through PyTorch's autograd, as PyTorch's own are measured."""
+    """Loss and gradient of `pyce.torch` through autograd, called as PyTorch's own loss is."""
     return peers.torch_on_pyce(data)[1]
 
 
-def _in_place(data: Data, operation: str) -> Call:
-    # The gradient of whatever the others left there: the time does not depend on the numbers.
-    return lambda: pyce.cross_entropy_with_grad(
-        data.grad, data.target, out=data.grad, **data.options
-    )
-
-
-def _plain(data: Data, operation: str) -> Call:
-    """Index targets, without weights and smoothing, for the logits of a workload that has them."""
-    return lambda: pyce.cross_entropy_with_grad(data.logits, data.labels, out=data.grad)
-
-
 def others(names: list[str]) -> list[Candidate]:
-    """The peers of these names."""
+    """The libraries of these names in `peers.PEERS`."""
     threads = pyce.get_num_threads()
     return [
         Candidate(name, "peer", _calls_of(peers.PEERS[name]), threads, spins=True) for name in names
@@ -147,7 +116,7 @@ def others(names: list[str]) -> list[Candidate]:
 
 
 def _calls_of(adapter: Callable[[Data], peers.Calls]) -> Callable[[Data, str], Call]:
-    def bind(data: Data, operation: str) -> Any:
+    def bind(data: Data, operation: str) -> Call:
         return adapter(data)[operation == "fused"]
 
     return bind

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyce._bench import terminal
-from pyce._bench.terminal import Unusable
+from pyce import _cli
+from pyce._cli import Unusable
 
 if TYPE_CHECKING:
-    from pyce._bench.changes import Change
     from pyce._bench.results import Run
+    from pyce._bench.significance import Change
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    terminal.require("compare", "scipy")
-    from pyce._bench import changes, results
+    _cli.require("compare", "scipy")
+    from pyce._bench import results, significance
 
     new = results.load(options.new)
     base = _newest(options.base, new) if options.base.is_dir() else results.load(options.base)
@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
             f"{base.path} is of another kind of machine ({base.machine['kind']}) than "
             f"{new.path} ({new.machine['kind']})"
         )
-    found = changes.compare(base, new)
+    found = significance.compare(base, new)
     if not found:
         raise Unusable(f"{base.path} and {new.path} have nothing in common")
     if options.confirm:
@@ -55,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps({"base": str(base.path), "changes": [_plain(c) for c in found]}))
     else:
         _show(base, found, options.all)
-    return terminal.FAILED if slower else terminal.FINE
+    return _cli.FAILED if slower else _cli.FINE
 
 
 def _newest(folder: Path, new: Run) -> Run:
@@ -76,14 +76,14 @@ def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run
     """The changes, but for those to slower that a second measurement does not show."""
     from dataclasses import replace
 
-    from pyce._bench import changes
+    from pyce._bench import significance
 
     suspects = {change.key for change in found if change.verdict == "slower"}
     if not suspects:
         return found
     workloads = list(dict.fromkeys(workload for workload, _, _ in suspects))
     print(f"measuring again: {', '.join(workloads)}", file=sys.stderr)
-    again = {c.key for c in changes.compare(base, measure(workloads)) if c.verdict == "slower"}
+    again = {c.key for c in significance.compare(base, measure(workloads)) if c.verdict == "slower"}
     return [
         replace(change, verdict="not confirmed") if change.key in suspects - again else change
         for change in found
@@ -136,7 +136,7 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
         if everything or change.verdict not in ("same", "unknown")
     ]
     if rows:
-        terminal.table(
+        _cli.table(
             "Changes of time: above 1 is slower",
             ("workload", "operation", "", "ratio", "p", "verdict"),
             rows,

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 import pyce
-from pyce._bench import terminal
-from pyce._bench.terminal import Unusable
+from pyce import _cli
+from pyce._cli import Unusable
 
 if TYPE_CHECKING:
-    from pyce._bench.report.looks import Picture
+    from pyce._bench.report.picture import Picture
     from pyce._bench.workloads import Array
     from pyce.training import HiddenLayerClassifier, History, LinearClassifier, LRCurve
 
@@ -81,11 +81,11 @@ class Trained:
 
 
 def main(options: argparse.Namespace) -> int:
-    terminal.require("demo", "sklearn", "PIL", "matplotlib", extra="training")
-    terminal.info()
+    _cli.require("demo", "sklearn", "PIL", "matplotlib", extra="training")
+    _cli.info()
     backend = _available(options.backend)
     for name in PICTURES:
-        terminal.writable(options.output / f"{name}.png")
+        _cli.writable(options.output / f"{name}.png")
     rng = np.random.default_rng(options.seed)
     x, y = images(rng)
     data = Data(x, y, rng.permutation(len(x)))
@@ -108,8 +108,8 @@ def main(options: argparse.Namespace) -> int:
         print(f"\nheld-out accuracy: {found}\nwritten: {' and '.join(map(str, written))}")
     if not accuracy[NETWORK] >= WANTED:
         print(f"pyce: {NETWORK}: held-out accuracy below {WANTED}", file=sys.stderr)
-        return terminal.FAILED
-    return terminal.FINE
+        return _cli.FAILED
+    return _cli.FINE
 
 
 def _available(backend: str | None) -> str:
@@ -257,9 +257,9 @@ def _draw(trained: list[Trained], folder: Path) -> list[Path]:
     import matplotlib
     from cycler import cycler
 
-    from pyce._bench.report import looks
+    from pyce._bench.report import style
 
-    with looks.drawing():
+    with style.drawing():
         matplotlib.rcParams["axes.prop_cycle"] = cycler(color=_colors())
         pictures = [_rates(trained), _curves(trained)]
     try:
@@ -269,28 +269,28 @@ def _draw(trained: list[Trained], folder: Path) -> list[Path]:
 
 
 def _colors() -> list[str]:
-    from pyce._bench.report import looks
+    from pyce._bench.report import style
 
-    return [looks.THEME[name][0] for name in ("blue", "vermillion", "green")]
+    return [style.THEME[name][0] for name in ("blue", "vermillion", "green")]
 
 
 def _rates(trained: list[Trained]) -> Picture:
-    from pyce._bench.report import looks
+    from pyce._bench.report import style
 
-    made = looks.figure(10, 4.2)
+    made = style.figure(10, 4.2)
     panels = made.subplots(1, len(trained))
     for panel, one in zip(panels, trained, strict=True):
         one.curve.plot(panel)
-        looks.logarithmic(panel.xaxis, one.curve.rates[0] / 1.3, one.curve.rates[-1] * 1.3)
+        style.logarithmic(panel.xaxis, one.curve.rates[0] / 1.3, one.curve.rates[-1] * 1.3)
         panel.set_title(one.name)
         panel.grid(axis="y")
-    return looks.Picture(PICTURES[0], "", "", "", made)
+    return Picture(PICTURES[0], "", "", "", made)
 
 
 def _curves(trained: list[Trained]) -> Picture:
-    from pyce._bench.report import looks
+    from pyce._bench.report import style
 
-    made = looks.figure(10, 4.2)
+    made = style.figure(10, 4.2)
     loss, accuracy = made.subplots(1, 2)
     for color, one in zip(_colors(), trained, strict=False):
         epochs = range(1, len(one.history.loss) + 1)
@@ -303,7 +303,7 @@ def _curves(trained: list[Trained]) -> Picture:
                 epochs, held_out, "o-", color=color, markersize=4, label=f"{one.name}, held out"
             )
     accuracy.axhline(
-        WANTED, color=looks.MUTED, linewidth=1, linestyle="--", label=f"wanted: {WANTED}"
+        WANTED, color=style.MUTED, linewidth=1, linestyle="--", label=f"wanted: {WANTED}"
     )
     for panel, what in ((loss, "loss"), (accuracy, "accuracy")):
         panel.set_title(f"{what} after each epoch")
@@ -311,5 +311,5 @@ def _curves(trained: list[Trained]) -> Picture:
         panel.set_ylabel(what)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(axis="y")
-    looks.legend(made, (accuracy,))
-    return looks.Picture(PICTURES[1], "", "", "", made)
+    style.legend(made, (accuracy,))
+    return Picture(PICTURES[1], "", "", "", made)

@@ -1,10 +1,10 @@
-"""How things are measured: in turn, in one process, on the same buffers, in blocks.
+"""Measure candidates in turn, in one process, on the same buffers, in blocks.
 
-All candidates of a workload run in turn (A B C A B C ...), so that what disturbs one disturbs all,
-and so do the floors: what one read of the logits, or one copy of them to the gradient, takes just
-then. That is repeated in blocks, each with its arrays in other memory, because bandwidth differs
-from buffer to buffer by more than from round to round. A block's median is one observation; the
-rounds within it are not independent of each other.
+All candidates of a workload take turns (A B C A B C …), so that a disturbance affects all of them.
+The floors take turns with them: the time of one read of the logits, or of one copy of them to the
+gradient. All of this is repeated in blocks, each with its arrays in other memory, because bandwidth
+differs more from buffer to buffer than from round to round. The median of a block is one
+observation; the rounds of a block are not independent of each other.
 """
 
 from __future__ import annotations
@@ -14,24 +14,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import pyce
+from pyce._bench.calls import Call
+from pyce._bench.candidates import Candidate
+from pyce._bench.floors import shortest
 from pyce._bench.workloads import Array, Data
-
-if TYPE_CHECKING:
-    from pyce._bench.candidates import Candidate
-
-try:
-    from pyce._pyce import ffi, lib
-except ImportError:
-    lib = None
-
-OPERATIONS = ("forward", "fused", "backward")
-# What an operation can't be faster than: reading the logits, or copying them to the gradient.
-FLOOR_OF = {"forward": "read", "fused": "copy", "backward": "copy"}
 
 # Seconds of rest after a candidate whose idle threads spin for some milliseconds: they would take a
 # processor from the next.
@@ -44,8 +34,6 @@ WARM_UP = 2e-3
 TOO_LONG = 0.05
 # Relative difference that a peer's result may show. It is not there to judge their accuracy.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9}
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Effort:
 
 
 @dataclass
-class Figures:
+class Timings:
     """What was measured of one candidate and operation.
 
     blocks     : seconds a call, round by round, block by block
@@ -87,8 +75,8 @@ class Wrong(Exception):
     """A result that is not the reference's."""
 
 
-# What became of a candidate: its figures, or why there are none.
-Outcome = Figures | Exception
+# What became of a candidate: its timings, or why there are none.
+Outcome = Timings | Exception
 Outcomes = dict[tuple[str, str], Outcome]  # {(operation, candidate's name)}
 
 
@@ -135,15 +123,15 @@ def measure(
             floors = {c.threads: times[c.name][0] for c in chosen.values() if c.kind == "floor"}
             for name, (samples, repeats) in times.items():
                 key = operation, name
-                figures = outcomes.setdefault(key, Figures())
-                assert isinstance(figures, Figures)
-                figures.blocks.append(samples)
-                figures.calls = repeats
+                timings = outcomes.setdefault(key, Timings())
+                assert isinstance(timings, Timings)
+                timings.blocks.append(samples)
+                timings.calls = repeats
                 spent[key] = spent.get(key, 0) + sum(samples) * repeats
                 floor = floors.get(chosen[name].threads)
                 if floor:
                     pairs = zip(samples, floor, strict=False)
-                    figures.over_floor.append(statistics.median(a / b for a, b in pairs))
+                    timings.over_floor.append(statistics.median(a / b for a, b in pairs))
     return outcomes
 
 
@@ -157,8 +145,8 @@ def in_turn(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         with chosen[name].selected():
-            time = seconds(call)
-            time = min(time, seconds(call)) if time < TOO_LONG else time
+            time = shortest(call)
+            time = min(time, shortest(call)) if time < TOO_LONG else time
         repeats[name] = max(1, round(ROUND / max(time, 1e-8)))
         warm_ups[name] = 0 if time > TOO_LONG else max(1, round(WARM_UP / max(time, 1e-7)))
         rounds[name] = max(1, min(effort.rounds, int(effort.seconds / (time * repeats[name]))))
@@ -213,55 +201,3 @@ def _as_array(grad: Any) -> Array:
     if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
         grad = grad.float()  # NumPy does not know torch's bfloat16
     return np.asarray(grad)
-
-
-def operation(data: Data, name: str) -> Call:
-    """A call that computes the named operation on the backend selected when it is called."""
-    x, target, out, options = data.logits, data.target, data.grad, data.options
-    if name == "forward":
-        return lambda: pyce.cross_entropy(x, target, **options)
-    if name == "fused":
-        return lambda: pyce.cross_entropy_with_grad(x, target, out=out, **options)
-    _, lse = pyce.cross_entropy(x, target, return_lse=True, **options)
-    return lambda: pyce.cross_entropy_backward(1.0, x, target, lse, out=out, **options)
-
-
-def floor(data: Data, name: str) -> Call:
-    """The fastest way to read the logits, or to copy them to the gradient, with pyce's threads.
-
-    Without the C extension there is only numpy.copyto, on one thread, for both.
-    """
-    if lib is None:
-        return lambda: np.copyto(data.grad, data.logits)
-    threads = pyce.get_num_threads()
-    source, to = _address(data.logits), _address(data.grad)
-    size = data.logits.nbytes
-    if FLOOR_OF[name] == "read":
-        return lambda: lib.pyce_read(source, size, threads)
-    copies: list[Call] = [
-        lambda: lib.pyce_copy(to, source, size, 0, threads),
-        lambda: lib.pyce_copy(to, source, size, 1, threads),  # past the caches
-    ]
-    for copy in copies:
-        done(copy())
-    return min(copies, key=lambda copy: seconds(copy, repeat=5))
-
-
-def done(status: int) -> None:
-    """What was refused takes no time: it must not be measured."""
-    if status:
-        raise RuntimeError(ffi.string(lib.pyce_status_text(status)).decode())
-
-
-def _address(array: Array) -> Any:
-    return ffi.from_buffer(array.reshape(-1).view(np.uint8))
-
-
-def seconds(call: Call, repeat: int = 1) -> float:
-    """The shortest of a few calls."""
-    times = []
-    for _ in range(repeat):
-        begin = perf_counter()
-        call()
-        times.append(perf_counter() - begin)
-    return min(times)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import pyce
-from pyce._bench.measure import Call
+from pyce._bench.calls import Call
 from pyce._bench.workloads import Data, Workload
 
 Calls = tuple[Call, Call]

@@ -13,7 +13,7 @@ Each item's `extra_info` holds:
     over_floor     each block's median of time over the floor's with as many threads, same round
     calls          how many calls a round is
 
-and the file's `machine_info["pyce"]` the fingerprint of `machine.fingerprint`.
+and the file's `machine_info["pyce"]` the fingerprint of `_machine.fingerprint`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyce._bench.terminal import Unusable
+from pyce._cli import Unusable
 
 Key = tuple[str, str, str]  # workload, operation, candidate
 

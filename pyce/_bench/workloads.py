@@ -167,13 +167,13 @@ class Data:
         shape = self.workload.shape
         self.logits: Array = np.empty(0)  # free what was, before more is taken
         self.grad: Array = self.logits
-        self.logits = _aligned(shape, self._dtype)
-        self.grad = _aligned(shape, self._dtype)
+        self.logits = aligned(shape, self._dtype)
+        self.grad = aligned(shape, self._dtype)
         self.grad.fill(0)  # now its pages exist
         _fill(self.logits, self._logits_pool)
         if self._targets_pool is not None:
             self.target = np.empty(0)
-            self.target = _aligned(shape, np.dtype(np.float32))
+            self.target = aligned(shape, np.dtype(np.float32))
             _fill(self.target, self._targets_pool)
 
     @cached_property
@@ -246,7 +246,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A new array that starts at a multiple of 64 bytes, as non-temporal stores need."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)

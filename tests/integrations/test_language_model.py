@@ -30,9 +30,10 @@ finally:
     sys.path.remove(str(EXAMPLES))
 
 import torch.nn.functional as F  # noqa: E402
+from bench_scripts import readme_tables  # noqa: E402
 
 import pyce.torch  # noqa: E402
-from pyce._bench import readme, terminal  # noqa: E402
+from pyce import _cli  # noqa: E402
 
 TINY = replace(language_model.SMALL, vocabulary=300, width=16, steps=4)
 
@@ -378,14 +379,14 @@ def test_the_page_gets_what_was_measured(tmp_path):
     page.write_text(
         "before\n<!-- language-model:begin -->\nold\n<!-- language-model:end -->\nafter\n"
     )
-    options = readme.parser().parse_args([str(page), "--language-model", str(measured)])
-    with pytest.raises(terminal.Unusable, match=r"can't read .*report\.md: No such file"):
-        readme.main(options)
+    options = readme_tables.parser().parse_args([str(page), "--language-model", str(measured)])
+    with pytest.raises(_cli.Unusable, match=r"can't read .*report\.md: No such file"):
+        readme_tables.main(options)
     assert "old" in page.read_text()
     measured.mkdir()
     (measured / "report.md").write_text("| a step |\n")
     (measured / "language-model.png").write_bytes(b"picture")
-    assert readme.main(options) == terminal.FINE
+    assert readme_tables.main(options) == _cli.FINE
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- language-model:begin -->\n\n| a step |\n\n![The curves")
     assert text.endswith("(pictures/language-model.png)\n\n<!-- language-model:end -->\nafter\n")

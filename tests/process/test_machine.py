@@ -1,13 +1,13 @@
-"""The fingerprint of the machine that figures were measured on."""
+"""The bandwidth of the machine that times were measured on."""
 
 import pytest
 
-from pyce._bench import machine
+from pyce._bench import floors
 
 
 def test_bandwidth_is_that_of_work_that_was_done(monkeypatch):
     """A copy that is refused takes no time at all."""
-    if machine.lib is None:
+    if floors.lib is None:
         pytest.skip("no C extension")
     statuses = []
 
@@ -22,8 +22,8 @@ def test_bandwidth_is_that_of_work_that_was_done(monkeypatch):
 
             return call
 
-    monkeypatch.setattr(machine, "_LARGE", 2**24)
-    monkeypatch.setattr(machine, "lib", Watched(machine.lib))
-    found = machine.measure_bandwidth()
+    monkeypatch.setattr(floors, "_LARGE", 2**24)
+    monkeypatch.setattr(floors, "lib", Watched(floors.lib))
+    found = floors.bandwidth()
     assert sorted(found) == ["copy", "read"] and min(found.values()) > 0
     assert len(statuses) >= 3 and not any(statuses)

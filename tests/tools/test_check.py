@@ -13,29 +13,29 @@ import pyce
 from pyce import _problem
 from pyce.__main__ import main
 from pyce._backends import numpy as numpy_backend
-from pyce._bench import check, promises, readme, regimes
+from pyce._check import accuracy, check, findings, promises, real_data, regimes, same_bytes
 
 QUICK = ["check", "--backend", "numpy", "--dtype", "float32", "--regime", "confident30"]
 # What makes a check of the whole quick, also for a program in another process.
 SMALL = """
-from pyce._bench import check, promises
+from pyce._check import accuracy, check, same_bytes
 check.SHAPES = ((30, 10), (3, 65))
-promises.CLASSES = (1, 17)
-promises.LARGE = ((20_000, 10),)
+accuracy.CLASSES = (1, 17)
+same_bytes.LARGE = ((20_000, 10),)
 """
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr(check, "SHAPES", ((30, 10), (3, 65)))
-    monkeypatch.setattr(promises, "CLASSES", (1, 17))
-    monkeypatch.setattr(promises, "LARGE", ((20_000, 10),))
+    monkeypatch.setattr(accuracy, "CLASSES", (1, 17))
+    monkeypatch.setattr(same_bytes, "LARGE", ((20_000, 10),))
 
 
 @pytest.fixture
 def few_rows(monkeypatch):
     """No rows of the table but some."""
-    monkeypatch.setattr(promises, "ROWS", {"lengths": "1 to 17 classes", "shared": "shared"})
+    monkeypatch.setattr(accuracy, "ROWS", {"lengths": "1 to 17 classes", "shared": "shared"})
 
 
 def broken(monkeypatch, function, spoil, backend=numpy_backend):
@@ -58,7 +58,7 @@ def test_what_is_promised_holds(backend, capsys, few_rows, monkeypatch):
     """Also of other regimes than the table of cases has, in every dtype."""
     if backend.isa not in (None, pyce.info()["isas"][0]):
         return  # the command takes the instruction sets itself
-    monkeypatch.setattr(promises, "shared", lambda *_: None)  # Numba would compile another kernel
+    monkeypatch.setattr(accuracy, "shared", lambda *_: None)  # Numba would compile another kernel
     # In float32 alone with Numba, which compiles anew for each.
     dtypes = ["float32"] if backend.name == "numba" else list(check.DTYPES)
     options = ["--dtype", ",".join(dtypes), "--regime", "runner-up,text"]
@@ -99,7 +99,7 @@ def test_every_row_of_the_table(capsys, tmp_path):
             <= promises.LIMITS["cross-entropy"][kind]
         )
         assert sum(about[kind]["histogram"]) == about[kind]["numbers"] > 0
-    assert set(found["targets"]["float32"]) == set(promises.ROWS) - {"shared"}
+    assert set(found["targets"]["float32"]) == set(accuracy.ROWS) - {"shared"}
     assert set(found["titles"]) >= {*regimes.REGIMES, *found["targets"]["float32"]}
 
 
@@ -113,7 +113,7 @@ def test_work_shared_among_threads(c_backends, many_processors, few_rows, capsys
     assert main(["check", "-b", "c", "--dtype", "float32", "--regime", "random", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["targets"]["float32"]["shared"]["c"]["gradient"]["numbers"] > 0
-    assert found["left_out"]["threads"] == "this process may use one"
+    assert found["left_out"]["threads"] == "this process may use only one"
     assert promises.THREADS not in found["checks"]
 
 
@@ -178,7 +178,7 @@ def test_a_gradient_below_the_normal_numbers(monkeypatch, found_in, few_rows):
     arguments = [*QUICK[:-1], "spread140"]
     failures, text = found_in(arguments)
     assert "infinitely wrong" in text
-    assert failures[0]["error"] == promises.INFINITE
+    assert failures[0]["error"] == findings.INFINITE
 
 
 @pytest.mark.parametrize("function", ["softmax", "log_softmax"])
@@ -333,7 +333,7 @@ def test_interrupted(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(promises, "accuracy", interrupted)
+    monkeypatch.setattr(accuracy, "compare", interrupted)
     assert main(QUICK) == 130
     assert capsys.readouterr().err == "pyce: interrupted\n"
 
@@ -409,46 +409,9 @@ def test_peers_are_shown_and_never_judged(monkeypatch, capsys, few_rows, tmp_pat
     assert found["results"]["float32"]["confident30"]["PyTorch"]["gradient"]["max"] > 1000
 
 
-def test_the_table_of_the_readme(tmp_path, monkeypatch, capsys):
-    about = {"numbers": 2, "right": 0.5, "median": 0.4, "99.9%": 1.0, "histogram": [2]}
-
-    def of(loss, gradient):
-        return {"loss": {**about, "max": loss}, "gradient": {**about, "max": gradient}}
-
-    results = {
-        "random": {"c": of(0.67, 1.88), "PyTorch": of(4.32, 2e7)},
-        "text": {"c": of(0.5, 0.5), "PyTorch": of(1.0, 1.0)},
-        "confident100": {"c": of(None, None), "PyTorch": of(None, promises.INFINITE)},
-    }
-    found = {
-        "versions": {"Python": "3.12", "numpy": "2.4.6", "torch": "2.13.0"},
-        "shapes": [[3000, 10], [3, 32000]],
-        "results": {"float32": results},
-    }
-    saved, page = tmp_path / "accuracy.json", tmp_path / "README.md"
-    saved.write_text(json.dumps(found))
-    page.write_text("before\n<!-- accuracy:begin -->\nold\n<!-- accuracy:end -->\nafter\n")
-    options = readme.parser().parse_args([str(page), "--accuracy", str(saved)])
-    assert readme.main(options) == 0
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n<!-- accuracy:begin -->\n\nLargest errors in units")
-    assert text.endswith("\n<!-- accuracy:end -->\nafter\n")
-    assert "over 3000×10, 3×32000; those beyond 2 / 4 in bold" in text
-    assert "numpy 2.4.6, torch 2.13.0." in text
-    assert [line for line in text.splitlines() if line.startswith("|")] == [
-        "| float32 | c | PyTorch |",
-        "| --- | ---: | ---: |",
-        "| random | 0.67 / 1.88 | **4.32** / **2e7** |",
-        "| confident by 100 | – / – | – / **∞** |",
-    ]
-    page.write_text("no markers")
-    with pytest.raises(check.Unusable, match="must have the lines"):
-        readme.main(options)
-
-
 def test_the_exact_results_of_real_data():
     """The letters are a language: a loss of two to three nats, and −inf where nothing follows."""
-    logits, labels = promises.real.text()
+    logits, labels = real_data.text()
     right = oracle.reference(logits, labels, reduction="mean")
     assert 1.5 < right.loss.hi < 3.5
     assert np.isneginf(logits).any()

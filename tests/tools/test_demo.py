@@ -15,7 +15,7 @@ import pytest
 import pyce
 from pyce.__main__ import main
 from pyce._bench import demo
-from pyce._bench.terminal import FAILED, FINE, INTERRUPTED, UNUSABLE
+from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
 
 ROOT = Path(pyce.__file__).parents[1]
 pytest.importorskip("sklearn")
@@ -248,7 +248,7 @@ def test_pictures_that_cant_be_written(ready, tmp_path, capsys, monkeypatch):
     def full(picture, folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyce._bench.report.looks.Picture.save", full)
+    monkeypatch.setattr("pyce._bench.report.picture.Picture.save", full)
     assert main(["demo", "--epochs", "1", "-o", str(tmp_path)]) == UNUSABLE
     assert "No space left on device" in capsys.readouterr().err
 

@@ -62,18 +62,32 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path):
             assert not within(name, "pytest"), name
 
 
+def test_the_check_does_not_import_the_benchmarks():
+    for path in (PACKAGE / "_check").glob("*.py"):
+        for name in imports(path):
+            assert not within(name, "pyce._bench"), (path.name, name)
+            assert not within(name, "time"), (path.name, name)
+
+
 @pytest.mark.parametrize(
     "path",
-    [p for p in MODULES if not p.is_relative_to(PACKAGE / "_bench") and p.stem != "__main__"],
+    [
+        p
+        for p in MODULES
+        if not p.is_relative_to(PACKAGE / "_bench")
+        and not p.is_relative_to(PACKAGE / "_check")
+        and p.stem != "__main__"
+    ],
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_only_the_command_knows_the_benchmarks(path):
     for name in imports(path):
         assert not within(name, "pyce._bench"), name
+        assert not within(name, "pyce._check"), name
 
 
 def test_the_exact_results_share_nothing_with_the_kernels():
-    for name in imports(PACKAGE / "_bench" / "exact.py"):
+    for name in imports(PACKAGE / "_check" / "oracle.py"):
         assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}, name
 
 
@@ -81,7 +95,7 @@ def test_import_is_light(run_python):
     code = (
         "import sys, pyce\n"
         "heavy = {'numba', 'torch', 'jax', 'sklearn', 'scipy', 'ml_dtypes', 'tensorflow',"
-        " 'cffi', 'llvmlite', 'pyce._bench'}\n"
+        " 'cffi', 'llvmlite', 'pyce._bench', 'pyce._check'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert run_python("-c", code).stdout.strip() == "[]"

@@ -8,106 +8,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from bench_scripts import goals
+from run_files import ELEMENTS, MACHINE, TIMES, content, item, run_of
 
 import pyce.__main__
-from pyce._bench import readme, results, terminal
-from pyce._bench.report import checks, figures
+from pyce import _cli
+from pyce._bench import results
+from pyce._bench.report import check_files, goal_files, summaries
 from pyce._bench.results import Run
 
 HOSTILE = "<script>alert(1)</script>&\"'$\\frac{$"
-MACHINE = {
-    "kind": "some-cpu-2-threads",
-    "processor": "Some CPU",
-    "processors": 2,
-    "caches": {"L1d": 2**15, "L2": 2**20, "L3": 2**25},
-    "bandwidth": {"read": 4e10, "copy": 5e10},
-    "isa": "avx2",
-    "threads": 2,
-    "compiler": "gcc 12",
-    "pyce": "0.1.0",
-    "system": "Linux x86_64",
-    "versions": {"Python": "3.12.1", "numpy": "2.0.0"},
-}
-ELEMENTS = {"64x10": 640, "1024x1000": 1_024_000, "2048x32000": 65_536_000}
-# Times over the floor's.
-TIMES = {"pyce c": 2.0, "pyce numba": 4.0, "pyce numpy": 60.0, "torch": 9.0, "JAX + optax": 5.0}
-
-
-def item(workload, elements, operation, name, over, threads=2, noise=None):
-    """An entry of pytest-benchmark's JSON, as `bench` writes it."""
-    noise = noise or random.Random(0)
-    floor = 2e-7 + elements * 8e-11 / threads
-    blocks = [over * noise.lognormvariate(0, 0.02) for _ in range(8)]
-    backend = name.removeprefix("pyce ") if name.startswith("pyce ") else None
-    kind = "floor" if name == "floor" else "backend" if backend else "peer"
-    suffix = ", 1 thread" if threads == 1 else ""
-    about = {
-        "workload": workload,
-        "stands_for": "a test",
-        "shape": [int(side) for side in re.findall(r"\d+", workload.split("-")[0])] or [elements],
-        "dtype": "float32",
-        "target": "index",
-        "axis": -1,
-        "elements": elements,
-        "operation": operation,
-        "candidate": name + suffix,
-        "kind": kind,
-        "backend": backend,
-        "threads": threads,
-        "isa": None,
-        "bytes": 8 * elements,
-        "target_bytes": 512,
-        "blocks": [block * floor for block in blocks],
-        "over_floor": blocks,
-        "calls": 1,
-    }
-    return {"name": name, "extra_info": about, "stats": {"median": over * floor}}
-
-
-def content(seed=0, slower=(), elements=ELEMENTS, kind=MACHINE["kind"], day=1, times=TIMES):
-    """A file: every workload, operation and candidate; `slower` are (place, name, factor)."""
-    noise = random.Random(seed)
-    factors = {key: factor for *key, factor in slower for key in [tuple(key)]}
-    entries = []
-    for workload, size in elements.items():
-        for operation in figures.OPERATIONS:
-            for name, over in {"floor": 1.0, **times}.items():
-                if operation == "backward" and not name.startswith(("pyce", "floor")):
-                    continue
-                over = over * factors.get((workload, operation, name), 1)
-                entries.append(item(workload, size, operation, name, over, 2, noise))
-                if name in ("floor", "pyce c"):
-                    entries.append(item(workload, size, operation, name, over, 1, noise))
-    for backend in ("c", "numpy"):
-        digits = {
-            "workload": "digits",
-            "stands_for": "regression",
-            "dtype": "float32",
-            "target": "index",
-            "operation": "training",
-            "candidate": f"pyce {backend}",
-            "kind": "backend",
-            "backend": backend,
-            "threads": 2,
-            "isa": None,
-            "blocks": [0.1],
-            "over_floor": [],
-            "calls": 1,
-            "accuracy": 0.96,
-            "losses": [2.3 / (1 + step) for step in range(30)],
-        }
-        entries.append({"name": backend, "extra_info": digits, "stats": {"median": 0.1}})
-    return {
-        "machine_info": {"node": "a-host-name", "pyce": {**MACHINE, "kind": kind}},
-        "commit_info": {"id": f"{day:09x}" + "0" * 31, "dirty": False},
-        "benchmarks": entries,
-        "datetime": f"2026-01-{day:02}T12:00:00.5+00:00",
-        "version": "5.0.0",
-    }
-
-
-def run_of(**options):
-    return Run(Path("made.json"), content(**options))
 
 
 def check_content():
@@ -134,6 +44,11 @@ def check_content():
     }
 
 
+def goals_of(made):
+    """The file of goals of a file of bench."""
+    return goal_files.content_of(goals.lines(Run(Path("made.json"), made)))
+
+
 def write(folder, name, made):
     path = folder / name
     path.write_text(json.dumps(made), encoding="utf-8")
@@ -152,7 +67,7 @@ def test_losses_are_found_worst_first():
     run = run_of(
         slower=[("64x10", "fused", "pyce c", 10), ("1024x1000", "forward", "JAX + optax", 0.16)]
     )
-    losses = figures.Shown(run).losses
+    losses = summaries.Shown(run).losses
     assert [(x.workload, x.operation, x.faster) for x in losses] == [
         ("64x10", "fused", "pyce numba"),
         ("64x10", "fused", "JAX + optax"),
@@ -163,7 +78,7 @@ def test_losses_are_found_worst_first():
 
 
 def test_shown_are_the_figures_with_all_threads():
-    shown = figures.Shown(run_of())
+    shown = summaries.Shown(run_of())
     assert shown.threads == 2
     assert shown.names == list(TIMES)
     for here in shown.places.values():
@@ -175,7 +90,7 @@ def test_shown_are_the_figures_with_all_threads():
 def test_a_run_on_other_threads_than_pyces_own():
     made = content()
     some = [b for b in made["benchmarks"] if b["extra_info"]["threads"] == 1]
-    shown = figures.Shown(Run(Path("x"), {**made, "benchmarks": some}))
+    shown = summaries.Shown(Run(Path("x"), {**made, "benchmarks": some}))
     assert (shown.threads, shown.names) == (1, ["pyce c"])
     assert shown.over_floor(("64x10", "fused"), "pyce c") is not None
     assert not shown.scaling
@@ -188,7 +103,7 @@ def test_intervals_hold_the_median_95_times_of_100(count, ends):
     """Of n values, that the k smallest and k largest are beyond it is 2·Σ C(n, i)/2ⁿ, i < k."""
     values = list(range(count))
     random.Random(0).shuffle(values)
-    found = figures.interval(values)
+    found = summaries.interval(values)
     assert (found.low, found.high) == ends
     assert found.middle == (count - 1) / 2
 
@@ -198,7 +113,7 @@ def test_history_marks_a_slow_down_beyond_noise_and_no_other():
     place, name = ("1024x1000", "fused"), "pyce c"
     runs = [run_of(seed=1, day=1), run_of(seed=2, day=2)]
     runs += [run_of(seed=s, day=s, slower=[(*place, name, 1.3)]) for s in (3, 4)]
-    (history,) = figures.histories(runs)
+    (history,) = summaries.histories(runs)
     assert history.verdicts(place, name) == {2: "slower"}
     marked = {
         (p, n): found
@@ -208,71 +123,21 @@ def test_history_marks_a_slow_down_beyond_noise_and_no_other():
     }
     assert marked == {(place, name): {2: "slower"}}
     assert [c.key for c in history.since_first if c.verdict == "slower"] == [(*place, name)]
-    (back,) = figures.histories([runs[3], runs[0]])
+    (back,) = summaries.histories([runs[3], runs[0]])
     assert back.verdicts(place, name) == {1: "faster"}
 
 
 def test_history_marks_nothing_in_equal_runs():
     pytest.importorskip("scipy")
-    (history,) = figures.histories([run_of(seed=seed) for seed in range(10, 16)])
+    (history,) = summaries.histories([run_of(seed=seed) for seed in range(10, 16)])
     assert [len(changes) for changes in history.changes] == [27] * 5  # the backends, not the peers
     assert all(c.verdict == "same" for changes in history.changes for c in changes)
 
 
 def test_other_kinds_of_machines_are_never_compared():
     runs = [run_of(kind="a"), run_of(kind="b"), run_of(kind="a", seed=1)]
-    found = figures.histories(runs)
+    found = summaries.histories(runs)
     assert [(history.kind, len(history.runs)) for history in found] == [("a", 2), ("b", 1)]
-
-
-# ---------------------------------------------------------------------------------------------
-# The README's tables
-
-
-def test_peers_markdown_bolds_a_loss():
-    text = readme.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]))
-    rows = [line for line in text.splitlines() if line.startswith("| 64x10, a test")]
-    assert [re.findall(r"\*\*(.+?)\*\*", row) for row in rows] == [["0.45 ×"], []]
-    assert "| workload | floor | pyce c | pyce numba | pyce numpy | torch | JAX + optax |" in text
-    assert "1 thread" not in text and "digits" not in text
-    goal = r"\| fused, time over the copy floor \| 2048x32000 \| ≤ 1.25 \| \*\*(.+)\*\* \|"
-    assert float(re.search(goal, text)[1]) == pytest.approx(2, rel=0.05)
-    assert "| two threads over one | 1024x1000 | ≤ 1.05 | 0.501 |" in text
-    short = readme.peers_markdown(run_of(slower=[("64x10", "fused", "torch", 0.1)]), full=False)
-    assert rows[0] in short and "Loss alone" not in short and "| limit |" not in short
-    assert re.search(r"Missed: .*time over the copy floor: 2048x32000 \S+ \(≤ 1.25\)", short)
-
-
-def test_headline_says_what_was_measured():
-    text = " ".join(readme.headline(run_of()).split())
-    assert "than in torch, JAX + optax at every shape measured" in text
-    assert "2.5 to 4.5 times as fast with 32,000 classes and more" in text
-    assert "at least 2.5 times with fewer" in text
-    text = readme.headline(run_of(slower=[("64x10", "fused", "torch", 0.1)]))
-    assert "at most shapes measured" in text and "at least 0.45 times" in text
-
-
-def test_torch_markdown_bolds_a_loss():
-    times = {"pyce c": 2.0, "torch": 9.0, "torch.compile": 6.0, "pyce torch": 3.0}
-    slow = [("64x10", "fused", "pyce torch", 4)]
-    run = run_of(times=times, slower=slow)
-    run.machine["versions"]["torch"] = "2.13"
-    rows = [
-        line.split(" | ") for line in readme.torch_markdown(run).splitlines() if "a test" in line
-    ]
-    assert [row[0] for row in rows] == [f"| {name}, a test" for name in ELEMENTS]
-    assert [row[-1] for row in rows] == ["**0.5** |", "2 |", "2 |"]
-
-
-def test_replace_touches_only_what_is_between_the_markers(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text("a\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nz\n", encoding="utf-8")
-    readme.replace(path, "bench", "new ≤\n")
-    expected = "a\n<!-- bench:begin -->\n\nnew ≤\n\n<!-- bench:end -->\nz\n"
-    assert path.read_text(encoding="utf-8") == expected
-    with pytest.raises(terminal.Unusable, match="accuracy:begin"):
-        readme.replace(path, "accuracy", "new")
-    assert path.read_text(encoding="utf-8") == expected
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,7 +162,7 @@ def test_a_file_of_something_else(tmp_path, capsys, text, said):
     path = tmp_path / "file.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    assert report(path, "-o", tmp_path / "out") == terminal.UNUSABLE
+    assert report(path, "-o", tmp_path / "out") == _cli.UNUSABLE
     message = capsys.readouterr().err
     assert message.startswith("pyce: ") and said in message and "file.json" in message
     assert not (tmp_path / "out").exists()
@@ -305,11 +170,11 @@ def test_a_file_of_something_else(tmp_path, capsys, text, said):
 
 def test_what_is_missing_is_named(tmp_path, capsys, monkeypatch):
     path = write(tmp_path, "run.json", content())
-    monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
-    assert report(path, "-o", tmp_path / "out") == terminal.UNUSABLE
+    monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
+    assert report(path, "-o", tmp_path / "out") == _cli.UNUSABLE
     message = capsys.readouterr().err
     assert "matplotlib, jinja2" in message and "scipy" not in message and "[bench]" in message
-    assert report(path, write(tmp_path, "b.json", content())) == terminal.UNUSABLE
+    assert report(path, write(tmp_path, "b.json", content())) == _cli.UNUSABLE
     assert "scipy" in capsys.readouterr().err
 
 
@@ -324,11 +189,11 @@ def test_help_needs_no_extra(run_python):
 
 
 def test_check_files_are_told_apart():
-    assert checks.is_check(check_content()) and not results.is_run(check_content())
-    assert results.is_run(content()) and not checks.is_check(content())
+    assert check_files.is_check(check_content()) and not results.is_run(check_content())
+    assert results.is_run(content()) and not check_files.is_check(content())
     broken = check_content()
     del broken["results"]["float32"]["random"]["c"]["loss"]["histogram"]
-    assert not checks.is_check(broken)
+    assert not check_files.is_check(broken)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -392,6 +257,7 @@ def written(tmp_path_factory):
     ]
     paths = [write(folder, f"{i}.json", one) for i, one in enumerate(made)]
     paths.insert(0, write(folder, "check.json", check_content()))
+    paths.append(write(folder, "goals.json", goals_of(made[1])))
     assert report(*paths, "--output", folder / "out") == 0
     return folder / "out"
 
@@ -477,7 +343,7 @@ def test_a_picture_for_each_part(written):
 
 def test_several_numbers_of_threads_are_curves(tmp_path):
     pytest.importorskip("matplotlib")
-    from pyce._bench.report import pictures
+    from pyce._bench.report import plots
 
     made = content(elements={"64x10": 640, "1024x1000": 1_024_000})
     more = [
@@ -489,9 +355,9 @@ def test_several_numbers_of_threads_are_curves(tmp_path):
     for one in more:
         one["extra_info"]["candidate"] += f", {one['extra_info']['threads']} threads"
     made["benchmarks"] += more
-    shown = figures.Shown(Run(Path("x"), made))
+    shown = summaries.Shown(Run(Path("x"), made))
     assert shown.thread_counts == [1, 2, 4, 8]
-    (threads,) = [p for p in pictures.draw(shown) if p.name == "threads"]
+    (threads,) = [p for p in plots.draw(shown) if p.name == "threads"]
     assert "1, 2, 4 and 8 threads" in threads.alt
     panels = [axes.get_title() for axes in threads.figure.axes if axes.get_visible()]
     assert panels == list(ELEMENTS)
@@ -503,7 +369,8 @@ def test_json_says_what_was_written_and_found(tmp_path, capsys):
     made = content(elements={"64x10": 640}, slower=[("64x10", "fused", "torch", 0.1)])
     made["benchmarks"] = [b for b in made["benchmarks"] if "losses" not in b["extra_info"]]
     path = write(tmp_path, "run.json", made)
-    assert report(path, "--json", "-o", tmp_path / "out") == 0
+    wanted = write(tmp_path, "goals.json", goals_of(made))
+    assert report(path, wanted, "--json", "-o", tmp_path / "out") == 0
     said = json.loads(capsys.readouterr().out)
     assert all(Path(path).stat().st_size > 1000 for path in said["written"])
     assert {p.name for p in (tmp_path / "out").iterdir()} == {Path(p).name for p in said["written"]}
@@ -542,5 +409,5 @@ def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, run_python):
 def test_the_input_is_left_as_it_is():
     made = content()
     before = copy.deepcopy(made)
-    shown = figures.Shown(Run(Path("x"), made))
+    shown = summaries.Shown(Run(Path("x"), made))
     assert shown.losses == [] and made == before

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pyce
-from pyce._bench import goals
-from pyce._bench.goals import Line
-from pyce._bench.report import checks, errors, figures, pictures
-from pyce._bench.report.checks import Check, Regimes
-from pyce._bench.report.figures import FLOORS, REFERENCE, TITLES, History, Shown
-from pyce._bench.report.looks import THEME, Picture, sized
+from pyce._bench.formats import duration, listed, memory, ratio
+from pyce._bench.report import check_files, plots, summaries
+from pyce._bench.report.check_files import Check, Regimes
+from pyce._bench.report.goal_files import Line
+from pyce._bench.report.picture import Picture
+from pyce._bench.report.style import THEME
+from pyce._bench.report.summaries import FLOORS, REFERENCE, TITLES, History, Shown
 from pyce._bench.results import Item, Run
-from pyce._bench.terminal import ratio, readable
+from pyce._check.findings import error_text
 
 CHANGED = ("slower", "faster")
 
@@ -86,11 +87,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
-def make(runs: list[Run], found: list[Check]) -> Page:
-    """Of runs from old to new, and of checks; one of either at least."""
+def make(runs: list[Run], found: list[Check], lines: list[Line]) -> Page:
+    """The page of runs (oldest first), checks, and goals; of at least one run or check."""
     shown = Shown(runs[-1]) if runs else None
-    histories = figures.histories(runs)
-    lines = goals.lines(runs[-1]) if runs else []
+    histories = summaries.histories(runs)
     facts, sentences = _facts(shown, histories, lines, found)
     sections = [Section("In short", "short", items=sentences)]
     if shown:
@@ -134,7 +134,7 @@ def _facts(
                 f"times as fast at {worst.workload}, {TITLES[worst.operation]}."
             )
         elif rivals and shown.places:
-            said.append(f"Nowhere is {pictures.listed(rivals, 'or')} faster than {shown.ours}.")
+            said.append(f"Nowhere is {listed(rivals, 'or')} faster than {shown.ours}.")
         missed = [line for line in lines if not line.met]
         facts["goals"] = {
             "met": len(lines) - len(missed),
@@ -206,7 +206,7 @@ def _machine(shown: Shown) -> Section:
     bandwidth = ", ".join(
         f"{words} {value / 1e9:.1f} GB/s" for words, value in (about.get("bandwidth") or {}).items()
     )
-    caches = (f"{name} {sized(size)}" for name, size in (about.get("caches") or {}).items())
+    caches = (f"{name} {memory(size)}" for name, size in (about.get("caches") or {}).items())
     lines = [
         ["processor", about["processor"]],
         ["logical processors", str(about["processors"])],
@@ -228,7 +228,7 @@ def _machine(shown: Shown) -> Section:
 
 
 def _bench(shown: Shown, lines: list[Line]) -> list[Section]:
-    drawn = {picture.name: picture for picture in pictures.draw(shown)}
+    drawn = {picture.name: picture for picture in plots.draw(shown)}
     sections = []
     for name, title in (
         ("roofline", "Throughput"),
@@ -257,7 +257,7 @@ def _losses(shown: Shown) -> Section:
             loss.faster,
             f"{ratio(loss.ratio)} × as fast",
             *(
-                readable(shown.places[loss.workload, loss.operation][name].seconds)
+                duration(shown.places[loss.workload, loss.operation][name].seconds)
                 for name in (loss.faster, shown.ours)
             ),
         ]
@@ -304,7 +304,7 @@ def _check(check: Check, number: int) -> Section:
         f"accuracy-{number}",
         " ".join(about),
         items=check.failures,
-        pictures=errors.draw(check, number),
+        pictures=plots.draw_errors(check, number),
         tables=tables,
     )
 
@@ -317,20 +317,20 @@ def _broken(check: Check) -> str:
 
 
 def _errors(check: Check, regimes: Regimes, title: str) -> Table:
-    names = checks.candidates(regimes)
+    names = check_files.candidates(regimes)
     lines = []
     for regime, by_name in regimes.items():
         cells = [check.title(regime)]
         for name in names:
-            values = [by_name.get(name, {}).get(kind, {}).get("max") for kind in checks.KINDS]
-            cells.append(" / ".join(map(checks.figure, values)))
+            values = [by_name.get(name, {}).get(kind, {}).get("max") for kind in check_files.KINDS]
+            cells.append(" / ".join(map(error_text, values)))
         lines.append(cells)
-    headers = ["loss / gradient, ULP", *(checks.label(name) for name in names)]
+    headers = ["loss / gradient, ULP", *(check_files.label(name) for name in names)]
     return Table(headers, lines, title=title, aside=True)
 
 
 def _history(histories: list[History]) -> list[Section]:
-    drawn = pictures.draw_history(histories)
+    drawn = plots.draw_history(histories)
     sections = []
     several = [history for history in histories if len(history.runs) > 1]
     for number, history in enumerate(several, start=1):
@@ -409,14 +409,14 @@ def _over_runs(history: History) -> Table:
 
 def _all_figures(shown: Shown) -> Section:
     tables = []
-    for operation in figures.OPERATIONS:
+    for operation in summaries.OPERATIONS:
         items = [i for i in shown.run.items.values() if i.about["operation"] == operation]
         if items:
             title = f"{TITLES[operation].capitalize()}, floor: {FLOORS[operation]}"
             tables.append(_figures(shown, items, title))
     if shown.training:
         lines = [
-            [name, readable(item.seconds), f"{item.about['accuracy']:.2%}"]
+            [name, duration(item.seconds), f"{item.about['accuracy']:.2%}"]
             for name, item in shown.training.items()
         ]
         tables.append(
@@ -436,21 +436,21 @@ def _figures(shown: Shown, items: Iterable[Item], title: str) -> Table:
         here = shown.places.get(place, {})
         over = interval = ""
         if about["kind"] != "floor" and about["over_floor"]:
-            found = figures.interval(about["over_floor"])
+            found = summaries.interval(about["over_floor"])
             over, interval = ratio(found.middle), f"{ratio(found.low)}–{ratio(found.high)}"
         cells = [
             about["workload"],
             about["stands_for"],
             about["candidate"],
             str(about["threads"]),
-            readable(item.seconds),
+            duration(item.seconds),
             f"{item.rate / 1e9:.3g}",
             over,
             interval,
         ]
         for name in (shown.ours, REFERENCE):
             cells.append(ratio(item.seconds / here[name].seconds) if name in here else "")
-        if (*place, figures.name_of(item)) in lost and here.get(figures.name_of(item)) is item:
+        if (*place, summaries.name_of(item)) in lost and here.get(summaries.name_of(item)) is item:
             bad.add(len(lines))
         lines.append(cells)
     headers = ["workload", "stands for", "", "threads", "time", "GB/s", "× floor", "95 %"]

@@ -15,7 +15,7 @@ import pytest
 
 import pyce
 from pyce._bench.candidates import Candidate
-from pyce._bench.measure import Effort, Figures, in_turn
+from pyce._bench.measure import Effort, Timings, in_turn
 from pyce._bench.suite.conftest import training_backends
 from pyce._bench.suite.plan import Plan
 from pyce._bench.workloads import Array
@@ -53,12 +53,12 @@ def train() -> tuple[Array, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Figures]:
+def measured() -> dict[str, Timings]:
     """Filled by the first item."""
     return {}
 
 
-def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record: Any) -> None:
+def bench_digits(backend: str, plan: Plan, measured: dict[str, Timings], record: Any) -> None:
     _, _, x_test, y_test = digits()
     names = training_backends(plan)
     threads = pyce.get_num_threads()
@@ -69,7 +69,7 @@ def bench_digits(backend: str, plan: Plan, measured: dict[str, Figures], record:
             name: Candidate(name, "backend", lambda *_: train, threads, name) for name in names
         }
         times = in_turn(dict.fromkeys(names, train), chosen, EFFORT)
-        measured.update({name: Figures([samples]) for name, (samples, _) in times.items()})
+        measured.update({name: Timings([samples]) for name, (samples, _) in times.items()})
     with pyce.use_backend("numpy"):
         _, expected = train()
     with pyce.use_backend(backend):

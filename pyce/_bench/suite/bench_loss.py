@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import pyce
-from pyce._bench.measure import FLOOR_OF, Figures
+from pyce._bench.floors import FLOOR_OF
+from pyce._bench.measure import Timings
 from pyce._bench.suite.plan import Plan, about
 
 
@@ -21,7 +22,7 @@ def bench_loss(workload: str, operation: str, candidate: str, plan: Plan, record
         if who.kind == "peer" or isinstance(outcome, ImportError):
             pytest.skip(reason.splitlines()[0])
         pytest.fail(reason, pytrace=False)
-    assert isinstance(outcome, Figures)
+    assert isinstance(outcome, Timings)
     info = {
         **about(work),
         "operation": operation,

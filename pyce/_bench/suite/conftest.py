@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pyce._bench import machine
-from pyce._bench.measure import Effort, Figures
+from pyce import _machine
+from pyce._bench import floors
+from pyce._bench.measure import Effort, Timings
 from pyce._bench.suite.plan import Plan
 
 PLAN = pytest.StashKey[Plan]()
@@ -47,7 +48,7 @@ def plan(request: Any) -> Plan:
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    machine_info["pyce"] = machine.fingerprint()
+    machine_info["pyce"] = {**_machine.fingerprint(), "bandwidth": floors.bandwidth()}
 
 
 class in_turn:
@@ -72,7 +73,7 @@ class in_turn:
 def record(request: Any) -> Any:
     """A function that leaves figures with pytest-benchmark, in that group and with that info."""
 
-    def leave(figures: Figures, group: str, info: dict[str, Any]) -> None:
+    def leave(figures: Timings, group: str, info: dict[str, Any]) -> None:
         samples = figures.samples
         marker = pytest.mark.benchmark(group=group, timer=in_turn(samples))
         request.node.add_marker(marker)

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import pyce
 from pyce._bench import candidates
+from pyce._bench.calls import OPERATIONS
 from pyce._bench.candidates import Candidate
-from pyce._bench.measure import OPERATIONS, Effort, Outcome, Outcomes, measure
+from pyce._bench.measure import Effort, Outcome, Outcomes, measure
 from pyce._bench.workloads import WORKLOADS, Data, Workload
 
 

@@ -1,14 +1,24 @@
-"""The goals, each a line with its figure: from what `python -m pyce bench --peers` measured.
+"""The project's goals, and which of them a run meets: `python bench/goals.py FILE`.
 
-A goal is a ratio of two medians of the same process and the same buffers, and a limit. To add one,
-add a line to `GOALS`.
+A goal is a limit of a ratio of two medians, measured in one process on the same buffers. Many goals
+are about other libraries, so that they need a file of `python -m pyce bench --peers`. Goals that
+FILE has no times for are left out. Prints a table, or with --json a file that `python -m pyce
+report` shows on its page. To add a goal, add a line to `GOALS`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+from pyce import _cli
+from pyce._bench import results
+from pyce._bench.formats import ratio
+from pyce._bench.report.goal_files import Line, content_of
 from pyce._bench.results import Item, Run
 
 Figure = Callable[[Run, str], float]
@@ -25,23 +35,15 @@ class Goal(NamedTuple):
     at_least: bool = False  # else at most
 
 
-class Line(NamedTuple):
-    about: str
-    workload: str
-    figure: float
-    limit: str
-    met: bool
-
-
 def lines(run: Run) -> list[Line]:
-    """Every goal on every workload of it that was measured."""
+    """Every goal, on each of its workloads that the run has."""
     found = []
     for goal in GOALS:
         for workload in goal.workloads:
             try:
                 figure = goal.figure(run, workload)
             except (KeyError, ValueError):
-                continue  # not measured here
+                continue  # the run lacks one of the two times
             met = figure >= goal.limit if goal.at_least else figure <= goal.limit
             limit = f"{'≥' if goal.at_least else '≤'} {goal.limit:g}"
             found.append(Line(goal.about, workload, figure, limit, met))
@@ -51,7 +53,7 @@ def lines(run: Run) -> list[Line]:
 def _ratio(
     candidate: str, reference: str, operation: str = "fused", of: str | None = None
 ) -> Figure:
-    """One candidate's time over another's, of the same workload or of `of`."""
+    """Time of one candidate over that of another, on the same workload or on the workload `of`."""
 
     def figure(run: Run, workload: str) -> float:
         other = run.items[of or workload, operation, reference]
@@ -79,28 +81,28 @@ def _fused(run: Run, workload: str) -> dict[str, Item]:
 
 
 def _over_peers(run: Run, workload: str) -> float:
-    """How many times as long as ours the best peer takes."""
+    """Time of the fastest other library over that of the C backend."""
     here = _fused(run, workload)
     best = min(item.seconds for item in here.values() if item.about["kind"] == "peer")
     return float(best / here[OURS].seconds)
 
 
 def _over_torch(run: Run, workload: str) -> float:
-    """How many times as long as a step of pyce.torch the better of PyTorch's own takes."""
+    """Time of PyTorch's own loss, eager or compiled, over that of `pyce.torch`."""
     here = _fused(run, workload)
     best = min(here["torch"].seconds, here["torch.compile"].seconds)
     return best / here["pyce torch"].seconds
 
 
 def _over_plain(run: Run, workload: str) -> float:
-    """Time over the plain call's, plus the target's bytes at the speed of the floor."""
+    """Time over that of the plain call plus a read of the target at the speed of the floor."""
     here = _fused(run, workload)
     extra: float = here[OURS].about["target_bytes"] / here["floor"].rate
     return here[OURS].seconds / (here["pyce c, plain"].seconds + extra)
 
 
 def _over_own(run: Run, workload: str) -> float:
-    """Time of the backend that "auto" takes over that of the fastest."""
+    """Time of the backend that "auto" selects over that of the fastest backend."""
     here = _fused(run, workload)
     own = [
         item.seconds
@@ -159,3 +161,31 @@ GOALS = (
     Goal("pyce.torch, times faster than PyTorch's best", OTHERS, _over_torch, 1, True),
     Goal("AVX2 over AVX-512", LARGE, _ratio("pyce c, avx2", OURS), 1.7),
 )
+
+
+def main(options: argparse.Namespace) -> int:
+    found = lines(results.load(options.file))
+    if options.json:
+        print(json.dumps(content_of(found), indent=1, ensure_ascii=False))
+        return _cli.FINE
+    rows = [
+        (line.about, line.workload, line.limit, ratio(line.figure), "" if line.met else "missed")
+        for line in found
+    ]
+    _cli.table("Goals", ("goal", "workload", "limit", "measured", ""), rows, left=2)
+    return _cli.FINE
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python bench/goals.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("file", type=Path, metavar="FILE", help="a file of `python -m pyce bench`")
+    made.add_argument("--json", action="store_true", help="print the goals as JSON, for the report")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(_cli.run(main, parser().parse_args()))

@@ -181,16 +181,3 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], lef
     wide = out.options.update(width=1000)
     out.width = max(out.width, Measurement.get(out, wide, made).maximum)
     out.print(made)
-
-
-def readable(seconds: float) -> str:
-    """A time with three digits and its unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def ratio(value: float) -> str:
-    """Three digits, but never an exponent."""
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

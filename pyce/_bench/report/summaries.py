@@ -9,8 +9,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from pyce._bench.changes import Change, compare
 from pyce._bench.results import Item, Run
+from pyce._bench.significance import Change, compare
 
 OPERATIONS = ("fused", "forward", "backward")
 TITLES = {"fused": "loss and gradient", "forward": "loss alone", "backward": "gradient alone"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyce._bench.exact import Array
+from pyce._check.oracle import Array
 
 TITLES = {"text": "real: letters of a text", "digits": "real: handwritten digits"}
 

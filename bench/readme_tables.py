@@ -1,14 +1,15 @@
-"""Put measured tables between the markers of Markdown files: `python -m pyce._bench.readme FILE…`.
+"""Put measured tables into Markdown files: `python bench/readme_tables.py FILE…`.
 
-    bench-headline  how many times faster than the other libraries
-    bench-torch     steps of PyTorch, with its own loss and with pyce's
-    bench           loss and gradient in float32, and which goals are missed
-    bench-full      every workload with class indices, and every goal
+Each table replaces the text between its markers, `<!-- bench:begin -->` and `<!-- bench:end -->`.
+A file may have each pair of markers once:
+
+    bench-headline  how many times as fast as the other libraries pyce is
+    bench-torch     training steps of PyTorch, with its own loss and with pyce's
+    bench           loss and gradient in float32, and the goals that are missed
+    bench-full      every workload with index targets, and every goal
     accuracy        the largest errors in float32
-    accuracy-full   in float64, too
-    language-model  what `examples/language_model.py` measured; its picture is copied beside
-
-A file has a block's markers, `<!-- bench:begin -->` and `<!-- bench:end -->`, once or not at all.
+    accuracy-full   the largest errors in float32 and float64
+    language-model  the report of `examples/language_model.py`, with a copy of its picture
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyce._bench import goals, promises, regimes, results, terminal
-from pyce._bench.check import FLOATS, figure_of
+import goals
+
+from pyce import _cli
+from pyce._bench import results
+from pyce._bench.formats import duration, ratio
+from pyce._bench.report.goal_files import Line
 from pyce._bench.results import Item, Run
-from pyce._bench.terminal import Unusable, ratio, readable
+from pyce._check import promises, regimes
+from pyce._check.check import FLOATS
+from pyce._check.findings import error_text
+from pyce._cli import Unusable
 
 BENCH = Path("bench/results/peers.json")
 ACCURACY = Path("bench/results/accuracy.json")
@@ -104,7 +112,7 @@ def torch_markdown(run: Run) -> str:
         eager, compiled, ours = (run.items[workload, operation, name] for name in columns)
         times = min(eager.seconds, compiled.seconds) / ours.seconds
         cells = [f"{workload}, {item.about['stands_for']}"]
-        cells += [readable(each.seconds) for each in (eager, compiled, ours)]
+        cells += [duration(each.seconds) for each in (eager, compiled, ours)]
         cells.append(ratio(times) if times >= 1 else f"**{ratio(times)}**")
         lines.append("| " + " | ".join(cells) + " |")
     about = f"Measured on {run.machine['processor']} with {run.machine['threads']} threads, torch "
@@ -130,7 +138,7 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
     )
 
 
-def _goals(lines: list[goals.Line]) -> str:
+def _goals(lines: list[Line]) -> str:
     rows = ["| goal | workload | limit | measured |", "| --- | --- | ---: | ---: |"]
     for line in lines:
         figure = ratio(line.figure) if line.met else f"**{ratio(line.figure)}**"
@@ -138,7 +146,7 @@ def _goals(lines: list[goals.Line]) -> str:
     return "\n".join(rows)
 
 
-def _missed(lines: list[goals.Line]) -> str:
+def _missed(lines: list[Line]) -> str:
     """How many goals are met, and which are not."""
     missed: dict[str, list[str]] = {}
     for line in lines:
@@ -163,18 +171,18 @@ def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
     for workload, row in rows.items():
         floor, ours = row["floor"].seconds, row[names[0]]
         over = ours.over_floor or ours.seconds / floor
-        cells = [workload, readable(floor)]
+        cells = [workload, duration(floor)]
         for name in names:
             if name not in row:
                 cells.append("–")
                 continue
             time = row[name].seconds
             if name == names[0]:
-                cells.append(f"{readable(time)} ({ratio(over)} × floor)")
+                cells.append(f"{duration(time)} ({ratio(over)} × floor)")
                 continue
             times_ours = f"{ratio(time / ours.seconds)} ×"
             times_ours = f"**{times_ours}**" if time < ours.seconds else times_ours
-            cells.append(f"{readable(time)} ({times_ours})")
+            cells.append(f"{duration(time)} ({times_ours})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -214,7 +222,7 @@ def _cell(about: dict[str, Any]) -> str:
     for kind in KINDS:
         most = about[kind]["max"]
         beyond = most is not None and most > promises.LIMITS["cross-entropy"][kind]
-        figures.append(f"**{figure_of(most)}**" if beyond else figure_of(most))
+        figures.append(f"**{error_text(most)}**" if beyond else error_text(most))
     return " / ".join(figures)
 
 
@@ -278,12 +286,12 @@ def main(options: argparse.Namespace) -> int:
             raise Unusable(f"{page.name} must have the lines {_markers('bench')[0]} … of a block")
         for name in found:
             replace(page, name, blocks[name]())
-    return terminal.FINE
+    return _cli.FINE
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m pyce._bench.readme",
+        prog="python bench/readme_tables.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -302,4 +310,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(terminal.run(main, parser().parse_args()))
+    sys.exit(_cli.run(main, parser().parse_args()))

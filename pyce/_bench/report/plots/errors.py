@@ -6,40 +6,20 @@ import math
 from bisect import bisect_left
 from itertools import pairwise
 
-from pyce._bench.report import checks
-from pyce._bench.report.checks import KINDS, Check, Regimes
-from pyce._bench.report.looks import (
-    INK,
-    SHADE,
-    Picture,
-    drawing,
-    figure,
-    legend,
-    look,
-    power,
-    words,
-)
-from pyce._bench.report.pictures import WIDTH
-
-
-def draw(check: Check, number: int) -> list[Picture]:
-    """How errors are spread, and the largest of each regime, for each dtype."""
-    made: list[Picture] = []
-    with drawing():
-        for dtype, regimes in check.results.items():
-            made += [
-                histogram(check, regimes, words(dtype), f"errors-{number}-{len(made) + 1}"),
-                largest(check, regimes, words(dtype), f"errors-{number}-{len(made) + 2}"),
-            ]
-    return made
+from pyce._bench.formats import power_of_ten
+from pyce._bench.report.check_files import KINDS, Check, Regimes, candidates, label
+from pyce._bench.report.picture import Picture
+from pyce._bench.report.plots.panels import WIDTH
+from pyce._bench.report.style import INK, SHADE, figure, legend, look, words
+from pyce._check.findings import error_text
 
 
 def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
     """How many results have which error, in all regimes."""
-    names, edges = checks.candidates(regimes), check.edges
+    names, edges = candidates(regimes), check.edges
     made = figure(WIDTH, 6.6)
     panels = list(made.subplots(2, 1))
-    labels = [checks.label(name) for name in names]
+    labels = [label(name) for name in names]
     width = 0.84 / max(1, len(names))
     beyond = {}
     for panel, kind in zip(panels, KINDS, strict=True):
@@ -67,7 +47,9 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         )
         ticks = ["nearest\nnumber"]
         for low, high in pairwise(edges):
-            ticks.append(f"> {power(low)}" if math.isinf(high) else f"≤ {power(high)}")
+            ticks.append(
+                f"> {power_of_ten(low)}" if math.isinf(high) else f"≤ {power_of_ten(high)}"
+            )
         panel.set_xticks(range(len(edges)), ticks, fontsize=8)
         panel.set_yscale("log")
         panel.set_ylim(lowest / 3, 2)
@@ -79,8 +61,7 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
     panels[-1].set_xlabel("error in ULP")
     legend(made, panels)
     said = ", ".join(
-        f"{checks.label(name)} {_percent(max(beyond[name, kind] for kind in KINDS))}"
-        for name in names
+        f"{label(name)} {_percent(max(beyond[name, kind] for kind in KINDS))}" for name in names
     )
     return Picture(
         file,
@@ -101,8 +82,8 @@ def _percent(value: float) -> str:
 
 def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
     """The largest error of each regime."""
-    names = checks.candidates(regimes)
-    labels = [checks.label(name) for name in names]
+    names = candidates(regimes)
+    labels = [label(name) for name in names]
     made = figure(WIDTH, 1.5 + 0.34 * len(regimes))
     panels = list(made.subplots(1, 2, sharey=True))
     apart = 0.6 / max(1, len(names) - 1)
@@ -140,7 +121,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         panel.set_xscale("log")
         panel.set_xlim(left=0.04)
         panel.minorticks_off()
-        panel.xaxis.set_major_formatter(lambda value, _: power(value))
+        panel.xaxis.set_major_formatter(lambda value, _: power_of_ten(value))
         panel.set_yticks(range(len(regimes)), [words(check.title(name)) for name in regimes])
         panel.set_ylim(len(regimes) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
@@ -151,7 +132,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
             panel.axhspan(line - 0.5, line + 0.5, color=SHADE, linewidth=0, zorder=0)
     legend(made, panels)
     said = "; ".join(
-        f"{checks.label(name)} {' and '.join(checks.figure(worst[name, kind]) for kind in KINDS)}"
+        f"{label(name)} {' and '.join(error_text(worst[name, kind]) for kind in KINDS)}"
         for name in names
     )
     return Picture(

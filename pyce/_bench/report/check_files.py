@@ -89,10 +89,3 @@ def candidates(regimes: Regimes) -> list[str]:
 def label(candidate: str) -> str:
     """The name as in the files of bench."""
     return f"pyce {candidate}" if candidate.split("-")[0] in ("c", "numba", "numpy") else candidate
-
-
-def figure(value: float | None) -> str:
-    """Two decimals, or a power of ten for what is far out; a dash for nothing."""
-    if value is None:
-        return "–"
-    return f"{value:.2f}" if value < 1000 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

@@ -1,0 +1,81 @@
+"""A picture as a PNG file, and as SVG that follows the light or dark theme of a page."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyce._bench.report.style import PAPER, THEME, drawing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing.
+
+    name    of the file
+    title   heading on the page
+    alt     what it shows, for who can't see it
+    caption how to read it
+    aside   whether the page shows it only on request
+    """
+
+    name: str
+    title: str
+    alt: str
+    caption: str
+    figure: Any
+    aside: bool = False
+
+    def save(self, folder: Path) -> Path:
+        """As PNG, light."""
+        path = folder / f"{self.name}.png"
+        with drawing():
+            self.figure.savefig(path, dpi=144, facecolor=PAPER)
+        return path
+
+    def svg(self) -> str:
+        """To stand in a page that defines THEME's names as CSS variables."""
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        with drawing():
+            self.figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
+        return themed(stream.getvalue(), self.name, self.alt)
+
+
+def themed(svg: str, name: str, alt: str) -> str:
+    """The svg element alone, its colours as CSS variables, its ids those of no other picture, and
+    nothing in it that can't be seen.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    size = re.findall(r'viewBox="([^"]+)"', svg)[0]
+    head = f'<svg viewBox="{size}" role="img" aria-label="{html.escape(alt)}">'
+    svg = head + svg[svg.index(">") + 1 :]
+    used = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    ids = {old: f"{name}-{number}" for number, old in enumerate(used)}
+    svg = re.sub(
+        r'\sid="([^"]+)"', lambda one: f' id="{ids[one[1]]}"' if one[1] in ids else "", svg
+    )
+    svg = re.sub(
+        r'(?:\sxlink:href="#|\b(url)\(#)([^")]+)',
+        lambda one: ("url(#" if one[1] else ' href="#') + ids[one[2]],
+        svg,
+    )
+    variables = {light: f"var(--{variable})" for variable, (light, _) in THEME.items()}
+    svg = re.sub(
+        r"\b(fill|stroke): ?(#[0-9a-f]{6})\b",
+        lambda one: f"{one[1]}: {variables.get(one[2], one[2])}",
+        svg,
+    )
+    svg = re.sub(r'(\b(?:x|y|d)="|translate\()[^")]+', lambda one: _rounded(one[0]), svg)
+    svg = re.sub(r"<defs>\s*</defs>|\s+(?=/?>)", "", svg)
+    return re.sub(r">\s+<", "><", svg).replace("\n", " ")
+
+
+def _rounded(numbers: str) -> str:
+    """Hundredths of a point will do."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", numbers)

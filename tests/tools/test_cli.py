@@ -1,0 +1,67 @@
+"""What the commands of `python -m pyce` share: help, missing extras, tables, closed pipes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyce
+from pyce import __main__ as pyce_main
+from pyce._cli import FINE, INTERRUPTED, UNUSABLE
+
+ROOT = Path(pyce.__file__).parents[1]
+
+
+@pytest.mark.parametrize("command", [(), ("bench",), ("check",), ("report",), ("compare",)])
+def test_help_needs_no_extra(run_python, command):
+    hide = "for name in ('pytest', 'pytest_benchmark', 'rich', 'matplotlib', 'jinja2', 'scipy'):\n"
+    code = f"import sys\n{hide}    sys.modules[name] = None\n"
+    code += f"from pyce.__main__ import main; main([*{command!r}, '--help'])"
+    assert "usage: python -m pyce" in run_python("-c", code).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("pytest_benchmark", ["bench"]), ("scipy", ["compare", "a.json", "b.json"])],
+)
+def test_an_extra_that_is_not_installed(run_python, module, arguments):
+    code = f"import sys; sys.modules[{module!r}] = None\n"
+    code += f"from pyce.__main__ import main; sys.exit(main({arguments!r}))"
+    done = run_python("-c", code, check=False)
+    assert done.returncode == UNUSABLE
+    assert f"needs {module}" in done.stderr
+    assert "pip install 'pyce[bench]'" in done.stderr
+
+
+def test_tables_without_rich(run_python):
+    code = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from pyce._cli import table\n"
+        "table('Title', ('name', 'figure'), [('a', '1.5'), ('a', '22')])"
+    )
+    expected = ["Title", "name  figure", "a        1.5", "          22"]
+    assert run_python("-c", code).stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("arguments", [(), ("bench", "--list")])
+def test_a_reader_that_has_seen_enough(arguments):
+    """As in `python -m pyce | head -0`."""
+    ends = os.pipe()
+    os.close(ends[0])
+    command = [sys.executable, "-m", "pyce", *arguments]
+    done = subprocess.run(
+        command, stdout=ends[1], stderr=subprocess.PIPE, cwd=ROOT, timeout=120, check=False
+    )
+    os.close(ends[1])
+    assert (done.returncode, done.stderr) == (FINE, b"")
+
+
+def test_ctrl_c_while_the_commands_are_imported(monkeypatch, capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pyce_main, "parser", stop)
+    assert pyce_main.main(["bench"]) == INTERRUPTED
+    assert capsys.readouterr().err == "pyce: interrupted\n"

@@ -1,0 +1,171 @@
+"""`python -m pyce compare`: which differences between two runs are significant."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from run_files import noisy, written_run
+
+from pyce._bench import compare, results, significance
+from pyce._cli import FAILED, FINE, UNUSABLE, Unusable
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_is_no_change(tmp_path, seed):
+    before = written_run(tmp_path, "a.json", noisy(seed))
+    after = written_run(tmp_path, "b.json", noisy(1000 + seed))
+    verdicts = {change.verdict for change in significance.compare(before, after)}
+    assert verdicts == {"same"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.3, "slower"), (0.7, "faster")])
+def test_a_change_is_found(tmp_path, factor, verdict):
+    before = written_run(tmp_path, "a.json", noisy(1))
+    after = written_run(tmp_path, "b.json", noisy(2, factor))
+    found = significance.compare(before, after)
+    assert {c.key[0] for c in found if c.verdict == verdict} == {"w0", "w1", "w2"}
+    assert {c.verdict for c in found} == {verdict, "same"}
+    for change in found[:3]:
+        assert change.p < significance.LEVEL
+        assert change.ratio == pytest.approx(factor, rel=0.1)
+
+
+def test_a_change_is_found_among_all_that_a_run_measures(tmp_path):
+    before = {(f"w{i}", "fused", "pyce c"): [1 + 0.001 * b for b in range(10)] for i in range(340)}
+    after = {key: [value + 0.0001 for value in over] for key, over in before.items()}
+    after["w7", "fused", "pyce c"] = [value * 1.3 for value in before["w7", "fused", "pyce c"]]
+    runs = written_run(tmp_path, "a.json", before), written_run(tmp_path, "b.json", after)
+    changed = [c.key[0] for c in significance.compare(*runs) if c.verdict != "same"]
+    assert changed == ["w7"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_between_runs_is_no_change(tmp_path, seed):
+    """Every item a few percent off in all of its blocks; the one that changed still stands out."""
+    before, after = noisy(seed, noise=0.01), noisy(1000 + seed, noise=0.01)
+    off = np.exp(np.random.default_rng(seed).normal(0, 0.03, len(after)))
+    off[7] *= 1.4
+    after = {key: [v * f for v in over] for (key, over), f in zip(after.items(), off, strict=True)}
+    runs = written_run(tmp_path, "a.json", before), written_run(tmp_path, "b.json", after)
+    found = significance.compare(*runs)
+    assert {change.key[0] for change in found if change.verdict != "same"} == {"w7"}
+
+
+@pytest.mark.parametrize(("factor", "floor"), [(1.3, 1.3), (1.0, 0.7)])
+def test_what_only_the_floor_shows_or_only_the_clock_is_no_change(tmp_path, factor, floor):
+    """Memory became faster and nothing took longer; or all became slower, and memory with it."""
+    before = written_run(tmp_path, "a.json", noisy(1))
+    after = written_run(tmp_path, "b.json", noisy(2, factor), floor=floor)
+    changed = significance.compare(before, after)[:3]
+    assert {change.verdict for change in changed} == {"same"}
+
+
+def test_a_change_of_everything_is_found(tmp_path):
+    before, after = noisy(1), {k: [1.2 * v for v in over] for k, over in noisy(2).items()}
+    found = significance.compare(
+        written_run(tmp_path, "a.json", before), written_run(tmp_path, "b.json", after)
+    )
+    assert sum(change.verdict == "slower" for change in found) > 25
+
+
+def test_certain_but_small_is_no_change(tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1, noise=1e-4))
+    after = written_run(tmp_path, "b.json", noisy(2, 1.02, noise=1e-4))
+    found = significance.compare(before, after)
+    assert found[0].p < significance.LEVEL
+    assert found[0].verdict == "same"
+
+
+def test_few_blocks_tell_nothing(tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1, blocks=3))
+    after = written_run(tmp_path, "b.json", noisy(2, 2.0, blocks=3))
+    assert {change.verdict for change in significance.compare(before, after)} == {"unknown"}
+
+
+def test_what_others_take_is_no_change_of_ours(tmp_path):
+    items = {("w", "fused", who): [1.0] * 8 for who in ("floor", "torch", "pyce c")}
+    run = written_run(tmp_path, "a.json", items)
+    assert [change.key[2] for change in significance.compare(run, run)] == ["pyce c"]
+
+
+def test_a_file_without_a_kind_of_machine(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"machine_info": {"pyce": {}}, "benchmarks": []}')
+    with pytest.raises(Unusable, match="was not written by"):
+        results.load(path)
+
+
+def test_outside_of_a_repository_there_is_no_commit(tmp_path):
+    run = written_run(tmp_path, "a.json", {})
+    run.content["commit_info"] = {"id": "unversioned", "dirty": False}
+    assert run.commit == ""
+
+
+def test_holm():
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_only_what_is_slower_twice_is_slower(tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1))
+    found = significance.compare(before, written_run(tmp_path, "b.json", noisy(2, 1.3)))
+    asked = []
+
+    def again(workloads):
+        asked.extend(workloads)
+        items = noisy(3, 1.3)
+        items["w0", "fused", "pyce c"] = noisy(4)["w0", "fused", "pyce c"]
+        return written_run(tmp_path, "c.json", items)
+
+    kept = {c.key[0]: c.verdict for c in compare.confirmed(found, before, again)}
+    assert set(asked) == {"w0", "w1", "w2"}
+    assert (kept["w0"], kept["w1"], kept["w2"]) == ("not confirmed", "slower", "slower")
+    assert {kept[f"w{i}"] for i in range(3, 50)} == {"same"}
+
+
+def compared(run_python, *arguments):
+    return run_python("-m", "pyce", "compare", *map(str, arguments), check=False)
+
+
+def test_the_command_fails_for_a_slow_down(run_python, tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1)).path
+    after = written_run(tmp_path, "b.json", noisy(2, 1.3)).path
+    done = compared(run_python, before, after)
+    assert done.returncode == FAILED
+    assert "w0" in done.stdout
+    assert "3 slower, 47 same" in done.stdout
+    assert compared(run_python, after, before).returncode == FINE
+    done = compared(run_python, before, after, "--json")
+    assert done.returncode == FAILED
+    verdicts = [change["verdict"] for change in json.loads(done.stdout)["changes"]]
+    assert verdicts.count("slower") == 3
+
+
+def test_the_newest_baseline_of_the_kind_is_taken(run_python, tmp_path):
+    folder = tmp_path / "baselines"
+    folder.mkdir()
+    new = written_run(tmp_path, "new.json", noisy(2)).path
+    assert compared(run_python, folder, new).returncode == UNUSABLE
+    written_run(folder, "z.json", noisy(1), when="2025-01-01T00:00:00")
+    written_run(folder, "a.json", noisy(1), when="2025-02-01T00:00:00")
+    written_run(folder, "b.json", noisy(1), kind="another", when="2026-03-01T00:00:00")
+    done = compared(run_python, folder, new)
+    assert done.returncode == FINE
+    assert "against a.json of 2025-02-01 012345678" in done.stdout
+
+
+def test_machines_of_different_kinds_are_not_compared(run_python, tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1), kind="another").path
+    done = compared(run_python, before, written_run(tmp_path, "b.json", noisy(2)).path)
+    assert done.returncode == UNUSABLE
+    assert "another" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"benchmarks": []}', '{"machine_info": {}}', None])
+def test_what_is_no_file_of_bench(tmp_path, content):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Unusable, match=re.escape(str(path))):
+        results.load(path)
