@@ -22,7 +22,10 @@ void pyce_set_thread_thresholds(int64_t share, int64_t wake) {
     wake_threshold = wake;
 }
 
-int64_t pyce_serial_below(void) { return 2 * share_threshold; }
+int64_t pyce_serial_below(void) {
+    const int64_t share = share_threshold;
+    return share > INT64_MAX / 2 ? INT64_MAX : 2 * share;
+}
 
 int pyce_threads_for(int64_t work, int allowed) {
     int64_t useful = work / share_threshold;

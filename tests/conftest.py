@@ -51,7 +51,7 @@ class Backend(Selection):
         if self.name == "numba":
             return "from pyce._backends import numba; numba._SMALL = 2**12\n"
         if self.name == "c":
-            return "from pyce._backends import c; c.set_worth(2**10, 2**10)\n"
+            return "from pyce._backends import c; c.set_thread_thresholds(2**10, 2**10)\n"
         return ""
 
     @contextmanager
@@ -70,11 +70,11 @@ class Backend(Selection):
                 return
             from pyce._backends import c
 
-            c.set_worth(2**10, 2**10)
+            thresholds = c.set_thread_thresholds(2**10, 2**10)
             try:
                 yield self
             finally:
-                c.set_worth(2**16, 2**18)
+                c.set_thread_thresholds(*thresholds)
 
 
 def _found() -> list[Backend]:

@@ -1,4 +1,7 @@
-"""The C backend: a problem as pointers and sizes, one call, and its status as an error."""
+"""The C backend: passes problems to the C interface as pointers, and raises its status as an error.
+
+`csrc/pyce.h` documents the interface. Structures are filled by the names of their fields.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from pyce._types import Array
 NAME = "c"
 CHECKS_LABELS = True
 
-# Below this a call stays on the calling thread, whatever the budget: elements, and what a row costs
-# beside them, in elements; as in pyce.c.
-_SERIAL_BELOW = 2 * 65536
-_PER_ROW = 32
+# Work below this, in elements + _ROW_OVERHEAD for each row, runs on the calling thread whatever the
+# budget of threads, which is then not computed.
+_serial_below: int = lib.pyce_serial_below()
+_ROW_OVERHEAD: int = lib.PYCE_ROW_OVERHEAD
 
 _DTYPES = {
     "float32": lib.PYCE_FLOAT32,
@@ -35,27 +38,28 @@ _REDUCTIONS = {
     "none": lib.PYCE_NONE,
     "quotient": lib.PYCE_QUOTIENT,
 }
-_NULL = ffi.NULL
-_NO_OPERAND = (_NULL, _NULL, 0, 0)
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_PROBLEM = ffi.typeof("pyce_problem *")
+
+# Looked up once: small calls spend their time on such look-ups.
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
-_new = ffi.new
-_from_buffer = ffi.from_buffer
-_cast = ffi.cast
-_LABELS = ffi.typeof("int64_t[]")
+_NULL = ffi.NULL
+_PROBLEM = ffi.typeof("pyce_problem *")
+_INT64S = ffi.typeof("int64_t[]")
 _DOUBLES = ffi.typeof("double[]")
 _LABEL = ffi.typeof("int64_t *")
 _DOUBLE = ffi.typeof("double *")
 _VOID = ffi.typeof("void *")
+_new = ffi.new
+_from_buffer = ffi.from_buffer
+_cast = ffi.cast
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
 
 
 def isas() -> list[str]:
-    """The instruction sets that this machine runs, widest first."""
+    """The names of the instruction sets that this machine supports, widest first."""
     names: list[str] = []
     while (name := lib.pyce_isa(len(names))) != _NULL:
         names.append(ffi.string(name).decode())
@@ -63,31 +67,40 @@ def isas() -> list[str]:
 
 
 def isa() -> str:
-    """The instruction set in use."""
+    """The name of the instruction set in use."""
     return str(ffi.string(lib.pyce_isa_in_use()).decode())
 
 
 def set_isa(name: str) -> None:
-    """Use the named instruction set from now on, in every thread."""
+    """Use the instruction set `name` from now on, in every thread.
+
+    Raises `ValueError`, listing the choices, if this machine or this build does not support it.
+    """
     if lib.pyce_set_isa(name.encode()) != lib.PYCE_OK:
         raise ValueError(f"PYCE_ISA must be one of {', '.join(isas())}; got {name!r}")
 
 
 def set_cache(size: int) -> int:
-    """Take the last-level cache to have `size` bytes (0: what the system says) and return the size
-    it was taken for. It decides whether results go past the cache; no result depends on it.
+    """Assume a last-level cache of `size` bytes (0: the size that the system reports).
+
+    Returns the size assumed before. It decides whether results are streamed past the caches; no
+    result depends on it.
     """
     return int(lib.pyce_set_cache(size))
 
 
-def set_worth(sharing: int, waking: int) -> None:
-    """How large a job must be for a thread: with workers that are awake, and to wake them.
+def set_thread_thresholds(share: int, wake: int) -> tuple[int, int]:
+    """Set the work that is worth one more thread, and the work that is worth waking a thread.
 
-    In elements and 32 for each row; 65536 and 262144 to begin with. No result depends on it.
+    Both count elements, and `PYCE_ROW_OVERHEAD` of `pyce.h` for each row. Returns the thresholds
+    that were set before. No result depends on them.
     """
-    global _SERIAL_BELOW
-    lib.pyce_set_worth(sharing, waking)
-    _SERIAL_BELOW = 2 * sharing
+    global _serial_below
+    before = ffi.new("int64_t[2]")
+    lib.pyce_get_thread_thresholds(before, before + 1)
+    lib.pyce_set_thread_thresholds(share, wake)
+    _serial_below = lib.pyce_serial_below()
+    return int(before[0]), int(before[1])
 
 
 def compiler() -> str:
@@ -95,7 +108,7 @@ def compiler() -> str:
     return str(ffi.string(lib.pyce_compiler()).decode())
 
 
-# The backend is loaded on first use, so this is where the environment's word on it counts.
+# The backend is imported when it is first used, so this is where the environment takes effect.
 if os.environ.get("PYCE_ISA"):
     set_isa(os.environ["PYCE_ISA"])
 
@@ -112,8 +125,11 @@ def backward(p: Problem) -> None:
     _loss(_BACKWARD, p)
 
 
-def _common(operation: int, p: Problem, labels: Array) -> Array | None:
-    """The case that small calls are made of, with less to fill in; None where it went wrong."""
+def _contiguous(operation: int, p: Problem, labels: Array) -> Array | None:
+    """The loss of contiguous logits and int64 labels, by the function with the fewest arguments.
+
+    Small calls are mostly of this kind. Returns None on any error.
+    """
     logits, weight, grad, loss = p.logits, p.weight, p.grad, p.losses
     if loss is None:
         loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
@@ -121,12 +137,12 @@ def _common(operation: int, p: Problem, labels: Array) -> Array | None:
         operation,
         _DTYPES[p.dtype_name],
         _REDUCTIONS[p.reduction],
-        1 if logits.size + _PER_ROW * p.rows < _SERIAL_BELOW else _threads.budget(),
+        1 if logits.size + _ROW_OVERHEAD * p.rows < _serial_below else _threads.budget(),
         p.outer,
         p.classes,
         p.inner,
         _from_buffer(logits),
-        _from_buffer(_LABELS, labels),
+        _from_buffer(_INT64S, labels),
         _NULL if weight is None else _from_buffer(_DOUBLES, weight),
         _NULL if grad is None else _from_buffer(grad),
         p.smoothing,
@@ -153,17 +169,19 @@ def at_addresses(
     loss: int,
     most_threads: Callable[[], int],
 ) -> bool:
-    """The same for memory that is no array of NumPy's; 0 is no address, and without `grad` only the
-    loss is computed.
+    """Cross-entropy of class indices in memory that is not a NumPy array.
 
-    All is checked but the values of the labels. False, with nothing written, where it went wrong.
+    Addresses are integers, and 0 stands for an argument that is not given; without `grad` only the
+    loss is computed. Everything but the values of the labels has been checked. Returns False, with
+    nothing written, on any error. `most_threads` is called only if the work is worth several
+    threads.
     """
-    size = outer * classes * inner + _PER_ROW * outer * inner
+    work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
     return not _cross_entropy(
         _FORWARD_BACKWARD if grad else _FORWARD,
         _DTYPES[dtype],
         _REDUCTIONS[reduction],
-        1 if size < _SERIAL_BELOW else min(_threads.budget(), most_threads()),
+        1 if work < _serial_below else min(_threads.budget(), most_threads()),
         outer,
         classes,
         inner,
@@ -188,87 +206,77 @@ def _loss(operation: int, p: Problem) -> Any:
         and p.normalizer is None
         and p.dtype_name != "bfloat16"
     ):
-        loss = _common(operation, p, labels)
+        loss = _contiguous(operation, p, labels)
         if loss is not None:
             return None if loss is p.losses else loss[0]
     return _general(operation, p)
 
 
 def _general(operation: int, p: Problem) -> Any:
-    # The structure is filled in one go, in the order of pyce.h.
-    logits, grad, labels, probs = p.logits, p.grad, p.labels, p.probs
-    weight, sample_weight, lse, losses = p.weight, p.sample_weight, p.lse, p.losses
-    grad_loss: Any = p.grad_loss
-    grad_losses = _NULL
-    if type(grad_loss) is not float:
-        grad_losses = _from_buffer("double[]", grad_loss)
-        grad_loss = 1.0
-    second = third = _NO_OPERAND
-    probs_dtype = 0
-    classes = p.classes
+    """Any loss, by `pyce_run`; raises the error that belongs to its status."""
+    grad, labels, probs, grad_loss = p.grad, p.labels, p.probs, p.grad_loss
+    c = _new(_PROBLEM)
+    keep_alive = None
     if p.contiguous:
-        outer, inner = p.outer, p.inner
-        stride = classes * inner
-        address = _from_buffer if p.dtype_name != "bfloat16" else _bfloat16_address
-        kept: Any = None
-        first: Any = (address(logits), _NULL, stride, inner)
+        address = _address if p.dtype_name == "bfloat16" else _from_buffer
+        c.outer, c.inner = p.outer, p.inner
+        operand = c.logits
+        operand.data = address(p.logits)
+        operand.outer_stride = p.classes * p.inner
+        operand.class_stride = p.inner
+        # The same strides:
         if grad is not None:
-            second = (address(grad), _NULL, stride, inner)
+            c.result = operand
+            c.result.data = address(grad)
         if probs is not None:
-            third = (_bfloat16_address(probs), _NULL, stride, inner)
+            c.probs = operand
+            c.probs.data = _address(probs)
     else:
-        outer, inner, (first, second, third), kept = _walk(p.axis, logits, grad, probs)
-    if labels is None:
+        keep_alive = _set_operands(c, p.axis, p.logits, grad, probs)
+    c.operation = operation
+    c.dtype = _DTYPES[p.dtype_name]
+    c.threads = _threads_for(p.logits.size, p.rows)
+    c.classes = p.classes
+    c.smoothing = p.smoothing
+    c.ignore_index = p.ignore_index
+    if labels is not None:
+        c.target = _INDEX64 if labels.itemsize == 8 else _INDEX32
+        c.labels = _from_buffer(labels)
+    else:
         assert probs is not None
-        target = _PROBABILITIES
-        label_pointer = _NULL
-        probs_dtype = _DTYPES[dtype_name(probs.dtype) or ""]
+        c.target = _PROBABILITIES
+        c.probs_dtype = _DTYPES[dtype_name(probs.dtype) or ""]
+    if p.weight is not None:
+        c.weight = _from_buffer(_DOUBLES, p.weight)
+    if p.sample_weight is not None:
+        c.sample_weight = _from_buffer(_DOUBLES, p.sample_weight)
+    if type(grad_loss) is float:
+        c.grad_loss = grad_loss
     else:
-        target = _INDEX64 if labels.itemsize == 8 else _INDEX32
-        label_pointer = _from_buffer(labels)
+        c.grad_loss = 1.0
+        c.grad_losses = _from_buffer(_DOUBLES, grad_loss)
     reduction: str = p.reduction
     if operation == _BACKWARD and reduction == "none":
         reduction = "sum"  # the factors of the rows are in grad_losses
     elif reduction == "mean" and p.normalizer is not None:
         reduction = "quotient"
-    # Written by C in its own dtype: a conversion here would be subject to the caller's
-    # floating-point environment, and leave its flags there.
+        c.normalizer = p.normalizer
+    c.reduction = _REDUCTIONS[reduction]
+    if p.lse is not None:
+        c.lse = _from_buffer(_DOUBLES, p.lse)
+    # C writes the reduced loss in its own dtype: a conversion here would depend on the caller's
+    # floating-point environment, and set its status flags.
     loss = None
-    if operation != _BACKWARD and losses is None:
+    if p.losses is not None:
+        c.losses = _from_buffer(p.losses)
+    elif operation != _BACKWARD:
         loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
-    c = _new(
-        _PROBLEM,
-        (
-            operation,
-            _DTYPES[p.dtype_name],
-            target,
-            probs_dtype,
-            _REDUCTIONS[reduction],
-            1 if logits.size + _PER_ROW * p.rows < _SERIAL_BELOW else _threads.budget(),
-            outer,
-            classes,
-            inner,
-            first,
-            second,
-            third,
-            label_pointer,
-            _NULL if weight is None else _from_buffer("double[]", weight),
-            _NULL if sample_weight is None else _from_buffer("double[]", sample_weight),
-            grad_losses,
-            grad_loss,
-            0.0 if p.normalizer is None else p.normalizer,
-            p.smoothing,
-            p.ignore_index,
-            _NULL if lse is None else _from_buffer("double[]", lse),
-            _NULL if losses is None else _from_buffer(losses),
-            _NULL if loss is None else _from_buffer(loss),
-        ),
-    )
+        c.reduced = _from_buffer(loss)
     status = _run(c)
-    del kept
+    del keep_alive
     if status:
         if status == lib.PYCE_BAD_LABEL:
-            raise label_error(c.bad_row, c.bad_value, classes, p.ignore_index)
+            raise label_error(c.bad_row, c.bad_value, p.classes, p.ignore_index)
         _check(status)
     return None if loss is None else loss[0]
 
@@ -286,24 +294,19 @@ def logsumexp(x: Array, axis: int, out: Array) -> None:
 
 
 def _matrix(operation: int, x: Array, axis: int, out: Array | None, lse: Array | None) -> None:
-    outer, inner, (first, second, _), kept = _walk(axis, x, out, None)
-    c = _new(
-        _PROBLEM,
-        {
-            "operation": operation,
-            "dtype": _DTYPES[dtype_name(x.dtype) or ""],
-            "reduction": lib.PYCE_SUM,
-            "threads": 1 if x.size < _SERIAL_BELOW // _PER_ROW else _threads.budget(),
-            "outer": outer,
-            "classes": x.shape[axis],
-            "inner": inner,
-            "logits": first,
-            "result": second,
-            "lse": _doubles(lse),
-        },
-    )
-    _check(lib.pyce_run(c))
-    del kept
+    """Softmax, log-softmax (both to `out`) or logsumexp (to `lse`)."""
+    c = _new(_PROBLEM)
+    keep_alive = _set_operands(c, axis, x, out, None)
+    c.operation = operation
+    c.dtype = _DTYPES[dtype_name(x.dtype) or ""]
+    c.reduction = lib.PYCE_SUM
+    c.threads = _threads_for(x.size, c.outer * c.inner)
+    c.classes = x.shape[axis]
+    if lse is not None:
+        c.lse = _from_buffer(_DOUBLES, lse)
+    status = _run(c)
+    del keep_alive
+    _check(status)
 
 
 def binary_cross_entropy(
@@ -319,7 +322,7 @@ def binary_cross_entropy(
     arrays = [x, t, weight, pos_weight, loss, grad]
     pointers = [_NULL if a is None else _from_buffer(a) for a in arrays]
     dtype = lib.PYCE_FLOAT64 if x.itemsize == 8 else lib.PYCE_FLOAT32
-    threads = 1 if x.size < _SERIAL_BELOW // 4 else _threads.budget()
+    threads = 1 if x.size < lib.PYCE_BERNOULLI_SERIAL_BELOW else _threads.budget()
     _check(lib.pyce_binary_cross_entropy(dtype, x.size, *pointers, scale, threads, total))
     return float(total[0])
 
@@ -331,26 +334,31 @@ def _check(status: int) -> None:
         raise RuntimeError(ffi.string(lib.pyce_status_text(status)).decode())
 
 
-def _doubles(array: Array | None) -> Any:
-    return _NULL if array is None else _from_buffer("double[]", array)
+def _threads_for(elements: int, rows: int) -> int:
+    """The number of threads to allow."""
+    return 1 if elements + _ROW_OVERHEAD * rows < _serial_below else _threads.budget()
 
 
-def _bfloat16_address(array: Array) -> Any:
-    """Where a C-contiguous array starts, bfloat16 or not; that type has no buffer format."""
+def _address(array: Array) -> Any:
+    """A pointer to a C-contiguous array; bfloat16 has no buffer format of its own."""
     return _from_buffer(array.view(np.uint16) if array.dtype.kind == "V" else array)
 
 
-def _walk(axis: int, *arrays: Array | None) -> tuple[int, int, list[Any], Any]:
-    """How C walks up to three arrays of one shape: (outer, inner, operands, what to keep alive).
+def _set_operands(
+    c: Any, axis: int, logits: Array, result: Array | None, probs: Array | None
+) -> list[Array]:
+    """Set outer, inner and the operands of a `pyce_problem` for arrays of one shape.
 
-    Neighbouring dimensions that all arrays step through alike are merged. What follows the class
-    axis becomes `inner` where it has unit stride in all of them; everything else becomes `outer`,
-    with a table of offsets where one stride does not describe it.
+    Dimensions that follow each other and are contiguous to each other in all arrays are merged. The
+    dimension after the class axis becomes `inner` if its stride is 1 in all arrays. All others
+    become `outer`, with a table of offsets where one stride does not describe them.
+
+    Returns the tables of offsets, which must outlive the call.
     """
-    present = [a for a in arrays if a is not None]
-    shape = present[0].shape
-    size = present[0].itemsize
-    strides = [[s // a.itemsize for s in a.strides] for a in present]
+    given = ((c.logits, logits), (c.result, result), (c.probs, probs))
+    present = [(operand, array) for operand, array in given if array is not None]
+    shape = logits.shape
+    strides = [[s // array.itemsize for s in array.strides] for _, array in present]
     before = _merged([d for d in range(axis) if shape[d] != 1], shape, strides)
     after = _merged([d for d in range(axis + 1, len(shape)) if shape[d] != 1], shape, strides)
     inner = 1
@@ -358,32 +366,26 @@ def _walk(axis: int, *arrays: Array | None) -> tuple[int, int, list[Any], Any]:
         inner = after.pop()[0]
     outer_dims = before + after
     outer = math.prod(count for count, _ in outer_dims)
-    operands: list[Any] = []
-    kept: list[Any] = [size]
-    index = 0
-    for array in arrays:
-        if array is None:
-            operands.append(_NO_OPERAND)
-            continue
-        pointer = ffi.cast("void *", array.__array_interface__["data"][0])
-        table, stride = _NULL, 0
+    c.outer, c.inner = outer, inner
+    tables: list[Array] = []
+    for index, (operand, array) in enumerate(present):
+        operand.data = _cast(_VOID, array.__array_interface__["data"][0])
+        operand.class_stride = strides[index][axis]
         if len(outer_dims) == 1:
-            stride = outer_dims[0][1][index]
+            operand.outer_stride = outer_dims[0][1][index]
         elif outer_dims and outer:
             offsets = np.zeros(1, np.int64)
             for count, steps in outer_dims:
                 offsets = np.add.outer(offsets, np.arange(count) * steps[index]).reshape(-1)
-            kept.append(offsets)
-            table = _from_buffer("int64_t[]", offsets)
-        operands.append((pointer, table, stride, strides[index][axis]))
-        index += 1
-    return outer, inner, operands, kept
+            tables.append(offsets)
+            operand.offsets = _from_buffer(_INT64S, offsets)
+    return tables
 
 
 def _merged(
     dimensions: list[int], shape: tuple[int, ...], strides: list[list[int]]
 ) -> list[tuple[int, list[int]]]:
-    """(length, stride in each array) of the dimensions, neighbours merged where that is exact."""
+    """(length, stride in each array) of the dimensions, neighbours merged where possible."""
     merged: list[tuple[int, list[int]]] = []
     for d in dimensions:
         steps = [s[d] for s in strides]

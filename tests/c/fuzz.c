@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "pyce.h"
+#include "pyce_bench.h"
 
 enum { MOST_ELEMENTS = 15000, MOST_ISAS = 8, UNTOUCHED = 0x5a };
 
@@ -376,7 +377,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bytes b = {data, size};
     if (!isas[0]) {
         for (int i = 0; i < MOST_ISAS; i++) isas[i] = pyce_isa(i);
-        pyce_set_worth(1 << 10, 1 << 10);
+        pyce_set_thread_thresholds(1 << 10, 1 << 10);
     }
     switch (below(&b, 8)) {
     case 0: fuzz_bernoulli(&b); break;

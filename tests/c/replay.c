@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "pyce.h"
+#include "pyce_bench.h"
 
 enum { RUN, CROSS_ENTROPY, BERNOULLI };
 enum { PATTERN = 0xA5 };
@@ -306,7 +307,7 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
-    pyce_set_worth(1 << 10, 1 << 10); /* small work is shared among threads, too */
+    pyce_set_thread_thresholds(1 << 10, 1 << 10); /* small work is shared among threads, too */
     char magic[8];
     get(magic, sizeof magic);
     if (memcmp(magic, "PYCECALL", 8)) {

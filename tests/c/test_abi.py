@@ -622,25 +622,25 @@ def test_labels_beside_other_errors():
 
 
 @pytest.fixture
-def worth():
-    """Sets how large a job must be to be shared; the default comes back."""
-    from pyce._backends import c
-
-    yield lib.pyce_set_worth
-    c.set_worth(2**16, 2**18)
+def set_thread_thresholds():
+    """Sets the thread thresholds; the former ones are restored."""
+    before = ffi.new("int64_t[2]")
+    lib.pyce_get_thread_thresholds(before, before + 1)
+    yield lib.pyce_set_thread_thresholds
+    lib.pyce_set_thread_thresholds(*before)
 
 
 @pytest.mark.parametrize(
-    ("sharing", "waking"), [(2**14, 0), (0, 0), (LEAST, LEAST), (2**14, BIG), (BIG, BIG)]
+    ("share", "wake"), [(2**14, 0), (0, 0), (LEAST, LEAST), (2**14, BIG), (BIG, BIG)]
 )
 @pytest.mark.parametrize("shape", [(4, 20_000, 1), (2000, 40, 1), (2, 40, 1000)], ids=str)
-def test_as_many_threads_as_there_are_numbers(worth, shape, sharing, waking):
+def test_as_many_threads_as_there_are_numbers(set_thread_thresholds, shape, share, wake):
     """Allowed are not used: a job is cut into few pieces."""
     expected = Raw(shape=shape).set(threads=1)
     assert expected.run() == lib.PYCE_OK
     # Where anything is worth a thread, the caller says how many.
-    worth(sharing, waking)
-    for threads in (2**31 - 1, 2**30, 2**30 + 1) if sharing == 2**14 else (3,):
+    set_thread_thresholds(share, wake)
+    for threads in (2**31 - 1, 2**30, 2**30 + 1) if share == 2**14 else (3,):
         raw = Raw(shape=shape).set(threads=threads)
         assert raw.run() == lib.PYCE_OK
         assert raw.arrays["result"].tobytes() == expected.arrays["result"].tobytes()

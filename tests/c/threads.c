@@ -15,6 +15,7 @@
 
 #include "pool.h"
 #include "pyce.h"
+#include "pyce_bench.h"
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -76,7 +77,7 @@ static void *resizer(void *argument) {
 int main(int count, char **words) {
     const double seconds = count > 1 ? atof(words[1]) : 10;
     for (int i = 0; i < MOST; i++) logits[i] = (float)(i * 7919 % 1000) / 1000;
-    pyce_set_worth(1024, 1024);
+    pyce_set_thread_thresholds(1 << 10, 1 << 10);
     for (int i = 0; i < SHAPES; i++) {
         if (run(i, 1, expected[i])) return 1;
     }
