@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyce.torch import _compute
-from pyce.torch._compute import SAVE_LSE, Options
+from pyce.torch._compute import SAVE_LSE
 from pyce.torch._tensors import PLAIN_TYPES
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -41,9 +41,9 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Options
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
     ) -> Any:
-        outputs = _compute.forward(input, target, weight, options)
+        outputs = _compute.forward(input, target, weight, *options)
         save(ctx, input, target, weight, options, outputs[1])
         return outputs
 
@@ -58,12 +58,16 @@ apply = super(torch.autograd.Function, _CrossEntropy).apply
 
 
 def save(
-    ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Options, saved: Any
+    ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any, saved: Any
 ) -> None:
-    """Save in `ctx` what `backward` needs."""
+    """Save in `ctx` what `backward` needs.
+
+    `options` are the arguments of `_compute.forward` behind its tensors.
+    """
     ctx.set_materialize_grads(False)
     ctx.options = options
-    if options.save == SAVE_LSE:
+    _, _, _, what, _ = options
+    if what == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
     else:
@@ -72,12 +76,13 @@ def save(
 
 def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
     """The gradients of input and target, from those of the loss and of the saved tensor."""
-    if ctx.options.save == SAVE_LSE:
-        return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss)
-    gradient, target, weight = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    if len(saved) == 4:
+        return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+    gradient = saved[0]
     second = None
     if grad_saved is not None:
-        formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
+        formulas = _Formulas(*saved, *ctx.options[:3])
         second = formulas.curvature(gradient, grad_saved)
     if grad_loss is None:
         return second, None
@@ -85,9 +90,15 @@ def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> A
     return first if second is None else first + second, None
 
 
-def _from_lse(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _from_lse(
+    ctx: Any,
+    grad_loss: Tensor,
+    lse: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    input: Tensor,
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from the saved log-sum-exp."""
-    lse, target, weight, input = ctx.saved_tensors
     options = ctx.options[:3]
     of_input = of_target = None
     if _differentiable(grad_loss):

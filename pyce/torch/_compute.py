@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,63 +22,72 @@ SAVE_NOTHING = "nothing"
 SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass only scales
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
 
-# A scalar of the dtype of the loss, for each dtype of the logits.
-_LOSS_LIKE = {
-    dtype: torch.empty(
-        (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
+# For each dtype of logits its name, and a scalar of the dtype in which the loss is computed.
+_DTYPES = {
+    dtype: (
+        name,
+        torch.empty(
+            (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
+        ),
     )
-    for dtype in DTYPE_NAMES
+    for dtype, name in DTYPE_NAMES.items()
 }
 
 
-class Options(NamedTuple):
-    """The arguments of the operator pyce::cross_entropy behind its tensors, in order."""
-
-    reduction: str
-    ignore_index: int
-    label_smoothing: float
-    save: str  # SAVE_NOTHING, SAVE_GRADIENT or SAVE_LSE
-    float32_loss: bool  # the loss is float32 whatever the dtype of the logits
-
-
 def forward(
-    input: Tensor, target: Tensor, weight: Tensor | None, options: Options
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    save: str,
+    float32_loss: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss, and the tensor that `options.save` names."""
-    save = options.save
+    """The loss, and the tensor that `save` names.
+
+    The loss has the dtype of the logits, or is float32 with `float32_loss`.
+    """
     if (
         save != SAVE_LSE
         and target.dtype is torch.int64
         and input.is_contiguous()
         and target.is_contiguous()
     ):
-        found = _at_addresses(input, target, weight, options)
+        found = _at_addresses(
+            input,
+            target,
+            weight,
+            reduction,
+            ignore_index,
+            label_smoothing,
+            save == SAVE_GRADIENT,
+            float32_loss,
+        )
         if found is not None:
             return found
     x = as_array(input)
-    arguments_of_pyce: dict[str, Any] = {
+    options: dict[str, Any] = {
         "axis": 1 if x.ndim > 1 else 0,
         "weight": None if weight is None else as_array(weight),
-        "ignore_index": options.ignore_index,
-        "label_smoothing": options.label_smoothing,
-        "reduction": options.reduction,
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
     }
     saved = None
     with _threads.at_most(torch.get_num_threads()):
         if save == SAVE_GRADIENT:
             saved = empty_gradient(input)
             loss, _ = pyce.cross_entropy_with_grad(
-                x, as_array(target), **arguments_of_pyce, out=as_array(saved)
+                x, as_array(target), **options, out=as_array(saved)
             )
         elif save == SAVE_LSE:
-            loss, lse = pyce.cross_entropy(
-                x, as_array(target), **arguments_of_pyce, return_lse=True
-            )
+            loss, lse = pyce.cross_entropy(x, as_array(target), **options, return_lse=True)
             saved = torch.from_numpy(lse)
         else:
-            loss = pyce.cross_entropy(x, as_array(target), **arguments_of_pyce)
+            loss = pyce.cross_entropy(x, as_array(target), **options)
     loss = torch.from_numpy(np.asarray(loss))
-    return loss.to(torch.float32 if options.float32_loss else input.dtype), saved
+    return loss.to(torch.float32 if float32_loss else input.dtype), saved
 
 
 def backward(
@@ -112,7 +121,14 @@ def backward(
 
 
 def _at_addresses(
-    input: Tensor, target: Tensor, weight: Tensor | None, options: Options
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    with_gradient: bool,
+    float32_loss: bool,
 ) -> tuple[Tensor, Tensor | None] | None:
     """What `forward` returns for contiguous tensors and int64 labels; None if it cannot be used.
 
@@ -121,9 +137,9 @@ def _at_addresses(
     here. An invalid argument gives None, and the general way raises the error for it.
     """
     at_addresses = current().at_addresses
-    reduction, ignore_index, label_smoothing, save, float32_loss = options
     shape = input.shape
     dtype = input.dtype
+    known = _DTYPES.get(dtype)
     if len(shape) == 2:
         inner = 1
         fits = target.dim() == 1 and target.numel() == shape[0]
@@ -136,7 +152,7 @@ def _at_addresses(
         at_addresses is None
         or not fits
         or not (logits and labels)
-        or dtype not in DTYPE_NAMES
+        or known is None
         or input.is_neg()
         or target.is_neg()
         or reduction not in arguments.REDUCTIONS
@@ -156,11 +172,11 @@ def _at_addresses(
             return None
         weight = weight.double()
         weights = weight.data_ptr()
-    gradient = empty_gradient(input) if save == SAVE_GRADIENT else None
-    like = _LOSS_LIKE[dtype]
+    gradient = empty_gradient(input) if with_gradient else None
+    dtype_name, like = known
     loss = torch.empty_like(like) if reduction != "none" else like.new_empty(shape[:1] + shape[2:])
     done = at_addresses(
-        dtype=DTYPE_NAMES[dtype],
+        dtype=dtype_name,
         reduction=reduction,
         outer=shape[0],
         classes=shape[1],

@@ -15,7 +15,7 @@ from pyce.torch import (
     _operators,  # noqa: F401  registers torch.ops.pyce.cross_entropy
 )
 from pyce.torch._autograd import apply
-from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING, Options
+from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING
 from pyce.torch._tensors import DTYPE_NAMES, HALF_TYPES, PLAIN_TYPES, check_tensor
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -149,11 +149,11 @@ def cross_entropy(
         in_backward = target.requires_grad or input.dtype is torch.float16
         save = SAVE_LSE if in_backward else SAVE_GRADIENT
     float32_loss = input.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
-    options = Options(reduction, ignore_index, label_smoothing, save, float32_loss)
+    options = (reduction, ignore_index, label_smoothing, save, float32_loss)
     if traced or not plain or dispatch_modes() or tracing_state() is not None:
         return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]
     if save is SAVE_NOTHING:
-        return _compute.forward(input, target, weight, options)[0]
+        return _compute.forward(input, target, weight, *options)[0]
     return apply(input, target, weight, options)[0]
 
 

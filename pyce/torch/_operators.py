@@ -13,25 +13,29 @@ import torch
 from torch import Tensor
 
 from pyce.torch import _autograd, _compute
-from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, Options
+from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE
 
 # Exported programs hold the names of the operators and of their arguments.
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
 
 
-def _forward(
-    input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor]:
-    """The loss and the saved tensor, which is empty where nothing is saved."""
-    loss, saved = _compute.forward(input, target, weight, Options(*options))
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """The loss and the saved tensor, which is empty if nothing is saved."""
+    loss, saved = _compute.forward(*inputs)
     return loss, loss.new_empty((0,), dtype=torch.float32) if saved is None else saved
 
 
 def _forward_fake(
-    input: Tensor, target: Tensor, weight: Tensor | None, *options: Any
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    save: str,
+    float32_loss: bool,
 ) -> tuple[Tensor, Tensor]:
     """The shapes and dtypes of what `_forward` returns."""
-    reduction, _, _, save, float32_loss = options
     axis = 1 if input.dim() > 1 else 0
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     loss = input.new_empty(
@@ -48,11 +52,11 @@ def _forward_fake(
 
 def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
     input, target, weight, *options = inputs
-    _autograd.save(ctx, input, target, weight, Options(*options), output[1])
+    _autograd.save(ctx, input, target, weight, options, output[1])
 
 
 def _differentiate(ctx: Any, *gradients: Any) -> Any:
-    return *_autograd.backward(ctx, *gradients), None, *(None,) * len(Options._fields)
+    return *_autograd.backward(ctx, *gradients), *(None,) * 6
 
 
 def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:

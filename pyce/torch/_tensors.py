@@ -18,6 +18,7 @@ HALF_TYPES = frozenset({torch.float16, torch.bfloat16})
 # Tensors of these types have no __torch_dispatch__ that would have to see an operator.
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
+_STRIDED = torch.strided
 # For arrays of at least this many bytes NumPy requests huge pages from the system, and PyTorch does
 # not: they reduce the time that the system takes to provide the memory to a quarter.
 _HUGE_PAGES_FROM = 1 << 22
@@ -32,7 +33,7 @@ def check_tensor(tensor: Any, name: str) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if not tensor.is_cpu:
         raise ValueError(f"{name} must be on the CPU, and is on {tensor.device}")
-    if tensor.layout is not torch.strided or tensor.is_nested:
+    if tensor.layout is not _STRIDED or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise ValueError(f"{name} must be a dense (strided) tensor, and is {layout}")
 
