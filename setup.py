@@ -1,11 +1,12 @@
 """Builds the C extension, and nothing else; everything about the package is in pyproject.toml.
 
-Where there is no working C compiler, pyce installs without the extension, says so loudly, and runs
+Where there is no working C compiler, pyce installs without the extension, prints a warning, and runs
 on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
 """
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
@@ -21,6 +22,13 @@ WARNING = """
 """
 
 
+def processors():
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class OptionalBuild(build_ext):
     def run(self):
         try:
@@ -31,6 +39,21 @@ class OptionalBuild(build_ext):
             print(WARNING.format(error=error), file=sys.stderr, flush=True)
             self.extensions = []
             self.distribution.ext_modules = []
+
+    def build_extension(self, ext):
+        """Compile the sources side by side; setuptools would compile one after the other."""
+        compile_sources = self.compiler.compile
+
+        def compile_in_parallel(sources, **options):
+            with ThreadPoolExecutor(processors()) as pool:
+                jobs = [pool.submit(compile_sources, [source], **options) for source in sources]
+            return [name for job in jobs for name in job.result()]
+
+        self.compiler.compile = compile_in_parallel
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = compile_sources
 
     def get_outputs(self):
         return super().get_outputs() if self.extensions else []

@@ -10,20 +10,8 @@ import cffi
 
 FOLDER = Path(__file__).resolve().parent
 HEADERS = ["pyce.h", "pyce_bench.h"]
-SOURCES = [
-    "api.c",
-    "bernoulli.c",
-    "cache.c",
-    "dispatch.c",
-    "floor.c",
-    "plan.c",
-    "pool.c",
-    "run.c",
-    "validate.c",
-    "kernels/isa_avx512.c",
-    "kernels/isa_avx2.c",
-    "kernels/isa_scalar.c",
-]
+# The core, and the kernels for each instruction set and dtype (csrc/kernels/targets.h).
+SOURCES = [*sorted(FOLDER.glob("*.c")), *sorted((FOLDER / "kernels" / "instances").glob("*.c"))]
 # Nothing here is about the building machine: the instruction set is chosen at run time. Contraction
 # is off because every fused multiply-add is written as one, so that all dialects round alike.
 COMPILE_ARGS = [
@@ -50,7 +38,7 @@ ffi.cdef(declarations())
 ffi.set_source(
     "pyce._pyce",
     "".join(f'#include "{header}"\n' for header in HEADERS),
-    sources=[f"csrc/{source}" for source in SOURCES],
+    sources=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in SOURCES],
     include_dirs=["csrc"],
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
     extra_compile_args=COMPILE_ARGS,

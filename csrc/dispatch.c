@@ -4,13 +4,9 @@
 #include <string.h>
 
 /* Widest first. */
-static const pyce_kernels *const table[] = {
-#if defined(__x86_64__)
-    &pyce_kernels_avx512,
-    &pyce_kernels_avx2,
-#endif
-    &pyce_kernels_scalar,
-};
+#define ENTRY(target) &pyce_kernels_##target,
+static const pyce_kernels *const table[] = {PYCE_TARGETS(ENTRY)};
+#undef ENTRY
 enum { COUNT = sizeof table / sizeof *table };
 
 static _Atomic(const pyce_kernels *) in_use;

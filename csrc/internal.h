@@ -20,10 +20,7 @@ static inline size_t pyce_item_alignment(int dtype) {
     return alignment[dtype];
 }
 
-/* Whether an operation writes `result`, and whether it computes a loss. */
-static inline int pyce_has_result(const pyce_problem *p) {
-    return p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
-}
+/* Whether an operation computes a loss. */
 static inline int pyce_has_loss(const pyce_problem *p) {
     return p->operation == PYCE_FORWARD || p->operation == PYCE_FORWARD_BACKWARD;
 }

@@ -61,39 +61,39 @@ _Static_assert((PYCE_TILE & (PYCE_TILE - 1)) == 0 && PYCE_TILE >= PYCE_LEAST_TIL
    row, where the sum of a row's tile is the row's loss. */
 _Static_assert(TILE_ELEMENTS / (2 * PYCE_LEAST_TILE) < PYCE_BLOCK,
                "rows of several blocks have the least tile");
-_Static_assert(PYCE_NARROW < PYCE_BLOCK, "rows of several blocks are not computed in lanes");
+_Static_assert(PYCE_FEW < PYCE_BLOCK, "rows of several blocks are not computed one per lane");
 
 /* The factors of the label's term and of the soft-target term, with the errors of their rounding. */
 static void plan_coefficients(const pyce_problem *p, pyce_job *job) {
     const int smooth = p->smoothing > 0;
     const double classes = (double)p->classes;
-    job->certain = 1.0 - p->smoothing;
-    job->certain_low = (1.0 - job->certain) - p->smoothing;
-    job->even = p->smoothing / classes;
-    job->even_low = __builtin_fma(-job->even, classes, p->smoothing) / classes;
+    job->on_value = 1.0 - p->smoothing;
+    job->on_value_error = (1.0 - job->on_value) - p->smoothing;
+    job->off_value = p->smoothing / classes;
+    job->off_value_error = __builtin_fma(-job->off_value, classes, p->smoothing) / classes;
     job->label_part = 1.0;
-    job->dense = DENSE_NONE;
+    job->soft = SOFT_NONE;
     if (p->target == PYCE_PROBABILITIES) {
-        job->dense = DENSE_PROBS;
-        job->dense_part = 1.0;
+        job->soft = SOFT_PROBS;
+        job->soft_part = 1.0;
         job->blended = p->weight || smooth;
     } else if (p->target != PYCE_NO_TARGET && smooth) {
-        job->dense = p->weight ? DENSE_WEIGHT : DENSE_ONE;
-        job->label_part = job->certain;
-        job->label_part_low = job->certain_low;
-        job->dense_part = job->even;
-        job->dense_part_low = job->even_low;
+        job->soft = p->weight ? SOFT_WEIGHT : SOFT_ONE;
+        job->label_part = job->on_value;
+        job->label_part_error = job->on_value_error;
+        job->soft_part = job->off_value;
+        job->soft_part_error = job->off_value_error;
     }
-    job->plain = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
+    job->unweighted = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
 }
 
 /* The pivot: only the label's gradient contains p − 1, except that with smoothing, class weights can
    bring another class close to it. Softmax in double precision needs S with the largest term left
    out of the sum; in single precision it needs no pivot. */
 static int pivot_of(const pyce_problem *p) {
-    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) return OWN_NONE;
-    if (p->labels && !(p->smoothing > 0 && p->weight)) return OWN_LABEL;
-    return OWN_MAX;
+    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) return PIVOT_NONE;
+    if (p->labels && !(p->smoothing > 0 && p->weight)) return PIVOT_LABEL;
+    return PIVOT_MAX;
 }
 
 static int64_t tile_of(const pyce_problem *p) {
@@ -106,7 +106,7 @@ static int64_t tile_of(const pyce_problem *p) {
 void pyce_plan(const pyce_problem *p, pyce_job *job) {
     *job = (pyce_job){.p = p};
     plan_coefficients(p, job);
-    job->own = pivot_of(p);
+    job->pivot = pivot_of(p);
     job->tile = tile_of(p);
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     const double cache = (double)pyce_last_cache(), classes = (double)p->classes;

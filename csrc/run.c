@@ -28,7 +28,7 @@ static void run_tiles(void *context, int64_t begin, int64_t end, void *scratch) 
     const pyce_job *job = w->job;
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t last = end * job->tile < rows ? end * job->tile : rows;
-    w->kernels->rows[job->p->dtype](job, begin * job->tile, last, scratch, w->sums);
+    w->kernels->rows[job->p->dtype]->run(job, begin * job->tile, last, scratch, w->sums);
 }
 
 /* Threads share the rows, tile by tile. */
@@ -40,46 +40,47 @@ static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int thread
                             .context = &context,
                             .pieces = tiles,
                             .grain = pyce_grain(tiles, threads),
-                            .scratch = kernels->scratch[job->p->dtype](job)};
+                            .scratch = kernels->rows[job->p->dtype]->scratch(job)};
     return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
 }
 
-static void measure_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
+static void find_statistics(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->measure[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, scratch);
+    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, begin, end, w->blocks, scratch);
 }
 
 static void write_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->write[w->job->p->dtype](w->job, w->row, begin, end, w->blocks, w->row_state,
-                                        scratch);
+    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, begin, end, w->blocks, w->row_state,
+                                              scratch);
 }
 
 /* The rows one after the other; threads share each of them, block by block. */
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
     /* The row state begins a whole number of cache lines before the blocks. */
-    _Static_assert(PYCE_SETTLED % 64 == 0, "blocks are aligned");
-    void *memory = platform_allocate(PYCE_SETTLED + (size_t)job->blocks * sizeof(pyce_block));
+    _Static_assert(PYCE_STATE_BYTES % 64 == 0, "blocks are aligned");
+    void *memory = platform_allocate(PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block));
     if (!memory) return PYCE_NO_MEMORY;
     row_work context = {.kernels = kernels,
                         .job = job,
-                        .blocks = (void *)((char *)memory + PYCE_SETTLED),
+                        .blocks = (void *)((char *)memory + PYCE_STATE_BYTES),
                         .row_state = memory};
-    pyce_work measure = {.work = measure_blocks,
-                         .context = &context,
-                         .pieces = job->blocks,
-                         .grain = pyce_grain(job->blocks, threads),
-                         .scratch = kernels->scratch[p->dtype](job)};
-    pyce_work write = measure;
+    pyce_work statistics = {.work = find_statistics,
+                            .context = &context,
+                            .pieces = job->blocks,
+                            .grain = pyce_grain(job->blocks, threads),
+                            .scratch = kernels->rows[p->dtype]->scratch(job)};
+    pyce_work write = statistics;
     write.work = write_blocks;
     int status = PYCE_OK;
     for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
         context.row = row;
-        if (pyce_pool_run(&measure, threads)) status = PYCE_NO_MEMORY;
+        if (pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
         if (status != PYCE_OK) break;
         double losses[PYCE_TILE];
-        kernels->settle[p->dtype](job, row, context.blocks, context.row_state, losses, sums);
+        kernels->rows[p->dtype]->finalize(job, row, context.blocks, context.row_state, losses,
+                                          sums);
         if (pyce_has_result(p) && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
     platform_free(memory);
@@ -159,7 +160,7 @@ __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
     pyce_plan(p, &job);
     job.grad_scale = p->grad_loss / denominator;
     const double error = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
-    job.grad_scale_low = isfinite(error) ? error : 0;
+    job.grad_scale_error = isfinite(error) ? error : 0;
 
     const int reduce = pyce_has_loss(p) && p->reduction != PYCE_NONE;
     const int64_t tiles = (rows + job.tile - 1) / job.tile;

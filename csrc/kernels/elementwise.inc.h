@@ -1,55 +1,65 @@
-/* What is not a softmax: labels, the Bernoulli loss, and the copies that kernels are measured by. */
+/* What does not depend on the dtype of the logits: labels, the Bernoulli loss (in double precision),
+ * and the copies that kernels are measured against.
+ */
 
 /* -- labels ----------------------------------------------------------------------------------- */
 
-#define LABELS(name, type, SCAN)                                                                    \
-    static int64_t name(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,          \
-                        double *weight) {                                                           \
-        const type *labels = p->labels;                                                             \
-        const int64_t classes = p->classes, ignore = p->ignore_index;                               \
-        int64_t kept = 0;                                                                           \
-        int wrong = 0;                                                                              \
-        const int64_t whole = (end - begin) / 8 * 8;                                                \
-        wrong = SCAN(labels + begin, whole, ignore, classes, &kept);                                \
-        for (int64_t i = begin + whole; i < end; i++) {                                             \
-            const int64_t label = labels[i];                                                        \
-            kept += label != ignore;                                                                \
-            wrong |= label != ignore && (label < 0 || label >= classes);                            \
-        }                                                                                           \
-        *count = kept;                                                                              \
-        *weight = (double)kept;                                                                     \
-        if (wrong) {                                                                                \
-            for (int64_t i = begin;; i++) {                                                         \
-                const int64_t label = labels[i];                                                    \
-                if (label != ignore && (label < 0 || label >= classes)) return i;                   \
-            }                                                                                       \
-        }                                                                                           \
-        if (p->weight || p->sample_weight) {                                                        \
-            /* Eight running sums and what they lost, so that they need not wait for each other. */ \
-            double sum[8] = {0}, lost[8] = {0};                                                     \
-            for (int64_t i = begin; i < end; i++) {                                                 \
-                if (labels[i] == ignore) continue;                                                  \
-                const double w = p->weight ? p->weight[labels[i]] : 1.0;                            \
-                const double s = p->sample_weight ? p->sample_weight[i] : 1.0;                      \
-                const double share = w * s, total = sum[i & 7] + share, back = total - sum[i & 7];  \
-                lost[i & 7] += (sum[i & 7] - (total - back)) + (share - back);                      \
-                lost[i & 7] += __builtin_fma(w, s, -share);                                         \
-                sum[i & 7] = total;                                                                 \
-            }                                                                                       \
-            double total = 0, low = 0;                                                              \
-            for (int i = 0; i < 8; i++) {                                                           \
-                const double next = total + sum[i], back = next - total;                            \
-                low += ((total - (next - back)) + (sum[i] - back)) + lost[i];                       \
-                total = next;                                                                       \
-            }                                                                                       \
-            total += low;                                                                           \
-            *weight = total;                                                                        \
-        }                                                                                           \
-        return -1;                                                                                  \
+INLINE int64_t label_at(const pyce_problem *p, const int wide, int64_t i) {
+    return wide ? ((const int64_t *)p->labels)[i] : ((const int32_t *)p->labels)[i];
+}
+
+/* See kernels.h. `wide`: whether labels have 64 bits. */
+INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin, int64_t end,
+                            int64_t *count, double *weight) {
+    const int64_t classes = p->classes, ignore = p->ignore_index;
+    const int64_t whole = (end - begin) / 8 * 8;
+    int64_t valid = 0;
+    int wrong =
+        wide ? scan_labels64((const int64_t *)p->labels + begin, whole, ignore, classes, &valid)
+             : scan_labels32((const int32_t *)p->labels + begin, whole, ignore, classes, &valid);
+    for (int64_t i = begin + whole; i < end; i++) {
+        const int64_t label = label_at(p, wide, i);
+        valid += label != ignore;
+        wrong |= label != ignore && (label < 0 || label >= classes);
     }
-LABELS(labels32, int32_t, scan_labels32)
-LABELS(labels64, int64_t, scan_labels64)
-#undef LABELS
+    *count = valid;
+    *weight = (double)valid;
+    if (wrong) {
+        for (int64_t i = begin;; i++) {
+            const int64_t label = label_at(p, wide, i);
+            if (label != ignore && (label < 0 || label >= classes)) return i;
+        }
+    }
+    if (p->weight || p->sample_weight) {
+        /* Eight running sums, so that additions need not wait for each other. */
+        double sum[8] = {0}, error[8] = {0};
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t label = label_at(p, wide, i);
+            if (label == ignore) continue;
+            const double w = p->weight ? p->weight[label] : 1.0;
+            const double s = p->sample_weight ? p->sample_weight[i] : 1.0;
+            const double product = w * s;
+            compensated_add(&sum[i & 7], product, &error[i & 7]);
+            error[i & 7] += __builtin_fma(w, s, -product);
+        }
+        double total = 0, total_error = 0;
+        for (int i = 0; i < 8; i++) {
+            double lost;
+            total = two_sum(total, sum[i], &lost);
+            total_error += lost + error[i];
+        }
+        *weight = total + total_error;
+    }
+    return -1;
+}
+static int64_t labels32(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
+                        double *weight) {
+    return check_labels(p, 0, begin, end, count, weight);
+}
+static int64_t labels64(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
+                        double *weight) {
+    return check_labels(p, 1, begin, end, count, weight);
+}
 
 /* -- Bernoulli -------------------------------------------------------------------------------- */
 
@@ -57,17 +67,17 @@ LABELS(labels64, int64_t, scan_labels64)
 INLINE vd product_or_0(vd a, vd b) { return vd_drop(vd_eq(a, vd_set1(0)), vd_mul(a, b)); }
 
 /* loss = w·(pw·t·softplus(−x) + (1 − t)·softplus(x)) with softplus(x) = max(x, 0) + log1p(e^−|x|),
- * and its derivative w·((1 − t)·σ(x) − pw·t·σ(−x)), in double precision. */
+ * and its derivative w·((1 − t)·σ(x) − pw·t·σ(−x)). */
 INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd minus = vd_sub(zero, x);
     const vd size = vd_max(x, minus);
     /* exp(−|x|); 0 where that is below the normal numbers. */
-    const vd_normaliser norm = vd_normaliser_of(zero, zero, vd_set1(-707.0));
-    const vd e = vd_exp(vd_sub(zero, size), norm);
-    vd low;
-    const vd log = vd_log1p(e, 1, &low);
-    (void)low;
+    const normaliser norm = normaliser_from(zero, zero, vd_set1(-707.0));
+    const vd e = exp1(vd_sub(zero, size), norm);
+    vd error;
+    const vd log = vd_log1p(e, 1, &error);
+    (void)error;
     const vd positive = vd_add(vd_max(x, zero), log), negative = vd_add(vd_max(minus, zero), log);
     const vd yes = vd_mul(pw, t), no = vd_sub(one, t);
     const vd loss = vd_add(product_or_0(yes, negative), product_or_0(no, positive));
@@ -81,38 +91,53 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     return vd_add(product_or_0(w, all), vd_drop(vd_eq(all, all), all));
 }
 
-/* The losses of eight elements enter the sum together; the sum is carried with what it lost. */
-#define BERNOULLI(name, type, READ, WRITE)                                                         \
-    static double name(int64_t begin, int64_t end, const void *xs, const void *ts, const void *ws, \
-                       const void *pws, void *losses, void *grads, double scale) {                 \
-        vd_sum sum = vd_sum_zero();                                                                \
-        for (int64_t i = begin; i < end; i += 8) {                                                 \
-            const int n = end - i < 8 ? (int)(end - i) : 8;                                        \
-            const vd x = READ((const type *)xs + i, n), t = READ((const type *)ts + i, n);         \
-            const vd w = ws ? READ((const type *)ws + i, n) : vd_set1(1.0);                        \
-            const vd pw = pws ? READ((const type *)pws + i, n) : vd_set1(1.0);                     \
-            vd grad;                                                                               \
-            const vd loss = bernoulli8(x, t, w, pw, &grad);                                        \
-            if (losses) WRITE((type *)losses + i, n, loss);                                        \
-            if (grads) WRITE((type *)grads + i, n, vd_mul(grad, vd_set1(scale)));                  \
-            double part[8] = {0};                                                                  \
-            vd_storen(part, n, loss);                                                              \
-            vd_sum_add(&sum, vd_load(part));                                                       \
-        }                                                                                          \
-        double low;                                                                                \
-        const double total = vd_sum_total(sum, &low);                                              \
-        return total + low;                                                                        \
+/* n of eight numbers from number i on; 1 where there is no array. */
+INLINE vd read8(const void *from, const int doubles, int64_t i, int n) {
+    if (!from) return vd_set1(1.0);
+    return doubles ? vd_loadn((const double *)from + i, n, 0)
+                   : vf_widen_lo(vf_loadn((const float *)from + i, n, 0));
+}
+INLINE void write8(void *to, const int doubles, int64_t i, int n, vd a) {
+    if (doubles) {
+        vd_storen((double *)to + i, n, a);
+    } else {
+        vf_storen((float *)to + i, n, vf_narrow(a, a));
     }
-INLINE vd read_floats(const float *p, int n) { return vf_widen_lo(vf_loadn(p, n, 0)); }
-INLINE void write_floats(float *p, int n, vd a) { vf_storen(p, n, vf_narrow(a, a)); }
-INLINE vd read_doubles(const double *p, int n) { return vd_loadn(p, n, 0); }
-BERNOULLI(bernoulli_f32, float, read_floats, write_floats)
-BERNOULLI(bernoulli_f64, double, read_doubles, vd_storen)
-#undef BERNOULLI
+}
+
+/* The losses of eight elements enter the sum together; the sum is compensated. */
+INLINE double bernoulli(const int doubles, int64_t begin, int64_t end, const void *xs,
+                        const void *ts, const void *ws, const void *pws, void *losses, void *grads,
+                        double scale) {
+    vsum sum = sum_zero();
+    for (int64_t i = begin; i < end; i += 8) {
+        const int n = end - i < 8 ? (int)(end - i) : 8;
+        const vd x = read8(xs, doubles, i, n), t = read8(ts, doubles, i, n);
+        const vd w = read8(ws, doubles, i, n), pw = read8(pws, doubles, i, n);
+        vd grad;
+        const vd loss = bernoulli8(x, t, w, pw, &grad);
+        if (losses) write8(losses, doubles, i, n, loss);
+        if (grads) write8(grads, doubles, i, n, vd_mul(grad, vd_set1(scale)));
+        double part[8] = {0};
+        vd_storen(part, n, loss);
+        sum_add(&sum, vd_load(part));
+    }
+    double error;
+    const double total = sum_total(sum, &error);
+    return total + error;
+}
+static double bernoulli_f32(int64_t begin, int64_t end, const void *x, const void *t, const void *w,
+                            const void *pw, void *losses, void *grad, double scale) {
+    return bernoulli(0, begin, end, x, t, w, pw, losses, grad, scale);
+}
+static double bernoulli_f64(int64_t begin, int64_t end, const void *x, const void *t, const void *w,
+                            const void *pw, void *losses, void *grad, double scale) {
+    return bernoulli(1, begin, end, x, t, w, pw, losses, grad, scale);
+}
 
 /* -- limits ------------------------------------------------------------------------------------- */
 
-/* Copy past the caches; `to` is 64-byte aligned. */
+/* A copy that bypasses the caches; `to` is 64-byte aligned. */
 static void stream_copy(char *to, const char *from, size_t bytes) {
     size_t i = 0;
     for (; i + 256 <= bytes; i += 256) {
@@ -125,7 +150,7 @@ static void stream_copy(char *to, const char *from, size_t bytes) {
     for (; i < bytes; i++) to[i] = from[i];
 }
 
-/* Read every line; the result keeps the compiler from leaving it out. */
+/* Reads every line; the result depends on all, so that the compiler reads them. */
 static uint64_t read_lines(const char *from, size_t bytes) {
     vf a = vf_set1(0), b = a, c = a, d = a;
     for (size_t i = 0; i + 256 <= bytes; i += 256) {

@@ -1,89 +1,114 @@
-/* What passes between pyce.c and the kernels of one instruction set. */
+/* The interface between the core (plan, threads, reduction) and the kernels of one target. */
 #ifndef PYCE_KERNELS_H
 #define PYCE_KERNELS_H
 
 #include <stddef.h>
-#include <string.h>
 #include <stdint.h>
 
 #include "../pyce.h"
+#include "targets.h"
 
-/* Before a loop over an array of vectors, so that they stay in registers. */
-#define UNROLL _Pragma("GCC unroll 16")
-
-/* Classes that share one normaliser; rows are cut here when threads share them. */
+/* Classes that share one normaliser. A row that several threads share is cut at multiples of it. */
 #define PYCE_BLOCK 2048
-/* Up to this many classes, rows go in lanes (lanes.inc.h); above, lanes along a row (short.inc.h up to
-   PYCE_BLOCK classes, then wide.inc.h). */
-#define PYCE_NARROW 64
-/* Up to this many classes, rows that lie one after the other are loaded whole and sorted by class. */
-#define PYCE_TINY 8
-/* Bounds of the rows whose losses are added up as one leaf of the reduction tree. */
+/* Up to this many classes, one row per lane (few.inc.h); above, vectors run along the class axis
+   (medium.inc.h up to PYCE_BLOCK classes, then many.inc.h). */
+#define PYCE_FEW 64
+/* Upper bound on the rows of a tile: rows whose losses one leaf of the reduction adds up. */
 #define PYCE_TILE 1024
-/* Bytes that hold what the kernels know of a settled row. */
-#define PYCE_SETTLED 12288
+/* Upper bound on sizeof(row_state), see row_state.inc.h. */
+#define PYCE_STATE_BYTES 12288
 
-/* Which class stays out of a row's sum and gets its gradient from the sum of the others. */
-enum { OWN_NONE, OWN_LABEL, OWN_MAX };
-/* What multiplies every class in loss and gradient, beside the label: see row_coefficients. */
-enum { DENSE_NONE, DENSE_ONE, DENSE_WEIGHT, DENSE_PROBS };
+/* Which class a row's sum leaves out. Its gradient comes from the sum of the other classes, so that
+   p − 1 is never formed. */
+enum { PIVOT_NONE, PIVOT_LABEL, PIVOT_MAX };
+/* The factors b of the soft-target term, one per class: none; 1; the class weights; or the
+   probability targets, with class weights and smoothing applied. See finalize.inc.h. */
+enum { SOFT_NONE, SOFT_ONE, SOFT_WEIGHT, SOFT_PROBS };
 
-/* A checked problem and what follows from it once for all rows. */
+/* A checked problem and what all of its rows have in common. A field *_error is what rounding the
+   field before it lost. */
 typedef struct {
     const pyce_problem *p;
-    int own;               /* OWN_… */
-    int dense;             /* DENSE_… */
-    int plain;             /* no weights of labels or rows */
-    int blended;           /* DENSE_PROBS whose b are not the targets: class weights or smoothing */
-    int streaming;         /* whether results go past the caches */
-    int recompute;         /* whether exponentials are computed again rather than kept for a row */
-    double label_part;     /* factor of the label's term: 1, or 1 − smoothing */
-    double dense_part;     /* factor of the dense terms: smoothing/classes, or 1 */
-    double label_part_low; /* what rounding these two lost */
-    double dense_part_low;
-    double certain, certain_low; /* 1 − smoothing */
-    double even, even_low;       /* smoothing/classes */
-    double grad_scale;           /* of every row: grad_loss / denominator */
-    double grad_scale_low;       /* what rounding that lost */
-    int64_t tile;                /* rows of one leaf of the reduction, a power of two */
-    int64_t blocks;              /* of PYCE_BLOCK classes in a row */
+    int pivot;      /* PIVOT_… */
+    int soft;       /* SOFT_… */
+    int unweighted; /* no weights of labels or rows */
+    int blended;    /* SOFT_PROBS where b are not the targets: class weights or smoothing */
+    int streaming;  /* whether results bypass the caches */
+    int recompute;  /* whether exponentials are computed twice instead of being stored for a row */
+    double label_part; /* factor of the label's term: 1, or 1 − smoothing */
+    double soft_part;  /* factor of the soft-target term: smoothing/classes, or 1 */
+    double label_part_error;
+    double soft_part_error;
+    double on_value, on_value_error;   /* 1 − smoothing */
+    double off_value, off_value_error; /* smoothing/classes */
+    double grad_scale;                 /* factor of every row's gradient: grad_loss/denominator */
+    double grad_scale_error;
+    int64_t tile;   /* rows of a tile, a power of two */
+    int64_t blocks; /* of PYCE_BLOCK classes in a row */
 } pyce_job;
 
-/* Statistics of one block of a row, for rows that several threads share. */
+/* Statistics of one block of a row: e is relative to the block's normaliser. */
 typedef struct {
-    double max;               /* of the block */
-    double scale;             /* from the block's normaliser to the row's */
-    double sum;               /* of e over the block without its own class */
-    double sum_low;           /* what rounding sum lost; double logits only */
-    double dense, dense_loss; /* Σ b and Σ b·(max − x) */
-    double dense_low, dense_loss_low;
-    int64_t own; /* class left out, or −1 */
+    double max;
+    double scale;               /* from the block's normaliser to the row's */
+    double sum;                 /* of e over the block without its pivot */
+    double sum_error;           /* float64 logits only */
+    double soft_sum, soft_loss; /* Σ b and Σ b·(max − x) */
+    double soft_sum_error, soft_loss_error;
+    int64_t pivot; /* the class left out, or −1 */
 } pyce_block;
 
+/* The kernels for one dtype of logits. */
 typedef struct {
-    const char *name;
-    int (*supported)(void);
-    /* By dtype. Rows begin…end, begin a multiple of job->tile; one sum of losses per tile. */
-    void (*rows[4])(const pyce_job *job, int64_t begin, int64_t end, void *scratch, double *sums);
-    size_t (*scratch[4])(const pyce_job *job);
-    /* A row that threads share: statistics of blocks first…last, what follows for the row (kept in
-       `settled`, PYCE_SETTLED bytes; the loss as by `rows`), then the result of blocks first…last. */
-    void (*measure[4])(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+    /* Rows begin…end, begin a multiple of job->tile; one sum of losses per tile. */
+    void (*run)(const pyce_job *job, int64_t begin, int64_t end, void *scratch, double *sums);
+    size_t (*scratch)(const pyce_job *job);
+    /* A row that threads share, in three steps: statistics of blocks first…last; what follows for the
+       row (kept in `state`, PYCE_STATE_BYTES bytes; the loss as `run` has it); the result of blocks
+       first…last. */
+    void (*statistics)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
                        pyce_block *blocks, void *scratch);
-    void (*settle[4])(const pyce_job *job, int64_t row, pyce_block *blocks, void *settled,
-                      double *losses, double *sums);
-    void (*write[4])(const pyce_job *job, int64_t row, int64_t first, int64_t last,
-                     const pyce_block *blocks, const void *settled, void *scratch);
-    /* Labels begin…end: how many count, their summed weights, and the first that is out of range
-       (or −1). */
+    void (*finalize)(const pyce_job *job, int64_t row, pyce_block *blocks, void *state,
+                     double *losses, double *sums);
+    void (*write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
+                  const pyce_block *blocks, const void *state, void *scratch);
+} pyce_row_kernels;
+
+/* The kernels of one target. */
+typedef struct {
+    const char *name; /* in the public interface */
+    int (*supported)(void);
+    const pyce_row_kernels *rows[4]; /* by dtype */
+    /* Labels begin…end, by width (32 and 64 bits): the number of valid ones, their summed weights,
+       and the first that is out of range (or −1). */
     int64_t (*labels[2])(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
                          double *weight);
+    /* By dtype: float32 and float64. */
     double (*bernoulli[2])(int64_t begin, int64_t end, const void *x, const void *t, const void *w,
                            const void *pw, void *losses, void *grad, double scale);
     void (*copy)(char *to, const char *from, size_t bytes);
     uint64_t (*read)(const char *from, size_t bytes);
 } pyce_kernels;
 
-extern const pyce_kernels pyce_kernels_avx512, pyce_kernels_avx2, pyce_kernels_scalar;
+/* Whether the operation writes an array of the shape of the logits. */
+static inline int pyce_has_result(const pyce_problem *p) {
+    return p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+}
+
+#define PYCE_DECLARE_TARGET(target)                                                                \
+    extern const pyce_kernels pyce_kernels_##target;                                               \
+    extern const pyce_row_kernels pyce_rows_##target##_f32, pyce_rows_##target##_f64,              \
+        pyce_rows_##target##_f16, pyce_rows_##target##_bf16;
+PYCE_TARGETS(PYCE_DECLARE_TARGET)
+#undef PYCE_DECLARE_TARGET
+
+/* Before a loop over an array of vectors, so that they stay in registers. */
+#define UNROLL _Pragma("GCC unroll 16")
+
+_Static_assert(PYCE_TILE >= 8 && (PYCE_TILE & (PYCE_TILE - 1)) == 0,
+               "a tile is added up by halves, eight lanes at a time");
+_Static_assert(PYCE_FEW < PYCE_BLOCK, "rows of few classes are rows of one block");
+/* Class numbers within a block are compared as numbers of the compute type. */
+_Static_assert(PYCE_BLOCK <= 1 << 24, "a float holds every class number of a block");
 
 #endif

@@ -1,11 +1,29 @@
-/* The vocabulary of the kernels in AVX2 with FMA and F16C: each 64-byte vector is two registers.
- * What the operations mean stands in simd_scalar.h.
+/* The vector operations of the kernels in AVX2 with FMA and F16C: each 64-byte vector is two registers.
+ * simd_plain.h defines what each operation means.
  */
+#define TARGET avx2
+#define TARGET_NAME "avx2"
+/* Every processor with AVX2 and FMA has F16C, which older compilers cannot ask for. */
+#define TARGET_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#ifndef INLINE /* the sanitizers' builds define it: inlined code takes them minutes to compile */
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
-/* Vectors whose exponentials are computed in step. */
+#include "kernels.h"
+
+/* Number of vectors whose exponentials are computed together: see exp8. */
 #define VF_TOGETHER 1
 #define VD_TOGETHER 1
 
@@ -199,34 +217,54 @@ INLINE __m128i to_bf16(__m256 a) {
     return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
-#define HALF_MEMORY(type)                                                                          \
-    INLINE vf vf_load_##type(const uint16_t *p) {                                                  \
-        return vf_of(from_##type(_mm_loadu_si128((const __m128i *)p)),                             \
-                     from_##type(_mm_loadu_si128((const __m128i *)(p + 8))));                      \
-    }                                                                                              \
-    INLINE vf vf_loadn_##type(const uint16_t *p, int n, float fill) {                              \
-        uint16_t h[16] = {0};                                                                      \
-        float f[16];                                                                               \
-        memcpy(h, p, (size_t)n * sizeof *h);                                                       \
-        vf_store(f, vf_load_##type(h));                                                            \
-        return vf_loadn(f, n, fill);                                                               \
-    }                                                                                              \
-    INLINE void vf_store_##type(uint16_t *p, vf a) {                                               \
-        _mm_storeu_si128((__m128i *)p, to_##type(a.lo));                                           \
-        _mm_storeu_si128((__m128i *)(p + 8), to_##type(a.hi));                                     \
-    }                                                                                              \
-    INLINE void vf_storen_##type(uint16_t *p, int n, vf a) {                                       \
-        uint16_t h[16];                                                                            \
-        vf_store_##type(h, a);                                                                     \
-        memcpy(p, h, (size_t)n * sizeof *h);                                                       \
-    }                                                                                              \
-    INLINE void vf_stream_##type(uint16_t *p, vf a) {                                              \
-        _mm_stream_si128((__m128i *)p, to_##type(a.lo));                                           \
-        _mm_stream_si128((__m128i *)(p + 8), to_##type(a.hi));                                     \
-    }
-HALF_MEMORY(f16)
-HALF_MEMORY(bf16)
-#undef HALF_MEMORY
+INLINE vf vf_load_f16(const uint16_t *p) {
+    return vf_of(from_f16(_mm_loadu_si128((const __m128i *)p)),
+                 from_f16(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+INLINE vf vf_loadn_f16(const uint16_t *p, int n, float fill) {
+    uint16_t h[16] = {0};
+    float f[16];
+    memcpy(h, p, (size_t)n * sizeof *h);
+    vf_store(f, vf_load_f16(h));
+    return vf_loadn(f, n, fill);
+}
+INLINE void vf_store_f16(uint16_t *p, vf a) {
+    _mm_storeu_si128((__m128i *)p, to_f16(a.lo));
+    _mm_storeu_si128((__m128i *)(p + 8), to_f16(a.hi));
+}
+INLINE void vf_storen_f16(uint16_t *p, int n, vf a) {
+    uint16_t h[16];
+    vf_store_f16(h, a);
+    memcpy(p, h, (size_t)n * sizeof *h);
+}
+INLINE void vf_stream_f16(uint16_t *p, vf a) {
+    _mm_stream_si128((__m128i *)p, to_f16(a.lo));
+    _mm_stream_si128((__m128i *)(p + 8), to_f16(a.hi));
+}
+INLINE vf vf_load_bf16(const uint16_t *p) {
+    return vf_of(from_bf16(_mm_loadu_si128((const __m128i *)p)),
+                 from_bf16(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+INLINE vf vf_loadn_bf16(const uint16_t *p, int n, float fill) {
+    uint16_t h[16] = {0};
+    float f[16];
+    memcpy(h, p, (size_t)n * sizeof *h);
+    vf_store(f, vf_load_bf16(h));
+    return vf_loadn(f, n, fill);
+}
+INLINE void vf_store_bf16(uint16_t *p, vf a) {
+    _mm_storeu_si128((__m128i *)p, to_bf16(a.lo));
+    _mm_storeu_si128((__m128i *)(p + 8), to_bf16(a.hi));
+}
+INLINE void vf_storen_bf16(uint16_t *p, int n, vf a) {
+    uint16_t h[16];
+    vf_store_bf16(h, a);
+    memcpy(p, h, (size_t)n * sizeof *h);
+}
+INLINE void vf_stream_bf16(uint16_t *p, vf a) {
+    _mm_stream_si128((__m128i *)p, to_bf16(a.lo));
+    _mm_stream_si128((__m128i *)(p + 8), to_bf16(a.hi));
+}
 
 /* -- double ---------------------------------------------------------------------------------- */
 
@@ -349,40 +387,57 @@ INLINE __m256d labels_of(__m256i l, int64_t ignore) {
     const __m256d magic = _mm256_set1_pd(0x1.8p52);
     const __m256i sum = _mm256_add_epi64(l, _mm256_castpd_si256(magic));
     const __m256d number = _mm256_sub_pd(_mm256_castsi256_pd(sum), magic);
-    const __m256i dead = _mm256_cmpeq_epi64(l, _mm256_set1_epi64x(ignore));
-    return _mm256_blendv_pd(number, _mm256_set1_pd(-1.0), _mm256_castsi256_pd(dead));
+    const __m256i ignored = _mm256_cmpeq_epi64(l, _mm256_set1_epi64x(ignore));
+    return _mm256_blendv_pd(number, _mm256_set1_pd(-1.0), _mm256_castsi256_pd(ignored));
 }
 INLINE __m256i load_labels64(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE __m256i load_labels32(const int32_t *p) {
     return _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)p));
 }
-#define LABELS_OF(type, bits)                                                                      \
-    INLINE vd vd_labels##bits(const type *p, int64_t ignore) {                                     \
-        return vd_of(labels_of(load_labels##bits(p), ignore),                                      \
-                     labels_of(load_labels##bits(p + 4), ignore));                                 \
-    }                                                                                              \
-    INLINE int scan_labels##bits(const type *p, int64_t n, int64_t ignore, int64_t classes,        \
-                                 int64_t *kept) {                                                  \
-        const __m256i none = _mm256_set1_epi64x(ignore), top = _mm256_set1_epi64x(classes);        \
-        const __m256i zero = _mm256_setzero_si256();                                               \
-        __m256i wrong = zero, dropped = zero;                                                      \
-        for (int64_t i = 0; i < n; i += 4) {                                                       \
-            const __m256i l = load_labels##bits(p + i);                                            \
-            const __m256i dead = _mm256_cmpeq_epi64(l, none);                                      \
-            const __m256i right =                                                                  \
-                _mm256_andnot_si256(_mm256_cmpgt_epi64(zero, l), _mm256_cmpgt_epi64(top, l));      \
-            dropped = _mm256_sub_epi64(dropped, dead);                                             \
-            wrong = _mm256_or_si256(                                                               \
-                wrong, _mm256_xor_si256(_mm256_or_si256(dead, right), _mm256_set1_epi64x(-1)));    \
-        }                                                                                          \
-        int64_t count[4];                                                                          \
-        _mm256_storeu_si256((__m256i *)count, dropped);                                            \
-        *kept += n - (count[0] + count[1] + count[2] + count[3]);                                  \
-        return !_mm256_testz_si256(wrong, wrong);                                                  \
+INLINE vd vd_labels64(const int64_t *p, int64_t ignore) {
+    return vd_of(labels_of(load_labels64(p), ignore), labels_of(load_labels64(p + 4), ignore));
+}
+INLINE int scan_labels64(const int64_t *p, int64_t n, int64_t ignore, int64_t classes,
+                         int64_t *valid) {
+    const __m256i none = _mm256_set1_epi64x(ignore), top = _mm256_set1_epi64x(classes);
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i wrong = zero, ignored_count = zero;
+    for (int64_t i = 0; i < n; i += 4) {
+        const __m256i l = load_labels64(p + i);
+        const __m256i ignored = _mm256_cmpeq_epi64(l, none);
+        const __m256i right =
+            _mm256_andnot_si256(_mm256_cmpgt_epi64(zero, l), _mm256_cmpgt_epi64(top, l));
+        ignored_count = _mm256_sub_epi64(ignored_count, ignored);
+        wrong = _mm256_or_si256(
+            wrong, _mm256_xor_si256(_mm256_or_si256(ignored, right), _mm256_set1_epi64x(-1)));
     }
-LABELS_OF(int64_t, 64)
-LABELS_OF(int32_t, 32)
-#undef LABELS_OF
+    int64_t count[4];
+    _mm256_storeu_si256((__m256i *)count, ignored_count);
+    *valid += n - (count[0] + count[1] + count[2] + count[3]);
+    return !_mm256_testz_si256(wrong, wrong);
+}
+INLINE vd vd_labels32(const int32_t *p, int64_t ignore) {
+    return vd_of(labels_of(load_labels32(p), ignore), labels_of(load_labels32(p + 4), ignore));
+}
+INLINE int scan_labels32(const int32_t *p, int64_t n, int64_t ignore, int64_t classes,
+                         int64_t *valid) {
+    const __m256i none = _mm256_set1_epi64x(ignore), top = _mm256_set1_epi64x(classes);
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i wrong = zero, ignored_count = zero;
+    for (int64_t i = 0; i < n; i += 4) {
+        const __m256i l = load_labels32(p + i);
+        const __m256i ignored = _mm256_cmpeq_epi64(l, none);
+        const __m256i right =
+            _mm256_andnot_si256(_mm256_cmpgt_epi64(zero, l), _mm256_cmpgt_epi64(top, l));
+        ignored_count = _mm256_sub_epi64(ignored_count, ignored);
+        wrong = _mm256_or_si256(
+            wrong, _mm256_xor_si256(_mm256_or_si256(ignored, right), _mm256_set1_epi64x(-1)));
+    }
+    int64_t count[4];
+    _mm256_storeu_si256((__m256i *)count, ignored_count);
+    *valid += n - (count[0] + count[1] + count[2] + count[3]);
+    return !_mm256_testz_si256(wrong, wrong);
+}
 
 INLINE void transpose4(__m256d r[4]) {
     const __m256d t0 = _mm256_unpacklo_pd(r[0], r[1]), t1 = _mm256_unpackhi_pd(r[0], r[1]);

@@ -1,13 +1,34 @@
-/* The vocabulary of the kernels in AVX-512 (F, BW, DQ, VL) with FMA and F16C.
- *
- * Every dialect has the same two vector types, whatever the machine's registers: vf, 16 floats, and
- * vd, 8 doubles, 64 bytes each; and the same operations, bit for bit. simd_scalar.h is the plainest
- * to read and says what each operation means.
+/* The vector operations of the kernels in AVX-512 (F, BW, DQ, VL) with FMA and F16C. simd_plain.h defines
+ * what each operation means.
  */
+#define TARGET avx512
+#define TARGET_NAME "avx512"
+/* __builtin_cpu_supports also asks whether the operating system saves the registers. */
+#define TARGET_SUPPORTED                                                                           \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                    \
+     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                   \
+     __builtin_cpu_supports("fma"))
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                      \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),                   \
+    apply_to = function)
+#define TARGET_END _Pragma("clang attribute pop")
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+#ifndef INLINE /* the sanitizers' builds define it: inlined code takes them minutes to compile */
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
-/* Vectors whose exponentials are computed in step. */
+#include "kernels.h"
+
+/* Number of vectors whose exponentials are computed together: see exp8. */
 #define VF_TOGETHER 4
 #define VD_TOGETHER 4
 
@@ -113,26 +134,30 @@ INLINE __m256i vf_to_bf16(vf a) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
 }
 
-#define HALF_MEMORY(type)                                                                          \
-    INLINE vf vf_load_##type(const uint16_t *p) {                                                  \
-        return vf_from_##type(_mm256_loadu_si256((const __m256i *)p));                             \
-    }                                                                                              \
-    INLINE vf vf_loadn_##type(const uint16_t *p, int n, float fill) {                              \
-        const vf a = vf_from_##type(_mm256_maskz_loadu_epi16(half_mask(n), p));                    \
-        return _mm512_mask_mov_ps(_mm512_set1_ps(fill), half_mask(n), a);                          \
-    }                                                                                              \
-    INLINE void vf_store_##type(uint16_t *p, vf a) {                                               \
-        _mm256_storeu_si256((__m256i *)p, vf_to_##type(a));                                        \
-    }                                                                                              \
-    INLINE void vf_storen_##type(uint16_t *p, int n, vf a) {                                       \
-        _mm256_mask_storeu_epi16(p, half_mask(n), vf_to_##type(a));                                \
-    }                                                                                              \
-    INLINE void vf_stream_##type(uint16_t *p, vf a) {                                              \
-        _mm256_stream_si256((__m256i *)p, vf_to_##type(a));                                        \
-    }
-HALF_MEMORY(f16)
-HALF_MEMORY(bf16)
-#undef HALF_MEMORY
+INLINE vf vf_load_f16(const uint16_t *p) {
+    return vf_from_f16(_mm256_loadu_si256((const __m256i *)p));
+}
+INLINE vf vf_loadn_f16(const uint16_t *p, int n, float fill) {
+    const vf a = vf_from_f16(_mm256_maskz_loadu_epi16(half_mask(n), p));
+    return _mm512_mask_mov_ps(_mm512_set1_ps(fill), half_mask(n), a);
+}
+INLINE void vf_store_f16(uint16_t *p, vf a) { _mm256_storeu_si256((__m256i *)p, vf_to_f16(a)); }
+INLINE void vf_storen_f16(uint16_t *p, int n, vf a) {
+    _mm256_mask_storeu_epi16(p, half_mask(n), vf_to_f16(a));
+}
+INLINE void vf_stream_f16(uint16_t *p, vf a) { _mm256_stream_si256((__m256i *)p, vf_to_f16(a)); }
+INLINE vf vf_load_bf16(const uint16_t *p) {
+    return vf_from_bf16(_mm256_loadu_si256((const __m256i *)p));
+}
+INLINE vf vf_loadn_bf16(const uint16_t *p, int n, float fill) {
+    const vf a = vf_from_bf16(_mm256_maskz_loadu_epi16(half_mask(n), p));
+    return _mm512_mask_mov_ps(_mm512_set1_ps(fill), half_mask(n), a);
+}
+INLINE void vf_store_bf16(uint16_t *p, vf a) { _mm256_storeu_si256((__m256i *)p, vf_to_bf16(a)); }
+INLINE void vf_storen_bf16(uint16_t *p, int n, vf a) {
+    _mm256_mask_storeu_epi16(p, half_mask(n), vf_to_bf16(a));
+}
+INLINE void vf_stream_bf16(uint16_t *p, vf a) { _mm256_stream_si256((__m256i *)p, vf_to_bf16(a)); }
 
 /* -- double ---------------------------------------------------------------------------------- */
 
@@ -176,32 +201,43 @@ INLINE vd vd_mantissa(vd a) { return _mm512_getmant_pd(a, _MM_MANT_NORM_1_2, _MM
 INLINE vd vd_exponent(vd a) { return _mm512_getexp_pd(a); }
 
 INLINE vd labels_of(__m512i l, int64_t ignore) {
-    const __mmask8 dead = _mm512_cmpeq_epi64_mask(l, _mm512_set1_epi64(ignore));
-    return _mm512_mask_mov_pd(_mm512_cvtepi64_pd(l), dead, _mm512_set1_pd(-1.0));
+    const __mmask8 ignored = _mm512_cmpeq_epi64_mask(l, _mm512_set1_epi64(ignore));
+    return _mm512_mask_mov_pd(_mm512_cvtepi64_pd(l), ignored, _mm512_set1_pd(-1.0));
 }
 INLINE __m512i load_labels64(const int64_t *p) { return _mm512_loadu_si512(p); }
 INLINE __m512i load_labels32(const int32_t *p) {
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)p));
 }
-#define LABELS_OF(type, bits)                                                                      \
-    INLINE vd vd_labels##bits(const type *p, int64_t ignore) {                                     \
-        return labels_of(load_labels##bits(p), ignore);                                            \
-    }                                                                                              \
-    INLINE int scan_labels##bits(const type *p, int64_t n, int64_t ignore, int64_t classes,        \
-                                 int64_t *kept) {                                                  \
-        const __m512i none = _mm512_set1_epi64(ignore), top = _mm512_set1_epi64(classes);          \
-        unsigned wrong = 0;                                                                        \
-        for (int64_t i = 0; i < n; i += 8) {                                                       \
-            const __m512i l = load_labels##bits(p + i);                                            \
-            const __mmask8 live = _mm512_cmpneq_epi64_mask(l, none);                               \
-            *kept += __builtin_popcount(live);                                                     \
-            wrong |= _mm512_mask_cmpge_epu64_mask(live, l, top);                                   \
-        }                                                                                          \
-        return wrong != 0;                                                                         \
+INLINE vd vd_labels64(const int64_t *p, int64_t ignore) {
+    return labels_of(load_labels64(p), ignore);
+}
+INLINE int scan_labels64(const int64_t *p, int64_t n, int64_t ignore, int64_t classes,
+                         int64_t *valid) {
+    const __m512i none = _mm512_set1_epi64(ignore), top = _mm512_set1_epi64(classes);
+    unsigned wrong = 0;
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m512i l = load_labels64(p + i);
+        const __mmask8 counts = _mm512_cmpneq_epi64_mask(l, none);
+        *valid += __builtin_popcount(counts);
+        wrong |= _mm512_mask_cmpge_epu64_mask(counts, l, top);
     }
-LABELS_OF(int64_t, 64)
-LABELS_OF(int32_t, 32)
-#undef LABELS_OF
+    return wrong != 0;
+}
+INLINE vd vd_labels32(const int32_t *p, int64_t ignore) {
+    return labels_of(load_labels32(p), ignore);
+}
+INLINE int scan_labels32(const int32_t *p, int64_t n, int64_t ignore, int64_t classes,
+                         int64_t *valid) {
+    const __m512i none = _mm512_set1_epi64(ignore), top = _mm512_set1_epi64(classes);
+    unsigned wrong = 0;
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m512i l = load_labels32(p + i);
+        const __mmask8 counts = _mm512_cmpneq_epi64_mask(l, none);
+        *valid += __builtin_popcount(counts);
+        wrong |= _mm512_mask_cmpge_epu64_mask(counts, l, top);
+    }
+    return wrong != 0;
+}
 
 /* r[i] lane j <-> r[j] lane i */
 INLINE void vd_transpose(vd r[8]) {

@@ -19,13 +19,22 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "dialect.h"
+#include "vmath.h"
 
 /* 128 floats of the largest step lie within the range of one maximum. */
 enum { MOST_WORKERS = 64, LARGEST_STEP = 10000 };
 
-static const dialect *dialects[3];
-static int count; /* of dialects */
+#define TARGET_OF(target) {&vmath_##target##_f32, &vmath_##target##_f64},
+static const struct {
+    const vmath_f32 *f32;
+    const vmath_f64 *f64;
+} all_targets[] = {PYCE_TARGETS(TARGET_OF)};
+enum { TARGETS = sizeof all_targets / sizeof *all_targets };
+
+/* Those that this machine supports. */
+static const vmath_f32 *floats[TARGETS];
+static const vmath_f64 *doubles[TARGETS];
+static int count;
 
 /* -- what was found ----------------------------------------------------------------------------- */
 
@@ -62,13 +71,13 @@ static void wrong(const char *what, const char *name, double x, double max, doub
     if (mine->wrong++ < 5) printf("%s: %s at %.9g beside %.9g: %.17g\n", name, what, x, max, got);
 }
 
-static void compare(const dialect *d, const void *a, const void *b, size_t size, int n,
+static void compare(const char *name, const void *a, const void *b, size_t size, int n,
                     const double *at) {
     if (memcmp(a, b, size * (size_t)n) == 0) return;
     for (int i = 0; i < n; i++) {
         if (memcmp((const char *)a + size * (size_t)i, (const char *)b + size * (size_t)i, size)) {
             if (mine->differ++ < 5)
-                printf("%s and %s differ at %.17g\n", dialects[0]->name, d->name, at[i]);
+                printf("%s and %s differ at %.17g\n", doubles[0]->name, d->name, at[i]);
         }
     }
 }
@@ -95,19 +104,19 @@ static uint32_t bits_of(float x) {
     return bits;
 }
 
-/* `x` beside the maximum `max`, all within the range. */
+/* `x` relative to the maximum `max`, all within the range. */
 static void check_floats(const float *x, float max) {
     float e[FLOATS], high[FLOATS], rest[FLOATS];
     double at[FLOATS];
     for (int i = 0; i < FLOATS; i++) at[i] = x[i];
-    const double exponent = dialects[0]->float_exps(x, max, e, high, rest);
+    const double exponent = floats[0]->exps(x, max, e, high, rest);
     for (int d = 1; d < count; d++) {
         float e2[FLOATS], high2[FLOATS], rest2[FLOATS];
-        const double exponent2 = dialects[d]->float_exps(x, max, e2, high2, rest2);
-        compare(dialects[d], &exponent, &exponent2, sizeof exponent, 1, at);
-        compare(dialects[d], e, e2, sizeof *e, FLOATS, at);
-        compare(dialects[d], high, high2, sizeof *e, FLOATS, at);
-        compare(dialects[d], rest, rest2, sizeof *e, FLOATS, at);
+        const double exponent2 = floats[d]->exps(x, max, e2, high2, rest2);
+        compare(doubles[d]->name, &exponent, &exponent2, sizeof exponent, 1, at);
+        compare(doubles[d]->name, e, e2, sizeof *e, FLOATS, at);
+        compare(doubles[d]->name, high, high2, sizeof *e, FLOATS, at);
+        compare(doubles[d]->name, rest, rest2, sizeof *e, FLOATS, at);
     }
     /* A maximum from 256 on is subtracted, without rounding; the exponent is then only the bias. */
     const double shift = fabsf(max) < 256 ? 0 : max, scale = ldexp(1.0, (int)-exponent);
@@ -152,7 +161,7 @@ static void check_float_borders(uint32_t step, int worker, int workers) {
             x[4] = -FLT_MAX;
             x[5] = NAN;
             for (int d = 0; d < count; d++) {
-                dialects[d]->float_exps(x, max, e, high, rest);
+                floats[d]->exps(x, max, e, high, rest);
                 for (int i = 0; i < FLOATS; i++) {
                     const double below = (double)max - x[i];
                     const int isnan = x[i] != x[i];
@@ -162,7 +171,7 @@ static void check_float_borders(uint32_t step, int worker, int workers) {
                                      : below > 126.05 ? bits_of(e[i]) == 0
                                                       : e[i] == 0 || e[i] >= FLT_MIN;
                     if (!good || (!isnan && !(e[i] < 0x1p61f)))
-                        wrong("out of range", dialects[d]->name, x[i], max, e[i]);
+                        wrong("out of range", doubles[d]->name, x[i], max, e[i]);
                 }
             }
             if (fabsf(max) >= 256) {
@@ -218,10 +227,10 @@ static void check_double_exps(void) {
     for (int i = 0; i < DOUBLES; i++) x[i] = max + any_distance(748);
     for (int i = 0; i < DOUBLES; i++)
         if (x[i] < max - 748) x[i] = max;
-    const double exponent = dialects[0]->double_exps(x, max, e);
+    const double exponent = doubles[0]->exps(x, max, e);
     for (int d = 1; d < count; d++) {
-        dialects[d]->double_exps(x, max, e2);
-        compare(dialects[d], e, e2, sizeof *e, DOUBLES, x);
+        doubles[d]->exps(x, max, e2);
+        compare(doubles[d]->name, e, e2, sizeof *e, DOUBLES, x);
     }
     const double shift = fabs(max) < 2048 ? 0 : max;
     for (int i = 0; i < DOUBLES; i++)
@@ -229,19 +238,19 @@ static void check_double_exps(void) {
 
     const double outside[DOUBLES] = {max - 748.1, -INFINITY, -DBL_MAX, NAN};
     for (int d = 0; d < count; d++) {
-        dialects[d]->double_exps(outside, max, e);
+        doubles[d]->exps(outside, max, e);
         for (int i = 0; i < 4; i++) {
             /* A step of the table is 0.087 wide. */
             const int good = i == 3 ? e[i] != e[i] : e[i] == 0;
-            if (!good) wrong("out of range", dialects[d]->name, outside[i], max, e[i]);
+            if (!good) wrong("out of range", doubles[d]->name, outside[i], max, e[i]);
         }
     }
 
     for (int i = 0; i < DOUBLES; i++) x[i] = any_distance(707);
-    dialects[0]->bernoulli_exps(x, e);
+    doubles[0]->bernoulli_exps(x, e);
     for (int d = 1; d < count; d++) {
-        dialects[d]->bernoulli_exps(x, e2);
-        compare(dialects[d], e, e2, sizeof *e, DOUBLES, x);
+        doubles[d]->bernoulli_exps(x, e2);
+        compare(doubles[d]->name, e, e2, sizeof *e, DOUBLES, x);
     }
     for (int i = 0; i < DOUBLES; i++) note(BERNOULLI_EXP, ulp_error(e[i], expl(x[i])), x[i]);
 }
@@ -249,13 +258,13 @@ static void check_double_exps(void) {
 static void check_reduced_exps(void) {
     double z[DOUBLES], hi[DOUBLES], lo[DOUBLES], n[DOUBLES], e[DOUBLES], e2[DOUBLES];
     for (int i = 0; i < DOUBLES; i++) z[i] = uniform(-4000, 4000);
-    dialects[0]->reduced_exps(z, hi, lo, n);
+    doubles[0]->reduced_exps(z, hi, lo, n);
     for (int d = 1; d < count; d++) {
         double hi2[DOUBLES], lo2[DOUBLES], n2[DOUBLES];
-        dialects[d]->reduced_exps(z, hi2, lo2, n2);
-        compare(dialects[d], hi, hi2, sizeof *hi, DOUBLES, z);
-        compare(dialects[d], lo, lo2, sizeof *hi, DOUBLES, z);
-        compare(dialects[d], n, n2, sizeof *hi, DOUBLES, z);
+        doubles[d]->reduced_exps(z, hi2, lo2, n2);
+        compare(doubles[d]->name, hi, hi2, sizeof *hi, DOUBLES, z);
+        compare(doubles[d]->name, lo, lo2, sizeof *hi, DOUBLES, z);
+        compare(doubles[d]->name, n, n2, sizeof *hi, DOUBLES, z);
     }
     for (int i = 0; i < DOUBLES; i++) {
         const long double exact = ldexpl(expl(z[i]), (int)-n[i]);
@@ -265,10 +274,10 @@ static void check_reduced_exps(void) {
     const double exponent = floor(uniform(-1500, 500));
     for (int i = 0; i < DOUBLES; i++) z[i] = uniform(-690, 690) - exponent * 0x1.62e42fefa39efp-1;
     for (int i = 0; i < 8; i++) z[i] = -spread(-30, 40);
-    dialects[0]->exps_of(z, exponent, e);
+    doubles[0]->exps_of(z, exponent, e);
     for (int d = 1; d < count; d++) {
-        dialects[d]->exps_of(z, exponent, e2);
-        compare(dialects[d], e, e2, sizeof *e, DOUBLES, z);
+        doubles[d]->exps_of(z, exponent, e2);
+        compare(doubles[d]->name, e, e2, sizeof *e, DOUBLES, z);
     }
     for (int i = 0; i < DOUBLES; i++) {
         const long double exact = ldexpl(expl(z[i]), (int)exponent);
@@ -289,11 +298,11 @@ static void check_logarithms(void) {
         }
     }
     for (int exact = 0; exact < 2; exact++) {
-        dialects[0]->log1ps(q, exact, log, low);
+        doubles[0]->log1ps(q, exact, log, low);
         for (int d = 1; d < count; d++) {
-            dialects[d]->log1ps(q, exact, log2s, low2);
-            compare(dialects[d], log, log2s, sizeof *q, DOUBLES, q);
-            if (exact) compare(dialects[d], low, low2, sizeof *q, DOUBLES, q);
+            doubles[d]->log1ps(q, exact, log2s, low2);
+            compare(doubles[d]->name, log, log2s, sizeof *q, DOUBLES, q);
+            if (exact) compare(doubles[d]->name, low, low2, sizeof *q, DOUBLES, q);
         }
         for (int i = 0; i < DOUBLES; i++) {
             const long double right = log1pl(q[i]);
@@ -327,9 +336,10 @@ static int report(const findings *all, int workers) {
         "float exp, ulp",       "float exp in parts, relative", "double exp, ulp",
         "Bernoulli's exp, ulp", "double exp reduced, relative", "exp_of, ulp",
         "log1p, ulp",           "log1p short, relative"};
-    const dialect *d = dialects[0];
-    const double bounds[] = {d->float_exp_ulp, d->float_parts, d->double_exp_ulp, d->double_exp_ulp,
-                             d->reduced_exp,   d->exp_of_ulp,  d->log1p_ulp,      d->log1p_short};
+    const vmath_f32 *f = floats[0];
+    const vmath_f64 *d = doubles[0];
+    const double bounds[] = {f->exp_ulp,     f->exp_parts,  d->exp_ulp,    d->exp_ulp,
+                             d->reduced_exp, d->exp_of_ulp, d->log1p_ulp, d->log1p_short};
     int good = 1;
     uint64_t differ = 0, out = 0;
     printf("%-29s %12s %11s %11s  %s\n", "", "numbers", "worst", "bound", "at");
@@ -357,7 +367,7 @@ static int report(const findings *all, int workers) {
         out += all[w].wrong;
     }
     printf("instruction sets:");
-    for (int i = 0; i < count; i++) printf(" %s", dialects[i]->name);
+    for (int i = 0; i < count; i++) printf(" %s", doubles[i]->name);
     printf("; differing bits: %llu; out of range: %llu\n", (unsigned long long)differ,
            (unsigned long long)out);
     return good && differ == 0 && out == 0;
@@ -369,15 +379,11 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: check_vmath [STEP [WORKERS]]\n");
         return 2;
     }
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("fma"))
-        dialects[count++] = &dialect_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        dialects[count++] = &dialect_avx2;
-#endif
-    dialects[count++] = &dialect_scalar;
+    for (int t = 0; t < TARGETS; t++) {
+        if (!all_targets[t].f64->supported()) continue;
+        floats[count] = all_targets[t].f32;
+        doubles[count++] = all_targets[t].f64;
+    }
 
     const size_t size = sizeof(findings) * (size_t)workers;
     findings *all = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

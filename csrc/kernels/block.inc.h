@@ -1,0 +1,403 @@
+/* Statistics of blocks, vectors running along the class axis, and a row's from those of its blocks.
+ *
+ * Sums: vectors are added one by one to running sums per lane, the lanes are added up in a fixed
+ * order at the end of a block, the blocks in order. This order is the same for every target and
+ * driver (in few.inc.h above PYCE_FEW classes), so a row has the same bytes wherever its class axis
+ * is.
+ */
+
+/* How far ahead of the block whose maximum is taken memory is prefetched, in elements. */
+#define AHEAD PYCE_BLOCK
+
+/* -- maxima ------------------------------------------------------------------------------------------- */
+
+/* Lane by lane: the maximum of all lanes is that of n numbers. */
+INLINE vreal vector_max(const element *x, int n) {
+    const vreal least = v_set1((real)-INFINITE);
+    vreal m0 = least, m1 = least, m2 = least, m3 = least;
+    int c = 0;
+    for (; c + 4 * LANES <= n; c += 4 * LANES) {
+        m0 = v_max(m_load(x + c), m0);
+        m1 = v_max(m_load(x + c + LANES), m1);
+        m2 = v_max(m_load(x + c + 2 * LANES), m2);
+        m3 = v_max(m_load(x + c + 3 * LANES), m3);
+    }
+    for (; c + LANES <= n; c += LANES) m0 = v_max(m_load(x + c), m0);
+    if (c < n) m1 = v_max(m_loadn(x + c, n - c, (real)-INFINITE), m1);
+    return v_max(v_max(m0, m1), v_max(m2, m3));
+}
+INLINE real block_max(const element *x, int n) { return v_reduce_max(vector_max(x, n)); }
+
+/* The first class with this value, or −1. */
+static int find_value(const element *x, int n, real value) {
+    for (int c = 0; c < n; c += LANES) {
+        const int left = n - c;
+        /* A fill that is not found: NaN. */
+        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)NOT_A_NUMBER);
+        const int lane = v_first(v_eq(v, v_set1(value)));
+        if (lane >= 0) return c + lane;
+    }
+    return -1;
+}
+
+/* The class that a block's sum leaves out, or −1; `label` is the label within the block, or −1. */
+INLINE int pivot_of(const pyce_job *job, const element *x, int n, real max, int label) {
+    if (job->pivot == PIVOT_LABEL) return label;
+    return job->pivot == PIVOT_MAX ? find_value(x, n, max) : -1;
+}
+
+/* -- exponentials --------------------------------------------------------------------------------- */
+
+/* `chunks` times eight vectors: with `writes`, as many of `w` are written, none of which contains a
+   special class; then e of x is added up and, with `stores`, stored to `e` (which may be where those
+   of `w` stood); and the maximum of as many numbers of the `next` block is taken. What comes after
+   that is prefetched. */
+INLINE void exp_chunks(const element *x, int chunks, const normaliser *norm_of_x, real *e,
+                       vsum *sum_of_e, const writer *w, const element *next, vreal *max,
+                       const int stores, const int writes, const int soft, const int streaming) {
+    const normaliser norm = *norm_of_x;
+    vsum sum = *sum_of_e;
+    vreal m0 = *max, m1 = m0;
+    const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;
+    element *to = writes ? w->out + w->at : 0;
+    for (; chunks > 0; chunks--) {
+        vreal v[8];
+        if (writes) {
+            UNROLL
+            for (int j = 0; j < 8; j++) {
+                const vreal before = v_load(from + j * LANES);
+                const vreal g = soft ? scaled_soft(w, before, v_load(b + j * LANES),
+                                                   (int)(b - w->b) + j * LANES, LANES)
+                                     : scaled(w, before);
+                if (streaming) {
+                    m_stream(to + j * LANES, g);
+                } else {
+                    m_store(to + j * LANES, g);
+                }
+            }
+            from += CHUNK;
+            to += CHUNK;
+            if (soft) b += CHUNK;
+        }
+        UNROLL
+        for (int j = 0; j < CHUNK * (int)sizeof(element); j += 64) {
+            __builtin_prefetch((const char *)(next + AHEAD) + j, 0, 2);
+        }
+        UNROLL
+        for (int j = 0; j < 8; j++) v[j] = m_load(x + j * LANES);
+        exp8(v, norm);
+        if (stores) {
+            UNROLL
+            for (int j = 0; j < 8; j++) v_store(e + j * LANES, v[j]);
+            e += CHUNK;
+        }
+        sum_add8(&sum, v);
+        x += CHUNK;
+        UNROLL
+        for (int j = 0; j < 8; j += 2) {
+            m0 = v_max(m_load(next + j * LANES), m0);
+            m1 = v_max(m_load(next + j * LANES + LANES), m1);
+        }
+        next += CHUNK;
+    }
+    *max = v_max(m0, m1);
+    *sum_of_e = sum;
+}
+/* One function for each kind, so that the loop has the registers to itself. */
+static __attribute__((noinline)) void exp_only(const element *x, int chunks, const normaliser *norm,
+                                               real *e, vsum *sum, const writer *w,
+                                               const element *next, vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 0, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_store(const element *x, int chunks,
+                                                const normaliser *norm, real *e, vsum *sum,
+                                                const writer *w, const element *next, vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_write(const element *x, int chunks,
+                                                const normaliser *norm, real *e, vsum *sum,
+                                                const writer *w, const element *next, vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 0, 0);
+}
+static __attribute__((noinline)) void exp_stream(const element *x, int chunks,
+                                                 const normaliser *norm, real *e, vsum *sum,
+                                                 const writer *w, const element *next, vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 0, 1);
+}
+static __attribute__((noinline)) void exp_write_soft(const element *x, int chunks,
+                                                     const normaliser *norm, real *e, vsum *sum,
+                                                     const writer *w, const element *next,
+                                                     vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 1, 0);
+}
+static __attribute__((noinline)) void exp_stream_soft(const element *x, int chunks,
+                                                      const normaliser *norm, real *e, vsum *sum,
+                                                      const writer *w, const element *next,
+                                                      vreal *max) {
+    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 1, 1);
+}
+
+/* Up to eight vectors that end the block or contain the pivot, which the sum leaves out. */
+static __attribute__((noinline)) void exp_partial(const element *x, int n, const normaliser *norm,
+                                                  int pivot, int store, real *e, vsum *sum) {
+    vreal v[8];
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        const int left = n - j * LANES;
+        v[j] = v_set1((real)-INFINITE); /* whose e is 0 */
+        if (left >= LANES) v[j] = m_load(x + j * LANES);
+        if (left > 0 && left < LANES) v[j] = m_loadn(x + j * LANES, left, (real)-INFINITE);
+    }
+    exp8(v, *norm);
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        /* `e` has room for whole vectors. */
+        if (store && n > j * LANES) v_store(e + j * LANES, v[j]);
+        if (pivot >= j * LANES && pivot < (j + 1) * LANES) {
+            v[j] = v_drop(v_lane(pivot - j * LANES), v[j]);
+        }
+    }
+    sum_add8(sum, v);
+}
+
+/* The block after the one whose exponentials are computed, and its maximum. */
+typedef struct {
+    const element *x; /* NULL where there is none */
+    int n;
+    real max;
+} next_block;
+
+/* Exponentials of a block whose normaliser is known, while `w` (if any) is written and the maximum of
+   the next block is found; their sum and its error. With `store`, e is stored. */
+static __attribute__((noinline)) double exp_block(const element *x, int n, const normaliser *norm,
+                                                  int pivot, int store, real *e, writer *w,
+                                                  next_block *next, double *error) {
+    vsum sum = sum_zero();
+    vreal max = v_set1((real)-INFINITE);
+    int seen = 0; /* classes of the next block whose maximum is known */
+    if (w) write_head(w);
+    for (int c = 0; c < n;) {
+        int chunks = (n - c) / CHUNK;
+        if (pivot >= c && (pivot - c) / CHUNK < chunks) chunks = (pivot - c) / CHUNK;
+        if (!chunks) {
+            if (w) write_until(w, c + CHUNK);
+            exp_partial(x + c, n - c, norm, pivot - c, store, e + c, &sum);
+            if (seen == c && c + CHUNK <= next->n) {
+                max = v_max(vector_max(next->x + c, CHUNK), max);
+                seen += CHUNK;
+            }
+            c += CHUNK;
+            continue;
+        }
+        const int fit = w ? vectors_before_special(w) / 8 : 0;
+        if (fit) {
+            if (fit < chunks) chunks = fit;
+        } else if (w) {
+            chunks = 1;
+            write_until(w, c + CHUNK);
+        }
+        /* Where there is no next block, the maximum of this one is taken and dropped. */
+        vreal none = max;
+        const element *ahead = x + c;
+        if (seen == c && c + CHUNK <= next->n) {
+            if (c + chunks * CHUNK > next->n) chunks = (next->n - c) / CHUNK;
+            seen += chunks * CHUNK;
+            ahead = next->x + c;
+        }
+        vreal *found = ahead == x + c ? &none : &max;
+        if (!fit) {
+            (store ? exp_store : exp_only)(x + c, chunks, norm, e + c, &sum, 0, ahead, found);
+        } else if (w->b) {
+            (w->streaming ? exp_stream_soft : exp_write_soft)(x + c, chunks, norm, e + c, &sum, w,
+                                                              ahead, found);
+        } else {
+            (w->streaming ? exp_stream : exp_write)(x + c, chunks, norm, e + c, &sum, w, ahead,
+                                                    found);
+        }
+        if (fit) w->at += chunks * CHUNK;
+        c += chunks * CHUNK;
+    }
+    if (w) write_rest(w);
+    if (next->x) {
+        max = v_max(vector_max(next->x + seen, next->n - seen), max);
+        next->max = v_reduce_max(max);
+    }
+    return sum_total(sum, error);
+}
+
+/* -- statistics --------------------------------------------------------------------------------------- */
+
+INLINE real finite_or_0(real x) { return x - x == 0 ? x : 0; }
+
+/* Σ b and Σ b·(max − x) of a block; terms with b = 0 count 0 whatever x is. `one`: b is 1 everywhere. */
+static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const element *x,
+                                                      const real *b, int64_t first, int n,
+                                                      real block_max, pyce_block *block) {
+    const int one = job->soft == SOFT_ONE;
+    const double *weights = class_weights_from(job, first);
+    const real max = finite_or_0(block_max);
+    const vreal top = v_set1(max);
+    vsum total = sum_zero(), loss = sum_zero();
+    for (int c = 0; c < n; c += CHUNK) {
+        vreal t[8], errors[8];
+        if (!one) {
+            UNROLL
+            for (int j = 0; j < CHUNK * (int)sizeof(real); j += 64) {
+                __builtin_prefetch((const char *)(b + c + PYCE_BLOCK) + j, 0, 2);
+            }
+        }
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            const int at = c + j * LANES, left = n - at;
+            t[j] = errors[j] = v_set1(0);
+            if (left <= 0) continue;
+            const vreal v =
+                left >= LANES ? m_load(x + at) : m_loadn(x + at, left, sum_loss_fill(one, max));
+            if (!one) {
+                t[j] = left >= LANES ? v_load(b + at) : v_loadn(b + at, left, 0);
+                t[j] = blended(job, t[j], load_weights(weights, at, left), &errors[j]);
+            }
+            sum_add_loss(&loss, one, t[j], errors[j], top, v);
+        }
+        if (!one) {
+            sum_add8(&total, t);
+            sum_add_errors(&total, errors);
+        }
+    }
+    block->soft_sum_error = 0;
+    block->soft_sum = one ? n : sum_total(total, &block->soft_sum_error);
+    block->soft_loss = sum_total(loss, &block->soft_loss_error);
+    if (one) block->soft_loss = sum_distance_one(block->soft_loss, max, n);
+}
+
+/* The statistics of n classes from `first` on, from their maximum; e is stored with `store`. `label`
+   is the label within the block, or −1. */
+static void block_statistics(const pyce_job *job, const element *x, int64_t first, int n, real max,
+                             int label, const real *b, int store, real *e, pyce_block *block,
+                             writer *w, next_block *next) {
+    const normaliser norm = normalise(v_set1(max));
+    *block = (pyce_block){.max = max, .pivot = pivot_of(job, x, n, max, label)};
+    block->sum = exp_block(x, n, &norm, (int)block->pivot, store, e, w, next, &block->sum_error);
+    if (job->soft) soft_statistics(job, x, b, first, n, max, block);
+}
+
+/* -- a row from its blocks ---------------------------------------------------------------------- */
+
+INLINE normaliser block_normaliser(const pyce_block *block) {
+    return normalise(v_set1((real)block->max));
+}
+
+/* The statistics of a row of several blocks, relative to the normaliser of its maximum row->max, which
+   block `top` contains; block->scale becomes what the block's e must be multiplied by to have that
+   normaliser. */
+static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, pyce_block *row) {
+    double shift[LANES], exponent[LANES];
+    const double max = row->max;
+    const normaliser norm = normalise(v_set1((real)max));
+    v_to_doubles(norm.shift, shift);
+    v_to_doubles(norm.exponent, exponent);
+    for (int64_t k = 0; k < job->blocks; k++) {
+        pyce_block *block = blocks + k;
+        double block_shift[LANES], block_exponent[LANES], block_e[LANES];
+        const normaliser block_norm = block_normaliser(block);
+        v_to_doubles(block_norm.shift, block_shift);
+        v_to_doubles(block_norm.exponent, block_exponent);
+        double sum = block->sum;
+        if (job->pivot == PIVOT_MAX && k != top && block->pivot >= 0) {
+            v_to_doubles(exp1(v_set1((real)block->max), block_norm), block_e);
+            sum += block_e[0];
+        }
+        /* A block of nothing but −inf adds nothing, whatever its normaliser is. */
+        block->scale = block->max == -INFINITE
+                           ? 0
+                           : exp_of_one(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
+        compensated_add(&row->sum, sum * block->scale, &row->sum_error);
+        if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
+        if (!job->soft) continue;
+        compensated_add(&row->soft_sum, block->soft_sum, &row->soft_sum_error);
+        if (COMPENSATED) row->soft_sum_error += block->soft_sum_error;
+        compensated_add(&row->soft_loss, block->soft_loss, &row->soft_loss_error);
+        /* Of a sum that has overflowed, the error is not a number. */
+        const double error = block->soft_loss_error;
+        if (error - error == 0) row->soft_loss_error += error;
+        if (block->soft_sum == 0) continue;
+        /* From the block's maximum, where it is finite, to the row's. */
+        const double block_max = block->max - block->max == 0 ? block->max : 0;
+        const double distance = max - block_max, further = distance * block->soft_sum;
+        compensated_add(&row->soft_loss, further, &row->soft_loss_error);
+        if (further - further != 0) continue;
+        row->soft_loss_error += __builtin_fma(distance, block->soft_sum, -further);
+        if (COMPENSATED) {
+            double gap_error;
+            const double gap = two_sum(max, -block_max, &gap_error);
+            row->soft_loss_error += gap * block->soft_sum_error + gap_error * block->soft_sum;
+        }
+    }
+}
+
+/* The statistics of lane `lane` of `s` from the row's blocks. */
+static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
+                           row_state *s) {
+    const pyce_problem *p = job->p;
+    const element *x = logits_of(p, row);
+    const int64_t stride = p->logits.class_stride;
+    int64_t top =
+        0; /* the first block with the row's maximum; of a row of −inf and NaN, the first */
+    double max = -INFINITE;
+    for (int64_t k = 0; k < job->blocks; k++) {
+        if (blocks[k].max > max) {
+            max = blocks[k].max;
+            top = k;
+        }
+    }
+    pyce_block all = {.max = max};
+    if (job->blocks == 1) {
+        all = blocks[0];
+        blocks[0].scale = 1;
+    } else {
+        merge_blocks(job, blocks, top, &all);
+    }
+    const int64_t label = label_of(p, row);
+    int64_t pivot = -1;
+    if (job->pivot == PIVOT_LABEL) pivot = label;
+    if (job->pivot == PIVOT_MAX && blocks[top].pivot >= 0) {
+        pivot = top * PYCE_BLOCK + blocks[top].pivot;
+    }
+    s->max[lane] = max;
+    s->rest[lane] = COMPENSATED ? all.sum : all.sum + all.sum_error;
+    s->rest_error[lane] = all.sum_error;
+    s->pivot[lane] = (double)pivot;
+    s->label[lane] = (double)label;
+    s->pivot_x[lane] = pivot >= 0 ? (double)m_get(x + pivot * stride) : -INFINITE;
+    s->label_x[lane] = label >= 0 ? (double)m_get(x + label * stride) : -INFINITE;
+    s->soft_sum[lane] = all.soft_sum;
+    s->soft_sum_error[lane] = all.soft_sum_error;
+    s->soft_loss[lane] = all.soft_loss;
+    s->soft_loss_error[lane] = all.soft_loss_error;
+    s->pivot_b[lane] = s->label_b[lane] = 0;
+    if (job->soft) {
+        const int64_t outer = row / p->inner, inner = row % p->inner;
+        real b;
+        if (pivot >= 0) s->pivot_b[lane] = *soft_block(job, outer, inner, pivot, 1, &b);
+        if (label >= 0) s->label_b[lane] = *soft_block(job, outer, inner, label, 1, &b);
+    }
+}
+
+/* -- a row that is not staged -------------------------------------------------------------------------- */
+
+/* Memory for the blocks of one row at a time. */
+typedef struct {
+    element in[PYCE_BLOCK + LANES], out[PYCE_BLOCK + LANES];
+    real e[2][PYCE_BLOCK + CHUNK], b[2][PYCE_BLOCK + LANES];
+} block_scratch;
+
+/* Block k + 1 of the row, whose blocks lie one after the other, as the one after `block`. */
+INLINE next_block block_after(const pyce_job *job, const element *block, int n, int64_t k,
+                              int64_t end) {
+    next_block next = {0, 0, 0};
+    if (k + 1 < end && job->p->logits.class_stride == 1) {
+        next.x = block + n;
+        next.n = block_size(job, k + 1);
+    }
+    return next;
+}

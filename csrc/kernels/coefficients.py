@@ -1,0 +1,266 @@
+"""Compute the constants of the exponentials and logarithms, and check the headers against them.
+
+    python csrc/kernels/coefficients.py
+
+Tables and split constants are compared bit for bit. A polynomial's coefficients in the headers are
+minimax coefficients after rounding, some of them chosen among the neighbours of the rounded values
+for the smallest error, so each polynomial is checked by its error: it must keep the bound that the
+header states, and its error may exceed that of the unrounded minimax polynomial, which is computed
+here, by no more than the factor below. The exit status is 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mpmath as mp
+
+FOLDER = Path(__file__).resolve().parent
+GRID = 600
+
+mp.mp.prec = 240
+
+
+def header(name: str) -> str:
+    """Text of a header without its comments."""
+    return re.sub(r"/\*.*?\*/", "", (FOLDER / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def number(text: str) -> float:
+    """A constant as C reads it, float constants being doubles with fewer bits."""
+    text = text.strip().strip("()")
+    if "x" in text:
+        return float.fromhex(text.rstrip("f"))
+    return float(text)
+
+
+def constant(text: str, name: str) -> float:
+    return number(re.search(rf"^#define {name} (.+)$", text, re.MULTILINE)[1])
+
+
+def table(text: str, name: str) -> list[float]:
+    body = re.search(rf"\b{name}\[\d+\] = {{(.*?)}}", text, re.DOTALL)[1]
+    return [number(entry) for entry in body.split(",")]
+
+
+def rounded(x: mp.mpf, bits: int) -> float:
+    """The number with a significand of `bits` bits that is nearest to x."""
+    with mp.workprec(bits):
+        return float(+x)
+
+
+def without_index(x: float, index: int, bits: int, steps: int) -> float:
+    """x with `index` subtracted where v_raise adds it: just below the exponent field."""
+    if bits == 24:
+        raw = struct.unpack("<I", struct.pack("<f", x))[0]
+        return struct.unpack("<f", struct.pack("<I", raw - index * ((1 << 23) // steps)))[0]
+    raw = struct.unpack("<Q", struct.pack("<d", x))[0]
+    return struct.unpack("<d", struct.pack("<Q", raw - index * ((1 << 52) // steps)))[0]
+
+
+def exp_tables(bits: int, steps: int) -> tuple[list[float], list[float]]:
+    """2^(i/steps) rounded, without the index; and the relative errors of the rounded values."""
+    values, errors = [], []
+    for i in range(steps):
+        exact = mp.mpf(2) ** (mp.mpf(i) / steps)
+        value = rounded(exact, bits)
+        values.append(without_index(value, i, bits, steps))
+        errors.append(rounded(exact / value - 1, bits))
+    return values, errors
+
+
+@dataclass
+class Polynomial:
+    """Coefficients c of `target` ≈ sum of c[k]·x^powers[k] on an interval.
+
+    The error is divided by `scale`: 1 for an absolute error.
+    """
+
+    name: str
+    prefix: str
+    powers: range
+    target: Callable
+    interval: tuple
+    bound: mp.mpf
+    most: float  # times the minimax error
+    scale: Callable = staticmethod(lambda x: mp.mpf(1))
+
+    def error(self, coefficients: list, x: mp.mpf) -> mp.mpf:
+        value = mp.fsum(c * x**k for c, k in zip(coefficients, self.powers, strict=True))
+        return (value - self.target(x)) / self.scale(x)
+
+    def points(self) -> list[mp.mpf]:
+        """Chebyshev's points of the interval, both ends included."""
+        low, high = self.interval
+        middle, half = (low + high) / 2, (high - low) / 2
+        return [middle - half * mp.cos(mp.pi * i / GRID) for i in range(GRID + 1)]
+
+    def worst(self, coefficients: list) -> mp.mpf:
+        return max(abs(self.error(coefficients, x)) for x in self.points())
+
+    def side(self, x: mp.mpf) -> int:
+        """1, or −1 where every term is odd about 0: there the error alternates with its sign changed."""
+        return -1 if x < 0 and self.powers[0] % 2 else 1
+
+    def minimax(self) -> list[mp.mpf]:
+        """Remez's exchange on the points, for functions that vanish at 0 as the lowest power does."""
+        points = [x for x in self.points() if x != 0]
+        n = len(self.powers)
+        chosen = [points[round(i * (len(points) - 1) / n)] for i in range(n + 1)]
+        for _ in range(30):
+            rows, right = [], []
+            for sign, x in enumerate(chosen):
+                scale = self.scale(x)
+                rows.append([x**k / scale for k in self.powers] + [self.side(x) * (-1) ** sign])
+                right.append(self.target(x) / scale)
+            solution = mp.lu_solve(mp.matrix(rows), mp.matrix(right))
+            coefficients, level = list(solution)[:n], abs(solution[n])
+            errors = [self.side(x) * self.error(coefficients, x) for x in points]
+            if max(map(abs, errors)) <= level * mp.mpf("1.0001"):
+                break
+            chosen = self.extrema(points, errors, n + 1)
+        return coefficients
+
+    @staticmethod
+    def extrema(points: list, errors: list, count: int) -> list:
+        """The largest error of each run of one sign; of more than `count`, the best run of them."""
+        runs: list[int] = []
+        for i, error in enumerate(errors):
+            if runs and (errors[runs[-1]] > 0) == (error > 0):
+                if abs(error) > abs(errors[runs[-1]]):
+                    runs[-1] = i
+            else:
+                runs.append(i)
+        while len(runs) > count:
+            runs.pop(0 if abs(errors[runs[0]]) < abs(errors[runs[-1]]) else -1)
+        return [points[i] for i in runs]
+
+
+def artanh_ratio(z: mp.mpf) -> mp.mpf:
+    """(2·artanh s)/s − 2 for z = s²."""
+    if z == 0:
+        return mp.mpf(0)
+    s = mp.sqrt(z)
+    return 2 * mp.atanh(s) / s - 2
+
+
+LN2 = mp.log(2)
+# f ends at √2 − 1, so that s = f/(2 + f) ends at 3 − 2√2.
+LARGEST_Z = (3 - 2 * mp.sqrt(2)) ** 2
+
+POLYNOMIALS = {
+    "exp_f32.inc.h": [
+        Polynomial(
+            "exp of floats, absolute",
+            "EXP_",
+            range(2, 4),
+            lambda r: mp.expm1(r) - r,
+            (-LN2 / 32, LN2 / 32),
+            mp.mpf(2) ** -29,
+            1.3,
+        )
+    ],
+    "exp_f64.inc.h": [
+        Polynomial(
+            "exp of doubles, absolute",
+            "EXP_",
+            range(3, 8),
+            lambda r: mp.expm1(r) - r - r * r / 2,
+            (-LN2 / 16, LN2 / 16),
+            mp.mpf(2) ** -55,
+            1.3,
+        )
+    ],
+    "vmath.inc.h": [
+        Polynomial(
+            "vd_exp_reduced, relative",
+            "REDUCED_",
+            range(3, 13),
+            lambda r: mp.expm1(r) - r - r * r / 2,
+            (mp.mpf("-0.35"), mp.mpf("0.35")),
+            mp.mpf(2) ** -61,
+            1.3,
+            mp.exp,
+        ),
+        Polynomial(
+            "log1p, exact, absolute",
+            "LOG_",
+            range(1, 8),
+            artanh_ratio,
+            (mp.mpf(0), LARGEST_Z),
+            mp.mpf(2) ** mp.mpf("-58.45"),
+            1.3,
+        ),
+        Polynomial(
+            "log1p, short, relative",
+            "LOG_SHORT_",
+            range(1, 6),
+            artanh_ratio,
+            (mp.mpf(0), LARGEST_Z),
+            mp.mpf(2) ** -43,
+            1.3,
+            lambda z: artanh_ratio(z) + 2,
+        ),
+    ],
+}
+
+
+def check_constants() -> list[str]:
+    """Names of constants and tables that the headers have otherwise."""
+    f32, f64, vmath = header("exp_f32.inc.h"), header("exp_f64.inc.h"), header("vmath.inc.h")
+    real_f32, real_f64 = header("real_f32.h"), header("real_f64.h")
+    wrong = []
+
+    def compare(name: str, found: object, expected: object) -> None:
+        if found != expected:
+            wrong.append(f"{name}: {found}, expected {expected}")
+
+    for name, text, bits, steps in (("float", f32, 24, 16), ("double", f64, 53, 8)):
+        values, errors = exp_tables(bits, steps)
+        compare(f"{name} exp_table", table(text, "exp_table"), values)
+        compare(f"{name} exp_table_error", table(text, "exp_table_error"), errors)
+    compare("LOG2_E", constant(real_f32, "LOG2_E"), rounded(1 / LN2, 24))
+    compare("LOG2_E", constant(real_f64, "LOG2_E"), rounded(1 / LN2, 53))
+    for text, prefix, first, bits in (
+        (vmath, "LN2_HI LN2_LO", 53, 53),
+        (f32, "LN2F_HI LN2F_LO", 24, 24),
+        (vmath, "LN2_UPPER LN2_LOWER", 32, 53),
+    ):
+        upper, lower = prefix.split()
+        high = constant(text, upper)
+        # LN2_UPPER is truncated, so that LN2_LOWER is positive.
+        if first == 32:
+            expected = float(mp.floor(LN2 * 2**32) / 2**32)
+        else:
+            expected = rounded(LN2, first)
+        compare(upper, high, expected)
+        compare(lower, constant(text, lower), rounded(LN2 - high, bits))
+    return wrong
+
+
+def main() -> int:
+    wrong = check_constants()
+    print(f"{'log2 of the error of':30} {'header':>9} {'bound':>6} {'minimax':>9}")
+    for name, polynomials in POLYNOMIALS.items():
+        text = header(name)
+        for p in polynomials:
+            found = p.worst([mp.mpf(constant(text, f"{p.prefix}{k}")) for k in p.powers])
+            best = p.worst(p.minimax())
+            logs = [float(mp.log(x, 2)) for x in (found, p.bound, best)]
+            print(f"{p.name:30} {logs[0]:9.3f} {logs[1]:6.2f} {logs[2]:9.3f}")
+            if found > p.bound:
+                wrong.append(f"{p.name}: the error exceeds the bound")
+            if found > p.most * best:
+                wrong.append(f"{p.name}: the error is {float(found / best):.2f} times the least")
+    for line in wrong:
+        print(line)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

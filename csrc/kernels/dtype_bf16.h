@@ -1,0 +1,13 @@
+/* Logits and results in bfloat16, computed in float32. The m_ operations read and write arrays of elements. */
+#include "real_f32.h"
+
+#define DTYPE bf16
+typedef uint16_t element;
+#define IS_NATIVE 0 /* whether element and real are one type */
+
+#define m_get vf_get_bf16
+#define m_load vf_load_bf16
+#define m_loadn vf_loadn_bf16
+#define m_store vf_store_bf16
+#define m_storen vf_storen_bf16
+#define m_stream vf_stream_bf16

@@ -1,0 +1,13 @@
+/* Logits and results in float32. The m_ operations read and write arrays of elements. */
+#include "real_f32.h"
+
+#define DTYPE f32
+typedef float element;
+#define IS_NATIVE 1 /* whether element and real are one type */
+
+#define m_get(p) (*(p))
+#define m_load vf_load
+#define m_loadn vf_loadn
+#define m_store vf_store
+#define m_storen vf_storen
+#define m_stream vf_stream

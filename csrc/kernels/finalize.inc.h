@@ -1,0 +1,215 @@
+/* Loss, lse and the factors of the gradient from a row's statistics.
+ *
+ * With m the row's maximum, x_o the logit of the pivot o (the label, or the class of the maximum),
+ * rest the sum of e over the other classes, and S the sum over all of them:
+ *
+ *     lse − x_k = (m − x_k) + log1p(others/e_m),   others = S − e_m
+ *     p_o − 1   = −(S − e_o)/S
+ *
+ * Every term is a sum of numbers of one sign, so nothing cancels, however confident the model is.
+ * e_m is computed anew in double precision. Where the pivot is the class of the maximum, others is
+ * rest. Where it is not, others = rest − e(m) + e_o, with e(m) as the kernels added it; others is
+ * then so large compared with e_m that the subtraction does not change the loss.
+ *
+ * In general a row's loss and gradient are, with the label y (if any), factors b (SOFT_…), and
+ * A = label_part·w_y + soft_part·Σ b:
+ *
+ *     loss   = label_part·w_y·(lse − x_y) + soft_part·(Σ b_c·(m − x_c) + Σ b·(lse − m))
+ *     grad_c = s·(A·p_c − soft_part·b_c − label_part·w_y·[c = y])
+ *
+ * The loss of a row is multiplied by its sample weight, the gradient by s (row_factors).
+ */
+
+/* What the losses and gradients of eight rows are multiplied by. */
+typedef struct {
+    vd_pair label;    /* label_part·w_y, 0 where the row is ignored or has no label */
+    vd_pair scale;    /* s: grad_loss·sample weight/denominator, times the row's own grad_loss */
+    vd sample_weight; /* 0 where the row is ignored */
+    vdm ignored;
+} row_factors;
+
+/* w_y of eight rows, 0 where there is no label. */
+INLINE vd label_weights(const double *weight, const double *label, int count) {
+    double of[8] = {0};
+    for (int k = 0; k < count; k++) {
+        if (label[k] >= 0) of[k] = weight[(int64_t)label[k]];
+    }
+    return vd_load(of);
+}
+
+/* Of lanes i…i+7. */
+INLINE row_factors find_factors(const pyce_job *job, int i, const row_state *s) {
+    const pyce_problem *p = job->p;
+    const int64_t row = s->row;
+    const int left = rows_left(s, i);
+    const vd zero = vd_set1(0), label = vd_load(s->label + i);
+    row_factors f;
+    f.label = pair_of(zero, zero);
+    f.sample_weight = vd_set1(1.0);
+    f.scale = pair_of(vd_set1(job->grad_scale), vd_set1(job->grad_scale_error));
+    f.ignored = vd_eq(zero, f.sample_weight);
+    if (p->labels) {
+        f.ignored = vd_eq(label, vd_set1(-1.0));
+        f.sample_weight = vd_drop(f.ignored, f.sample_weight);
+        f.label.value = vd_drop(f.ignored, vd_set1(job->label_part));
+        f.label.error = vd_drop(f.ignored, vd_set1(job->label_part_error));
+    }
+    if (job->unweighted) return f;
+    if (p->weight && p->labels) {
+        f.label = pair_scale(f.label, label_weights(p->weight, s->label + i, left));
+    }
+    if (p->sample_weight) {
+        const vd weight = vd_loadn(p->sample_weight + row + i, left, 0);
+        f.sample_weight = vd_drop(f.ignored, weight);
+        f.scale = pair_scale(f.scale, weight);
+    }
+    if (p->grad_losses) {
+        f.scale = pair_scale(f.scale, vd_loadn(p->grad_losses + row + i, left, 0));
+    }
+    return f;
+}
+
+static int has_nan(const pyce_problem *p, int64_t row) {
+    const element *x = logits_of(p, row);
+    for (int64_t c = 0; c < p->classes; c++) {
+        const real value = m_get(x + c * p->logits.class_stride);
+        if (value != value) return 1;
+    }
+    return 0;
+}
+
+/* The lse of eight rows where it is requested: 0 for a row that is ignored. */
+INLINE void write_lse(const pyce_problem *p, int i, vdm ignored, vd max, vd log,
+                      const row_state *s) {
+    if (!p->lse || p->operation == PYCE_BACKWARD) return;
+    const int64_t row = s->row;
+    const int left = rows_left(s, i);
+    vd_storen(p->lse + row + i, left, vd_drop(ignored, vd_add(max, log)));
+    const vd nan = vd_drop(ignored, vd_drop(vd_eq(log, log), vd_set1(1.0)));
+    if (vd_first(vd_eq(nan, vd_set1(1.0))) < 0) return;
+    double tops[8], bad[8];
+    vd_store(tops, max);
+    vd_store(bad, nan);
+    for (int k = 0; k < left; k++) {
+        if (bad[k] == 0) continue;
+        /* An infinite maximum is the lse, unless there is NaN in the row as well. */
+        const int infinite = tops[k] - tops[k] != 0 && !has_nan(p, row + i + k);
+        p->lse[row + i + k] = infinite ? tops[k] : NOT_A_NUMBER;
+    }
+}
+
+/* NaN where the maximum, the sum or, in the backward, the lse is not finite; 0 elsewhere. */
+INLINE vd bad_rows(const pyce_problem *p, int i, vd max, vd others, const row_state *s) {
+    vd bad = vd_add(vd_sub(others, others), vd_sub(max, max));
+    if (p->operation == PYCE_BACKWARD) {
+        const vd lse = vd_loadn(p->lse + s->row + i, rows_left(s, i), 0);
+        bad = vd_add(bad, vd_sub(lse, lse));
+    }
+    return bad;
+}
+
+/* By precision: finalize_sums, the first step (others/e_m, S − e_o, 1/S); finalize_soft, what the
+   soft-target term adds in the third; log_softmax_of. */
+#include FINALIZE_INC
+
+/* The second step: lse − m = log(1 + others/e_m). */
+INLINE void finalize_log(int i, row_state *s) {
+    const vd q = vd_load(s->quotient + i);
+    vd log_error = q;
+    const vd log = vd_log1p(q, COMPENSATED, &log_error);
+    if (COMPENSATED) {
+        const vd by_q = vd_div(vd_load(s->quotient_error + i), vd_add(vd_set1(1.0), q));
+        vd_store(s->log_error + i, finite_error(vd_add(log_error, by_q)));
+    }
+    vd_store(s->log + i, vd_add(log, vd_load(s->bad + i)));
+}
+
+/* The third step: the loss and the factors of the gradient. */
+INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
+    const pyce_problem *p = job->p;
+    const vd zero = vd_set1(0);
+    const vd m = vd_load(s->max + i), log = vd_load(s->log + i);
+    const vd inverse = vd_load(s->inverse + i);
+    const row_factors f = find_factors(job, i, s);
+    write_lse(p, i, f.ignored, m, log, s);
+    if (p->target == PYCE_NO_TARGET) {
+        vd_store(s->factor + i, inverse);
+        if (COMPENSATED) vd_store(s->factor_error + i, vd_load(s->inverse_error + i));
+        return;
+    }
+
+    const vd part = f.label.value, scale = f.scale.value;
+    const vd label_x = vd_load((job->pivot == PIVOT_LABEL ? s->pivot_x : s->label_x) + i);
+    const vdm unlabelled = vd_eq(part, zero);
+    const vd distance = vd_sub(m, label_x);
+    const vd at_label = vd_add(distance, log);
+    vd_pair loss = pair_of(vd_drop(unlabelled, vd_mul(part, at_label)), zero);
+    if (COMPENSATED) {
+        vd error = vd_add(error_of_sum(m, vd_sub(zero, label_x), distance),
+                          vd_add(error_of_sum(distance, log, at_label), vd_load(s->log_error + i)));
+        const vd product_error = vd_fma(part, at_label, vd_sub(zero, vd_mul(part, at_label)));
+        error = vd_fma(part, error, vd_fma(f.label.error, at_label, product_error));
+        loss.error = vd_drop(unlabelled, finite_error(error));
+    }
+    vd_pair whole = pair_of(part, zero); /* A */
+    if (job->soft) loss = finalize_soft(job, i, s, &f, loss, &whole);
+
+    const vd weighted = vd_mul(loss.value, f.sample_weight);
+    vd row_loss = weighted;
+    if (COMPENSATED) {
+        const vd product_error = vd_fma(loss.value, f.sample_weight, vd_sub(zero, weighted));
+        const vd error = vd_fma(loss.error, f.sample_weight, product_error);
+        row_loss = vd_add(weighted, finite_error(error));
+    }
+    row_loss = vd_add(row_loss, vd_sub(log, log));
+    vd_store(s->loss + i, vd_drop(f.ignored, row_loss));
+
+    const vd without_pivot = vd_load(s->without_pivot + i);
+    const vd scaled = vd_mul(scale, whole.value);
+    const vd factor = vd_mul(scaled, inverse);
+    vd_store(s->factor + i, factor);
+    vd pivot_grad;
+    if (COMPENSATED) {
+        /* (scale + error)·(whole + error)·(inverse + error) − factor, but for terms of second order. */
+        const vd scaled_error = vd_fma(
+            scale, whole.error,
+            vd_fma(f.scale.error, whole.value, vd_fma(scale, whole.value, vd_sub(zero, scaled))));
+        const vd product_error = vd_fma(scaled, inverse, vd_sub(zero, factor));
+        const vd factor_error = vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
+                                                             vd_mul(scaled_error, inverse)));
+        vd_store(s->factor_error + i, factor_error);
+        const vd error = vd_fma(vd_load(s->without_pivot_error + i), factor,
+                                vd_mul(without_pivot, factor_error));
+        pivot_grad = vd_fma(without_pivot, factor, error);
+    } else {
+        pivot_grad = vd_mul(without_pivot, factor);
+    }
+    if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));
+}
+
+/* What follows for the rows of some row_states. Each step is done for all rows before the next: a
+   row's operations form long dependent chains, and short loops let the processor work on many rows'
+   chains at once. */
+static void finalize_rows(const pyce_job *job, row_state *states, int count) {
+    for (row_state *s = states; s < states + count; s++) finalize_sums(job, s);
+    for (row_state *s = states; s < states + count; s++) {
+        for (int i = 0; i < s->n; i += 8) finalize_log(i, s);
+    }
+    for (row_state *s = states; s < states + count; s++) {
+        for (int i = 0; i < s->n; i += 8) finalize_loss(job, i, s);
+    }
+}
+
+/* Row losses of a tile to the caller, or added up into the tile's sum. `losses` has room for job->tile
+   numbers and is overwritten. */
+static void reduce_tile(const pyce_job *job, int64_t begin, int64_t end, double *losses,
+                        double *sums) {
+    const int64_t n = end - begin;
+    real *to = job->p->losses;
+    if (to) {
+        for (int64_t i = 0; i < n; i++) to[begin + i] = (real)losses[i];
+    } else if (sums) {
+        for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
+        sums[begin / job->tile] = sum_of_tile(losses, job->tile, COMPENSATED);
+    }
+}

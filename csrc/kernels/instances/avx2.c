@@ -1,0 +1,6 @@
+/* AVX2: what does not depend on the dtype of the logits. */
+#if defined(__x86_64__)
+#include "../simd_avx2.h"
+
+#include "../target.inc.h"
+#endif

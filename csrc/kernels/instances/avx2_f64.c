@@ -1,0 +1,8 @@
+/* AVX2, float64 logits. */
+#if defined(__x86_64__)
+#include "../simd_avx2.h"
+
+#include "../dtype_f64.h"
+
+#include "../instance.inc.h"
+#endif

@@ -1,0 +1,8 @@
+/* AVX-512, float64 logits. */
+#if defined(__x86_64__)
+#include "../simd_avx512.h"
+
+#include "../dtype_f64.h"
+
+#include "../instance.inc.h"
+#endif

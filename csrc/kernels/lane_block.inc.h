@@ -1,0 +1,537 @@
+/* Blocks of rows in lanes: a lane block is an array of vectors in scratch, one per class, each with
+ * that class of LANES rows.
+ *
+ * A lane block of up to PYCE_BLOCK classes is loaded (rows that lie one after the other are transposed
+ * in registers), worked on in place, and stored. Up to PYCE_FEW classes a row's sum is taken in groups
+ * of eight classes in order; above, in the order of block.inc.h.
+ */
+
+/* Memory for a lane block. */
+typedef struct {
+    real *x, *b; /* class by class, one row per lane; x becomes e */
+    real *coefficients;
+    element *stage; /* results of a batch before they are streamed */
+} lane_scratch;
+
+/* For tiny rows that lie one after the other: from which lanes of the k-th of the vectors that 16 rows
+   fill class c comes, and back; see v_merge. */
+typedef struct {
+    int32_t sort[TINY_CLASSES][TINY_CLASSES][LANES], unsort[TINY_CLASSES][TINY_CLASSES][LANES];
+} lane_order;
+
+/* Where LANES rows lie: rows first…first+n−1 of the problem. */
+typedef struct {
+    int64_t row;
+    int n;
+    int separate;         /* rows lie one after the other (inner == 1), else side by side */
+    int64_t outer, inner; /* of the first */
+    int all_valid;        /* no row is ignored; if one is, valid[] says which: */
+    int valid[LANES];
+    const pyce_operand *to;  /* where results go: the problem's, or one of the same layout */
+    vreal label;             /* as numbers; −1 where there is none */
+    const lane_order *order; /* NULL where rows are not tiny */
+} lane_rows;
+
+/* Whether lane i stands for a row that is not ignored. */
+INLINE int lane_is_valid(const lane_rows *rows, int i) {
+    return i < rows->n && (rows->all_valid || rows->valid[i]);
+}
+
+/* -- tiny rows ----------------------------------------------------------------------------------------- */
+
+#if TINY_CLASSES
+static void find_order(int classes, lane_order *order) {
+    for (int c = 0; c < classes; c++) {
+        for (int k = 0; k < classes; k++) {
+            for (int i = 0; i < LANES; i++) {
+                const int from = i * classes + c, to = k * LANES + i;
+                order->sort[c][k][i] = from / LANES == k ? LANES + from % LANES : i;
+                order->unsort[k][c][i] = to % classes == c ? LANES + to / classes : i;
+            }
+        }
+    }
+}
+
+/* Whether rows of n classes are loaded, or stored, by permutes. */
+INLINE int is_sorted(const pyce_operand *a, const lane_rows *rows, int n) {
+    return rows->order && rows->n == LANES && a->class_stride == 1 && !a->offsets &&
+           a->outer_stride == n;
+}
+INLINE void load_sorted(const element *x, const lane_rows *rows, int n, real *block) {
+    x += rows->row * n;
+    for (int c = 0; c < n; c++) {
+        vreal v = v_set1(0);
+        for (int k = 0; k < n; k++) v = v_merge(v, rows->order->sort[c][k], m_load(x + k * LANES));
+        v_store(block + c * LANES, v);
+    }
+}
+INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real *block) {
+    out += rows->row * n;
+    for (int k = 0; k < n; k++) {
+        vreal v = v_set1(0);
+        for (int c = 0; c < n; c++) {
+            v = v_merge(v, rows->order->unsort[k][c], v_load(block + c * LANES));
+        }
+        m_store(out + k * LANES, v);
+    }
+}
+#else
+static void find_order(int classes, lane_order *order) {
+    (void)classes;
+    (void)order;
+}
+INLINE int is_sorted(const pyce_operand *a, const lane_rows *rows, int n) {
+    (void)a;
+    (void)rows;
+    (void)n;
+    return 0;
+}
+INLINE void load_sorted(const element *x, const lane_rows *rows, int n, real *block) {
+    (void)x;
+    (void)rows;
+    (void)n;
+    (void)block;
+}
+INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real *block) {
+    (void)out;
+    (void)rows;
+    (void)n;
+    (void)block;
+}
+#endif
+
+/* -- memory -------------------------------------------------------------------------------------------- */
+
+/* Rows that lie side by side. */
+INLINE void load_beside(const element *x, const pyce_operand *a, const lane_rows *rows,
+                        int64_t first, int n, real *block) {
+    x += offset_of(a, rows->outer) + first * a->class_stride + rows->inner;
+    if (rows->n == LANES) {
+        for (int c = 0; c < n; c++) v_store(block + c * LANES, m_load(x + c * a->class_stride));
+    } else {
+        for (int c = 0; c < n; c++) {
+            v_store(block + c * LANES, m_loadn(x + c * a->class_stride, rows->n, 0));
+        }
+    }
+}
+
+/* Rows that lie one after the other. */
+INLINE void load_transposed(const element *x, const pyce_operand *a, const lane_rows *rows,
+                            int64_t first, int n, real *block) {
+    const element *row[LANES];
+    element packed[LANES];
+    x += first * a->class_stride;
+    /* Lanes past the last row repeat it. */
+    if (a->offsets) {
+        const int64_t *offset = a->offsets + rows->row;
+        for (int i = 0; i < LANES; i++) row[i] = x + offset[i < rows->n ? i : rows->n - 1];
+    } else {
+        x += rows->row * a->outer_stride;
+        for (int i = 0; i < LANES; i++) {
+            row[i] = x + (i < rows->n ? i : rows->n - 1) * a->outer_stride;
+        }
+    }
+    for (int c = 0; c < n; c += LANES) {
+        const int width = n - c < LANES ? n - c : LANES;
+        vreal v[LANES];
+        if (a->class_stride != 1) {
+            for (int i = 0; i < LANES; i++) {
+                gather(row[i] + c * a->class_stride, a->class_stride, width, packed);
+                v[i] = m_loadn(packed, width, 0);
+            }
+        } else if (width == LANES) {
+            UNROLL
+            for (int i = 0; i < LANES; i++) v[i] = m_load(row[i] + c);
+        } else {
+            UNROLL
+            for (int i = 0; i < LANES; i++) v[i] = m_loadn(row[i] + c, width, 0);
+        }
+        v_transpose(v);
+        UNROLL
+        for (int j = 0; j < width; j++) v_store(block + (c + j) * LANES, v[j]);
+    }
+}
+
+/* n classes from `first` on. */
+static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_t first, int n,
+                            real *block) {
+    if (!rows->separate) {
+        load_beside(a->data, a, rows, first, n, block);
+    } else if (is_sorted(a, rows, n)) {
+        load_sorted(a->data, rows, n, block);
+    } else {
+        load_transposed(a->data, a, rows, first, n, block);
+    }
+}
+
+INLINE void store_beside(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                         const real *block) {
+    const pyce_operand *g = rows->to;
+    const size_t size = LANES * sizeof(element);
+    element *out = (element *)g->data + offset_of(g, rows->outer) + first * g->class_stride;
+    out += rows->inner;
+    if (rows->n == LANES && job->streaming && (uintptr_t)out % size == 0 &&
+        (size_t)g->class_stride * sizeof(element) % size == 0) {
+        for (int c = 0; c < n; c++) m_stream(out + c * g->class_stride, v_load(block + c * LANES));
+    } else if (rows->n == LANES) {
+        for (int c = 0; c < n; c++) m_store(out + c * g->class_stride, v_load(block + c * LANES));
+    } else {
+        for (int c = 0; c < n; c++) {
+            m_storen(out + c * g->class_stride, rows->n, v_load(block + c * LANES));
+        }
+    }
+}
+
+INLINE void store_transposed(const lane_rows *rows, int64_t first, int n, const real *block) {
+    const pyce_operand *g = rows->to;
+    element *out = g->data;
+    for (int c = 0; c < n; c += LANES) {
+        const int width = n - c < LANES ? n - c : LANES;
+        vreal v[LANES];
+        UNROLL
+        for (int j = 0; j < LANES; j++) v[j] = v_load(block + (c + (j < width ? j : 0)) * LANES);
+        v_transpose(v);
+        if (rows->n == LANES && g->class_stride == 1 && !g->offsets) {
+            element *to = out + rows->row * g->outer_stride + first + c;
+            if (width == LANES) {
+                UNROLL
+                for (int i = 0; i < LANES; i++) m_store(to + i * g->outer_stride, v[i]);
+            } else {
+                UNROLL
+                for (int i = 0; i < LANES; i++) m_storen(to + i * g->outer_stride, width, v[i]);
+            }
+            continue;
+        }
+        for (int i = 0; i < rows->n; i++) {
+            element *to = out + offset_of(g, rows->row + i) + (first + c) * g->class_stride;
+            element packed[LANES];
+            m_storen(packed, width, v[i]);
+            for (int j = 0; j < width; j++) to[j * g->class_stride] = packed[j];
+        }
+    }
+}
+
+static void store_lane_block(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                             const real *block) {
+    if (!rows->separate) {
+        store_beside(job, rows, first, n, block);
+    } else if (is_sorted(rows->to, rows, n)) {
+        store_sorted(rows->to->data, rows, n, block);
+    } else {
+        store_transposed(rows, first, n, block);
+    }
+}
+
+/* Loads one block of the rows; its maximum, lane by lane. */
+static vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                          real *x) {
+    load_lane_block(&job->p->logits, rows, first, n, x);
+    if (!rows->all_valid) {
+        /* What an ignored row holds must not matter. */
+        for (int i = 0; i < rows->n; i++) {
+            if (rows->valid[i]) continue;
+            for (int c = 0; c < n; c++) x[c * LANES + i] = 0;
+        }
+    }
+    vreal m0 = v_set1((real)-INFINITE), m1 = m0;
+    int c = 0;
+    for (; c + 2 <= n; c += 2) {
+        m0 = v_max(v_load(x + c * LANES), m0);
+        m1 = v_max(v_load(x + c * LANES + LANES), m1);
+    }
+    if (c < n) m0 = v_max(v_load(x + c * LANES), m0);
+    return v_max(m0, m1);
+}
+
+/* -- soft-target factors ---------------------------------------------------------------------------------- */
+
+/* Factors b of a lane block's classes, and the step from class to class: 0 where all rows share them. */
+INLINE int load_soft(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                     lane_scratch *room, const real **b) {
+    const pyce_problem *p = job->p;
+    if (job->soft != SOFT_PROBS) {
+        *b = soft_block(job, 0, 0, first, n, room->coefficients);
+        return 0;
+    }
+    *b = room->b;
+    if (p->probs_dtype == p->dtype && (COMPENSATED || !job->blended)) {
+        load_lane_block(&p->probs, rows, first, n, room->b);
+        return LANES;
+    }
+    for (int i = 0; i < LANES; i++) {
+        const int r = i < rows->n ? i : rows->n - 1;
+        const int64_t outer = rows->separate ? rows->row + r : rows->outer;
+        const int64_t inner = rows->separate ? 0 : rows->inner + r;
+        const real *from = soft_block(job, outer, inner, first, n, room->coefficients);
+        for (int c = 0; c < n; c++) room->b[c * LANES + i] = from[c];
+    }
+    return LANES;
+}
+
+/* b of class c of a lane block whose class weights are `weights`. */
+INLINE vreal soft_at(const pyce_job *job, const real *b, int step, const double *weights, int c,
+                     vreal *error) {
+    const vreal t = step ? v_load(b + c * LANES) : v_set1(b[c]);
+    return blended(job, t, spread_weight(weights, c), error);
+}
+
+/* -- sums ---------------------------------------------------------------------------------------------- */
+
+INLINE vreal e_without_pivot(const real *block, vreal pivot, int c) {
+    return v_drop(v_eq(pivot, v_set1((real)c)), v_load(block + c * LANES));
+}
+
+/* Adds the terms of classes c, c + stride, … (at most eight) to a running sum. */
+INLINE void add_terms(const pyce_job *job, vsum *sum, int kind, const real *block, const real *b,
+                      int step, const double *weights, vreal pivot_or_max, int c, int stride,
+                      int n) {
+    if (kind == SUM_LOSS || kind == SUM_DISTANCE) {
+        for (int j = 0; j < 8 && c + j * stride < n; j++) {
+            const int at = c + j * stride;
+            vreal error;
+            const vreal t = soft_at(job, b, step, weights, at, &error);
+            sum_add_loss(sum, kind == SUM_DISTANCE, t, error, pivot_or_max,
+                         v_load(block + at * LANES));
+        }
+        return;
+    }
+    vreal v[8], errors[8];
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        const int at = c + j * stride;
+        v[j] = errors[j] = v_set1(0);
+        if (at >= n) continue;
+        v[j] = kind == SUM_B ? soft_at(job, b, step, weights, at, &errors[j])
+                             : e_without_pivot(block, pivot_or_max, at);
+    }
+    if (stride == 1) {
+        sum_add_some(sum, v, n - c);
+    } else {
+        sum_add8(sum, v);
+    }
+    if (kind == SUM_B) sum_add_errors(sum, errors);
+}
+
+/* The sum of one kind over the classes of a lane block, for each row. */
+INLINE void sum_lane_block(const pyce_job *job, int kind, const real *block, const real *b,
+                           int step, const double *weights, vreal pivot_or_max, int n,
+                           double sums[LANES], double errors[LANES]) {
+    if (job->p->classes <= PYCE_FEW) {
+        vsum sum = sum_zero();
+        for (int c = 0; c < n; c += 8) {
+            add_terms(job, &sum, kind, block, b, step, weights, pivot_or_max, c, 1, n);
+        }
+        sum_lanes(sum, sums, errors);
+        return;
+    }
+    /* As along a row: LANES running sums, class c belonging to the (c mod LANES)-th. */
+    vsum along[LANES];
+    for (int l = 0; l < LANES; l++) along[l] = sum_zero();
+    for (int c = 0; c < n; c += CHUNK) {
+        for (int l = 0; l < LANES; l++) {
+            add_terms(job, &along[l], kind, block, b, step, weights, pivot_or_max, c + l, LANES, n);
+        }
+    }
+    sum_totals_across(along, sums, errors);
+}
+
+/* x of the lane block becomes e; the sums of those that are not a row's pivot; returns x of the
+   pivots. */
+INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser norm, vreal pivot,
+                            double sums[LANES], double errors[LANES]) {
+    vreal pivot_x = v_set1((real)-INFINITE);
+    if (job->p->classes > PYCE_FEW) {
+        for (int c = 0; c < n; c++) {
+            const vreal x = v_load(block + c * LANES);
+            pivot_x = v_select(v_eq(pivot, v_set1((real)c)), x, pivot_x);
+            v_store(block + c * LANES, exp1(x, norm));
+        }
+        sum_lane_block(job, SUM_E, block, 0, 0, 0, pivot, n, sums, errors);
+        return pivot_x;
+    }
+    /* The same sum as sum_lane_block's, in the loop of the exponentials. */
+    vsum sum = sum_zero();
+    vreal from_here = pivot; /* the pivot, counted from c */
+    for (int c = 0; c < n; c += 8) {
+        vreal v[8];
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            v[j] = c + j < n ? v_load(block + (c + j) * LANES) : v_set1(0);
+        }
+        exp_some(v, n - c, norm);
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            if (c + j >= n) continue;
+            const vmask at_pivot = v_eq(from_here, v_set1((real)j));
+            pivot_x = v_select(at_pivot, v_load(block + (c + j) * LANES), pivot_x);
+            v_store(block + (c + j) * LANES, v[j]);
+            v[j] = v_drop(at_pivot, v[j]);
+        }
+        sum_add_some(&sum, v, n - c);
+        from_here = v_sub(from_here, v_set1(8));
+    }
+    sum_lanes(sum, sums, errors);
+    return pivot_x;
+}
+
+/* The pivots of a lane block, counted from its first class; −1 where it has none. */
+INLINE vreal pivots_of(const pyce_job *job, const lane_rows *rows, int64_t first, int n, vreal max,
+                       const real *x, const row_state *s) {
+    if (job->pivot == PIVOT_MAX) {
+        vreal pivot = v_set1(-1);
+        for (int c = n - 1; c >= 0; c--) {
+            pivot = v_select(v_eq(v_load(x + c * LANES), max), v_set1((real)c), pivot);
+        }
+        return pivot;
+    }
+    if (job->pivot == PIVOT_NONE) return v_set1(-1);
+    if (job->blocks == 1) return rows->label;
+    real place[LANES];
+    for (int i = 0; i < LANES; i++) place[i] = (real)index_within((int64_t)s->label[i], first, n);
+    return v_load(place);
+}
+
+/* Of the soft-target term of a loaded lane block: Σ b and Σ b·(max − x), and x of the labels. */
+static void soft_lane_block(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                            vreal max, lane_scratch *room, const real **b, int *step,
+                            row_state *s) {
+    const real *x = room->x;
+    const double *weights = class_weights_from(job, first);
+    const vreal from = v_keep(v_eq(v_sub(max, max), v_set1(0)), max);
+    for (int i = 0; i < LANES; i += 8) {
+        vd_store(s->soft_sum_error + i, vd_set1(0));
+        vd_store(s->soft_loss_error + i, vd_set1(0));
+    }
+    *step = load_soft(job, rows, first, n, room, b);
+    if (job->soft == SOFT_ONE) {
+        for (int i = 0; i < LANES; i += 8) vd_store(s->soft_sum + i, vd_set1(n));
+        sum_lane_block(job, SUM_DISTANCE, x, *b, 0, weights, from, n, s->soft_loss,
+                       s->soft_loss_error);
+        for (int i = 0; i < LANES; i += 8) {
+            const vd sum = vd_load(s->soft_loss + i);
+            vd_store(s->soft_loss + i, sum_distance(sum, v_eight(from, i), n));
+        }
+    } else {
+        sum_lane_block(job, SUM_B, x, *b, *step, weights, from, n, s->soft_sum, s->soft_sum_error);
+        sum_lane_block(job, SUM_LOSS, x, *b, *step, weights, from, n, s->soft_loss,
+                       s->soft_loss_error);
+    }
+    for (int i = 0; i < LANES; i++) {
+        const int64_t label = index_within((int64_t)s->label[i], first, n);
+        s->label_x[i] = label >= 0 ? x[label * LANES + i] : 0;
+    }
+}
+
+/* The statistics of a loaded lane block, as block_statistics finds them, into the lanes of `s`, whose x
+   become e. Returns the pivots, counted from the block's first class. */
+INLINE vreal lane_block_statistics(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                                   vreal max, normaliser norm, lane_scratch *room, const real **b,
+                                   int *step, row_state *s) {
+    const vreal pivot = pivots_of(job, rows, first, n, max, room->x, s);
+    v_to_doubles(max, s->max);
+    if (job->soft) soft_lane_block(job, rows, first, n, max, room, b, step, s);
+    v_to_doubles(exp_lane_block(job, room->x, n, norm, pivot, s->rest, s->rest_error), s->pivot_x);
+    return pivot;
+}
+
+/* Where a row is one block: b of the pivot and the label, lane by lane. */
+INLINE void soft_of_special(const real *b, int step, row_state *s) {
+    for (int i = 0; i < LANES; i++) {
+        const int64_t pivot = (int64_t)s->pivot[i], label = (int64_t)s->label[i];
+        s->pivot_b[i] = pivot < 0 ? 0 : step ? b[pivot * LANES + i] : b[pivot];
+        s->label_b[i] = label < 0 ? 0 : step ? b[label * LANES + i] : b[label];
+    }
+}
+
+/* -- results ------------------------------------------------------------------------------------------- */
+
+/* (x − max) − log in place of x. */
+static void log_lane_block(const row_state *s, int n, real *x) {
+    const vreal max = v_from_doubles(s->max), log = v_from_doubles(s->log);
+    const vreal error = COMPENSATED ? v_from_doubles(s->log_error) : v_set1(0);
+    for (int c = 0; c < n; c++) {
+        v_store(x + c * LANES, log_softmax_of(v_load(x + c * LANES), max, log, error));
+    }
+}
+
+/* What rounding LANES doubles to the compute type lost, where that is finite; of doubles, `errors`. */
+INLINE vreal real_errors(const double *exact, const double *errors, vreal rounded) {
+    if (COMPENSATED) return v_from_doubles(errors);
+    double lost[LANES];
+    v_to_doubles(rounded, lost);
+    for (int i = 0; i < LANES; i++) lost[i] = lost[i] - lost[i] == 0 ? exact[i] - lost[i] : 0;
+    return v_from_doubles(lost);
+}
+
+/* factors[i] = s->factor[i]·scales[i] with their errors; factors that are too small are lifted, and e
+   in `block` lowered. */
+static __attribute__((noinline)) void lift_factors(const row_state *s, const double *scales, int n,
+                                                   real *block, double *factors, double *errors) {
+    real lift[LANES];
+    int lifted = 0;
+    for (int i = 0; i < LANES; i++) {
+        errors[i] = COMPENSATED ? s->factor_error[i] : 0;
+        factors[i] = lifted_factor(s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
+        lifted |= lift[i] != 1;
+    }
+    if (!lifted) return;
+    const vreal by = v_load(lift);
+    for (int c = 0; c < n; c++) v_store(block + c * LANES, v_mul(v_load(block + c * LANES), by));
+}
+
+/* The result of a lane block from its e. `scales` take e from the block's normaliser to the row's: NULL
+   where they are 1. `pivot` and `label` count from the block's first class. */
+static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                             lane_scratch *room, const row_state *s, const double *scales, int step,
+                             const real *b, vreal pivot, vreal label) {
+    real *block = room->x;
+    const vreal zero = v_set1(0), one = v_set1(1);
+    double factors[LANES], errors[LANES];
+    const double *exact = s->factor, *exact_errors = s->factor_error;
+    vreal factor = v_from_doubles(s->factor);
+    const vreal size = v_max(factor, v_sub(zero, factor));
+    if (scales || v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) >= 0) {
+        lift_factors(s, scales, n, block, factors, errors);
+        exact = factors;
+        exact_errors = errors;
+        factor = v_from_doubles(factors);
+    }
+    const vreal error = COMPENSATED ? v_from_doubles(exact_errors) : zero;
+    const vreal pivot_grad = v_from_doubles(s->pivot_grad);
+    if (job->p->operation == PYCE_SOFTMAX) {
+        for (int c = 0; c < n; c++) {
+            v_store(block + c * LANES, v_scaled(v_load(block + c * LANES), factor, error));
+        }
+    } else if (job->soft) {
+        const vreal label_grad = v_from_doubles(s->label_grad);
+        const vreal soft_factor = v_from_doubles(s->soft_factor);
+        const vreal factor_error = real_errors(exact, exact_errors, factor);
+        const vreal soft_error = real_errors(s->soft_factor, s->soft_factor_error, soft_factor);
+        const double *weights = class_weights_from(job, first);
+        for (int c = 0; c < n; c++) {
+            const vreal at = v_set1((real)c);
+            vreal b_error;
+            const vreal bv = soft_at(job, b, step, weights, c, &b_error);
+            vreal v = soft_difference(v_load(block + c * LANES), factor, factor_error, bv, b_error,
+                                      soft_factor, soft_error);
+            v = v_select(v_eq(label, at), label_grad, v);
+            v_store(block + c * LANES, v_select(v_eq(pivot, at), pivot_grad, v));
+        }
+    } else {
+        vreal at = zero;
+        for (int c = 0; c < n; c++) {
+            const vreal v = v_scaled(v_load(block + c * LANES), factor, error);
+            v_store(block + c * LANES, v_select(v_eq(pivot, at), pivot_grad, v));
+            at = v_add(at, one);
+        }
+    }
+    if (!rows->all_valid) {
+        real valid[LANES];
+        for (int i = 0; i < LANES; i++) valid[i] = (real)rows->valid[i];
+        const vmask mask = v_eq(v_load(valid), one);
+        for (int c = 0; c < n; c++) {
+            v_store(block + c * LANES, v_keep(mask, v_load(block + c * LANES)));
+        }
+    }
+    store_lane_block(job, rows, first, n, block);
+}

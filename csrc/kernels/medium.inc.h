@@ -1,0 +1,347 @@
+/* One block of classes (PYCE_FEW to PYCE_BLOCK), class axis last: vectors run along the class axis.
+ *
+ * A unit is as many rows as fill a vector and as stay in the nearest cache. First the maxima of a
+ * unit's rows are found, then their exponentials, then the rows are finalized; the unit before it is
+ * written in between, so that no step waits for the one just before it:
+ *
+ *     fused      reads each logit twice, the second time from the nearest cache; writes each gradient once
+ *     forward    the same reads
+ *     backward   reads each logit once, writes each gradient once
+ */
+
+/* How far ahead of a row memory is prefetched, in bytes, where logits and result do not fit the last
+   cache; and up to how many classes a unit's results are staged before they are streamed, because the
+   partial lines at both ends of a row cost more than that. */
+#define MEDIUM_AHEAD 16384
+#define MEDIUM_STAGED 512
+/* Numbers of four bytes in the exponentials of a unit, which stay in the nearest cache. */
+#define UNIT_NUMBERS 4096
+_Static_assert(2 * PYCE_BLOCK <= UNIT_NUMBERS, "two rows of floats are a unit");
+
+typedef struct {
+    real *e;        /* row by row, `stride` apart */
+    real *b[2];     /* factors of one row, when its statistics are found and when it is written */
+    element *in;    /* rows whose classes lie apart in memory, gathered */
+    element *out;   /* one such row before it is scattered */
+    element *stage; /* the unit's results before they are streamed, or NULL */
+    int64_t stride;
+    row_state state;
+} unit;
+
+INLINE int rows_per_unit(const pyce_job *job) {
+    const int64_t fit = UNIT_NUMBERS * 4 / (int64_t)sizeof(real) / job->p->classes;
+    return fit < 2 ? 2 : fit > LANES ? LANES : (int)fit;
+}
+
+static size_t medium_scratch(const pyce_job *job) {
+    const size_t stride = (size_t)(job->p->classes + LANES - 1) / LANES * LANES,
+                 rows = (size_t)rows_per_unit(job);
+    return rows * stride * (sizeof(real) + 3 * sizeof(element)) + 128 + 2 * stride * sizeof(real) +
+           stride * sizeof(element) + 2 * sizeof(unit) + 12 * 64;
+}
+
+/* Row i of the unit, one class after the other. */
+INLINE const element *unit_row(const pyce_job *job, const unit *u, int i) {
+    const pyce_operand *a = &job->p->logits;
+    const element *x = (const element *)a->data + offset_of(a, u->state.row + i);
+    return a->class_stride == 1 ? x : u->in + i * u->stride;
+}
+
+INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
+    if (job->soft == SOFT_WEIGHT) return buffer; /* the same for every row, filled once */
+    return job->soft ? soft_block(job, row, 0, 0, (int)job->p->classes, buffer) : (const real *)0;
+}
+
+/* -- exponentials --------------------------------------------------------------------------------- */
+
+/* 0 in place of number `pivot` of eight vectors. */
+INLINE void drop_pivot(vreal v[8], int pivot) {
+    const vreal at = v_sub(v_set1((real)pivot), v_load(lane_numbers));
+    UNROLL
+    for (int j = 0; j < 8; j++) v[j] = v_drop(v_eq(at, v_set1((real)(j * LANES))), v[j]);
+}
+
+/* Lane by lane: the sum of e over a row without class `pivot`, in the order of exp_block. */
+INLINE vsum exp_row(const element *x, int n, normaliser norm, int pivot, int store, real *e) {
+    vsum sum = sum_zero();
+    int c = 0;
+    for (; c + CHUNK <= n; c += CHUNK) {
+        vreal v[8];
+        UNROLL
+        for (int j = 0; j < 8; j++) v[j] = m_load(x + c + j * LANES);
+        exp8(v, norm);
+        if (store) {
+            UNROLL
+            for (int j = 0; j < 8; j++) v_store(e + c + j * LANES, v[j]);
+        }
+        if (pivot >= c && pivot < c + CHUNK) {
+            drop_pivot(v, pivot - c);
+        }
+        sum_add8(&sum, v);
+    }
+    if (c == n) return sum;
+    vreal v[8];
+    const int count = (n - c + LANES - 1) / LANES, last = n - c - (count - 1) * LANES;
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        v[j] = v_set1(0);
+        if (j < count - 1) v[j] = m_load(x + c + j * LANES);
+        if (j == count - 1) v[j] = m_loadn(x + c + j * LANES, last, (real)-INFINITE);
+    }
+    exp_some(v, count, norm);
+    if (store) {
+        UNROLL
+        for (int j = 0; j < 8; j++) {
+            if (j < count) v_store(e + c + j * LANES, v[j]); /* there is room for whole vectors */
+        }
+    }
+    if (pivot >= c) drop_pivot(v, pivot - c);
+    sum_add8(&sum, v);
+    return sum;
+}
+
+/* -- writing ------------------------------------------------------------------------------------------ */
+
+/* Where the unit's results are staged: as far from a multiple of 64 bytes as their destination. */
+INLINE element *stage_of(const pyce_job *job, const unit *u) {
+    const element *to = (const element *)job->p->result.data + u->state.row * job->p->classes;
+    return u->stage + (uintptr_t)to % 64 / sizeof(element);
+}
+
+INLINE void flush_unit(const pyce_job *job, const unit *u) {
+    if (!u->stage || !u->state.n) return;
+    element *to = (element *)job->p->result.data + u->state.row * job->p->classes;
+    stream_out(to, stage_of(job, u), u->state.n * job->p->classes);
+}
+
+/* The gradient of row i of float logits, and none of the cases that a writer has: streaming, and a
+   factor that is too small. */
+INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *e, element *out) {
+    const row_state *s = &u->state;
+    const int n = (int)job->p->classes;
+    real factor_error, soft_factor_error;
+    const vreal factor = v_set1(round_to_real(s->factor[i], 0, &factor_error));
+    int c = 0;
+    if (job->soft) {
+        const real *b = unit_soft(job, s->row + i, u->b[1]);
+        const vreal d = v_set1(round_to_real(s->soft_factor[i], 0, &soft_factor_error));
+        const vreal f_error = v_set1(factor_error), d_error = v_set1(soft_factor_error);
+        const vreal zero = v_set1(0);
+        for (; c + LANES <= n; c += LANES) {
+            const vreal v = v_load(e + c), t = v_load(b + c);
+            m_store(out + c, soft_difference(v, factor, f_error, t, zero, d, d_error));
+        }
+        if (c < n) {
+            const vreal v = v_load(e + c), t = v_loadn(b + c, n - c, 0);
+            m_storen(out + c, n - c, soft_difference(v, factor, f_error, t, zero, d, d_error));
+            c = n;
+        }
+    }
+    for (; c + LANES <= n; c += LANES) m_store(out + c, v_mul(v_load(e + c), factor));
+    if (c < n) m_storen(out + c, n - c, v_mul(v_load(e + c), factor));
+    if (job->soft && s->label[i] >= 0) {
+        m_storen(out + (int64_t)s->label[i], 1, v_set1((real)s->label_grad[i]));
+    }
+    if (job->p->operation <= PYCE_BACKWARD && s->pivot[i] >= 0) {
+        m_storen(out + (int64_t)s->pivot[i], 1, v_set1((real)s->pivot_grad[i]));
+    }
+}
+
+/* The result of row i of a finalized unit, from its exponentials. */
+INLINE void write_unit_row(const pyce_job *job, unit *u, int i) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *g = &p->result;
+    const row_state *s = &u->state;
+    const int n = (int)p->classes;
+    const int64_t row = s->row + i;
+    element *result = (element *)g->data + offset_of(g, row);
+    element *out = g->class_stride == 1 ? result : u->out;
+    const int streams = job->streaming && !u->stage; /* row by row */
+    if (u->stage) out = stage_of(job, u) + (int64_t)i * n;
+    real *e = u->e + i * u->stride;
+    if (!is_valid(p, row)) {
+        for (int c = 0; c < n; c++) out[c] = 0;
+    } else if (p->operation == PYCE_LOG_SOFTMAX) {
+        write_log_softmax(unit_row(job, u, i), n, s, i, out);
+    } else if (streams || COMPENSATED || is_too_small(s->factor[i])) {
+        const pyce_block one = {.scale = 1};
+        const real *b = unit_soft(job, row, u->b[1]);
+        writer w = writer_of(job, s, i, &one, 0, n, e, b, out);
+        w.streaming = streams;
+        write_all(&w);
+    } else {
+        write_floats(job, u, i, e, out);
+    }
+    if (g->class_stride != 1) scatter(out, n, result, g->class_stride);
+}
+
+/* -- statistics --------------------------------------------------------------------------------------- */
+
+INLINE void clear_unit(const pyce_job *job, row_state *s) {
+    const vd zero = vd_set1(0), none = vd_set1(-1.0);
+    for (int i = 0; i < LANES; i += 8) {
+        vd_store(s->rest + i, zero);
+        vd_store(s->pivot_x + i, zero);
+        vd_store(s->label_x + i, zero);
+        vd_store(s->label + i, none);
+        vd_store(s->pivot + i, none);
+        if (!job->soft) continue;
+        vd_store(s->pivot_b + i, zero);
+        vd_store(s->label_b + i, zero);
+        vd_store(s->soft_sum + i, zero);
+        vd_store(s->soft_sum_error + i, zero);
+        vd_store(s->soft_loss + i, zero);
+        vd_store(s->soft_loss_error + i, zero);
+    }
+}
+
+/* Maxima, exponentials and sums of a unit. Row by row, the unit before it is written if the operation
+   has a result. With `from_lse`, a saved lse takes the place of the maximum. */
+static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from_lse) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *a = &p->logits;
+    row_state *s = &u->state;
+    const int n = (int)p->classes, rows = s->n;
+    const int write = pyce_has_result(p), store = write && p->operation != PYCE_LOG_SOFTMAX;
+    real max[LANES], shift[LANES], magic[LANES], least[LANES];
+    for (int i = 0; i < LANES; i++) max[i] = 0;
+    clear_unit(job, s);
+    for (int i = 0; i < rows; i++) {
+        if (!is_valid(p, s->row + i)) continue;
+        if (a->class_stride != 1) {
+            gather((const element *)a->data + offset_of(a, s->row + i), a->class_stride, n,
+                   u->in + i * u->stride);
+        }
+        max[i] = from_lse ? (real)p->lse[s->row + i] : block_max(unit_row(job, u, i), n);
+    }
+    const vreal top = v_load(max);
+    const normaliser all = normalise(top);
+    v_store(shift, all.shift);
+    v_store(magic, all.magic);
+    v_store(least, all.least);
+    v_to_doubles(top, s->max);
+    vsum sums[LANES];
+    for (int i = 0; i < LANES; i++) sums[i] = sum_zero();
+    const int work = write && before->state.n > rows ? before->state.n : rows;
+    for (int i = 0; i < work; i++) {
+        const int64_t row = s->row + i;
+        if (write && i < before->state.n) write_unit_row(job, before, i);
+        if (i >= rows || !is_valid(p, row)) continue;
+        const element *x = unit_row(job, u, i);
+        if (job->streaming && a->class_stride == 1) {
+            const char *ahead = (const char *)x + MEDIUM_AHEAD;
+            for (int at = 0; at < n * (int)sizeof(element); at += 64)
+                __builtin_prefetch(ahead + at, 0, 2);
+        }
+        const int64_t label = label_of(p, row);
+        const int pivot = pivot_of(job, x, n, max[i], (int)label);
+        normaliser norm = all;
+        norm.shift = v_set1(shift[i]);
+        norm.magic = v_set1(magic[i]);
+        norm.least = v_set1(least[i]);
+        sums[i] = exp_row(x, n, norm, pivot, store, u->e + i * u->stride);
+        s->label[i] = (double)label;
+        s->pivot[i] = pivot;
+        s->pivot_x[i] = pivot >= 0 ? (double)m_get(x + pivot) : -INFINITE;
+        s->label_x[i] = label >= 0 ? (double)m_get(x + label) : -INFINITE;
+        if (!job->soft) continue;
+        pyce_block block;
+        const real *b = unit_soft(job, row, u->b[0]);
+        soft_statistics(job, x, b, 0, n, max[i], &block);
+        s->soft_sum[i] = block.soft_sum;
+        s->soft_sum_error[i] = block.soft_sum_error;
+        s->soft_loss[i] = block.soft_loss;
+        s->soft_loss_error[i] = block.soft_loss_error;
+        if (pivot >= 0) s->pivot_b[i] = b[pivot];
+        if (label >= 0) s->label_b[i] = b[label];
+    }
+    if (write) flush_unit(job, before);
+    for (int i = 0; i < LANES && i < (rows + 7) / 8 * 8; i += 8) {
+        sum_totals(sums + i, s->rest + i, s->rest_error + i);
+    }
+}
+
+/* In place of finalize_rows, where a saved lse took the place of the maximum. */
+static void finalize_from_lse(const pyce_job *job, row_state *s) {
+    const vd zero = vd_set1(0);
+    for (int i = 0; i < s->n; i += 8) {
+        const lse_factors f = factors_from_lse(job, s->row + i, rows_left(s, i), s->label + i);
+        const vd others = vd_mul(vd_load(s->rest + i), f.to_p);
+        vd_store(s->factor + i, vd_mul(f.scale, f.to_p));
+        vd_store(s->pivot_grad + i, vd_sub(zero, vd_mul(f.scale, others)));
+        vd_store(s->loss + i, zero);
+    }
+}
+
+/* -- rows of one thread -------------------------------------------------------------------------- */
+
+/* How many of n rows from `row` on are of one kind: *from_lse. */
+INLINE int rows_alike(const pyce_job *job, int64_t row, int n, int *from_lse) {
+    int known = 0;
+    *from_lse = 0;
+    if (job->p->operation != PYCE_BACKWARD) return n;
+    for (int i = 0; i < n; i++) {
+        if (!is_valid(job->p, row + i)) continue;
+        const int suffices = lse_suffices(job, row + i);
+        if (known && suffices != *from_lse) return i;
+        *from_lse = suffices;
+        known = 1;
+    }
+    return n;
+}
+
+static void medium_rows(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
+                        double *sums) {
+    const pyce_problem *p = job->p;
+    const pyce_operand *g = &p->result;
+    char *at = scratch;
+    const int fit = rows_per_unit(job), write = pyce_has_result(p);
+    const size_t stride = (size_t)(job->p->classes + LANES - 1) / LANES * LANES;
+    unit *units = carve(&at, 2 * sizeof *units);
+    real *b0 = carve(&at, stride * sizeof(real)), *b1 = carve(&at, stride * sizeof(real));
+    element *out = carve(&at, stride * sizeof(element));
+    element *stage = carve(&at, (size_t)fit * stride * sizeof(element) + 64);
+    real *e = carve(&at, (size_t)fit * stride * sizeof(real));
+    const int staged = write && job->streaming && g->class_stride == 1 && !g->offsets &&
+                       g->outer_stride == p->classes && p->classes <= MEDIUM_STAGED;
+    if (job->soft == SOFT_WEIGHT) {
+        soft_block(job, 0, 0, 0, (int)p->classes, b0);
+        b1 = b0;
+    }
+    for (int i = 0; i < 2; i++) {
+        units[i].e = e; /* of both: each row is written just before its place is taken */
+        units[i].in = carve(&at, (size_t)fit * stride * sizeof(element));
+        units[i].b[0] = b0;
+        units[i].b[1] = b1;
+        units[i].out = out;
+        units[i].stage = staged ? stage : 0;
+        units[i].stride = (int64_t)stride;
+        units[i].state.n = 0;
+    }
+    double losses[PYCE_TILE];
+    int turn = 0;
+    for (int64_t row = begin; row < end;) {
+        const int64_t tile = row / job->tile * job->tile;
+        const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
+        unit *now = units + turn, *before = units + 1 - turn;
+        int from_lse;
+        const int n =
+            rows_alike(job, row, tile_end - row < fit ? (int)(tile_end - row) : fit, &from_lse);
+        now->state.row = row;
+        now->state.n = n;
+        unit_statistics(job, now, before, from_lse);
+        if (from_lse) {
+            finalize_from_lse(job, &now->state);
+        } else {
+            finalize_rows(job, &now->state, 1);
+        }
+        for (int i = 0; i < n; i++) losses[row - tile + i] = now->state.loss[i];
+        turn = 1 - turn;
+        row += n;
+        if (row == tile_end) reduce_tile(job, tile, tile_end, losses, sums);
+    }
+    unit *before = units + 1 - turn;
+    for (int i = 0; write && i < before->state.n; i++) write_unit_row(job, before, i);
+    if (write) flush_unit(job, before);
+    if (job->streaming) memory_fence();
+}

@@ -1,0 +1,16 @@
+/* Factors b of doubles, blended where they are used. soft_target_f32.inc.h says what the functions do. */
+
+INLINE const double *class_weights_from(const pyce_job *job, int64_t first) {
+    return job->p->weight ? job->p->weight + first : ones;
+}
+INLINE vd load_weights(const double *weights, int at, int n) {
+    return n >= LANES ? vd_load(weights + at) : vd_loadn(weights + at, n, 0);
+}
+INLINE vd spread_weight(const double *weights, int c) { return vd_set1(weights[c]); }
+INLINE vd blended(const pyce_job *job, vd t, vd w, vd *error) {
+    *error = vd_set1(0);
+    if (!job->blended) return t;
+    const vd_pair b = blend(job, t, w);
+    *error = b.error;
+    return b.value;
+}

@@ -1,0 +1,3 @@
+#include "simd_plain.h"
+
+#include "f32.inc.h"

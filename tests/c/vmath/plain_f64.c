@@ -1,0 +1,3 @@
+#include "simd_plain.h"
+
+#include "f64.inc.h"
