@@ -86,9 +86,9 @@ def test_named_paths_exist(page):
 
 
 def test_list_for_an_instruction_set_is_complete():
-    """Every C file, and every file of the build, that names AVX2's kernels."""
-    named = files_with(r"avx2", "csrc/**/*.[ch]", "csrc/*.py", "setup.py", "tests/c/**/*.[ch]")
-    assert named - listed("Adding an instruction set", isa="avx2") == set()
+    """Every C file, and every file of the build, that names AVX-512's kernels."""
+    named = files_with(r"avx512", "csrc/**/*.[ch]", "csrc/*.py", "setup.py", "tests/c/**/*.[ch]")
+    assert named - listed("Adding an instruction set", isa="avx512") == set()
 
 
 def test_list_for_a_dtype_is_complete():
