@@ -44,9 +44,9 @@ KINDS = ("loss", "gradient")
 
 
 def peers_markdown(run: Run, full: bool = True) -> str:
-    """pyce and the peers: a table for each operation, how to read it, and the goals.
+    """Tables of pyce and other libraries for each operation, an explanation, and the goals.
 
-    Unless `full`, of loss and gradient in float32 alone.
+    Unless `full`, only of loss and gradient in float32.
     """
     operations = TITLES if full else {"fused": TITLES["fused"]}
     items = [
@@ -70,7 +70,7 @@ def peers_markdown(run: Run, full: bool = True) -> str:
             parts.append(f"**{title}**\n\n" + _table(rows, names))
     lines = goals.lines(run)
     if lines and full:
-        parts.append("**Goals**, those that are missed in bold\n\n" + _goals(lines))
+        parts.append("**Goals**, with missed ones in bold\n\n" + _goals(lines))
     elif lines:
         parts.append(_missed(lines))
     return "\n\n".join(parts) + "\n"
@@ -80,7 +80,7 @@ MANY = 32_000  # classes
 
 
 def headline(run: Run) -> str:
-    """How many times as long as pyce the peers take for loss and gradient in float32."""
+    """How many times as fast as other libraries pyce is, for loss and gradient in float32."""
     times: dict[bool, list[float]] = {True: [], False: []}
     names: dict[str, None] = {}
     for item in run.items.values():
@@ -100,7 +100,7 @@ def headline(run: Run) -> str:
 
 
 def torch_markdown(run: Run) -> str:
-    """A training step's loss, through PyTorch's autograd: its own, and pyce's."""
+    """The loss of a training step through PyTorch's autograd: PyTorch's own, and pyce's."""
     columns = ("torch", "torch.compile", "pyce torch")
     lines = [
         "| workload | PyTorch, eager | compiled | `pyce.torch`, eager | times faster |",
@@ -131,10 +131,10 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
     return (
         f"Measured on {machine['processor']} with {machine['threads']} threads"
         + (f", {machine['isa']}, {machine['compiler']}" if machine["isa"] else "")
-        + f"; {versions}. Medians of the candidates called in turn on the same buffers. "
-        f"In brackets: how many times as long as {names[0] if names else 'pyce'}; bold where it "
-        f"takes less. The floor is {floor}. pyce's backends and scikit-learn write the "
-        "gradient to a given array; the others, pyce torch with them, return a new one."
+        + f"; {versions}. Medians of candidates that take turns on the same buffers. In brackets: "
+        f"the ratio to the time of {names[0] if names else 'pyce'}, in bold if it is below 1. The "
+        f"floor is {floor}. pyce's backends and scikit-learn write the gradient to a given array; "
+        "the others, including pyce torch, return a new one."
     )
 
 
@@ -147,7 +147,7 @@ def _goals(lines: list[Line]) -> str:
 
 
 def _missed(lines: list[Line]) -> str:
-    """How many goals are met, and which are not."""
+    """The number of goals that are met, and a list of the others."""
     missed: dict[str, list[str]] = {}
     for line in lines:
         if not line.met:
@@ -192,7 +192,7 @@ def _table(rows: dict[str, dict[str, Item]], names: list[str]) -> str:
 
 
 def accuracy_markdown(found: dict[str, Any], dtypes: Sequence[str] = FLOATS) -> str:
-    """The largest errors that `python -m pyce check -o` wrote down, in the regimes promised."""
+    """The largest errors of a file of `python -m pyce check`, in the promised regimes."""
     bounds = promises.LIMITS["cross-entropy"]
     versions = ", ".join(
         f"{name} {version}"
@@ -202,8 +202,8 @@ def accuracy_markdown(found: dict[str, Any], dtypes: Sequence[str] = FLOATS) -> 
     shapes = ", ".join(f"{rows}×{classes}" for rows, classes in found["shapes"])
     parts = [
         f"Largest errors in units in the last place, loss / gradient, over {shapes}; those beyond "
-        f"{bounds['loss']:g} / {bounds['gradient']:g} in bold; – where the truth is below the "
-        f"normal numbers. {versions}."
+        f"{bounds['loss']:g} / {bounds['gradient']:g} in bold; – where all exact results are "
+        f"subnormal. {versions}."
     ]
     for dtype in dtypes:
         by_regime = found["results"][dtype]
@@ -231,14 +231,14 @@ def _cell(about: dict[str, Any]) -> str:
 
 _PICTURE = "language-model.png"
 _ALT = (
-    "The curves of the training loss lie on each other. Their differences begin at the last bit of "
+    "The curves of the training loss coincide. Their differences begin at the last bit of "
     "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
     "takes with each loss, and how much of it the loss."
 )
 
 
 def language_model_markdown(measured: Path, page: Path) -> str:
-    """The report in the folder `measured`, with the picture, which is copied to `page`'s."""
+    """The report in the folder `measured`; its picture is copied next to `page`."""
     try:
         report = (measured / "report.md").read_text(encoding="utf-8")
         picture = (measured / _PICTURE).read_bytes()
@@ -255,7 +255,7 @@ def language_model_markdown(measured: Path, page: Path) -> str:
 
 
 def replace(page: Path, name: str, content: str) -> None:
-    """Replace what stands between the markers of that name in `page`."""
+    """Replace the text between the markers of that name in `page`."""
     begin, end = _markers(name)
     text = page.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -296,7 +296,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("pages", nargs="+", type=Path, metavar="FILE", help="a file with markers")
+    add("pages", nargs="+", type=Path, metavar="FILE", help="a Markdown file with markers")
     add("--bench", type=Path, default=BENCH, help="written by bench --peers (default: %(default)s)")
     add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
     add(

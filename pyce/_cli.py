@@ -1,4 +1,4 @@
-"""What the commands share: tables, messages, and exit statuses."""
+"""Tables, messages, options and exit statuses that all commands of `python -m pyce` share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 import pyce
 
-# Exit statuses. INTERRUPTED is the shell's for Ctrl-C.
+# Exit statuses. A shell reports INTERRUPTED for a program that Ctrl-C ends.
 FINE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Unusable(Exception):
-    """The command can't be carried out as it was given; the message says why."""
+    """The command cannot be carried out; the message says why."""
 
 
 def require(command: str, *modules: str, extra: str = "bench") -> None:
-    """Raise `Unusable` that names what to install unless all modules can be imported."""
+    """Raise `Unusable` that says what to install, unless all modules can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise Unusable(
@@ -32,9 +32,9 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
 
 
 def writable(path: Path) -> None:
-    """Raise `Unusable` unless a file can be written there: to be asked before minutes of work.
+    """Raise `Unusable` unless a file can be written at `path`, to know before minutes of work.
 
-    Nothing is written or removed: what is there may be the only one, or a device.
+    Creates the folder, but writes and removes nothing else: the file may be valuable or a device.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,28 +54,28 @@ def write(path: Path, text: str) -> None:
 
 
 def names(text: str) -> list[str]:
-    """What an option lists, separated by commas; each once."""
+    """The values of an option that are separated by commas, each once."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
-        raise argparse.ArgumentTypeError("nothing is listed")
+        raise argparse.ArgumentTypeError("the list is empty")
     return list(dict.fromkeys(found))
 
 
 def listed(choices: tuple[str, ...]) -> Any:
-    """The type of an option that lists some of the choices."""
+    """The argparse type of an option that takes some of the choices, separated by commas."""
 
     def some(text: str) -> list[str]:
         found = names(text)
         for name in found:
             if name not in choices:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(choices)}")
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(choices)}")
         return found
 
     return some
 
 
 def run(command: Callable[[Any], int], options: Any) -> int:
-    """The command's exit status, whatever happens to it."""
+    """Run a command; returns its exit status, after a message for expected exceptions."""
     _open_streams()
     try:
         status = command(options)
@@ -92,31 +92,31 @@ def run(command: Callable[[Any], int], options: Any) -> int:
         return FINE
     except OSError as error:
         if error.filename is not None:
-            raise  # a file's error is for the command to explain
+            raise  # the command itself must explain errors of files
         print(f"pyce: can't write: {error.strerror}", file=sys.stderr)
         silence()
         return UNUSABLE
 
 
 def info() -> dict[str, Any]:
-    """`pyce.info()`; `Unusable` where an environment variable of pyce's can't be."""
+    """`pyce.info()`. Raises `Unusable` if an environment variable of pyce has an invalid value."""
     try:
         return pyce.info()
     except ValueError as error:
         raise Unusable(str(error)) from None
 
 
-# What to print in the place of characters that the terminal's encoding has not.
+# Replacements of characters that the encoding of the terminal lacks.
 _PLAIN = {"µ": "u", "μ": "u", "−": "-", "–": "-", "×": "x", "…": "..."}
 
 
 def _open_streams() -> None:
-    """Closed streams take what is printed, and none stumbles over a character."""
+    """Discard the output of closed streams, and replace characters that a stream cannot encode."""
     codecs.register_error("pyce", _plain)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of the program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the program ends
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="pyce")
 
@@ -128,28 +128,29 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def silence() -> None:
-    """The reader of what is printed has seen enough: no more of it, and no complaint at the end."""
+    """Discard all further output, without an error at exit, since nobody reads it any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(**options: Any) -> Any:
-    """A rich console; it prints no colours where NO_COLOR is set or no terminal is there."""
+    """A rich console, without colours if NO_COLOR is set or the output is not a terminal."""
     from rich.console import Console
 
     def stop() -> None:
-        raise BrokenPipeError  # for `run`; rich itself would end the program with status 1
+        raise BrokenPipeError  # handled by `run`; rich would exit with status 1
 
     made: Any = Console(highlight=False, **options)
     made.on_broken_pipe = stop
     if not made.is_terminal:
-        made.width = 120  # of a file, which has no width of its own
+        made.width = 120  # a file has no width of its own
     return made
 
 
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """Print a table, the first column only where it changes; with rich if that is installed.
+    """Print a table, with rich if it is installed.
 
-    The first `left` columns hold words, the others figures.
+    The first `left` columns hold words, aligned left; the others hold numbers. A value of the first
+    column is printed only if it differs from the line before.
     """
     cells: list[list[str]] = []
     before = None
@@ -177,7 +178,7 @@ def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], lef
     for row in cells:
         made.add_row(*map(Text, row))
     out = console()
-    # A terminal wraps what is too wide for it; rich would cut it off.
+    # A terminal wraps lines that are too wide; rich would cut them off.
     wide = out.options.update(width=1000)
     out.width = max(out.width, Measurement.get(out, wide, made).maximum)
     out.print(made)

@@ -1,15 +1,20 @@
-"""What is behind `python -m pyce bench`, `check`, `report`, `compare` and `demo`.
+"""`python -m pyce bench`, `report`, `compare` and `demo`.
 
-Nothing here is imported by `import pyce`. What the commands need beyond NumPy comes with the extra
-`bench`, for the demo `training`; each imports it when it is used, so that `--help` works without.
+`import pyce` imports nothing from here. What the commands need in addition to NumPy comes with the
+extra `bench`, for the demo with `training`. Each command imports it on use, so that `--help` works
+without.
 
-workloads   the registry of what is measured, and its arrays
-candidates  the registry of who is measured: backends, floors, peers
-measure     how: in turn, on the same buffers, in blocks
-suite       pytest items that hand the figures to pytest-benchmark
-results     the files that pytest-benchmark writes, read again
-exact       what results should be, in twice the precision, by code that shares nothing with pyce
-regimes     kinds of logits and targets, made up; `real` has real ones
-promises    what is promised, and the comparisons that show whether it holds
-demo        pyce.training, from image files to pictures of two trainings
+Lower layers come first; a module imports only what is above it:
+
+workloads     the registry of shapes, dtypes and targets, and their arrays
+calls         pyce's operations on these arrays, as calls without arguments
+floors        the time to read or copy the same bytes
+peers         other libraries, as calls on the same arrays
+candidates    the registry of all that is measured: backends, variants, floors, peers
+measure       measuring candidates in turn, on the same buffers, in blocks
+suite         pytest items that hand the times to pytest-benchmark
+results       the files that pytest-benchmark writes, read again
+significance  which differences between two files are changes
+report        pictures and a page of such files
+bench, compare, demo    the commands; `progress` and `formats` are for their output
 """

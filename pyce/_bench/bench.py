@@ -68,7 +68,7 @@ def _counts(text: str) -> list[int]:
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of threads")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of threads")
     return found
 
 
@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
     _cli.info()
     plan, digits = _plan(options)
     _cli.writable(options.output)
-    # Measured into a file of its own: what was there before stays until there is something better.
+    # Into a temporary file: an existing output stays until there are results to replace it.
     with tempfile.TemporaryDirectory() as folder:
         measured = Path(folder) / OUTPUT
         status, failures = _measure(plan, digits, measured)
@@ -101,12 +101,12 @@ def main(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
             raise Unusable("nothing was measured")
     if status == _cli.INTERRUPTED:
-        print("pyce: interrupted; what was measured by then is above", file=sys.stderr)
+        print("pyce: interrupted; the results so far are above", file=sys.stderr)
     return status
 
 
 def _keep(measured: Path, options: argparse.Namespace) -> None:
-    """Show what was measured, and write it where it was asked for."""
+    """Write the results to the output file, and print them."""
     content = measured.read_text(encoding="utf-8")
     try:
         _cli.write(options.output, content)
@@ -116,11 +116,11 @@ def _keep(measured: Path, options: argparse.Namespace) -> None:
         else:
             _show(measured)
     if not options.json:
-        print(f"written: {options.output}; `python -m pyce report {options.output}` draws it")
+        print(f"written: {options.output}; `python -m pyce report {options.output}` draws pictures")
 
 
 def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
-    """The plan, and whether the digits are trained on, too."""
+    """The plan of the options, and whether the training on digits is part of it."""
     from pyce._bench import candidates, peers
     from pyce._bench.suite.plan import Plan
     from pyce._bench.workloads import WORKLOADS, matching
@@ -160,7 +160,7 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
 
 
 class _Session:
-    """The plugin that gives pytest the plan, and reports in the place of its _cli."""
+    """A pytest plugin that holds the plan and collects failures instead of printing them."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -182,7 +182,7 @@ class _Session:
 
 
 def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
-    """Run the suite; the exit status, and what failed."""
+    """Run the suite; returns the exit status and the texts of the failures."""
     import pytest
 
     suite = Path(__file__).parent / "suite"
@@ -202,7 +202,7 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
         Progress(plan, digits) as plan.display,
         warnings.catch_warnings(),
     ):
-        # That nothing was measured before Ctrl-C is said in our words.
+        # The command itself says so if nothing was measured before Ctrl-C.
         warnings.filterwarnings("ignore", message=".*no benchmarks have been run")
         status = pytest.main(arguments, plugins=[_Named(session)])
     for reason in dict.fromkeys(session.skips):
@@ -217,7 +217,7 @@ def _measure(plan: Any, digits: bool, output: Path) -> tuple[int, list[str]]:
 
 @contextmanager
 def _without_other_plugins() -> Iterator[None]:
-    """Those that are installed might reorder the items, or run them in parallel."""
+    """Load no other pytest plugins, which might reorder the items or run them in parallel."""
     before = dict(os.environ)
     os.environ.pop("PYTEST_ADDOPTS", None)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
@@ -229,7 +229,7 @@ def _without_other_plugins() -> Iterator[None]:
 
 
 class _Named:
-    """Registers the session under the name that the suite asks for."""
+    """Registers the session under the name that the suite looks up."""
 
     def __init__(self, session: _Session) -> None:
         self.session = session
@@ -256,9 +256,9 @@ def _show(measured: Path) -> None:
 
 
 def show_times(run: Run) -> None:
-    """A line for each workload, operation and number of threads, a column for each candidate.
+    """Print a line for each workload, operation and number of threads, a column for each candidate.
 
-    Variants of a backend are left to the report.
+    Variants of a backend are only in the report.
     """
     names = []
     lines: dict[tuple[str, str, int], dict[str, Item]] = {}
@@ -275,7 +275,7 @@ def show_times(run: Run) -> None:
         rows.append((workload, operation, str(threads), *cells))
     if rows:
         _cli.table(
-            "Median time, and how many times the floor's it is: 1 is the limit",
+            "Median time, and its ratio to the floor: 1 is the limit",
             ("workload", "operation", "threads", *names),
             rows,
             left=2,

@@ -1,8 +1,8 @@
-"""Look for slow-downs beyond noise: a file of bench against one of the same kind of machine.
+"""Look for significant slow-downs between two files of bench from the same kind of machine.
 
-BASE is a file, or a folder of baselines, of which the newest of this kind of machine is taken. The
-exit status is 1 where something of pyce's own became slower. With --confirm, run on that machine,
-what seems slower is measured once more, and only what is slower again counts.
+BASE is a file, or a folder of which the newest file from this kind of machine is taken. The exit
+status is 1 if a backend of pyce became slower. --confirm measures again what seems slower, which
+must be done on the machine of NEW, and counts only what is slower again.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("base", metavar="BASE", type=Path, help="what was measured before: a file, or a folder")
-    add("new", metavar="NEW", type=Path, help="what was measured now")
+    add("base", metavar="BASE", type=Path, help="the earlier file, or a folder of files")
+    add("new", metavar="NEW", type=Path, help="the later file")
     add("--confirm", action="store_true", help="measure again what seems slower")
-    add("--all", action="store_true", help="list what did not change, too")
+    add("--all", action="store_true", help="also list what did not change")
     add("--json", action="store_true", help="print the changes as JSON")
 
 
@@ -42,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
     base = _newest(options.base, new) if options.base.is_dir() else results.load(options.base)
     if base.machine["kind"] != new.machine["kind"]:
         raise Unusable(
-            f"{base.path} is of another kind of machine ({base.machine['kind']}) than "
+            f"{base.path} is from another kind of machine ({base.machine['kind']}) than "
             f"{new.path} ({new.machine['kind']})"
         )
     found = significance.compare(base, new)
@@ -59,21 +59,21 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _newest(folder: Path, new: Run) -> Run:
-    """The newest baseline in the folder of the machine's kind."""
+    """The newest file in the folder from the kind of machine of `new`."""
     from pyce._bench import results
 
     found = [results.load(path) for path in sorted(folder.glob("*.json"))]
     fit = [run for run in found if run.machine["kind"] == new.machine["kind"]]
     if not fit:
         raise Unusable(
-            f"no baseline in {folder} of this kind of machine ({new.machine['kind']}): "
-            f"`python -m pyce bench --baseline {folder}` makes one"
+            f"no file in {folder} is from this kind of machine ({new.machine['kind']}); "
+            f"`python -m pyce bench --output {folder / 'FILE.json'}` writes one"
         )
     return max(fit, key=lambda run: run.when)
 
 
 def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run]) -> list[Change]:
-    """The changes, but for those to slower that a second measurement does not show."""
+    """The changes, with "not confirmed" for those that a second measurement does not show."""
     from dataclasses import replace
 
     from pyce._bench import significance
@@ -91,11 +91,11 @@ def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run
 
 
 def again(new: Run) -> list[str]:
-    """The options of `bench` that measure the candidates of a run: it compares like with like."""
+    """The options of `bench` that measure the same candidates as a run."""
     own = [item.about for item in new.items.values() if item.about["kind"] == "backend"]
     names = dict.fromkeys(about["backend"] for about in own if about["backend"])
     counts = dict.fromkeys(str(about["threads"]) for about in own)
-    # The variants, and what takes turns with the others.
+    # Other libraries take turns with the backends and affect their times.
     peers = ["--peers"] if new.candidates("variant", "peer") else []
     return ["--backend", ",".join(names), "--threads", ",".join(counts), *peers]
 
@@ -113,7 +113,7 @@ def _measured_again(new: Run, workloads: list[str]) -> Run:
         if done.returncode:
             raise Unusable(f"measuring again ended with status {done.returncode}")
         run = results.load(output)
-        run.items  # noqa: B018  read before the file goes
+        run.items  # noqa: B018  read before the file is removed
         return run
 
 
@@ -137,7 +137,7 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
     ]
     if rows:
         _cli.table(
-            "Changes of time: above 1 is slower",
+            "Changes: ratio of the time after to the time before",
             ("workload", "operation", "", "ratio", "p", "verdict"),
             rows,
             left=3,
@@ -149,4 +149,4 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
     counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
     print(f"against {base.path.name} of {base.when[:10]} {base.commit}: {counted}")
     if counts["unknown"]:
-        print("unknown: too few blocks to tell, since one call takes long")
+        print("unknown: too few blocks for a verdict, because a single call takes long")

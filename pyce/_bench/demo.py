@@ -1,9 +1,9 @@
-"""Train two classifiers on real images, from files to pictures of how it went.
+"""Train two classifiers on images in files, and draw the learning curves.
 
-scikit-learn's 1797 handwritten digits are written as PNG files of differing sizes and shapes, and
-read back to one size; a learning rate is found for softmax regression and for a network of one
-hidden layer, and both are trained. Exit status: 0 where the network recognises 97 % of the digits
-that were held out, 1 where it does not, 2 where it can't be tried.
+The demo writes scikit-learn's 1797 handwritten digits as PNG files of different sizes and shapes,
+and reads them back at one size. It finds a learning rate for softmax regression and for a network
+with one hidden layer, and trains both. Exit status: 0 if the network recognises 97 % of the
+held-out digits, 1 if it does not, 2 if the demo cannot run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 OUTPUT = Path("pyce-demo")
 EPOCHS, SEED = 20, 0
-WANTED = 0.97  # held-out accuracy of the hidden layer
+WANTED = 0.97  # held-out accuracy of the network
 HELD_OUT = 360
 SIDES = (16, 48)  # of the files' images
 SIDE, HIDDEN, BATCH = 16, 128, 32
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=_at_least(0),
         default=SEED,
-        help=f"of sizes, who is held out, first weights, and order (default: {SEED})",
+        help=f"seed of sizes, held-out images, initial weights and order (default: {SEED})",
     )
     add("--json", action="store_true", help="print the curves as JSON and nothing else")
 
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _at_least(least: int) -> Any:
     def number(text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return number
@@ -73,7 +73,7 @@ def _at_least(least: int) -> Any:
 
 @dataclass(frozen=True)
 class Trained:
-    """One model: the rate that was found for it, and how it learnt with that."""
+    """A model: the search for its learning rate, and its training with that rate."""
 
     name: str
     curve: LRCurve
@@ -144,7 +144,7 @@ def _facts(backend: str, trained: list[Trained], written: list[Path]) -> dict[st
 
 
 def images(rng: np.random.Generator) -> tuple[Array, Array]:
-    """What `read_images` gives of files that are there only for as long."""
+    """Images and labels, written to temporary files and read back."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             write_images(Path(folder), rng)
@@ -154,7 +154,7 @@ def images(rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def write_images(folder: Path, rng: np.random.Generator) -> None:
-    """Every digit as FOLDER/LABEL/NUMBER.png, enlarged to a size and shape of its own."""
+    """Write every digit as FOLDER/LABEL/NUMBER.png, enlarged to a random size and shape."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -171,11 +171,11 @@ def write_images(folder: Path, rng: np.random.Generator) -> None:
 
 
 def read_images(folder: Path) -> tuple[Array, Array]:
-    """x (N, SIDE, SIDE) in 0…1, y (N,)."""
+    """Read the files as images (N, SIDE, SIDE) in 0…1, and labels (N,)."""
     from pyce.training import presize
 
     paths = sorted(folder.glob("*/*.png"), key=lambda path: path.name)
-    # All were stretched, each in its way: squashed they have their shape again.
+    # Each was stretched in its own way; squashing restores the original shape.
     return presize(paths, SIDE, "squash"), np.array([int(path.parent.name) for path in paths])
 
 
@@ -184,7 +184,7 @@ def read_images(folder: Path) -> tuple[Array, Array]:
 
 
 class Data:
-    """The first HELD_OUT of the order are held out, the others are trained on."""
+    """Images and labels, of which the first HELD_OUT of the order are held out."""
 
     def __init__(self, x: Array, y: Array, order: Array) -> None:
         others, seen = order[:HELD_OUT], order[HELD_OUT:]
@@ -193,7 +193,7 @@ class Data:
 
 
 def learn(name: str, data: Data, epochs: int, seed: int, out: TextIO | None) -> Trained:
-    """Find a rate and train with it; what is done is printed to `out`."""
+    """Find a learning rate and train with it; print the progress to `out`."""
     from pyce.training import SGD, HiddenLayerClassifier, LinearClassifier, train
 
     model = (
@@ -223,12 +223,12 @@ def learn(name: str, data: Data, epochs: int, seed: int, out: TextIO | None) -> 
 
 
 def _falling(rate: float) -> Callable[[float], float]:
-    """From the rate to 0: a constant one would leave the end to chance."""
+    """A schedule from the rate to 0: with a constant rate, the last epochs would fluctuate."""
     return lambda done: rate * (1 - done)
 
 
 def find_rate(model: LinearClassifier | HiddenLayerClassifier, data: Data, seed: int) -> LRCurve:
-    """The range test on batches as `train` makes them; the model is as before."""
+    """The range test on the batches of `train`; the model is restored afterwards."""
     from pyce.training import SGD, lr_find, minibatches
 
     optimizer = SGD(model.parameters, lr=0.0, **OPTIONS)
@@ -303,7 +303,7 @@ def _curves(trained: list[Trained]) -> Picture:
                 epochs, held_out, "o-", color=color, markersize=4, label=f"{one.name}, held out"
             )
     accuracy.axhline(
-        WANTED, color=style.MUTED, linewidth=1, linestyle="--", label=f"wanted: {WANTED}"
+        WANTED, color=style.MUTED, linewidth=1, linestyle="--", label=f"goal: {WANTED}"
     )
     for panel, what in ((loss, "loss"), (accuracy, "accuracy")):
         panel.set_title(f"{what} after each epoch")

@@ -23,16 +23,16 @@ from pyce._bench.candidates import Candidate
 from pyce._bench.floors import shortest
 from pyce._bench.workloads import Array, Data
 
-# Seconds of rest after a candidate whose idle threads spin for some milliseconds: they would take a
-# processor from the next.
+# Seconds to wait after a candidate whose idle threads spin for some milliseconds: they would take
+# processor time from the next candidate.
 REST = 0.02
-# Seconds that are measured as one: far above the clock's step.
+# Least seconds of a round, far above the resolution of the clock.
 ROUND = 2e-4
-# Seconds of calls before each round that do not count: they wake threads, and find the caches as
-# they leave them. A call of TOO_LONG needs no other before it.
+# Seconds of calls before each round that are not counted: they wake threads and bring the caches to
+# the state that the candidate itself leaves. A call of TOO_LONG needs no warm-up.
 WARM_UP = 2e-3
 TOO_LONG = 0.05
-# Relative difference that a peer's result may show. It is not there to judge their accuracy.
+# Relative error allowed to other libraries. It detects wrong results and does not judge accuracy.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9}
 
 
@@ -40,10 +40,10 @@ TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-2, "float32": 1e-4, "float64": 1e-9
 class Effort:
     """How long to measure.
 
-    blocks  : how often the arrays are made anew
-    rounds  : of a candidate in a block, at most
-    seconds : of a candidate in a block; one round at least
-    most    : seconds of a candidate in all; one block at least
+    blocks  : number of blocks, each with its arrays in other memory
+    rounds  : most rounds of a candidate in a block
+    seconds : most seconds of a candidate in a block, but at least one round
+    most    : most seconds of a candidate in total, but at least one block
     """
 
     blocks: int = 10
@@ -54,12 +54,12 @@ class Effort:
 
 @dataclass
 class Timings:
-    """What was measured of one candidate and operation.
+    """The times of one candidate and operation.
 
-    blocks     : seconds a call, round by round, block by block
-    over_floor : each block's median of a call's time over the floor's of the same round and
-                 number of threads
-    calls      : how many were measured as one
+    blocks     : seconds per call: a list for each block, with an element for each round
+    over_floor : for each block, the median ratio of a call's time to the floor's time in the same
+                 round with the same number of threads
+    calls      : number of calls in a round
     """
 
     blocks: list[list[float]] = field(default_factory=list)
@@ -72,10 +72,10 @@ class Timings:
 
 
 class Wrong(Exception):
-    """A result that is not the reference's."""
+    """A result that differs from the reference's."""
 
 
-# What became of a candidate: its timings, or why there are none.
+# The times of a candidate, or the reason why there are none.
 Outcome = Timings | Exception
 Outcomes = dict[tuple[str, str], Outcome]  # {(operation, candidate's name)}
 
@@ -87,9 +87,9 @@ def measure(
     effort: Effort,
     tell: Callable[[float, str], None] = lambda part, doing: None,
 ) -> Outcomes:
-    """Measure all candidates at all operations; each is checked before.
+    """Check each candidate on each operation, and measure those that are right.
 
-    `tell` is called with the part that is done and what comes next.
+    `tell` is called before each step, with the part that is done and the name of the step.
     """
     outcomes: Outcomes = {}
     spent: dict[tuple[str, str], float] = {}
@@ -115,7 +115,7 @@ def measure(
                             _check(data, call, operation, candidate)
                         else:
                             call()
-                    except Exception as error:  # a peer may fail in any way
+                    except Exception as error:  # other libraries may raise anything
                         outcomes[key] = error
                         continue
                 calls[candidate.name], chosen[candidate.name] = call, candidate
@@ -138,7 +138,7 @@ def measure(
 def in_turn(
     calls: dict[str, Call], chosen: dict[str, Candidate], effort: Effort
 ) -> dict[str, tuple[list[float], int]]:
-    """Seconds a call, round by round, of each of `calls`, and how many calls are a round."""
+    """For each of `calls`: seconds per call of every round, and the number of calls in a round."""
     repeats: dict[str, int] = {}
     rounds: dict[str, int] = {}
     warm_ups: dict[str, int] = {}
@@ -151,10 +151,11 @@ def in_turn(
         warm_ups[name] = 0 if time > TOO_LONG else max(1, round(WARM_UP / max(time, 1e-7)))
         rounds[name] = max(1, min(effort.rounds, int(effort.seconds / (time * repeats[name]))))
         if time > effort.most / 2:
-            samples[name], rounds[name] = [time], 0  # that was long enough to count
+            samples[name], rounds[name] = [time], 0  # one call is long enough to count
     for name in calls:
         if chosen[name].kind == "floor":
-            rounds[name] = max(rounds.values())  # something for each of the others to be held to
+            # Every round of another candidate needs one of the floor.
+            rounds[name] = max(rounds.values())
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -178,16 +179,17 @@ def in_turn(
 
 
 def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None:
-    """Raise `Wrong` unless loss and gradient are the reference's, whoever computes them."""
+    """Raise `Wrong` unless the candidate's loss and gradient equal the reference's."""
     tolerance = TOLERANCE[data.workload.dtype] if candidate.kind == "peer" else None
-    data.grad.fill(np.nan)  # so that no candidate's gradient passes for another's
+    data.grad.fill(np.nan)  # or the gradient of the previous candidate would pass
     result = call()
     try:
         if operation == "forward":
             data.check_loss(result, tolerance)
         elif operation == "fused":
             loss = result[0]
-            rounded = loss.dtype.itemsize == 2  # as PyTorch has the losses of half types
+            # PyTorch rounds the losses of half types to their dtype.
+            rounded = loss.dtype.itemsize == 2
             data.check_loss(loss, TOLERANCE[data.workload.dtype] if rounded else tolerance)
             data.check_grad(_as_array(result[1]), tolerance)
         else:
@@ -199,5 +201,5 @@ def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None
 
 def _as_array(grad: Any) -> Array:
     if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
-        grad = grad.float()  # NumPy does not know torch's bfloat16
+        grad = grad.float()  # NumPy cannot convert torch's bfloat16
     return np.asarray(grad)

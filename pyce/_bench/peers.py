@@ -1,10 +1,10 @@
-"""The peers: one adapter each, which makes the calls that others would use for the same work.
+"""Adapters to other libraries: the calls that their users would make for the same work.
 
-An adapter takes the `Data` of a workload with index targets and returns its forward and its fused
-call: the first gives the loss, the second (loss, gradient), for the class axis and reduction of the
-data, reading its very buffers. It raises ImportError where the peer is not installed and
-`Unsupported` where it can't do the work. It is called again for the same numbers in other memory,
-and compiles nothing anew then.
+An adapter takes the `Data` of a workload with index targets, and returns two calls that read the
+same buffers, with the class axis and reduction of the data: the forward call returns the loss, the
+fused call (loss, gradient). The adapter raises ImportError if the library is not installed, and
+`Unsupported` if it cannot do the work. It is called again for each block, with the same numbers in
+other memory, and must not compile again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Calls = tuple[Call, Call]
 
 
 class Unsupported(Exception):
-    """The peer has nothing for this workload."""
+    """The library cannot do the work of this workload."""
 
 
 def torch_eager(data: Data) -> Calls:
@@ -35,7 +35,7 @@ def torch_eager(data: Data) -> Calls:
 
 
 def torch_on_pyce(data: Data) -> Calls:
-    """No peer: PyTorch's tensors and autograd around pyce, called as the two peers are."""
+    """`pyce.torch`, called as PyTorch's own losses are: through its tensors and autograd."""
     import torch
 
     from pyce.torch import cross_entropy
@@ -56,7 +56,7 @@ def _compiled(workload: Workload) -> Any:
     import torch
     from torch.nn.functional import cross_entropy
 
-    torch.compiler.reset()  # a second shape would compile for any shape
+    torch.compiler.reset()  # or a second shape would be compiled for all shapes
     return torch.compile(cross_entropy, dynamic=False)
 
 
@@ -66,7 +66,7 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
         leaf = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     else:
         leaf = torch.from_numpy(x)
-    # torch has the classes on axis 1 whatever the number of dimensions: all workloads have, too.
+    # PyTorch expects the classes on axis 1, where all workloads with index targets have them.
     target = torch.from_numpy(data.target)
     reduction = data.options.get("reduction", "mean")
     leaf.requires_grad_()
@@ -85,7 +85,7 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
 
 
 def jax_optax(data: Data) -> Calls:
-    """JAX uses as many threads as it finds processors; it offers no other choice."""
+    """JAX with Optax's loss. JAX always uses as many threads as there are processors."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -111,7 +111,7 @@ def _jitted(axis: int, reduction: str) -> tuple[Any, Any]:
 
 
 def sklearn_half_multinomial(data: Data) -> Calls:
-    """The loss under scikit-learn's LogisticRegression and gradient boosting; writes to `grad`."""
+    """The loss inside scikit-learn's LogisticRegression and gradient boosting; writes to `grad`."""
     from sklearn._loss import HalfMultinomialLoss
 
     if data.logits.ndim != 2 or data.workload.dtype not in ("float32", "float64"):

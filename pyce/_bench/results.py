@@ -1,19 +1,21 @@
-"""The files of `python -m pyce bench`, which are pytest-benchmark's, read again.
+"""Read the files of `python -m pyce bench`, in the format of pytest-benchmark.
 
-Each item's `extra_info` holds:
+The `extra_info` of each item holds:
 
-    workload, stands_for, shape, dtype, target, axis, elements     of the registry
+    workload, stands_for, shape, dtype, target, axis, elements     from the registry
     operation      "forward", "fused", "backward" or "training"
     candidate      "floor", "pyce c", "pyce c, 1 thread", "torch", …
     kind           "floor", "backend", "variant" or "peer"
-    backend        of pyce, or None
-    threads, isa   that it ran with
-    bytes          that the operation must move; target_bytes of them are the target's
-    blocks         each block's median in seconds: the independent observations
-    over_floor     each block's median of time over the floor's with as many threads, same round
-    calls          how many calls a round is
+    backend        pyce's backend, or None
+    threads, isa   the settings that it ran with
+    bytes          bytes that the operation must move; target_bytes of them belong to the target
+    blocks         the median of each block in seconds: the independent observations
+    over_floor     for each block, the median ratio to the floor's time in the same round with the
+                   same number of threads
+    calls          number of calls in a round
 
-and the file's `machine_info["pyce"]` the fingerprint of `_machine.fingerprint`.
+`machine_info["pyce"]` of the file is `_machine.fingerprint()`, and the bandwidth of memory in bytes
+per second: "bandwidth": {"read": …, "copy": …}.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Key = tuple[str, str, str]  # workload, operation, candidate
 
 @dataclass(frozen=True)
 class Item:
-    """What was measured of one candidate at one operation of one workload."""
+    """The measurement of one candidate on one operation of one workload."""
 
     about: dict[str, Any]  # extra_info
     seconds: float  # the median of all rounds
@@ -43,19 +45,19 @@ class Item:
 
     @property
     def rate(self) -> float:
-        """Bytes that must be moved, per second."""
+        """Throughput: bytes that must be moved, per second."""
         return float(self.about["bytes"] / self.seconds)
 
     @property
     def over_floor(self) -> float | None:
-        """The time over the floor's; None without a floor."""
+        """Ratio of the time to the floor's; None without a floor."""
         blocks = self.about.get("over_floor")
         return statistics.median(blocks) if blocks else None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One file: what one call of `bench` measured."""
+    """One file: the measurements of one call of `bench`."""
 
     path: Path
     content: dict[str, Any]
@@ -75,11 +77,11 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """The commit it was measured at, short, with a + where files had been changed; or ""."""
+        """The commit, shortened, with a + if files had been changed; "" outside of a repository."""
         info = self.content.get("commit_info") or {}
         name = str(info.get("id") or "")[:9]
         if name == "unversioned"[:9]:
-            return ""  # pytest-benchmark's word where there is no repository
+            return ""  # how pytest-benchmark says that there is no repository
         return name + ("+" if name and info.get("dirty") else "")
 
     @property
@@ -92,7 +94,7 @@ class Run:
         return list(dict.fromkeys(workload for workload, _, _ in self.items))
 
     def candidates(self, *kinds: str) -> list[str]:
-        """Names in the order of the file, of these kinds or of all."""
+        """Names of the candidates of these kinds, or of all, in the order of the file."""
         return list(
             dict.fromkeys(
                 item.about["candidate"]
@@ -103,7 +105,7 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """`Unusable` for what is no file of `bench`."""
+    """Read a file of `bench`. Raises `Unusable` for any other file."""
     content = read(path)
     if not is_run(content):
         raise Unusable(f"{path} was not written by `python -m pyce bench`")
@@ -111,13 +113,13 @@ def load(path: Path) -> Run:
 
 
 def read(path: Path) -> Any:
-    """The JSON of a file, or `Unusable`."""
+    """Read a JSON file. Raises `Unusable` if that fails."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise Unusable(f"{path} is no JSON: {error}") from None
+        raise Unusable(f"{path} is not JSON: {error}") from None
 
 
 def is_run(content: Any) -> bool:

@@ -1,17 +1,18 @@
-"""What became slower or faster between two runs on machines of one kind: beyond noise, or not.
+"""Which items became significantly slower or faster between two runs on one kind of machine.
 
-Compared are seconds, and times over the floor's of the same round; a change must show in both. All
-of a machine may be slower than it was, and then so is its memory; or memory alone may be faster for
-these arrays, and then nothing took longer. What counts is the smaller change of the two.
+Two views of each item are compared: seconds, and times over the floor's in the same round. A change
+must show in both: if the whole machine has become slower, so has the floor, and if only the memory
+has become faster for these arrays, the seconds have not grown. The smaller of the two changes
+counts.
 
-The observations are the medians of blocks (see `measure`), and the test is Mann and Whitney's,
-which asks nothing of their distribution: ten blocks before and ten after give a p of 0.00001 when
-each one after is slower than all before. That is enough for Holm's correction, which allows for the
-many tests of a run: some hundreds.
+The observations are the medians of blocks (see `measure`). The Mann-Whitney test assumes nothing
+about their distribution: ten blocks before and ten after give p = 0.00001 if each one after is
+slower than all before. That is enough for Holm's correction for the number of tests of a run, some
+hundreds.
 
-Runs of the same code differ by more than blocks of one run do, by what no block sees: where the
-system put the code, how fast the clock was. How much shows in how far the items' ratios lie apart,
-most of which are of code that did not change; what is not well beyond that is no change.
+Runs of the same code differ more than the blocks of one run, by what is constant within a run: the
+addresses of the code, the clock frequency. The spread of the ratios of all items shows how much,
+since most of them are of code that did not change. A ratio within that spread is no change.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from dataclasses import dataclass
 
 from pyce._bench.results import Item, Key, Run
 
-# The chance to call anything at all changed where nothing is.
+# The probability to report any change if there is none.
 LEVEL = 0.05
-# Changes below this are of no interest, however certain.
+# Changes below this ratio are not reported, however certain.
 LEAST = 1.05
-# Beyond how many standard deviations of the items' ratios a change must be.
+# A change must exceed this many standard deviations of the ratios of all items.
 DEVIATIONS = 4
 
 
@@ -34,9 +35,9 @@ DEVIATIONS = 4
 class Change:
     """One item of two runs.
 
-    ratio   : the time after over that before, in the view that changed less; above 1 is slower
-    p       : of the two-sided test that is less sure, corrected for the number of tests
-    verdict : "slower", "faster", "same", or "unknown" where there were too few blocks to tell
+    ratio   : time after over time before, in the view that changed less; above 1 is slower
+    p       : the larger p of the two two-sided tests, corrected for the number of tests
+    verdict : "slower", "faster", "same", or "unknown" if there are too few blocks
     """
 
     key: Key
@@ -63,7 +64,7 @@ def compare(before: Run, after: Run) -> list[Change]:
         verdict = "same"
         if p < LEVEL and max(ratio, 1 / ratio) > least:
             verdict = "slower" if ratio > 1 else "faster"
-        # The smallest p that so many blocks can give must pass for the test to mean anything.
+        # If the smallest p that these numbers of blocks can give does not pass, nothing can.
         elif _best_p(len(old), len(new)) * len(pairs) >= LEVEL:
             verdict = "unknown"
         found.append(Change(key, ratio, p, verdict))
@@ -71,13 +72,13 @@ def compare(before: Run, after: Run) -> list[Change]:
 
 
 def over_floor(item: Item) -> list[float]:
-    """Block by block: time over the floor's; seconds where there is no floor."""
+    """For each block, the time over the floor's, or the seconds if there is no floor."""
     found: list[float] = item.about["over_floor"] or item.about["blocks"]
     return found
 
 
 def seconds(item: Item) -> list[float]:
-    """Block by block."""
+    """For each block, the seconds per call."""
     found: list[float] = item.about["blocks"]
     return found
 
@@ -88,21 +89,21 @@ _VIEWS = (over_floor, seconds)
 def _p(old: list[float], new: list[float]) -> float:
     from scipy.stats import mannwhitneyu
 
-    # Exact: SciPy's approximation, its default for so many, can't pass the correction.
+    # Exact: SciPy's approximation, the default for so many, never gives a p that passes.
     return float(mannwhitneyu(old, new, method="exact").pvalue)
 
 
 def _agreed(ratios: list[float]) -> float:
-    """The ratio that is nearest to 1; 1 if they are on both sides of it."""
+    """The ratio nearest to 1, or 1 if there are ratios on both sides of it."""
     if min(ratios) < 1 < max(ratios):
         return 1.0
     return min(ratios, key=lambda ratio: abs(math.log(ratio)))
 
 
 def spread(ratios: list[float]) -> float:
-    """The standard deviation of the ratios' logarithms, from the median of their distances.
+    """Standard deviation of the logarithms of the ratios, from their median absolute deviation.
 
-    So it does not see the few that did change, and if all changed alike, that is no spread.
+    It ignores the few items that changed, and is 0 if all items changed alike.
     """
     logs = [math.log(ratio) for ratio in ratios]
     if len(logs) < 3:
@@ -112,7 +113,7 @@ def spread(ratios: list[float]) -> float:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Each p as it must be read beside the others (Holm's step-down correction)."""
+    """The p values corrected for their number by Holm's step-down procedure."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected = [1.0] * len(p_values)
     largest = 0.0
@@ -127,5 +128,5 @@ def _ratio(old: list[float], new: list[float]) -> float:
 
 
 def _best_p(before: int, after: int) -> float:
-    """The two-sided p when the samples do not overlap."""
+    """The two-sided p of samples that do not overlap: the smallest there is."""
     return 2 / math.comb(before + after, after)

@@ -1,6 +1,6 @@
-"""The registry of workloads and the arrays they are measured on.
+"""The registry of workloads, and the arrays that they are measured on.
 
-To add a workload, add a line to `WORKLOADS`: the benchmarks, goals and report find it.
+To add a workload, add a line to `WORKLOADS`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import pyce
 
 Array = npt.NDArray[Any]
 
-# Distance of 1.0 to the next number, and the smallest number, of each dtype.
+# For each dtype: the distance from 1.0 to the next number, and an absolute error that is accepted.
 _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 1e-38, "float32": 1e-38, "float64": 1e-300}
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
-# Elements of random numbers that fill the logits again and again, since making new ones would take
-# longer than the benchmark. A prime, so that no row is like another.
+# The logits repeat this many random numbers, since generating them all would take longer than the
+# benchmark. The count is prime, so that no two rows are alike.
 _POOL = 1_048_573
-# Elements of the rows whose gradients are compared with the reference.
+# About this many elements of the gradient are compared with the reference.
 _SAMPLE = 2**18
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One shape, class axis, dtype and kind of target; the `quick` ones are measured by default.
+    """A shape, class axis, dtype and kind of target; `quick` ones are measured by default.
 
     `target` is "index", "probabilities", "smoothing" or "weight"; the last two are index targets
     with label smoothing or class weights.
@@ -67,7 +67,7 @@ class Workload:
         return 4 * self.size if self.target == "probabilities" else 8 * self.rows
 
     def bytes_moved(self, operation: str, floor: str, floor_itself: bool) -> int:
-        """Bytes that an operation, or its floor ("read" or "copy"), must read and write once."""
+        """Bytes that an operation, or its floor ("read" or "copy"), must read and write."""
         once = self.size * _ITEMSIZE[self.dtype]
         moved = once if floor == "read" else 2 * once
         if floor_itself:
@@ -104,8 +104,10 @@ WORKLOADS = (
 
 
 def matching(patterns: Iterable[str]) -> list[Workload]:
-    """The workloads whose name, or what they stand for, matches a pattern (`*` and `?` as in a
-    shell) or begins with it; capitals or not. ValueError for a pattern that none matches.
+    """The workloads whose name or description begins with a pattern or matches it.
+
+    Patterns have `*` and `?` as in a shell and ignore case. Raises ValueError if a pattern matches
+    no workload.
     """
     found = set()
     for pattern in patterns:
@@ -124,14 +126,14 @@ def matching(patterns: Iterable[str]) -> list[Workload]:
 
 
 class Data:
-    """The arrays of a workload, the same every time, and the reference's answer to them.
+    """The arrays of a workload, always the same, and the reference's results for them.
 
     logits, grad : the workload's shape and dtype, 64-byte aligned; the gradient goes to `grad`
     target       : int64 (shape without the class axis), or floating like the logits
-    labels       : int64 always: what an index target would be
+    labels       : int64: index targets for the same logits, whatever the kind of target
     options      : keyword arguments of the loss
 
-    ImportError for bfloat16 without ml_dtypes.
+    Raises ImportError for bfloat16 without ml_dtypes.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -156,20 +158,20 @@ class Data:
         elif workload.target == "probabilities":
             self._targets_pool = rng.random(_POOL) * (2 / classes)
         if workload.dtype == "float16":
-            # The gradient of the mean would vanish in float16; there one scales the loss up.
+            # The gradient of the mean would underflow in float16, where users scale the loss up.
             self.options["reduction"] = "sum"
             denominator = 1.0
         self._scale = 1 / denominator
         self.renew()
 
     def renew(self) -> None:
-        """The same numbers in other memory: bandwidth differs from buffer to buffer."""
+        """Move the same numbers to other memory, since bandwidth differs from buffer to buffer."""
         shape = self.workload.shape
-        self.logits: Array = np.empty(0)  # free what was, before more is taken
+        self.logits: Array = np.empty(0)  # free the old arrays first
         self.grad: Array = self.logits
         self.logits = aligned(shape, self._dtype)
         self.grad = aligned(shape, self._dtype)
-        self.grad.fill(0)  # now its pages exist
+        self.grad.fill(0)  # so that its pages exist
         _fill(self.logits, self._logits_pool)
         if self._targets_pool is not None:
             self.target = np.empty(0)
@@ -178,10 +180,10 @@ class Data:
 
     @cached_property
     def _sample(self) -> tuple[tuple[Array, ...], Array, Array]:
-        """Indices of some rows, first and last among them, and their gradients in float64.
+        """Indices of some rows with the first and last, their float64 gradients, subtracted terms.
 
-        The third is the size of what was subtracted in each gradient: p·Σt − t is not accurate to
-        the last places of the difference, but of the larger term.
+        The third array is the size of the term subtracted in each gradient: p·Σt − t is accurate to
+        the last places of the larger term, not of the difference.
         """
         logits = np.moveaxis(self.logits, self.workload.axis, -1)
         positions, classes = logits.shape[:-1], logits.shape[-1]
@@ -205,24 +207,24 @@ class Data:
 
     @cached_property
     def loss(self) -> float:
-        """The loss of the whole batch as the reference computes it."""
+        """The reference's loss of the whole batch."""
         with pyce.use_backend("numpy"):
             return float(pyce.cross_entropy(self.logits, self.target, **self.options))
 
     def check_loss(self, loss: float, tolerance: float | None = None) -> None:
-        """Raise AssertionError unless `loss` is the reference's, to 4 ULP or `tolerance`."""
+        """Raise AssertionError unless `loss` equals the reference's to 4 ULP or `tolerance`."""
         dtype = "float64" if self.workload.dtype == "float64" else "float32"
         np.testing.assert_allclose(
             float(loss), self.loss, rtol=tolerance or 4 * _EPS[dtype], err_msg="loss"
         )
 
     def check_grad(self, grad: Array, tolerance: float | None = None) -> None:
-        """Raise AssertionError unless the sample rows of `grad` are the reference's, and no NaN is
-        in the others.
+        """Raise AssertionError unless the sample rows of `grad` equal the reference's.
 
-        To 8 ULP, half types to 1; or, with `tolerance`, to that part of the sample's norm.
+        They are compared to 8 ULP, half types to 1 ULP; with `tolerance`, to that part of the
+        sample's norm. A NaN in any row is an error.
         """
-        assert not np.isnan(grad.max()), "the gradient was not written everywhere"
+        assert not np.isnan(grad.max()), "the gradient has elements that were not written"
         index, expected, subtracted = self._sample
         rows = np.moveaxis(grad, self.workload.axis, -1)[index].astype(np.float64)
         error = np.abs(rows - expected)
@@ -237,7 +239,7 @@ class Data:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    """The named dtype; ImportError for bfloat16 without ml_dtypes."""
+    """The dtype of this name. Raises ImportError for bfloat16 without ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -247,7 +249,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A new array that starts at a multiple of 64 bytes, as non-temporal stores need."""
+    """A new array that is 64-byte aligned, as non-temporal stores need."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.__array_interface__["data"][0] % 64

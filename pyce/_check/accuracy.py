@@ -19,10 +19,10 @@ from pyce._selection import Selection
 
 @dataclass
 class Work:
-    """Logits, a target and options whose exact results are compared with.
+    """Logits, a target and options, for which results are compared with the exact ones.
 
-    row      of the table that it belongs to
-    options  of `cross_entropy`; what is not given is its default, but for reduction "none"
+    row      the row of the table that the errors belong to
+    options  keyword arguments of `cross_entropy`; the reduction is "none" unless it is given
     """
 
     row: str
@@ -30,7 +30,7 @@ class Work:
     logits: Array
     target: Array
     options: dict[str, Any] = field(default_factory=dict)
-    matrix: bool = False  # whether softmax and its logarithm are compared, too
+    matrix: bool = False  # whether softmax and log_softmax are compared as well
     limits: ClassVar[dict[str, float]] = LIMITS["cross-entropy"]
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Work:
         return self.logits.dtype.name
 
     def exact(self) -> dict[str, tuple[DD, Array | None]]:
-        """{kind: (the exact result, the size of its terms if the error is measured by that)}."""
+        """{kind: (exact result, size of its terms)}; None if the unit is that of the result."""
         right = oracle.reference(self.logits, self.target, **self.options)
         hard = self.target.dtype.kind in "iu" or bool(np.isin(self.target, (0.0, 1.0)).all())
         spread = "label_smoothing" in self.options or not hard
@@ -55,7 +55,7 @@ class Work:
         return found
 
     def answers(self) -> list[tuple[str, str, Array]]:
-        """(kind, which call, result) of the selected backend."""
+        """(kind, name of the call, result) for each result of the selected backend."""
         x, target, options = self.logits, self.target, self.options
         loss, lse = pyce.cross_entropy(x, target, return_lse=True, **options)
         fused, grad = pyce.cross_entropy_with_grad(x, target, **options)
@@ -75,7 +75,7 @@ class Work:
 
 @dataclass
 class BinaryWork(Work):
-    """Of `binary_cross_entropy`; `options` holds weights."""
+    """The same for `binary_cross_entropy`; `options` are its weights."""
 
     limits = LIMITS["binary cross-entropy"]
 
@@ -103,9 +103,9 @@ def compare(
     selections: Iterable[Selection],
     peers: Mapping[str, Callable[[Work], list[tuple[str, str, Array]]]] | None = None,
 ) -> None:
-    """Compare every selection with the exact results; peers are compared, but not judged."""
+    """Compare every selection with the exact results; the errors of peers are only recorded."""
     right = work.exact()
-    judged: dict[str, str] = {}  # of each backend, the bytes that were judged first
+    judged: dict[str, str] = {}  # {backend: digest of its first results}
     for selection in selections:
         with findings.guarded("accuracy", selection, work.dtype, work.case), selection.selected():
             answers = work.answers()
@@ -126,10 +126,11 @@ def compare(
 def errors(
     kind: str, got: Any, right: DD, terms: Array | None, limit: float
 ) -> tuple[Array, Array]:
-    """The error of each number in ULP, and where the truth is a normal number.
+    """The error of each number in ULP, and a mask of those whose exact value is a normal number.
 
-    Below the normal numbers a loss is judged by their spacing. Anything else must lie between 0 and
-    the smallest normal number there, on the right side of 0; infinitely wrong where it does not.
+    Where the exact value is subnormal, the error of a loss is in units of their spacing; any other
+    result has the error 0 if it has the right sign and is at most the smallest normal number, and
+    is infinitely wrong otherwise.
     """
     got = np.asarray(got)
     with np.errstate(all="ignore"):
@@ -197,9 +198,9 @@ def _record(findings: Findings, work: Work, candidate: str, kind: str, error: Ar
 
 
 # ---------------------------------------------------------------------------------------------
-# What is compared with exact results: rows of the table
+# The rows of the table
 
-# Every vector width, unroll and block border, from both sides.
+# Class counts on both sides of every vector width, unrolling and block size.
 CLASSES = (
     *(*range(1, 18), 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513),
     *(1023, 1024, 1025, 2047, 2048, 2049, 4097),
@@ -214,12 +215,12 @@ ROWS = {
     "ignored": "ignored rows, int32 labels",
     "reductions": "mean and sum",
     "binary": "binary cross-entropy",
-    "shared": "shared among threads, and not",
+    "shared": "with one thread and with all",
 }
 
 
 def regime(name: str, shapes: Iterable[tuple[int, int]], dtype: str) -> Iterator[Work]:
-    """A regime of `regimes.REGIMES` in these shapes, or of `real_data.DATA` as it is."""
+    """A regime of `regimes.REGIMES` in these shapes, or a data set of `real_data.DATA`."""
     if name in real_data.DATA:
         logits, labels = real_data.DATA[name]()
         case = f"{name}-{logits.shape[0]}x{logits.shape[1]}"
@@ -230,7 +231,7 @@ def regime(name: str, shapes: Iterable[tuple[int, int]], dtype: str) -> Iterator
 
 
 def other(row: str, dtype: str) -> Iterator[Work]:
-    """A row of `ROWS` but "shared"."""
+    """The work of a row of `ROWS`, except for "shared"."""
     if row == "lengths":
         for classes in CLASSES:
             yield of_case(row, Case("spread25", classes, 5), dtype, matrix=True)
@@ -260,7 +261,7 @@ def other(row: str, dtype: str) -> Iterator[Work]:
 
 
 def _cases(row: str, name: str, classes: int) -> Iterator[Case]:
-    """With what options a kind of target is tried."""
+    """The cases of a row, with each of its kinds of targets and options."""
     rows = max(3, 2000 // classes)
     targets = {"probabilities": ("probabilities", "unnormalised"), "one-hot": ("one-hot",)}
     options: dict[str, tuple[set[str], ...]] = {
@@ -287,10 +288,10 @@ def _binary(row: str, dtype: str, weighted: bool) -> BinaryWork:
 
 
 def shared(findings: Findings, dtype: str, selections: Iterable[Selection]) -> None:
-    """Work large enough for every backend to share: some of its rows against exact results, with
-    one thread and with all.
+    """Compare some rows of a large batch, which every backend shares among threads, with exact
+    results: with one thread and with all.
     """
-    rows, classes = 4300, 1000  # more than 2²² elements, where Numba begins to share
+    rows, classes = 4300, 1000  # more than 2²² elements, from which Numba uses threads
     x, y, _ = Case("spread25", classes, rows).make(dtype)
     some = np.arange(0, rows, 215)
     work = Work("shared", f"spread25-{rows}x{classes}", x[some], y[some])

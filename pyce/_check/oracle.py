@@ -1,9 +1,9 @@
-"""What every result should be, by code that shares nothing with pyce: NumPy alone.
+"""Exact results of softmax cross-entropy, by code that shares nothing with pyce.
 
-`reference` computes softmax cross-entropy in double-double arithmetic (pairs of float64, about 31
-digits), vectorised, for rows of any length. Sums leave out the class in question instead of
-computing 1 - p. `ulp_error` measures a result against it, in units in the last place (ULP). The
-tests compare it with the formulas as books print them, in 60 digits and more.
+`reference` computes in double-double arithmetic (pairs of float64, about 31 digits), vectorised
+with NumPy alone, for any number of classes. It never computes 1 - p, but sums the other classes.
+`ulp_error` is the error of a result in units in the last place (ULP). The tests compare the oracle
+with the textbook formulas in 60 digits and more.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Array = npt.NDArray[Any]
 
 
 def two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """a + b as its rounded value and the exact rest (Knuth)."""
+    """The rounded sum a + b, and its exact rounding error (Knuth)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
 
 
 def two_product(a: Any, b: Any) -> tuple[Any, Any]:
-    """a * b as its rounded value and the exact rest (Dekker); |a| and |b| below 2**996."""
+    """The rounded product a * b, and its exact rounding error (Dekker); |a|, |b| < 2**996."""
     product = a * b
     c = 134217729.0 * a
     a1 = c - (c - a)
@@ -92,7 +92,7 @@ class DD:
         )
 
     def scaled(self, power: Any) -> DD:
-        """self * 2**power, exact but for underflow."""
+        """self * 2**power, exact unless it underflows."""
         return DD(np.ldexp(self.hi, power), np.ldexp(self.lo, power))
 
     def where(self, condition: Array, otherwise: Any) -> DD:
@@ -100,7 +100,7 @@ class DD:
         return DD(np.where(condition, self.hi, other.hi), np.where(condition, self.lo, other.lo))
 
     def sum(self, axis: int = -1) -> DD:
-        """The sum along an axis, by halves."""
+        """The sum along an axis, by pairwise summation."""
         terms = self.moveaxis(axis, -1)
         if terms.hi.shape[-1] == 0:
             return DD(np.zeros(terms.hi.shape[:-1]))
@@ -139,7 +139,7 @@ def expm1_small(r: DD) -> DD:
 
 
 def exp(x: DD) -> DD:
-    """exp(x) for |x| < 1100 to about 2**-95."""
+    """exp(x) for |x| < 1100, with a relative error of about 2**-95."""
     n = np.rint(x.hi / LN2.hi)
     q = expm1_small((x - LN2 * n).scaled(-6))
     for _ in range(6):
@@ -148,7 +148,7 @@ def exp(x: DD) -> DD:
 
 
 def log(x: DD) -> DD:
-    """log(x) for normal x > 0, to about 2**-95 beside 1."""
+    """log(x) for normal x > 0, with an absolute error of about 2**-95."""
     y = DD(np.log(x.hi))
     for _ in range(2):
         y = y + x * exp(-y) - 1.0
@@ -156,7 +156,7 @@ def log(x: DD) -> DD:
 
 
 def log1p(x: DD) -> DD:
-    """log(1 + x) for x >= 0, to about 2**-95 relatively."""
+    """log(1 + x) for x >= 0, with a relative error of about 2**-95."""
     small = x.hi < 2.0**-9
     safe = x.where(~small, 1.0)
     y = DD(np.log1p(safe.hi))
@@ -175,7 +175,7 @@ def log1p(x: DD) -> DD:
 
 @dataclass
 class Softmax:
-    """The rows of `x` (rows, classes): what softmax and its kin are made of."""
+    """Softmax and related quantities of logits (rows, classes)."""
 
     p: DD  # probabilities
     one_minus_p: DD
@@ -194,8 +194,8 @@ def softmax_rows(x: Array) -> Softmax:
     with np.errstate(all="ignore"):
         hi, lo = two_sum(x, -m)
     d = DD(hi, np.where(np.isfinite(lo), lo, 0.0))
-    gone = d.hi < -1000.0  # exp underflows even in float64
-    e = exp(d.where(~gone, 0.0)).where(~gone, 0.0)
+    underflows = d.hi < -1000.0  # exp underflows in float64 too
+    e = exp(d.where(~underflows, 0.0)).where(~underflows, 0.0)
     without_top = DD(e.hi.copy(), e.lo.copy())
     without_top.hi[rows, top] = without_top.lo[rows, top] = 0.0
     rest = without_top.sum()
@@ -212,16 +212,16 @@ def softmax_rows(x: Array) -> Softmax:
 class Bernoulli:
     loss: DD  # each flat
     grad: DD
-    terms: Array  # size that the gradient's error is measured by
+    terms: Array  # size at which the unit of the gradient's error is taken
 
 
 @dataclass
 class Reference:
     loss: DD
-    lse: DD  # positions; 0 for ignored rows
+    lse: DD  # one for each row; 0 for ignored rows
     grad: DD  # the logits' shape
-    terms: Array  # size that the gradient's error is measured by, the logits' shape
-    soft: Softmax  # of its rows, in C order, the ignored ones of zeros
+    terms: Array  # size at which the unit of the gradient's error is taken, the logits' shape
+    soft: Softmax  # of the rows in C order; ignored rows have logits 0
 
 
 def reference(
@@ -237,7 +237,7 @@ def reference(
     normalizer: float | None = None,
     grad_loss: Any = 1.0,
 ) -> Reference:
-    """Loss, lse and gradient of softmax cross-entropy; the parameters are those of pyce.
+    """Loss, lse and gradient of softmax cross-entropy, with the parameters of `pyce`.
 
     A row has the loss sum_c b_c (-log p_c) and the gradient p sum(b) - b with
     b_c = w_c ((1 - eps) t_c + eps/C).
@@ -254,30 +254,30 @@ def reference(
     hard = target.dtype.kind in "iu"
     if hard:
         y = np.array([int(v) for v in target.reshape(-1)], dtype=object)
-        keep = np.array([v != ignore_index for v in y], dtype=bool)
-        y = np.where(keep, y, 0).astype(np.int64)
+        valid = np.array([v != ignore_index for v in y], dtype=bool)
+        y = np.where(valid, y, 0).astype(np.int64)
         t = DD((np.arange(classes) == y[:, None]).astype(np.float64))
-        denominator = (DD(w[y]) * sw)[keep].sum()
+        denominator = (DD(w[y]) * sw)[valid].sum()
     else:
-        keep = np.ones(count, dtype=bool)
+        valid = np.ones(count, dtype=bool)
         t = DD(np.moveaxis(target.astype(np.float64), axis, -1).reshape(-1, classes))
         denominator = DD(sw).sum()
     if label_smoothing:
         t = t * DD(*two_sum(1.0, -label_smoothing)) + DD(label_smoothing) / float(classes)
     b = t * w
-    x = np.where(keep[:, None], x, 0.0)
+    x = np.where(valid[:, None], x, 0.0)
     soft = softmax_rows(x)
 
-    # The loss. Terms with b = 0 count for nothing, were -log p infinite.
+    # The loss. Terms with b = 0 are 0 even if -log p is infinite.
     zero = b.hi == 0.0
     cost = soft.minus_log_p.where(~zero & np.isfinite(soft.minus_log_p.hi), 0.0)
     infinite = (~zero & ~np.isfinite(soft.minus_log_p.hi)).any(1)
-    # Powers of two keep the products of finfo.min from overflowing on the way.
+    # Scaling by a power of two keeps products with finfo.min from overflowing.
     huge = np.where(np.abs(cost.hi).max(1, initial=0.0) > 2.0**900, 64, 0)
     losses = (b * cost.scaled(-huge[:, None])).sum().scaled(huge)
     losses = losses.where(~infinite, np.inf).where(~soft.invalid, np.nan)
     with np.errstate(all="ignore"):
-        losses = _times(losses, DD(sw)).where(keep, 0.0)
+        losses = _times(losses, DD(sw)).where(valid, 0.0)
 
     # The gradient: p (B - b) - b (1 - p), where B - b is summed without b.
     rows = np.arange(count)
@@ -300,7 +300,7 @@ def reference(
         loss = losses.reshape(positions)
         if reduction != "none":
             loss = losses.sum() if np.isfinite(losses.hi).all() else DD(losses.hi.sum())
-            if reduction == "mean" and normalizer is not None and not keep.any():
+            if reduction == "mean" and normalizer is not None and not valid.any():
                 loss = DD(0.0)
             elif np.isfinite(loss.hi) and denominator.hi != 0.0:
                 loss = loss / denominator
@@ -310,20 +310,20 @@ def reference(
         scale = DD(factors) * sw / denominator
         grad = grad * scale[:, None]
         terms = terms * np.abs(scale.hi[:, None])
-    dead = soft.invalid[:, None]
-    grad = grad.where(~dead, np.nan).where(keep[:, None], 0.0)
+    invalid = soft.invalid[:, None]
+    grad = grad.where(~invalid, np.nan).where(valid[:, None], 0.0)
     shape = (*positions, classes)
     return Reference(
         loss,
-        soft.lse.where(~soft.invalid, np.nan).where(keep, 0.0).reshape(positions),
+        soft.lse.where(~soft.invalid, np.nan).where(valid, 0.0).reshape(positions),
         grad.reshape(shape).moveaxis(-1, axis),
-        np.moveaxis(np.where(keep[:, None], terms, 0.0).reshape(shape), -1, axis),
+        np.moveaxis(np.where(valid[:, None], terms, 0.0).reshape(shape), -1, axis),
         soft,
     )
 
 
 def bernoulli(logits: Any, target: Any, weight: Any = 1.0, pos_weight: Any = 1.0) -> Bernoulli:
-    """Binary cross-entropy of each element; the parameters are those of pyce."""
+    """Binary cross-entropy of each element, with the parameters of `pyce.binary_cross_entropy`."""
     arrays = (np.asarray(a, np.float64) for a in (logits, target, weight, pos_weight))
     x, *others = np.broadcast_arrays(*arrays)
     two = np.stack([np.zeros_like(x), x], axis=-1).reshape(-1, 2)
@@ -337,7 +337,7 @@ def bernoulli(logits: Any, target: Any, weight: Any = 1.0, pos_weight: Any = 1.0
 
 
 def _times(a: DD, b: DD) -> DD:
-    """a * b where a may be infinite, NaN, or so large that its product must be scaled."""
+    """a * b, where a may be infinite, NaN, or so large that the product must be scaled."""
     finite = np.isfinite(a.hi)
     huge = np.where(finite & (np.abs(a.hi) > 2.0**900), 64, 0)
     product = (a.where(finite, 0.0).scaled(-huge) * b).scaled(huge)
@@ -357,18 +357,18 @@ FORMATS = {
 
 
 def smallest_subnormal(dtype: Any) -> float:
-    """Of the dtype: the smallest number above 0."""
+    """The smallest positive number of the dtype."""
     digits, lowest = FORMATS[np.dtype(dtype).name]
     return 2.0 ** (lowest - (digits - 1))
 
 
 def smallest_normal(dtype: Any) -> float:
-    """Of the dtype; smaller numbers have fewer digits."""
+    """The smallest normal number of the dtype; smaller numbers have fewer digits."""
     return 2.0 ** FORMATS[np.dtype(dtype).name][1]
 
 
 def ulp(value: Any, dtype: Any) -> Array:
-    """The spacing of `dtype` at |value| (at the lower side of a power of two: above it)."""
+    """The spacing of `dtype` at |value|; at a power of two, the spacing above it."""
     digits, lowest = FORMATS[np.dtype(dtype).name]
     _, exponent = np.frexp(value)
     exponent = np.where(np.asarray(value) == 0.0, lowest, exponent)
@@ -379,8 +379,8 @@ def ulp(value: Any, dtype: Any) -> Array:
 def ulp_error(actual: Any, exact: Any, terms: Array | None = None) -> Array:
     """|actual - exact| in units in the last place of actual's dtype, as float64.
 
-    The unit is taken at |exact|, or at `terms` where the result is a difference of terms of that
-    size. A NaN or an infinity that is not in the right place, or is missing, is infinitely wrong.
+    The unit is taken at |exact|, or at `terms` if that is larger: the size of the terms whose
+    difference the result is. A NaN or an infinity in a wrong place has an infinite error.
     """
     actual = np.asarray(actual)
     exact = as_dd(exact)

@@ -1,4 +1,4 @@
-"""Real logits, to stand beside the made-up regimes: each (rows, classes) in float64, and labels."""
+"""Real logits, in addition to the generated regimes: (rows, classes) in float64, and labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ TITLES = {"text": "real: letters of a text", "digits": "real: handwritten digits
 
 
 def text() -> tuple[Array, Array]:
-    """Which byte follows which, in Python's own documentation: log-counts, −inf for never.
+    """Logarithms of how often a byte follows another in Python's documentation; −inf for never.
 
-    Where that is not installed, in the docstrings of built-in types.
+    If the documentation is not installed, the text is the docstrings of built-in types.
     """
     try:
         from pydoc_data.topics import topics
@@ -31,7 +31,10 @@ def text() -> tuple[Array, Array]:
 
 
 def digits() -> tuple[Array, Array]:
-    """Softmax regression on scikit-learn's digits after 200 steps. ImportError without that."""
+    """Logits of a softmax regression on scikit-learn's digits after 200 steps.
+
+    Raises ImportError without scikit-learn.
+    """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

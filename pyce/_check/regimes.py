@@ -1,6 +1,6 @@
-"""Regimes and kinds of targets: what logits and targets the backends are held to.
+"""Regimes of logits and kinds of targets that the backends are compared on.
 
-A `Case` is made anew (and the same) for each dtype by `case.make(dtype)`. bfloat16 needs ml_dtypes.
+`case.make(dtype)` generates the arrays of a `Case`, always the same. bfloat16 needs ml_dtypes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _uniform(low: float, high: float) -> Make:
 
 
 def _ahead(margin: float) -> Make:
-    """The target ahead of every other class by `margin`; behind them if negative."""
+    """The target `margin` above the largest other logit, or below the smallest if negative."""
 
     def make(rng: np.random.Generator, y: Array, n: int, c: int, dtype: Any) -> Array:
         x = rng.normal(size=(n, c))
@@ -41,7 +41,7 @@ def _ahead(margin: float) -> Make:
 
 
 def _runner_up(rng: np.random.Generator, y: Array, n: int, c: int, dtype: Any) -> Array:
-    """The target far ahead, and one other class far ahead of the rest: nearly all of 1 - p."""
+    """The target far above the others, and one other class far above the rest: most of 1 - p."""
     x = rng.normal(size=(n, c))
     second = (y + rng.integers(1, max(c, 2), n)) % c
     x[np.arange(n), second] = x.max(1) + np.log(c) + rng.uniform(3, 12, n)
@@ -58,12 +58,12 @@ def _lowest(dtype: Any) -> float:
     return float(np.finfo(dtype).min)
 
 
-def _masked(value: float | None, share: float = 0.4) -> Make:
-    """A share of the classes, never the target, at `value`; None is the lowest finite number."""
+def _masked(value: float | None, part: float = 0.4) -> Make:
+    """Part of the classes, never the target, at `value`; None is the lowest finite number."""
 
     def make(rng: np.random.Generator, y: Array, n: int, c: int, dtype: Any) -> Array:
         x = rng.normal(size=(n, c)) * 3
-        mask = rng.random((n, c)) < share
+        mask = rng.random((n, c)) < part
         mask[np.arange(n), y] = False
         x[mask] = _lowest(dtype) if value is None else value
         return x
@@ -76,7 +76,7 @@ def _constant(value: float) -> Make:
 
 
 def _climbing(rng: np.random.Generator, y: Array, n: int, c: int, dtype: Any) -> Array:
-    """The largest logit last in half of the rows, first in the others."""
+    """Sorted logits: the largest is first in even rows and last in odd rows."""
     x = np.sort(rng.uniform(-30, 30, (n, c)), axis=1)
     x[::2] = x[::2, ::-1]
     return x
@@ -122,7 +122,7 @@ REGIMES: dict[str, Make] = {
     "climbing": _climbing,
 }
 
-# As people read them. Those that the promise names come first.
+# Titles in tables. The regimes that the promise names come first.
 TITLES = {
     "random": "random",
     "spread25": "spread ±25",

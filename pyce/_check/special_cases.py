@@ -21,7 +21,7 @@ from pyce._selection import Selection
 
 
 def half_types(findings: Findings, dtype: Any, selection: Selection) -> None:
-    """Loss and lse of the float32 computation, and its gradient rounded once."""
+    """Compare half types with float32: the same loss and lse, the other results rounded once."""
     dtype = np.dtype(dtype)
     for name in ("random", "spread25", "confident10", "runner-up", "offset100", "masked-inf"):
         for classes, rows in ((3, 300), (10, 300), (100, 90), (1030, 9), (5000, 2)):
@@ -54,7 +54,7 @@ def _half(findings: Findings, dtype: np.dtype[Any], selection: Selection, case: 
                 str(selection),
                 dtype.name,
                 str(case),
-                f"{name} at {tuple(map(int, at))} is not float32's rounded once",
+                f"{name} at {tuple(map(int, at))} is not the float32 result rounded once",
                 repr(float(a[at])),
                 repr(float(b[at])),
             )
@@ -62,11 +62,11 @@ def _half(findings: Findings, dtype: np.dtype[Any], selection: Selection, case: 
 
 
 # ---------------------------------------------------------------------------------------------
-# Errors
+# Labels out of range
 
 
 def bad_labels(findings: Findings, dtype: Any, selection: Selection) -> None:
-    """IndexError that names row, value and range; every output as it was, in place too."""
+    """Expect an IndexError that names row, value and range, and outputs that are not written."""
     dtype = np.dtype(dtype)
     for rows, classes in ((9, 10), (20_000, 10), (7, 5000)):
         x, y = batch(rows, classes, dtype)
@@ -112,8 +112,8 @@ def _raised(call: str, x: Array, labels: Array, lse: Array, out: Array) -> Excep
 # Special values
 
 _NAN, _INF = float("nan"), float("inf")
-_FINE = ([0.0, 0.0, -_INF], 1, LN2, [0.5, -0.5, 0.0])
-# Rows by name: logits, label, loss, gradient. Each stands beside a row that is fine.
+_REGULAR = ([0.0, 0.0, -_INF], 1, LN2, [0.5, -0.5, 0.0])
+# {name: (logits, label, loss, gradient) of a row}; each is put between regular rows.
 SPECIALS: dict[str, tuple[list[float], int, Any, list[float]]] = {
     "NaN": ([0.0, _NAN, 1.0], 0, _NAN, [_NAN] * 3),
     "NaN at the target": ([_NAN, 0.0, 1.0], 0, _NAN, [_NAN] * 3),
@@ -128,10 +128,10 @@ SPECIALS: dict[str, tuple[list[float], int, Any, list[float]]] = {
 
 
 def special_values(findings: Findings, dtype: Any, selection: Selection) -> None:
-    """Rows of special values beside rows that are fine; one class; no row that counts."""
+    """Rows of special values between regular rows; a single class; batches without valid rows."""
     dtype = np.dtype(dtype)
     for name, special in SPECIALS.items():
-        for rows in ([_FINE, special, _FINE], [special, _FINE] * 40):
+        for rows in ([_REGULAR, special, _REGULAR], [special, _REGULAR] * 40):
             x, y = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
             losses = [oracle.as_dd(row[2]) for row in rows]
             loss = DD([one.hi for one in losses], [one.lo for one in losses])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from bench_scripts import FOLDER, baseline
+from programs import running
 
 import pyce
 from pyce.__main__ import parser
@@ -300,15 +301,14 @@ def test_a_peer_that_fails_is_left_out(run_python, tmp_path):
 
 def test_what_was_measured_before_ctrl_c_is_kept(tmp_path):
     path = tmp_path / "half.json"
-    command = [sys.executable, "-m", "pyce", "bench", "-w", "64x10", "-w", "2048x32000"]
-    command += ["-b", "numpy", "--dtype", "float32", "-o", str(path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    options = ("-w", "64x10", "-w", "1024x1000", "-b", "numpy", "--dtype", "float32")
+    with running("bench", *options, "-o", str(path), text=True) as process:
         for line in process.stderr:
             if line.startswith("[1/"):
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-        assert process.wait(timeout=120) == INTERRUPTED, rest
+        assert process.wait() == INTERRUPTED, rest
     assert "interrupted" in rest
     assert "Traceback" not in rest
     assert results.load(path).workloads == ["64x10"]
@@ -331,7 +331,9 @@ def test_nothing_was_measured_before_ctrl_c(run_python, tmp_path):
 def test_the_suite_runs_under_pytest_itself(run_python):
     suite = Path(bench.__file__).parent / "suite"
     arguments = ("-c", str(suite / "pytest.ini"), "-k", "64x10-fused-floor", str(suite))
-    done = run_python("-m", "pytest", "--benchmark-disable", *arguments)
+    # Numba would compile for half a minute: all candidates of a workload are measured at once.
+    code = "import sys; sys.modules['numba'] = None\nimport pytest; sys.exit(pytest.main())"
+    done = run_python("-c", code, "--benchmark-disable", *arguments)
     assert " passed" in done.stdout
 
 

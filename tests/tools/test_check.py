@@ -21,6 +21,7 @@ SMALL = """
 from pyce._check import accuracy, check, same_bytes
 check.SHAPES = ((30, 10), (3, 65))
 accuracy.CLASSES = (1, 17)
+accuracy.ROWS = {"lengths": "1 to 17 classes", "shared": "shared"}
 same_bytes.LARGE = ((20_000, 10),)
 """
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from run_files import noisy, written_run
 
+from pyce.__main__ import main
 from pyce._bench import compare, results, significance
 from pyce._cli import FAILED, FINE, UNUSABLE, Unusable
 
@@ -124,42 +125,49 @@ def test_only_what_is_slower_twice_is_slower(tmp_path):
     assert {kept[f"w{i}"] for i in range(3, 50)} == {"same"}
 
 
-def compared(run_python, *arguments):
-    return run_python("-m", "pyce", "compare", *map(str, arguments), check=False)
+@pytest.fixture
+def compared(capsys):
+    """A function: the exit status of the command, and what it printed."""
+
+    def run(*arguments):
+        status = main(["compare", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
 
 
-def test_the_command_fails_for_a_slow_down(run_python, tmp_path):
+def test_the_command_fails_for_a_slow_down(compared, tmp_path):
     before = written_run(tmp_path, "a.json", noisy(1)).path
     after = written_run(tmp_path, "b.json", noisy(2, 1.3)).path
-    done = compared(run_python, before, after)
-    assert done.returncode == FAILED
-    assert "w0" in done.stdout
-    assert "3 slower, 47 same" in done.stdout
-    assert compared(run_python, after, before).returncode == FINE
-    done = compared(run_python, before, after, "--json")
-    assert done.returncode == FAILED
-    verdicts = [change["verdict"] for change in json.loads(done.stdout)["changes"]]
+    status, text, _ = compared(before, after)
+    assert status == FAILED
+    assert "w0" in text
+    assert "3 slower, 47 same" in text
+    assert compared(after, before)[0] == FINE
+    status, text, _ = compared(before, after, "--json")
+    assert status == FAILED
+    verdicts = [change["verdict"] for change in json.loads(text)["changes"]]
     assert verdicts.count("slower") == 3
 
 
-def test_the_newest_baseline_of_the_kind_is_taken(run_python, tmp_path):
+def test_the_newest_baseline_of_the_kind_is_taken(compared, tmp_path):
     folder = tmp_path / "baselines"
     folder.mkdir()
     new = written_run(tmp_path, "new.json", noisy(2)).path
-    assert compared(run_python, folder, new).returncode == UNUSABLE
+    assert compared(folder, new)[0] == UNUSABLE
     written_run(folder, "z.json", noisy(1), when="2025-01-01T00:00:00")
     written_run(folder, "a.json", noisy(1), when="2025-02-01T00:00:00")
     written_run(folder, "b.json", noisy(1), kind="another", when="2026-03-01T00:00:00")
-    done = compared(run_python, folder, new)
-    assert done.returncode == FINE
-    assert "against a.json of 2025-02-01 012345678" in done.stdout
+    status, text, _ = compared(folder, new)
+    assert status == FINE
+    assert "against a.json of 2025-02-01 012345678" in text
 
 
-def test_machines_of_different_kinds_are_not_compared(run_python, tmp_path):
+def test_machines_of_different_kinds_are_not_compared(compared, tmp_path):
     before = written_run(tmp_path, "a.json", noisy(1), kind="another").path
-    done = compared(run_python, before, written_run(tmp_path, "b.json", noisy(2)).path)
-    assert done.returncode == UNUSABLE
-    assert "another" in done.stderr
+    status, _, errors = compared(before, written_run(tmp_path, "b.json", noisy(2)).path)
+    assert status == UNUSABLE
+    assert "another" in errors
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"benchmarks": []}', '{"machine_info": {}}', None])

@@ -148,7 +148,7 @@ def test_other_kinds_of_machines_are_never_compared():
     ("text", "said"),
     [
         (None, "can't read"),
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "neither"),
         ('{"results": {}}', "neither"),
         (

@@ -1,11 +1,11 @@
-"""The files of `python -m pyce check -o`, read again.
+"""Read the files of `python -m pyce check -o`.
 
     {"machine", "versions", "verdict", "failures", "checks", "titles", "edges", "limits",
      "results": {dtype: {regime: {candidate: {"loss" or "gradient": statistics}}}},
      "targets": the same for other kinds of targets}
 
-with statistics {"numbers", "right", "median", "99.9%", "max", "histogram"}; errors in units in the
-last place, None where there are no numbers.
+where statistics are {"numbers", "right", "median", "99.9%", "max", "histogram"}: errors in units in
+the last place (ULP), None if there are no numbers.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Check:
 
     @property
     def edges(self) -> list[float]:
-        """Upper ends of the histograms' bins. The nearest number to the truth is within ½."""
+        """Upper ends of the histograms' bins, in ULP. A correctly rounded result is within ½."""
         return [*self.content["edges"], float("inf")]
 
     def limit(self, kind: str) -> float:
-        """What is promised at most of the loss or the gradient."""
+        """The largest error that is promised for the loss or the gradient."""
         return float(self.content["limits"]["cross-entropy"][kind])
 
     def title(self, regime: str) -> str:
@@ -87,5 +87,5 @@ def candidates(regimes: Regimes) -> list[str]:
 
 
 def label(candidate: str) -> str:
-    """The name as in the files of bench."""
+    """The name of the candidate in the files of bench."""
     return f"pyce {candidate}" if candidate.split("-")[0] in ("c", "numba", "numpy") else candidate

@@ -1,4 +1,4 @@
-"""The page: what is said of the figures, the tables, and the HTML around the pictures."""
+"""The page of the report: sentences, tables and the HTML around the pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHANGED = ("slower", "faster")
 
 @dataclass
 class Table:
-    """`words` columns at the left hold words, the others figures; `bad` are numbers of lines."""
+    """A table; the first `words` columns hold words, the others numbers; `bad` lines are marked."""
 
     headers: list[str]
     lines: list[list[str]]
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass
 class Section:
-    """A heading, what is under it, and the link to it."""
+    """A section of the page; `name` is its anchor."""
 
     title: str
     name: str
@@ -47,7 +47,7 @@ class Section:
 
 @dataclass
 class Page:
-    """Sections from the top down; facts for machines; the same in sentences."""
+    """The sections in order, and the main facts: as JSON and as sentences."""
 
     sections: list[Section]
     facts: dict[str, Any]
@@ -75,7 +75,7 @@ class Page:
         return text
 
     def write(self, folder: Path) -> list[Path]:
-        """index.html, and each picture as PNG beside it."""
+        """Write index.html and the pictures as PNG files into the folder; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "index.html"
         page.write_text(self.html(), encoding="utf-8")
@@ -83,7 +83,7 @@ class Page:
 
 
 def printable(text: str) -> str:
-    """Without characters that HTML must not hold."""
+    """The text with characters that HTML does not allow replaced."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
 
 
@@ -92,7 +92,7 @@ def make(runs: list[Run], found: list[Check], lines: list[Line]) -> Page:
     shown = Shown(runs[-1]) if runs else None
     histories = summaries.histories(runs)
     facts, sentences = _facts(shown, histories, lines, found)
-    sections = [Section("In short", "short", items=sentences)]
+    sections = [Section("Summary", "summary", items=sentences)]
     if shown:
         sections += [_machine(shown), *_bench(shown, lines)]
     sections += [_check(check, number) for number, check in enumerate(found, start=1)]
@@ -104,7 +104,7 @@ def make(runs: list[Run], found: list[Check], lines: list[Line]) -> Page:
 
 
 # ---------------------------------------------------------------------------------------------
-# In short
+# Summary
 
 
 def _facts(
@@ -129,12 +129,13 @@ def _facts(
             worst = shown.losses[0]
             places = {(loss.workload, loss.operation) for loss in shown.losses}
             said.append(
-                f"Somebody else is faster than {shown.ours} at {len(places)} of "
-                f"{len(shown.places)} places; most of all {worst.faster}, {ratio(worst.ratio)} "
-                f"times as fast at {worst.workload}, {TITLES[worst.operation]}."
+                f"Another candidate is faster than {shown.ours} in {len(places)} of "
+                f"{len(shown.places)} cases; the largest difference is {worst.faster}, "
+                f"{ratio(worst.ratio)} times as fast, for {worst.workload}, "
+                f"{TITLES[worst.operation]}."
             )
         elif rivals and shown.places:
-            said.append(f"Nowhere is {listed(rivals, 'or')} faster than {shown.ours}.")
+            said.append(f"{shown.ours} is at least as fast as {listed(rivals)} in all cases.")
         missed = [line for line in lines if not line.met]
         facts["goals"] = {
             "met": len(lines) - len(missed),
@@ -175,8 +176,8 @@ def _of_floor(shown: Shown, facts: dict[str, Any]) -> list[str]:
         for name, place in (("best", best), ("worst", worst))
     }
     return [
-        f"{shown.ours} takes from {ratio(overs[best])} times ({best[0]}, {TITLES[best[1]]}) to "
-        f"{ratio(overs[worst])} times ({worst[0]}, {TITLES[worst[1]]}) as long as the floor."
+        f"{shown.ours} takes {ratio(overs[best])} ({best[0]}, {TITLES[best[1]]}) to "
+        f"{ratio(overs[worst])} ({worst[0]}, {TITLES[worst[1]]}) times as long as the floor."
     ]
 
 
@@ -190,10 +191,10 @@ def _of_changes(history: History) -> list[str]:
         return []
     counts = {v: sum(c.verdict == v for c in history.changes[-1]) for v in (*CHANGED, "unknown")}
     before, after = history.labels[-2:]
-    text = f"From {before} to {after}: {counts['slower']} slower and {counts['faster']} faster "
-    text += f"beyond noise, of {len(history.changes[-1])} compared"
+    text = f"From {before} to {after}: {counts['slower']} items are significantly slower and "
+    text += f"{counts['faster']} faster, of {len(history.changes[-1])} compared"
     if counts["unknown"]:
-        text += f"; for {counts['unknown']} there are too few blocks to tell"
+        text += f"; {counts['unknown']} have too few blocks for a verdict"
     return [f"{text}."]
 
 
@@ -210,7 +211,7 @@ def _machine(shown: Shown) -> Section:
     lines = [
         ["processor", about["processor"]],
         ["logical processors", str(about["processors"])],
-        ["caches of one", ", ".join(caches)],
+        ["caches of a processor", ", ".join(caches)],
         ["memory", bandwidth],
         ["system", about["system"]],
         ["instruction set", str(about["isa"] or "no C extension")],
@@ -232,10 +233,10 @@ def _bench(shown: Shown, lines: list[Line]) -> list[Section]:
     sections = []
     for name, title in (
         ("roofline", "Throughput"),
-        ("over-floor", "How far from the limit"),
-        ("speed-up", "Beside others"),
+        ("over-floor", "Time over the floor"),
+        ("speed-up", "Comparison with other candidates"),
         ("threads", "Threads"),
-        ("digits", "A real case"),
+        ("digits", "Training on digits"),
     ):
         if name in drawn:
             sections.append(Section(title, name, pictures=[drawn[name]]))
@@ -247,9 +248,9 @@ def _bench(shown: Shown, lines: list[Line]) -> list[Section]:
 
 
 def _losses(shown: Shown) -> Section:
-    text = f"Every workload and operation at which somebody else is faster than {shown.ours}."
+    text = f"All workloads and operations for which another candidate is faster than {shown.ours}."
     if not shown.losses:
-        text += " There is none."
+        text += " There are none."
     lines = [
         [
             loss.workload,
@@ -265,7 +266,7 @@ def _losses(shown: Shown) -> Section:
     ]
     headers = ["workload", "operation", "faster", "by", "its time", f"{shown.ours}'s time"]
     tables = [Table(headers, lines, 3)] if lines else []
-    return Section("Where others are faster", "losses", text, tables=tables)
+    return Section("Where other candidates are faster", "losses", text, tables=tables)
 
 
 def _goals(lines: list[Line]) -> Section:
@@ -347,8 +348,8 @@ def _history(histories: list[History]) -> list[Section]:
                 f"history-{number}",
                 f"{len(history.runs)} runs on machines of the kind {history.kind}. Each is "
                 "compared with the one before by an exact Mann–Whitney test of the blocks' seconds "
-                "and of their times over the floor's, corrected for how many are compared (Holm, "
-                "5 %). A change must show in both, and stand out from the others.",
+                "and of their times over the floor's, corrected for the number of comparisons "
+                "(Holm, 5 %). A change must show in both, and exceed the spread of the others.",
                 pictures=drawn.get(history.kind, []),
                 tables=tables,
             )
@@ -357,7 +358,7 @@ def _history(histories: list[History]) -> list[Section]:
     if alone and len(histories) > 1:
         lines = [[h.kind, h.labels[0], h.runs[0].when[:10], h.runs[0].path.name] for h in alone]
         table = Table(["kind of machine", "version, commit", "measured", "file"], lines, 4)
-        text = "Single runs on other kinds of machines: they are compared with nothing."
+        text = "Single runs on other kinds of machines, without a run to compare with."
         sections.append(Section("Other machines", "others", text, tables=[table]))
     return sections
 
@@ -386,7 +387,7 @@ def _changes(history: History) -> list[Table]:
                         change.verdict,
                     ]
                 )
-    title = "What changed beyond noise" if lines else "Nothing changed beyond noise"
+    title = "Significant changes" if lines else "No significant changes"
     return [Table(headers if lines else [], lines, 4, title, bad)]
 
 
@@ -422,7 +423,7 @@ def _all_figures(shown: Shown) -> Section:
         tables.append(
             Table(["backend", "time", "held-out accuracy"], lines, title="Digits", aside=True)
         )
-    text = "Everything in the file; variants of the C backend and other numbers of threads, too."
+    text = "All items of the file, with variants of the C backend and other numbers of threads."
     return Section("All figures", "figures", text, tables=tables)
 
 
@@ -462,11 +463,11 @@ def _method() -> Section:
     return Section(
         "How it was measured",
         "method",
-        "One process; all candidates in turn, A B C A B C, on the same buffers; in blocks, each "
-        "with its arrays in other memory, since bandwidth differs from buffer to buffer by more "
+        "In one process, all candidates take turns (A B C A B C) on the same buffers; in blocks, "
+        "each with its arrays in other memory, since bandwidth differs more from buffer to buffer "
         "than from round to round. Every result is compared with the reference before it is timed. "
-        "The floor is the faster of a parallel copy and one past the caches (for the loss alone: "
-        "reading), measured in the same turns. Times are medians of rounds; times over the floor's "
-        "are medians of blocks, and their intervals are order statistics of these, which suppose "
-        "nothing of how they are spread. GB/s count the bytes that must be moved once.",
+        "The floor is the faster of a parallel memcpy and a parallel non-temporal copy (for the "
+        "loss alone, a read), measured in the same rounds. Times are medians of rounds; times over "
+        "the floor's are medians of blocks, with order statistics as intervals, which assume "
+        "nothing about the distribution. GB/s count the bytes that must be moved.",
     )

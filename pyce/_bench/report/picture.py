@@ -14,12 +14,13 @@ from pyce._bench.report.style import PAPER, THEME, drawing
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawing.
+    """A picture of the report.
 
-    name    of the file
+    name    name of the file, without suffix
     title   heading on the page
-    alt     what it shows, for who can't see it
+    alt     alternative text for readers who cannot see it
     caption how to read it
+    figure  matplotlib's figure
     aside   whether the page shows it only on request
     """
 
@@ -31,14 +32,14 @@ class Picture:
     aside: bool = False
 
     def save(self, folder: Path) -> Path:
-        """As PNG, light."""
+        """Write it as PNG with the light theme; returns the path."""
         path = folder / f"{self.name}.png"
         with drawing():
             self.figure.savefig(path, dpi=144, facecolor=PAPER)
         return path
 
     def svg(self) -> str:
-        """To stand in a page that defines THEME's names as CSS variables."""
+        """An SVG element for a page that defines the names of THEME as CSS variables."""
         stream = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with drawing():
@@ -47,8 +48,9 @@ class Picture:
 
 
 def themed(svg: str, name: str, alt: str) -> str:
-    """The svg element alone, its colours as CSS variables, its ids those of no other picture, and
-    nothing in it that can't be seen.
+    """Reduce matplotlib's file to its svg element, for a page with other pictures.
+
+    Colours become CSS variables, ids become unique on the page, and invisible parts are removed.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
@@ -77,5 +79,5 @@ def themed(svg: str, name: str, alt: str) -> str:
 
 
 def _rounded(numbers: str) -> str:
-    """Hundredths of a point will do."""
+    """Numbers rounded to hundredths of a point."""
     return re.sub(r"(\.\d\d)\d+", r"\1", numbers)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyce._bench.formats import tick
 
-# Name: on light, on dark. Okabe and Ito's colours, told apart by the colour-blind too.
+# {name: (colour on light, on dark)}. Okabe and Ito's palette, safe for the colour-blind.
 THEME = {
     "paper": ("#ffffff", "#14171b"),
     "ink": ("#1b1e23", "#e9ebee"),
@@ -28,7 +28,7 @@ THEME = {
 PAPER, INK, MUTED, GRID, SHADE, *_ = (light for light, _ in THEME.values())
 SLOWER, FASTER = THEME["vermillion"][0], THEME["blue"][0]
 
-# Name: colour, marker: the shapes say the same as the colours.
+# {candidate: (colour, marker)}; markers distinguish what colours distinguish.
 LOOKS = {
     "floor": ("ink", "_"),
     "pyce c": ("blue", "o"),
@@ -44,7 +44,7 @@ OTHERS = [("purple", "<"), ("grey", ">"), ("sky", "h"), ("vermillion", "p"), ("m
 
 
 def look(name: str, names: Sequence[str] = ()) -> tuple[str, str]:
-    """Colour and marker; of an unknown one, by its place among the unknown of `names`."""
+    """Colour and marker of a candidate; an unknown one gets them by its position in `names`."""
     if name not in LOOKS:
         unknown = [other for other in names if other not in LOOKS]
         color, marker = OTHERS[unknown.index(name) % len(OTHERS) if name in unknown else 0]
@@ -54,16 +54,16 @@ def look(name: str, names: Sequence[str] = ()) -> tuple[str, str]:
 
 
 def words(text: str, most: int = 44) -> str:
-    """A name out of a file as a picture can show it: printable, on one line, not too long."""
+    """A name from a file as text for a picture: printable characters, shortened."""
     text = "".join(c if c.isprintable() else "�" for c in text)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib's own settings, whatever the user's are, for as long as something is drawn.
+    """Use matplotlib's defaults and this style inside the context, whatever the user's settings.
 
-    Names come from files: they are never taken for formulas.
+    Names come from files, so that text is never parsed as formulas.
     """
     import matplotlib
 
@@ -96,14 +96,14 @@ def drawing() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure, in inches; no window and no backend is chosen for it."""
+    """An empty figure with a size in inches, without a window or a backend of matplotlib."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def legend(made: Any, panels: Sequence[Any], columns: int = 5) -> None:
-    """One legend below for all panels."""
+    """One legend for all panels, below them."""
     handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -119,7 +119,7 @@ def legend(made: Any, panels: Sequence[Any], columns: int = 5) -> None:
 # ---------------------------------------------------------------------------------------------
 # Logarithmic axes
 
-# From few ticks a decade to many.
+# Ticks of a decade, from few to many.
 _STEPS: tuple[tuple[float, ...], ...] = (
     (1,),
     (1, 3),
@@ -132,7 +132,7 @@ _STEPS: tuple[tuple[float, ...], ...] = (
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from low to high, as many as fit without crowding."""
+    """Round numbers from low to high, at most `most`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     best: list[float] = []
     for steps in _STEPS:
@@ -145,7 +145,7 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def logarithmic(axis: Any, low: float, high: float, most: int = 7) -> None:
-    """A logarithmic axis from low to high, with round numbers and no exponents."""
+    """Make the axis logarithmic from low to high, with labels at round numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     name = axis.axis_name

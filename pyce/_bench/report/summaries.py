@@ -1,4 +1,4 @@
-"""What the pictures and the page show, taken out of the files: no drawing here."""
+"""The data of pictures and page, taken from the files of bench; nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Place = tuple[str, str]  # workload, operation
 
 
 def name_of(item: Item) -> str:
-    """The candidate without its number of threads."""
+    """The name of the candidate without its number of threads."""
     if item.about["kind"] == "floor":
         return "floor"
     if item.about["kind"] == "backend":
@@ -30,7 +30,7 @@ def name_of(item: Item) -> str:
 
 
 class Loss(NamedTuple):
-    """Someone was faster than the backend that is chosen by default."""
+    """A place where another candidate is faster than the backend that is selected by default."""
 
     workload: str
     operation: str
@@ -40,7 +40,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """The figures of a run for one number of threads: pyce's own, or else the most measured."""
+    """A run for one number of threads: pyce's own, or the largest that was measured."""
 
     run: Run
 
@@ -62,7 +62,7 @@ class Shown:
             if item.about["kind"] == "variant":
                 continue
             here = found.setdefault((item.about["workload"], item.about["operation"]), {})
-            # NumPy's has one number of threads whatever was asked for.
+            # The NumPy backend is measured with one number of threads only.
             here[name_of(item)] = max(
                 here.get(name_of(item), item),
                 item,
@@ -81,7 +81,7 @@ class Shown:
 
     @cached_property
     def names(self) -> list[str]:
-        """Of all but the floor: backends as they were measured, then peers."""
+        """All candidates except the floor: backends in the order of the file, then peers."""
         found: dict[str, bool] = {}
         for here in self.places.values():
             for name, item in here.items():
@@ -91,12 +91,12 @@ class Shown:
 
     @cached_property
     def ours(self) -> str:
-        """The first of the backends, which are measured in the order of preference."""
+        """The preferred backend, which is measured first."""
         return self.names[0] if self.names else ""
 
     @cached_property
     def training(self) -> dict[str, Item]:
-        """{backend: item} of the digits."""
+        """{backend: item} of the training on digits."""
         return {i.about["backend"]: i for i in self.run.items.values() if "losses" in i.about}
 
     def over_floor(self, place: Place, name: str) -> float | None:
@@ -109,7 +109,7 @@ class Shown:
         return own
 
     def ratio(self, place: Place, name: str) -> float | None:
-        """How many times as long as ours the named candidate takes."""
+        """Time of the candidate over the time of the preferred backend."""
         here = self.places.get(place, {})
         if name not in here or self.ours not in here:
             return None
@@ -117,7 +117,7 @@ class Shown:
 
     @cached_property
     def losses(self) -> list[Loss]:
-        """Worst first."""
+        """All places where another candidate is faster, the worst first."""
         found = []
         for (workload, operation), here in self.places.items():
             for name in here:
@@ -167,14 +167,14 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The median, and an interval that holds the true one with that probability at least.
+    """The sample median, and an interval that contains the true median with this confidence.
 
-    Its ends are order statistics, so nothing is supposed of the distribution. Fewer than six values
-    can't be that sure: they give their range.
+    Its ends are order statistics, so that nothing is assumed about the distribution. Fewer than six
+    values cannot reach a confidence of 95 %: the interval is then their range.
     """
     ordered = sorted(values)
     n = len(ordered)
-    outside, cut = 0.0, 0  # how many values can be left out at each end
+    outside, cut = 0.0, 0  # the number of values outside of the interval at each end
     while cut < n // 2:
         outside += 2 * math.comb(n, cut) / 2**n
         if outside > 1 - confidence:
@@ -203,12 +203,12 @@ class History:
 
     @cached_property
     def since_first(self) -> list[Change]:
-        """What changed from the first run to the last, which many small steps add up to."""
+        """Changes from the first run to the last, to which many small steps may add up."""
         return compare(self._tracked[0], self._tracked[-1]) if len(self.runs) > 2 else []
 
     @cached_property
     def _tracked(self) -> list[Run]:
-        """The runs with what is shown of them alone: each test more makes all tests blunter."""
+        """The runs reduced to the items shown, since every further test weakens the others."""
         found = []
         for shown in self.shown:
             keys = {item.key for here in shown.places.values() for item in here.values()}
@@ -239,7 +239,7 @@ class History:
         return list(dict.fromkeys(place for shown in self.shown for place in shown.places))
 
     def series(self, place: Place, name: str) -> dict[int, Interval]:
-        """{number of the run: time over the floor's}."""
+        """{number of the run: interval of the time over the floor's}."""
         found = {}
         for number, shown in enumerate(self.shown):
             item = shown.places.get(place, {}).get(name)
@@ -248,7 +248,7 @@ class History:
         return found
 
     def verdicts(self, place: Place, name: str) -> dict[int, str]:
-        """{number of the run: "slower" or "faster" than the run before, where it is}."""
+        """{number of the run: "slower" or "faster"}, for runs that differ from the one before."""
         found = {}
         for number, changes in enumerate(self.changes, start=1):
             item = self.shown[number].places.get(place, {}).get(name)
@@ -259,7 +259,7 @@ class History:
 
 
 def histories(runs: Iterable[Run]) -> list[History]:
-    """One for each kind of machine: figures of different kinds are never compared."""
+    """One history for each kind of machine; times of different kinds are never compared."""
     kinds: dict[str, list[Run]] = {}
     for run in runs:
         kinds.setdefault(run.machine["kind"], []).append(run)

@@ -1,7 +1,8 @@
-"""A real case: multinomial logistic regression on scikit-learn's digits, once per backend.
+"""A complete training: multinomial logistic regression on scikit-learn's digits, per backend.
 
-Full-batch gradient descent. Logits X·W (1347, 10), the gradient over them, W -= r·Xᵀ·grad.
-Every backend must follow the reference's loss curve and recognise 95 % of the held-out digits.
+Full-batch gradient descent with logits X·W of shape (1347, 10), whose gradient overwrites them, and
+W -= r·Xᵀ·grad. Every backend must follow the reference's loss curve and recognise 95 % of the
+held-out digits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def digits() -> tuple[Array, Array, Array, Array]:
 
 
 def train() -> tuple[Array, list[float]]:
-    """Returns W (65, 10) and the loss of every step, on the backend selected."""
+    """Train on the selected backend; returns W (65, 10) and the loss of every step."""
     x, y, _, _ = digits()
     w = np.zeros((x.shape[1], 10), np.float32)
     logits = np.empty((len(x), 10), np.float32)
@@ -54,7 +55,7 @@ def train() -> tuple[Array, list[float]]:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Timings]:
-    """Filled by the first item."""
+    """{backend: its times}, filled by the first item."""
     return {}
 
 

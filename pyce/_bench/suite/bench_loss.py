@@ -1,4 +1,4 @@
-"""Every candidate x operation x workload of the plan, each checked before it is measured."""
+"""Every candidate, operation and workload of the plan; each is checked before it is measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def bench_loss(workload: str, operation: str, candidate: str, plan: Plan, record
     outcome = plan.outcome(work, operation, who)
     if isinstance(outcome, Exception):
         reason = f"{candidate}: {str(outcome).strip() or type(outcome).__name__}"
-        # A peer's failure, of whatever kind, is none of ours; nor is what is not installed.
+        # Neither a failure of another library nor a missing one is an error of pyce.
         if who.kind == "peer" or isinstance(outcome, ImportError):
             pytest.skip(reason.splitlines()[0])
         pytest.fail(reason, pytrace=False)

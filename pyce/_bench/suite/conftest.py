@@ -1,4 +1,4 @@
-"""Hands a session's figures to pytest-benchmark; without `bench.py`'s plan, the default's."""
+"""Hand the times of a session to pytest-benchmark; without the plan of `bench`, the default one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_sessionfinish(session: Any) -> None:
 def pytest_generate_tests(metafunc: Any) -> None:
     plan = metafunc.config.stash[PLAN]
     if {"workload", "operation", "candidate"} <= set(metafunc.fixturenames):
-        # By name, since pytest-benchmark writes them down.
+        # By name, since pytest-benchmark writes the parameters into its file.
         items = [(w.name, operation, c.name) for w, operation, c in plan.items()]
         names = ("workload", "operation", "candidate")
         metafunc.parametrize(names, items, ids=["-".join(item) for item in items])
@@ -52,9 +52,9 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 
 class in_turn:
-    """A clock for pytest-benchmark that shows seconds that were measured before, round by round.
+    """A clock for pytest-benchmark that replays times measured before, round by round.
 
-    Its own measuring calls one candidate again and again; ours take turns.
+    pytest-benchmark itself would call one candidate after another, not in turn.
     """
 
     def __init__(self, samples: list[float]) -> None:
@@ -63,7 +63,7 @@ class in_turn:
         self.__name__ = "in_turn"
 
     def __call__(self) -> float:
-        """0 when a round begins, and its seconds when it ends."""
+        """0 at the beginning of a round, and the seconds of the round at its end."""
         shown = next(self._samples) if self._ending else 0.0
         self._ending = not self._ending
         return shown
@@ -71,10 +71,10 @@ class in_turn:
 
 @pytest.fixture
 def record(request: Any) -> Any:
-    """A function that leaves figures with pytest-benchmark, in that group and with that info."""
+    """A function that hands times to pytest-benchmark, with a group and `extra_info`."""
 
-    def leave(figures: Timings, group: str, info: dict[str, Any]) -> None:
-        samples = figures.samples
+    def leave(timings: Timings, group: str, info: dict[str, Any]) -> None:
+        samples = timings.samples
         marker = pytest.mark.benchmark(group=group, timer=in_turn(samples))
         request.node.add_marker(marker)
         benchmark = request.getfixturevalue("benchmark")

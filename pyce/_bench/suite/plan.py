@@ -1,4 +1,4 @@
-"""What one session measures, and what was measured so far of the workload in hand."""
+"""What a session measures, and the results of the current workload."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyce._bench.workloads import WORKLOADS, Data, Workload
 
 
 class Display(Protocol):
-    """Who is told what is being done."""
+    """Shows the progress of a session."""
 
     def doing(self, workload: str, part: float, what: str) -> None:
-        """`part` of the workload is done, and `what` comes next."""
+        """`part` (0 to 1) of the workload is done, and `what` comes next."""
 
     def done(self, workload: str) -> None: ...
 
@@ -61,7 +61,7 @@ class Plan:
         return next(candidate for candidate in self.candidates if candidate.name == name)
 
     def outcome(self, workload: Workload, operation: str, candidate: Candidate) -> Outcome:
-        """Measures the whole workload when the first of its items is asked for."""
+        """The result of an item; its first call for a workload measures the whole workload."""
         name = workload.name
         if name not in self._outcomes:
             self.begin(name)
@@ -72,7 +72,7 @@ class Plan:
         return outcomes[operation, candidate.name]
 
     def begin(self, name: str | None) -> None:
-        """What was measured before is with pytest-benchmark now; None when nothing comes next."""
+        """End the previous workload, if any, and begin the next; None if there is no other."""
         if self._current is not None:
             self.display.done(self._current)
         self._current = name
@@ -90,7 +90,7 @@ class Plan:
 
 
 def about(workload: Workload) -> dict[str, Any]:
-    """What an item's `extra_info` says of its workload."""
+    """The part of an item's `extra_info` that describes its workload."""
     return {
         "workload": workload.name,
         "stands_for": workload.stands_for,

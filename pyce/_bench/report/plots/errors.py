@@ -1,4 +1,4 @@
-"""The pictures of what check found: errors in units in the last place (ULP)."""
+"""The errors that check found, in units in the last place (ULP)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyce._check.findings import error_text
 
 
 def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
-    """How many results have which error, in all regimes."""
+    """The distribution of the errors over all regimes, as bars."""
     names, edges = candidates(regimes), check.edges
     made = figure(WIDTH, 6.6)
     panels = list(made.subplots(2, 1))
@@ -32,11 +32,11 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
             counts = [sum(column) for column in zip(*some, strict=True)]
             total = max(1, sum(counts))
             beyond[name, kind] = sum(counts[bound:]) / total
-            share = [count / total for count in counts]
-            lowest = min([lowest, *(part for part in share if part)])
+            parts = [count / total for count in counts]
+            lowest = min([lowest, *(part for part in parts if part)])
             at = [i - 0.42 + width * (number + 0.5) for i in range(len(edges))]
             color, _ = look(labels[number], labels)
-            panel.bar(at, share, width * 0.92, color=color, label=words(labels[number]))
+            panel.bar(at, parts, width * 0.92, color=color, label=words(labels[number]))
         panel.axvline(bound - 0.5, color=INK, linewidth=2)
         panel.text(
             bound - 0.42,
@@ -55,7 +55,7 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         panel.set_ylim(lowest / 3, 2)
         panel.minorticks_off()
         panel.yaxis.set_major_formatter(lambda value, _: _percent(value))
-        panel.set_ylabel("share of results (logarithmic)")
+        panel.set_ylabel("part of the results (logarithmic)")
         panel.set_title(f"{kind}, {dtype}")
         panel.grid(axis="y")
     panels[-1].set_xlabel("error in ULP")
@@ -66,10 +66,10 @@ def histogram(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
     return Picture(
         file,
         f"Errors, {dtype}",
-        f"Bars: the share of losses and of gradients in {dtype} with which error in units in the "
-        f"last place, for each backend and library. Beyond what is promised: {said}.",
-        "How many results have which error against exact results, all regimes taken together. "
-        "½ ULP or less is the nearest number there is.",
+        f"Bars: the part of the losses and gradients in {dtype} with each error in units in the "
+        f"last place, for each backend and library. Beyond the promised error: {said}.",
+        "Distribution of the errors against exact results, over all regimes. Results within ½ ULP "
+        "are correctly rounded.",
         made,
     )
 
@@ -112,7 +112,7 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
                 panel.text(
                     0.5,
                     line,
-                    "below the normal numbers",
+                    "all subnormal",
                     va="center",
                     fontsize=8,
                     transform=panel.get_yaxis_transform(),
@@ -139,8 +139,8 @@ def largest(check: Check, regimes: Regimes, dtype: str, file: str) -> Picture:
         file,
         f"Largest errors, {dtype}",
         f"Points for each regime: the largest error of loss and gradient in {dtype}, in units in "
-        f"the last place, for each backend and library. The largest of all: {said}.",
-        "The largest error of each regime: further left is better; left of the thick line is what "
-        "is promised.",
+        f"the last place, for each backend and library. The largest over all regimes: {said}.",
+        "The largest error of each regime: further left is better; the promised errors are left of "
+        "the thick line.",
         made,
     )

@@ -19,7 +19,7 @@ _OPERATIONS = {
 
 
 def history_of(history: History, name: str, file: str) -> Picture | None:
-    """A small panel for each workload: time over the floor's, run after run, of one backend."""
+    """Time over the floor's of one backend in every run: a small panel for each workload."""
     workloads = list(dict.fromkeys(w for w, o in history.places if history.series((w, o), name)))
     if not workloads:
         return None
@@ -64,12 +64,12 @@ def history_of(history: History, name: str, file: str) -> Picture | None:
     return Picture(
         file,
         f"{name}, run by run",
-        f"A panel for each workload: time over the floor's of {name} over {len(history.runs)} "
+        f"A panel for each workload: time over the floor's of {name} in {len(history.runs)} "
         f"runs, with intervals. Points that are marked: {slower} slower than the run before, "
         f"{faster} faster.",
-        "Medians of time over the floor's and their 95 % intervals (the range, where a run has "
-        "fewer than six blocks). A triangle up: slower than the run before, beyond noise by a "
-        "test corrected for how many are compared; a triangle down: faster.",
+        "Medians of the time over the floor's and their 95 % intervals (the range if a run has "
+        "fewer than six blocks). A triangle up: significantly slower than the run before, by a "
+        "test corrected for the number of comparisons; a triangle down: faster.",
         made,
         aside=name != history.backends[0],
     )
@@ -96,7 +96,7 @@ def _mark(panel: Any, number: int, at: float, verdict: str) -> None:
 
 
 def _limits(panel: Any, ends: list[float]) -> None:
-    """So wide that noise does not look like news, with room for the marks."""
+    """Set the limits wide enough that noise looks small, with room for the triangles."""
     low, high = min(ends) / 1.2, max(ends) * 1.2
     wider = max(1.0, 2.0 / (high / low)) ** 0.5
     logarithmic(panel.yaxis, low / wider, high * wider, 5)
@@ -107,7 +107,7 @@ def _thinned(count: int, most: int = 12) -> range:
 
 
 def _label_runs(panels: list[Any], labels: list[str]) -> None:
-    """Names of the runs under the lowest panels."""
+    """Label the runs below the lowest panels."""
     some = _thinned(len(labels))
     for panel in lowest(panels):
         panel.set_xticks(some, [words(labels[i], 20) for i in some], rotation=90, fontsize=7)

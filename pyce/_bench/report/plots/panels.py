@@ -1,4 +1,4 @@
-"""What several plots share: markers of a candidate, and figures of many panels."""
+"""Markers of candidates, and figures of several panels, for the other modules of this folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def workload_lines(
 ) -> tuple[Any, list[Any]]:
     """A figure with a panel for each operation and a line for each workload.
 
-    A line is 1 high, or what `counts` says.
+    `counts` gives the height of each line; the default is 1.
     """
     counts = counts or [1] * len(shown.workloads)
     ends = [0, *accumulate(counts)]
@@ -51,7 +51,7 @@ def workload_lines(
 
 
 def grid(titles: list[str], height: float = 1.85) -> tuple[Any, list[Any]]:
-    """Small panels, three or four in a line, as many as titles."""
+    """A figure with a small panel for each title, three or four in a line."""
     columns = min(len(titles), 4 if len(titles) > 3 else 3)
     lines = math.ceil(len(titles) / columns)
     made = figure(WIDTH, 1.1 + height * lines)

@@ -1,4 +1,4 @@
-"""Times over the floor's, and other candidates' times over ours: a line for each workload."""
+"""Ratios of times: over the floor, and of other candidates over the preferred backend."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyce._bench.report.summaries import Shown
 
 
 def over_floor(shown: Shown) -> Picture:
-    """Points: time over the floor's, the limit."""
+    """Time over the floor's: a point for each candidate, a line for each workload."""
     made, panels = workload_lines(shown, shown.operations, 0.34)
-    step = 0.56 / max(1, len(shown.names) - 1)  # apart, where they take equally long
+    step = 0.56 / max(1, len(shown.names) - 1)  # so that equal times do not overlap
     offset = {name: step * number - 0.28 for number, name in enumerate(shown.names)}
     values = [v for p in shown.places for n in shown.names if (v := shown.over_floor(p, n))]
     lost = {(loss.workload, loss.operation) for loss in shown.losses}
@@ -28,7 +28,7 @@ def over_floor(shown: Shown) -> Picture:
                 if (value := shown.over_floor((workload, operation), name))
             ]
             marks = markers(name, shown.names, 6.5)
-            marks["zorder"] = 9 - number  # ours on top
+            marks["zorder"] = 9 - number  # the preferred backend on top
             panel.plot(*_columns(found), linestyle="none", **marks)
         where = [
             (shown.over_floor((workload, operation), shown.ours), line + offset[shown.ours])
@@ -54,13 +54,13 @@ def over_floor(shown: Shown) -> Picture:
     best = min(values, default=1)
     return Picture(
         "over-floor",
-        "How far from the limit",
-        f"Points for each workload and operation: how many times as long as the floor each backend "
-        f"and library takes. The nearest to the floor takes {ratio(best)} times as long; "
+        "Time over the floor",
+        f"Points for each workload and operation: the time of each backend and library over the "
+        f"floor's time. The smallest ratio is {ratio(best)}; "
         f"{len(lost)} are ringed because another is faster than {shown.ours}.",
-        "Time over the floor's time on the same buffers, in the same turns: further left is "
-        "better, 1 is the limit. A ring: somebody else is faster than "
-        f"{shown.ours} there.",
+        "Time over the floor's time on the same buffers, in the same rounds: further left is "
+        "better, 1 is the limit. A ring marks where another candidate is faster than "
+        f"{shown.ours}.",
         made,
     )
 
@@ -71,7 +71,7 @@ def _columns(pairs: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
 
 
 def speed_ups(shown: Shown) -> list[Picture]:
-    """Bars from 1: how many times as fast as each of the others ours is; to the left, it loses."""
+    """Times of the others over ours: bars to the right of 1 if ours is faster, else to the left."""
     others = [
         name
         for name in shown.names
@@ -88,7 +88,7 @@ def speed_ups(shown: Shown) -> list[Picture]:
         if any(shown.ratio((w, operation), name) for w in shown.workloads for name in others)
     ]
     peers = [name for name in others if not name.startswith("pyce ")]
-    if peers:  # those have no backward alone, which would be a panel for NumPy's alone
+    if peers:  # other libraries have no separate backward: that panel would show NumPy only
         operations = [o for o in operations if o != "backward"]
     if not operations:
         return []
@@ -96,7 +96,7 @@ def speed_ups(shown: Shown) -> list[Picture]:
         [name for name in others if any(shown.ratio((w, o), name) for o in operations)]
         for w in shown.workloads
     ]
-    counts = [len(names) + 1 for names in bars_of]  # a bar's height between two workloads
+    counts = [len(names) + 1 for names in bars_of]  # with the height of a bar between workloads
     above = [0, *accumulate(counts)]
     made, panels = workload_lines(shown, operations, 0.125, counts)
     values, lost = [], 0
@@ -118,7 +118,7 @@ def speed_ups(shown: Shown) -> list[Picture]:
                 color=color,
                 zorder=2,
             )
-            # Not the bars' own: the first may be hatched.
+            # The legend must not show the first bar, which may be hatched.
             marks = {"marker": "s", "markersize": 8, "color": color, "label": words(name)}
             panel.plot([], [], linestyle="none", **marks)
             for bar, (value, y) in zip(bars, found, strict=True):
@@ -142,12 +142,12 @@ def speed_ups(shown: Shown) -> list[Picture]:
     legend(made, panels)
     picture = Picture(
         "speed-up",
-        f"{shown.ours} beside the others",
-        f"Bars for each workload: how many times as fast as {listed(others)} {shown.ours} is, "
-        f"from {ratio(min(values))} to {ratio(max(values))} times. {lost} of {len(values)} bars "
-        "point left of 1, where it is slower.",
-        f"How many times as long as {shown.ours} the others take. Bars to the right of 1: "
-        f"{shown.ours} is faster; hatched bars to the left, in bold: it is slower.",
+        f"{shown.ours} and the others",
+        f"Bars for each workload: time of {listed(others)} over the time of {shown.ours}, "
+        f"from {ratio(min(values))} to {ratio(max(values))}. {lost} of {len(values)} bars "
+        "are to the left of 1, where it is slower.",
+        f"Time of the others over the time of {shown.ours}. Bars to the right of 1: {shown.ours} "
+        "is faster; hatched bars to the left, with bold numbers: it is slower.",
         made,
     )
     return [picture]

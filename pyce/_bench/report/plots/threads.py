@@ -12,7 +12,7 @@ from pyce._bench.report.summaries import FLOORS, TITLES, Shown
 
 
 def scaling_pairs(shown: Shown) -> Picture:
-    """For two numbers of threads: what the more of them bring, a line for each workload."""
+    """For two numbers of threads: the speed-up of the larger, a line for each workload."""
     few, many = (*shown.thread_counts, *shown.thread_counts)[:2]
     operations = [o for o in shown.operations if any(p[1] == o for p in shown.scaling)]
     made, panels = workload_lines(shown, operations, 0.36)
@@ -45,13 +45,13 @@ def scaling_pairs(shown: Shown) -> Picture:
     legend(made, panels)
     return Picture(
         "threads",
-        "What threads bring",
-        f"For each workload, how many times as fast {listed(names)} are with {many} threads as "
-        f"with {few}: from {ratio(min(values))} to {ratio(max(values))}; {many / few:g} would be "
+        "Speed-up by threads",
+        f"For each workload, the speed-up of {listed(names)} with {many} threads over "
+        f"{few}: from {ratio(min(values))} to {ratio(max(values))}; {many / few:g} would be "
         "ideal.",
-        f"How many times as fast {many} threads are as {few}: further right is better, dashed is "
-        "ideal. Where a copy gains nothing either, memory is the limit; small work is not shared "
-        "at all.",
+        f"Speed-up with {many} threads over {few}: further right is better, the dashed line is "
+        "ideal. Memory is the limit where a copy gains nothing either; small work runs on one "
+        "thread.",
         made,
     )
 
@@ -100,12 +100,12 @@ def scaling_curves(shown: Shown) -> Picture:
     )
     return Picture(
         "threads",
-        "What threads bring",
+        "Speed-up by threads",
         f"A panel for each workload: speed-up of {TITLES[operation]} over {_threads(counts[0])}, "
         f"for {listed(str(c) for c in counts)} threads, with the ideal line. At its best "
         f"{shown.ours} is {ratio(best[0])} times as fast, on {best[1]}.",
-        f"Speed-up of {TITLES[operation]} over {_threads(counts[0])}: nearer to the dashed line is "
-        "better. Where the copy, too, leaves that line, memory is the limit.",
+        f"Speed-up of {TITLES[operation]} over {_threads(counts[0])}: closer to the dashed line is "
+        "better. Memory is the limit where the copy leaves that line too.",
         made,
     )
 

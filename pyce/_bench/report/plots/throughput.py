@@ -1,4 +1,4 @@
-"""Throughput against the size of the logits, under the roof of the floor."""
+"""Throughput against the size of the logits: a roofline plot, with the floor as the roof."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyce._bench.report.summaries import FLOORS, TITLES, Shown
 
 
 def roofline(shown: Shown) -> Picture:
-    """Throughput against size: a panel for each operation, the floor as the roof."""
+    """A panel for each operation, with a line for each candidate and one for the floor."""
     operations = shown.operations
     about = {workload: next(iter(_items(shown, workload))).about for workload in shown.workloads}
     size = {w: a["elements"] * _itemsize(a) for w, a in about.items()}
@@ -38,12 +38,12 @@ def roofline(shown: Shown) -> Picture:
         f"Throughput in gigabytes a second against the size of the logits, both logarithmic, for "
         f"{listed(TITLES[o] for o in operations)}, with a line for each backend and library "
         f"under the line of the floor. The highest is {most:.0f} GB/s.",
-        "Bytes that must be moved, per second: higher is better. The thick line is the floor, what "
-        "a copy (or, for the loss alone, a read) of the same buffers reaches: nothing can be in "
-        "the grey above it for long, but where targets are probabilities: these must be read, too, "
-        "and the floor does not. Lines join the float32 workloads with index targets; small hollow "
-        "marks are other dtypes and targets. Dotted: where what is touched fills a cache of one "
-        "processor; dashed: what memory alone gives.",
+        "Bytes that must be moved, per second: higher is better. The thick line is the floor: a "
+        "copy (for the loss alone, a read) of the same buffers. Only operations with probabilities "
+        "as targets can be above it, because the floor does not read the targets. Lines join the "
+        "float32 workloads with index targets; small hollow markers are other dtypes and targets. "
+        "Dotted lines: the arrays fill a cache of one processor; dashed lines: the bandwidth of "
+        "memory.",
         made,
     )
 
@@ -118,7 +118,7 @@ def _roof(
 
 
 def _by_size(points: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:
-    """One point for each size: a copy does not know what it copies."""
+    """One point for each size: the median of all workloads of this size."""
     rates: dict[float, list[float]] = {}
     for size, rate in zip(*points, strict=True):
         rates.setdefault(size, []).append(rate)
@@ -127,7 +127,7 @@ def _by_size(points: tuple[list[float], list[float]]) -> tuple[list[float], list
 
 
 def _caches(panel: Any, shown: Shown, operation: str) -> None:
-    """Lines where logits, and the gradient with them, fill a cache."""
+    """Mark the sizes at which the logits, with the gradient if it is written, fill a cache."""
     arrays = 1 if operation == "forward" else 2
     for level, count in (shown.run.machine.get("caches") or {}).items():
         if level in ("L2", "L3"):
@@ -152,7 +152,7 @@ def _halo(text: Any) -> None:
 
 
 def _name_sizes(panel: Any, size: dict[str, float], usual: list[str]) -> None:
-    """The workloads above the uppermost panel; one name for those too near to each other."""
+    """Name the workloads above the first panel; neighbours that are too close share a label."""
     groups: list[list[str]] = []
     wide = math.log10(max(size.values()) / min(size.values()) * 3.3) / 42
     for name in usual:

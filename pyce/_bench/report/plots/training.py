@@ -10,12 +10,12 @@ from pyce._bench.report.summaries import Shown
 
 
 def digits(shown: Shown) -> Picture:
-    """The loss of every training step, and how far each backend's is from the reference's."""
+    """The loss of every training step, and its relative difference from the reference's."""
     made = figure(WIDTH, 4)
     left, right = made.subplots(1, 2)
     items = shown.training
     reference = items.get("numpy")
-    # In this order, so that each can be seen over the one before.
+    # In this order and with these widths, equal curves are all visible.
     styles = {"numpy": ("-", 6), "numba": ("--", 3.5), "c": (":", 2)}
     names = [f"pyce {backend}" for backend in items]
     for backend in [b for b in styles if b in items] + [b for b in items if b not in styles]:
@@ -56,8 +56,8 @@ def digits(shown: Shown) -> Picture:
     return Picture(
         "digits",
         "Training on digits",
-        f"Training loss by step, one curve for each backend, on top of each other; {text}.",
-        "Logistic regression on scikit-learn's digits. The curves lie on each other, as they "
-        "should; at the right, what is between them.",
+        f"Training loss by step, one curve for each backend; {text}.",
+        "Logistic regression on scikit-learn's digits. The curves of all backends should coincide; "
+        "the right panel shows their differences.",
         made,
     )
