@@ -1,7 +1,7 @@
 """Builds the C extension, and nothing else; everything about the package is in pyproject.toml.
 
-Where there is no working C compiler, pyce installs without the extension, prints a warning, and runs
-on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
+Where there is no working C compiler, pyce installs without the extension, prints a warning, and
+runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The cffi builder of pyce._pyce: declarations from the public headers, sources from this folder."""
+"""The cffi builder of pyce._pyce: declarations from the headers, sources from this folder."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,32 @@ def test_the_check_sees_a_small_mistake(tmp_path, name):
     done = run(build(tmp_path, kernels), 9973)
     assert done.returncode == 1, done.stdout
     assert re.search("EXCEEDED|out of range: [1-9]", done.stdout)
+
+
+def run_coefficients(folder):
+    command = [sys.executable, str(folder / "coefficients.py")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def test_coefficients_are_those_that_the_script_computes():
+    done = run_coefficients(KERNELS)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "name"),
+    [
+        ("exp_f32.inc.h", "0x1.ebfdaep-1f", "0x1.ebfdb0p-1f", "float exp_table"),
+        ("exp_f32.inc.h", "0x1.00022p-1f", "0x1.00026p-1f", "exp of floats"),
+        ("vmath.inc.h", "0.2857175456161631", "0.2857175466161631", "log1p short"),
+    ],
+)
+def test_the_script_sees_a_small_mistake(tmp_path, file, right, wrong, name):
+    for path in [*KERNELS.glob("*.h"), KERNELS / "coefficients.py"]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / file).read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    (tmp_path / file).write_text(text.replace(right, wrong), encoding="utf-8")
+    done = run_coefficients(tmp_path)
+    assert done.returncode == 1
+    assert f"{name}" in done.stdout.splitlines()[-1]

@@ -77,7 +77,7 @@ static void compare(const char *name, const void *a, const void *b, size_t size,
     for (int i = 0; i < n; i++) {
         if (memcmp((const char *)a + size * (size_t)i, (const char *)b + size * (size_t)i, size)) {
             if (mine->differ++ < 5)
-                printf("%s and %s differ at %.17g\n", doubles[0]->name, d->name, at[i]);
+                printf("%s and %s differ at %.17g\n", doubles[0]->name, name, at[i]);
         }
     }
 }
@@ -338,7 +338,7 @@ static int report(const findings *all, int workers) {
         "log1p, ulp",           "log1p short, relative"};
     const vmath_f32 *f = floats[0];
     const vmath_f64 *d = doubles[0];
-    const double bounds[] = {f->exp_ulp,     f->exp_parts,  d->exp_ulp,    d->exp_ulp,
+    const double bounds[] = {f->exp_ulp,     f->exp_parts,  d->exp_ulp,   d->exp_ulp,
                              d->reduced_exp, d->exp_of_ulp, d->log1p_ulp, d->log1p_short};
     int good = 1;
     uint64_t differ = 0, out = 0;

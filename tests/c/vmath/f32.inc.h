@@ -25,5 +25,4 @@ static double float_exps(const float *x, float max, float *e, float *high, float
 TARGET_END
 #endif
 
-const vmath_f32 VMATH(f32) = {
-    .exps = float_exps, .exp_ulp = VF_EXP_ULP, .exp_parts = VF_EXP_PARTS};
+const vmath_f32 VMATH(f32) = {.exps = float_exps, .exp_ulp = VF_EXP_ULP, .exp_parts = VF_EXP_PARTS};
