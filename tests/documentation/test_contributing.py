@@ -15,7 +15,7 @@ PAGES = ("README.md", "CONTRIBUTING.md")
 PAGES += ("docs/derivation.md", "docs/extending.md", "docs/glossary.md", "docs/inside.md")
 SUFFIXES = "c|h|py|md|json|toml|txt|yml|so"
 # What a page's example or a command makes.
-MADE = {"pyce/_backends/plain.py", "bench/results/report"}
+MADE = {"pyce/_backends/plain.py", "bench/results/report", "build/site"}
 
 
 def text_of(file):
