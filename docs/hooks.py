@@ -1,4 +1,4 @@
-"""Give the site the repository's layout, so that relative links work in both."""
+"""Give the site the repository's layout: relative links work in both."""
 
 import logging
 import re
