@@ -212,7 +212,7 @@ static void backward_lane_block(const pyce_job *job, const lane_rows *rows, lane
             place[i] = (real)index_within((int64_t)s->label[i], first, n);
         }
         load_lane_block(&p->logits, rows, first, n, room->x);
-        exp_lane_block(job, room->x, n, norm, v_load(place), sums, s->rest_error);
+        exp_many_classes(job, room->x, n, &norm, v_load(place), sums, s->rest_error);
         for (int i = 0; i < LANES; i++) blocks[i * job->blocks + k].sum = sums[i];
         write_lane_block(job, rows, first, n, room, s, 0, 0, 0, none, none);
     }

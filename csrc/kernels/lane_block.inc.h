@@ -335,20 +335,28 @@ INLINE void sum_lane_block(const pyce_job *job, int kind, const real *block, con
     sum_totals_across(along, sums, errors);
 }
 
+/* exp_lane_block above PYCE_FEW classes. */
+static __attribute__((noinline)) vreal exp_many_classes(const pyce_job *job, real *block, int n,
+                                                        const normaliser *norm, vreal pivot,
+                                                        double sums[LANES], double errors[LANES]) {
+    vreal pivot_x = v_set1((real)-INFINITE);
+    for (int c = 0; c < n; c++) {
+        const vreal x = v_load(block + c * LANES);
+        pivot_x = v_select(v_eq(pivot, v_set1((real)c)), x, pivot_x);
+        v_store(block + c * LANES, exp1(x, *norm));
+    }
+    sum_lane_block(job, SUM_E, block, 0, 0, 0, pivot, n, sums, errors);
+    return pivot_x;
+}
+
 /* x of the lane block becomes e; the sums of those that are not a row's pivot; returns x of the
    pivots. */
 INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser norm, vreal pivot,
                             double sums[LANES], double errors[LANES]) {
-    vreal pivot_x = v_set1((real)-INFINITE);
     if (job->p->classes > PYCE_FEW) {
-        for (int c = 0; c < n; c++) {
-            const vreal x = v_load(block + c * LANES);
-            pivot_x = v_select(v_eq(pivot, v_set1((real)c)), x, pivot_x);
-            v_store(block + c * LANES, exp1(x, norm));
-        }
-        sum_lane_block(job, SUM_E, block, 0, 0, 0, pivot, n, sums, errors);
-        return pivot_x;
+        return exp_many_classes(job, block, n, &norm, pivot, sums, errors);
     }
+    vreal pivot_x = v_set1((real)-INFINITE);
     /* The same sum as sum_lane_block's, in the loop of the exponentials. */
     vsum sum = sum_zero();
     vreal from_here = pivot; /* the pivot, counted from c */
