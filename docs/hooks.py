@@ -1,4 +1,4 @@
-"""The site has the repository's layout, so that links work in both."""
+"""Give the site the repository's layout: relative links work in both."""
 
 import logging
 import re
@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-# What other folders say of themselves, and programs that pages link to;
-# everything in docs/ is a page as well.
+# Pages outside docs/, and programs that pages link to.
 PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -40,7 +39,7 @@ def on_files(files, config):
 
 
 def on_post_page(output, page, config):
-    """What a page fetches from elsewhere is missing without a network."""
+    """Warn of tags that load from another site: they fail without a network."""
     for tag in ELSEWHERE.findall(output):
         log.warning("%s is not offline: %s", page.file.src_uri, tag)
     return output

@@ -1,12 +1,12 @@
-"""What the documentation shows: blocks of code run, commands exist, links lead somewhere.
+"""The documentation's code blocks run, its commands and options exist, and its links resolve.
 
-The `python` and `pycon` blocks of a file run in its order and in one namespace, as one who reads it
-would type them; the output of `pycon` is compared as doctest does it. Blocks that import a library
-run in a test of their own for it, among those that need none, and are skipped where it is missing:
-`make test-peers` installs them. A page whose first block imports one is run with it alone.
-The commands of `sh` blocks, and those named within sentences, are
-looked up; `python -m pyce` by itself is run. Blocks of `text` show what is no code. Every block has
-to say which it is.
+The `python` and `pycon` blocks of a file run in order and in one namespace; doctest compares the
+output of `pycon` blocks. For each library that blocks of a file import, one test runs these blocks
+together with those that import none, and is skipped if the library is not installed (`make
+test-peers` installs all of them). A page whose first block imports a library is run with it only.
+Commands in `sh` blocks and in the text are looked up in the Makefile, the argument parsers and
+`pyproject.toml`; `python -m pyce` without arguments is run. `text` blocks contain no code. Every
+block must have one of these languages.
 """
 
 import ast
@@ -32,13 +32,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-WITH_LIBRARY = {"sklearn", "torch"}  # pyce's modules that are named as the library they are for
+WITH_LIBRARY = {"sklearn", "torch"}  # modules of pyce with the name of the library they require
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `line` is that of its first line of code, from 1."""
+    """A fenced block; `line` is the number of its first line of code, counted from 1."""
 
     language: str
     line: int
@@ -50,7 +50,7 @@ def text_of(file):
 
 
 def blocks(text):
-    """The fenced blocks, and indented ones, which have no language."""
+    """The fenced blocks, and indented blocks, whose language is empty."""
     lines = enumerate(text.splitlines(keepends=True), 1)
     in_list = False
     for number, line in lines:
@@ -88,7 +88,7 @@ def test_blocks_are_found(text, languages):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_block_says_what_it_is(file):
+def test_every_block_has_a_known_language(file):
     unknown = [(b.line, b.language) for b in blocks(text_of(file)) if b.language not in LANGUAGES]
     assert unknown == []
 
@@ -102,7 +102,7 @@ def examples(block):
 
 
 def libraries(block):
-    """The modules that a block imports beside the standard library, NumPy and pyce."""
+    """The modules that a block imports, without the standard library, NumPy and pyce."""
     code = block.text
     if block.language == "pycon":
         code = "".join(example.source for example in examples(block))
@@ -116,7 +116,7 @@ def libraries(block):
 
 
 def needs(module):
-    """The library that a module is of; pyce's for another library need that one."""
+    """The library that a module belongs to or, for a module of pyce, requires."""
     library = module.removeprefix("pyce.").partition(".")[0]
     return library if library in WITH_LIBRARY else module.partition(".")[0]
 
@@ -130,12 +130,12 @@ def needed(file):
 
 
 def run_session(test):
-    said = []
+    failures = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     names = test.globs
-    runner.run(test, out=said.append, clear_globs=False)
-    if said:
-        pytest.fail("".join(said), pytrace=False)
+    runner.run(test, out=failures.append, clear_globs=False)
+    if failures:
+        pytest.fail("".join(failures), pytrace=False)
     return names
 
 
@@ -155,26 +155,26 @@ def run_blocks(file, namespace, library=None):
 
 
 def sessions(file):
-    """The libraries to run it with, one by one; a page that begins with one is about it."""
+    """The library, or None, of each run of a file."""
     found = python_blocks(file)
-    begins = bool(found) and bool(libraries(found[0]))
-    return needed(file) if begins else [None, *needed(file)]
+    requires_one = bool(found) and bool(libraries(found[0]))
+    return needed(file) if requires_one else [None, *needed(file)]
 
 
 RUNS = [(file, library) for file in FILES for library in sessions(file)]
 
 
 @pytest.mark.parametrize(("file", "library"), [run for run in RUNS if python_blocks(run[0])])
-def test_python_runs(file, library, tmp_path, monkeypatch):
+def test_python_blocks_run(file, library, tmp_path, monkeypatch):
     if library and not importlib.util.find_spec(library):
         pytest.skip(f"{library} is not installed")
     if library == "threadpoolctl" and "c" not in pyce.backends():
-        pytest.skip("threadpoolctl finds pyce by its C extension")
+        pytest.skip("threadpoolctl finds pyce through the C extension")
     monkeypatch.chdir(tmp_path)
     run_blocks(file, {"__name__": "documentation"}, library)
 
 
-def test_there_is_something_to_run():
+def test_pages_with_code_are_collected():
     assert {"README.md", "docs/index.md", "docs/recipes.md"} <= {
         f for f in FILES if python_blocks(f)
     }
@@ -189,18 +189,18 @@ def test_there_is_something_to_run():
         "```pycon\n>>> import numpy as np\n```\n\n```python\nassert np is None\n```",
     ],
 )
-def test_code_that_is_wrong_is_seen(text, tmp_path, monkeypatch):
+def test_failing_code_is_reported(text, tmp_path, monkeypatch):
     (tmp_path / "page.md").write_text(text)
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         run_blocks("page.md", {})
 
 
-# Modules with functions of their own, and the page that has them.
+# Modules with public functions, and the page that documents them.
 MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in ("sklearn", "torch", "training")}
 
 
-# Libraries that an example needs beside its module's.
+# Libraries that an example requires in addition to those of its module.
 NEEDS = {"pyce.training.presize": "PIL", "pyce.training.LRCurve.plot": "matplotlib"}
 
 
@@ -210,14 +210,14 @@ def public(module):
 
 
 def methods(name):
-    """Those that a class defines itself, by full name."""
-    thing = thing_of(name)
+    """The full names of the public methods that a class defines itself."""
+    thing = resolve(name)
     own = vars(thing).items() if inspect.isclass(thing) else ()
     return [f"{name}.{n}" for n, f in own if inspect.isfunction(f) and not n.startswith("_")]
 
 
-def thing_of(name):
-    """What a full name stands for."""
+def resolve(name):
+    """The object with a full name."""
     found = pyce
     for part in name.split(".")[1:]:
         found = getattr(found, part)
@@ -226,19 +226,19 @@ def thing_of(name):
 
 FUNCTIONS = public(pyce)
 HERE = [m for m in MODULES if needs(m) == "pyce" or importlib.util.find_spec(needs(m))]
-THINGS = [*FUNCTIONS, *(name for module in HERE for name in public(thing_of(module)))]
+THINGS = [*FUNCTIONS, *(name for module in HERE for name in public(resolve(module)))]
 THINGS += [method for name in THINGS for method in methods(name)]
 
 
 @pytest.mark.parametrize("name", ["pyce", "pyce.training", *THINGS])
-def test_examples_of_docstrings(name, tmp_path, monkeypatch):
+def test_docstring_examples(name, tmp_path, monkeypatch):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
     namespace = {"pyce": pyce, "np": np}
     if name.startswith("pyce.torch."):
         namespace["torch"] = importlib.import_module("torch")
-    text = inspect.getdoc(thing_of(name))
+    text = inspect.getdoc(resolve(name))
     test = doctest.DocTestParser().get_doctest(text, namespace, name, None, None)
     assert test.examples, "no example"
     run_session(test)
@@ -246,19 +246,18 @@ def test_examples_of_docstrings(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", THINGS)
 def test_docstrings_describe_parameters_and_results(name):
-    """Or name the function that does."""
-    thing = thing_of(name)
+    """Every docstring stands alone: it refers to no other function for its parameters."""
+    thing = resolve(name)
     text = inspect.getdoc(thing)
     signature = inspect.signature(thing)
     named = [parameter for parameter in signature.parameters if parameter != "self"]
-    made_by_us = getattr(thing, "__dataclass_fields__", None)
-    if made_by_us:
-        named = [*made_by_us, *(n for n, v in vars(thing).items() if isinstance(v, property))]
-    if not re.search(r"(?i)(?:parameters\b[^.-]*|\n +as) (?:of|as in|for)\s+`\w+`", text):
-        for parameter in named:
-            assert re.search(rf"(?m)^(?:\w+, )*{parameter}(?:, \w+)* : ", text), parameter
-    gives = "None" not in str(signature.return_annotation).replace("Iterator[None]", "None")
-    if not inspect.isclass(thing) and gives:
+    fields = getattr(thing, "__dataclass_fields__", None)
+    if fields:
+        named = [*fields, *(n for n, v in vars(thing).items() if isinstance(v, property))]
+    described = [n for n in named if re.search(rf"(?m)^(?:\w+, )*{n}(?:, \w+)* : ", text)]
+    assert described == named
+    returns = "None" not in str(signature.return_annotation).replace("Iterator[None]", "None")
+    if not inspect.isclass(thing) and returns:
         assert "\nReturns\n-------\n" in text
 
 
@@ -271,7 +270,7 @@ def test_every_function_is_on_a_page():
 @pytest.mark.parametrize("module", HERE)
 def test_every_function_of_a_module_is_on_its_page(module):
     shown = re.findall(r"(?m)^::: (\S+)$", text_of(MODULES[module]))
-    assert sorted(shown) == sorted(public(thing_of(module)))
+    assert sorted(shown) == sorted(public(resolve(module)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -279,7 +278,7 @@ def test_every_function_of_a_module_is_on_its_page(module):
 
 
 def commands(text):
-    """(line, words) of each command of `sh` blocks and of those named within sentences."""
+    """(line, words) of each command in `sh` blocks and in the text."""
     for block in blocks(text):
         if block.language == "sh":
             for i, line in enumerate(block.text.replace("\\\n", "  ").splitlines()):
@@ -299,15 +298,15 @@ def sources():
 
 
 def help_of(*words):
-    """What `python -m pyce WORDS --help` prints."""
+    """The output of `python -m pyce WORDS --help`."""
     with pytest.MonkeyPatch.context() as patch:
-        said = []
-        patch.setattr(sys, "stdout", types.SimpleNamespace(write=said.append, flush=lambda: None))
+        output = []
+        patch.setattr(sys, "stdout", types.SimpleNamespace(write=output.append, flush=lambda: None))
         patch.setenv("NO_COLOR", "1")
         with pytest.raises(SystemExit) as end:
             command_line.main([*words, "--help"])
     assert not end.value.code
-    return "".join(said)
+    return "".join(output)
 
 
 def has_command(name):
@@ -315,11 +314,11 @@ def has_command(name):
 
 
 def fault(words):
-    """What is wrong with a command; None if nothing is."""
+    """The first fault of a command, or None."""
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         name, words = words[0].partition("=")[0], words[1:]
         if name not in sources():
-            return f"nothing knows the variable {name}"
+            return f"no source reads the variable {name}"
     if words[0] == "make":
         targets = re.findall(r"(?m)^([a-z0-9-]+):.*?##", text_of("Makefile"))
         for word in words[1:]:
@@ -340,7 +339,7 @@ def fault(words):
     if words[0] == "python" and words[1:2] and words[1].startswith("examples/"):
         if not (ROOT / words[1]).is_file():
             return f"no example {words[1]}"
-        for word in words[2:]:  # its help would need what it imports
+        for word in words[2:]:  # not from its --help, which requires its imports
             if word.startswith("-") and f'add("{word.partition("=")[0]}"' not in text_of(words[1]):
                 return f"no option {word.partition('=')[0]}"
         return None
@@ -354,7 +353,7 @@ def fault(words):
                 if not re.search(rf"(?m)^{extra} = \[", section.partition("\n[")[0]):
                     return f"no extra {extra}"
         return None
-    return f"what is {words[0]}?"
+    return f"unknown command {words[0]}"
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -375,7 +374,7 @@ def test_commands_exist(file):
         ("python -m pyce --jso", "no option --jso"),
         ("python -m pyce nothing", "no command nothing"),
         ("PYCE_ISA=scalar python -m pyce", None),
-        ("PYCE_CHIP=scalar python -m pyce", "nothing knows the variable PYCE_CHIP"),
+        ("PYCE_CHIP=scalar python -m pyce", "no source reads the variable PYCE_CHIP"),
         ("python examples/language_model.py --steps 10", None),
         ("python examples/language_model.py --step 10", "no option --step"),
         ("python examples/nothing.py", "no example examples/nothing.py"),
@@ -383,15 +382,15 @@ def test_commands_exist(file):
         ("pip install '.[numba,bench]'", None),
         ("pip install '.[nothing]'", "no extra nothing"),
         ("pip install torch", "torch is not pyce"),
-        ("rm -rf /", "what is rm?"),
+        ("rm -rf /", "unknown command rm"),
     ],
 )
-def test_commands_that_are_wrong_are_seen(command, what):
+def test_faulty_commands_are_reported(command, what):
     assert [fault(words) for _, words in commands(f"```sh\n{command}\n```")] == [what]
 
 
-def test_commands_within_sentences_are_seen():
-    assert list(commands("Say\n`make it`, or `python -m pyce it`.")) == [
+def test_commands_in_the_text_are_found():
+    assert list(commands("Run\n`make it`, or `python -m pyce it`.")) == [
         (2, ["make", "it"]),
         (2, ["python", "-m", "pyce", "it"]),
     ]
@@ -405,9 +404,9 @@ def test_commands_run(words, run_python):
     variables = dict(word.split("=") for word in words[:-3])
     if variables.get("PYCE_BACKEND") in {"c", "numba"} - set(pyce.backends()):
         pytest.skip(f"{words[0]} is not available")
-    said = run_python("-m", "pyce", **variables).stdout
+    output = run_python("-m", "pyce", **variables).stdout
     for value in variables.values():
-        assert re.search(rf"(?m)\b{value}\b.* in use$|{value}\b", said)
+        assert re.search(rf"(?m)\b{value}\b.* in use$|{value}\b", output)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -415,7 +414,7 @@ def test_commands_run(words, run_python):
 
 
 def anchors(file):
-    """What `#…` may name in a file: headings, and the functions of a page of functions."""
+    """The anchors of a file: its headings and the functions that it documents."""
     prose = re.sub(r"(?ms)^(```+).*?^\1$", "", text_of(file))
     for heading in re.findall(r"(?m)^#+ (.*)$", prose):
         yield re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
@@ -423,8 +422,8 @@ def anchors(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_links_lead_somewhere(file):
-    """In the repository; `make docs` looks at those of the site."""
+def test_links_resolve(file):
+    """Links in the repository; `make docs` checks those of the site."""
     wrong = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text_of(file)):
         if re.match(r"https?://", link):
@@ -438,7 +437,7 @@ def test_links_lead_somewhere(file):
 
 
 # ---------------------------------------------------------------------------------------------
-# The backend that a page writes down
+# The backend in docs/extending.md
 
 
 @pytest.fixture
@@ -456,10 +455,10 @@ def plain(monkeypatch):
     return module
 
 
-def test_the_backend_of_the_page_is_one(plain):
-    wanted = {n for n in vars(_backends.Backend) if not n.startswith("_")}
-    wanted |= set(_backends.Backend.__annotations__)
-    assert wanted <= set(vars(plain))
+def test_example_backend_is_complete(plain):
+    names = {n for n in vars(_backends.Backend) if not n.startswith("_")}
+    names |= set(_backends.Backend.__annotations__)
+    assert names <= set(vars(plain))
     rng = np.random.default_rng(0)
     x, soft = rng.normal(size=(3, 4, 5)), rng.uniform(size=(3, 4, 5))
     w, targets = rng.uniform(0.5, 2, (4, 3, 5)), rng.uniform(size=(3, 4, 5))

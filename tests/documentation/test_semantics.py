@@ -1,4 +1,4 @@
-"""The semantics table: every line is held by tests that exist, and no public name is left out."""
+"""Every line of docs/semantics.md names existing tests, and every public name is mentioned."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def functions_of(file):
 
 
 def missing(names):
-    """Those of the names `file::test` that are no test, and names that are only begun."""
+    """The names `file::test` that do not name an existing test."""
     for name in names:
         file, _, function = name.partition("::")
         is_test = function.startswith("test_") and "/test_" in file
@@ -35,7 +35,7 @@ def missing(names):
 
 
 def lines(text):
-    """(section, line number, cells) of every line of every table, without the heads."""
+    """(section, line number, cells) of each table row, without the headers."""
     section, head = None, True
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("## "):
@@ -50,7 +50,7 @@ def lines(text):
 
 
 def faults(text):
-    """What is wrong with the table, as text; nothing if nothing is."""
+    """The faults of the tables, as text."""
     found = list(lines(text))
     for section in SECTIONS:
         if not any(name == section for name, _, _ in found):
@@ -59,17 +59,17 @@ def faults(text):
         if len(cells) != 3:
             yield f"line {number} has {len(cells)} cells"
             continue
-        what, held_by, elsewhere = cells
-        if not what:
-            yield f"line {number} says nothing"
-        if not NAME.search(held_by):
+        behaviour, tests, elsewhere = cells
+        if not behaviour:
+            yield f"line {number} states nothing"
+        if not NAME.search(tests):
             yield f"line {number} names no test"
-        if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", held_by):
-            yield f"line {number} holds something other than tests in its second cell"
+        if not re.fullmatch(r"(`[^`]+`)(, `[^`]+`)*", tests):
+            yield f"line {number} has something other than tests in its second cell"
         seen = [n for n in NAME.findall(elsewhere) if n.startswith("integrations/test_peers.py::")]
         if elsewhere != "–" and not seen and "from documentation" not in elsewhere:
-            yield f"line {number} says of others what no test shows"
-    # Half a name is a name that does not exist.
+            yield f"line {number} states a difference that no test shows"
+    # A test or file name alone is incomplete.
     named = NAME.findall(text) + re.findall(r"`(test_\w+(?:\.py)?)`", text)
     for name in missing(n for n in named if n not in ("file::test", "integrations/test_peers.py")):
         yield f"{name} does not exist"
@@ -79,12 +79,12 @@ def text_of_the_table():
     return TABLE.read_text(encoding="utf-8")
 
 
-def test_every_line_names_tests_that_exist():
+def test_every_line_names_existing_tests():
     assert list(faults(text_of_the_table())) == []
 
 
-def test_every_comparison_is_stated():
-    """No test of another library's behaviour without a line."""
+def test_every_peer_test_is_named():
+    """Every test of another library is named in a line."""
     named = set(NAME.findall(text_of_the_table()))
     tests = {
         f"integrations/test_peers.py::{n}"
@@ -105,8 +105,8 @@ def test_the_readme_links_to_the_table():
     assert "(docs/semantics.md)" in readme
 
 
-HEAD = "## {0}\n\n| what happens | held by | elsewhere |\n| --- | --- | --- |\n"
-GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_found` | – |\n"
+HEAD = "## {0}\n\n| behaviour | tests | other libraries |\n| --- | --- | --- |\n"
+GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_reported` | – |\n"
 
 
 @pytest.mark.parametrize(
@@ -117,21 +117,21 @@ GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_found` | �
             "| Logits. | `documentation/test_semantics.py::test_of_nothing` | – |\n",
             "does not exist",
         ),
-        ("| Logits. | `api/test_nowhere.py::test_faults_are_found` | – |\n", "does not exist"),
+        ("| Logits. | `api/test_nowhere.py::test_faults_are_reported` | – |\n", "does not exist"),
         ("| Logits. | `documentation/test_semantics.py::missing` | – |\n", "does not exist"),
         (
-            "| Logits. | documentation/test_semantics.py::test_faults_are_found | – |\n",
+            "| Logits. | documentation/test_semantics.py::test_faults_are_reported | – |\n",
             "names no test",
         ),
         ("| Logits. | | – |\n", "names no test"),
-        ("| Logits. | `test_faults_are_found` | – |\n", "names no test"),
+        ("| Logits. | `test_faults_are_reported` | – |\n", "names no test"),
         (GOOD.replace("::", "::`, `"), "does not exist"),
         (GOOD.replace("` |", "` and more |"), "other than tests"),
         (GOOD.replace(" | – |", " |"), "has 2 cells"),
         (GOOD.replace("–", "PyTorch raises."), "no test shows"),
         (
             GOOD.replace(
-                "–", "PyTorch raises: `documentation/test_semantics.py::test_faults_are_found`"
+                "–", "PyTorch raises: `documentation/test_semantics.py::test_faults_are_reported`"
             ),
             "no test",
         ),
@@ -140,7 +140,7 @@ GOOD = "| Logits. | `documentation/test_semantics.py::test_faults_are_found` | �
         ("", "no table in the section Errors"),
     ],
 )
-def test_faults_are_found(line, fault):
+def test_faults_are_reported(line, fault):
     text = "".join(HEAD.format(s) + (line if s == "Errors" else GOOD) + "\n" for s in SECTIONS)
     found = list(faults(text))
     assert any(fault in message for message in found) if fault else not found
