@@ -220,10 +220,10 @@ def test_layouts(layout):
 def test_blocks_are_views_and_contiguous(monkeypatch):
     """Arrays that BLAS would copy for each product are copied once, and no others."""
     blocks = []
-    part = pyce.sklearn._Rows.__init__
+    initialize = pyce.sklearn._Rows.__init__
 
     def watched(self, X, *rest):
-        part(self, X, *rest)
+        initialize(self, X, *rest)
         blocks.extend(x for x, _, _ in self._blocks)
 
     monkeypatch.setattr(pyce.sklearn._Rows, "__init__", watched)
