@@ -97,7 +97,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_are_not_copied(backend, layout):
-    """Whatever the strides: 4 MB of logits, not a third of that beside them."""
+    """Whatever the strides: 4 MB of logits, and less than a third of that for everything else."""
     x, axis = LAYOUTS[layout]()
     y = np.zeros(np.delete(x.shape, axis), int)
     out = np.empty(x.shape, x.dtype)

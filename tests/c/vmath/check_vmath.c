@@ -68,7 +68,8 @@ static void note(int kind, double error, double at) {
 }
 
 static void wrong(const char *what, const char *name, double x, double max, double got) {
-    if (mine->wrong++ < 5) printf("%s: %s at %.9g beside %.9g: %.17g\n", name, what, x, max, got);
+    if (mine->wrong++ < 5)
+        printf("%s: %s at %.9g with the maximum %.9g: %.17g\n", name, what, x, max, got);
 }
 
 static void compare(const char *name, const void *a, const void *b, size_t size, int n,
