@@ -44,7 +44,7 @@ AVOIDED = [
     Avoided(
         "dense",
         "soft-target",
-        r"\bDENSE_\w+|\b\w*dense_(?!output)\w+|\bthe dense (?:part|terms?)\b",
+        r"\bDENSE_(?!output)\w+|\b\w*dense_(?!output)\w+|\bthe dense (?:part|terms?)\b",
     ),
     Avoided("settle", "finalize", r"settle_|_settle\b|SETTLED|\bsettled? (?:rows?|sums)\b"),
     Avoided(
