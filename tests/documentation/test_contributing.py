@@ -100,8 +100,11 @@ def test_list_for_a_dtype_is_complete():
 
 def test_list_for_an_operation_is_complete():
     """Every source file that names log-softmax."""
-    named = files_with(r"LOG_SOFTMAX", "csrc/**/*.[ch]")
-    named |= files_with(r"\blog_softmax\b", "pyce/_*.py", "pyce/_backends/**/*.py")
+    operation = r"(?i)log_softmax|PYCE_(?:SOFTMAX|LOGSUMEXP)"
+    named = files_with(operation, "csrc/**/*.[ch]", "tests/c/**/*.c", "tests/c/test_abi.py")
+    named |= files_with(
+        r"\blog_softmax\b", "pyce/_*.py", "pyce/_backends/**/*.py", "pyce/_check/*.py"
+    )
     assert named - listed("Adding an operation") == set()
 
 
