@@ -95,6 +95,8 @@ def test_list_for_a_dtype_is_complete():
     """Every source file that names float16."""
     named = files_with(r"PYCE_FLOAT16|(?<!b)f16", "csrc/**/*.[ch]")
     named |= files_with(r"float16", "pyce/_*.py", "pyce/_backends/**/*.py", "pyce/torch/*.py")
+    named |= files_with(r"(?<![b\w])float16", "pyce/_check/*.py", "pyce/_bench/*.py", "tests/*.py")
+    named |= files_with(r"\bFLOAT16", "tests/c/*.py")
     assert named - listed("Adding a dtype", isa="*", dtype="f16") == set()
 
 
