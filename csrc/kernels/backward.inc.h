@@ -68,7 +68,7 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
         real *e = room->e[k & 1];
         double error;
         blocks[k].sum =
-            exp_block(block, n, &norm, index_within(label, at, n), 1, e, before, &none, &error);
+            exp_block(block, n, &norm, index_within(label, at, n), e, before, &none, &error);
         element *out = g->class_stride == 1 ? result + at : room->out;
         w = writer_of(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;

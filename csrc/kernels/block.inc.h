@@ -48,23 +48,41 @@ INLINE int pivot_of(const pyce_job *job, const element *x, int n, real max, int 
 
 /* -- exponentials --------------------------------------------------------------------------------- */
 
-/* `chunks` times eight vectors: with `writes`, as many of `w` are written, none of which contains a
-   special class; then e of x is added up and, with `stores`, stored to `e` (which may be where those
-   of `w` stood); and the maximum of as many numbers of the `next` block is taken. What comes after
-   that is prefetched. */
-INLINE void exp_chunks(const element *x, int chunks, const normaliser *norm_of_x, real *e,
-                       vsum *sum_of_e, const writer *w, const element *next, vreal *max,
-                       const int stores, const int writes, const int soft, const int streaming) {
-    const normaliser norm = *norm_of_x;
-    vsum sum = *sum_of_e;
+/* The normaliser of one row, or of one block of it. */
+typedef struct {
+    real shift, magic, least;
+} row_normaliser;
+
+INLINE row_normaliser first_lane(const normaliser *norm) {
+    real shift[LANES], magic[LANES], least[LANES];
+    v_store(shift, norm->shift);
+    v_store(magic, norm->magic);
+    v_store(least, norm->least);
+    return (row_normaliser){shift[0], magic[0], least[0]};
+}
+INLINE normaliser all_lanes(const row_normaliser *row) {
+    const normaliser norm = {.shift = v_set1(row->shift),
+                             .exponent = v_set1(0),
+                             .magic = v_set1(row->magic),
+                             .least = v_set1(row->least)};
+    return norm;
+}
+
+/* `steps` times STEP_VECTORS vectors: with `writes`, as many of `w` are written, none of which contains
+   a special class; then e of x is stored to `e` (which may be where those of `w` stood); and the
+   maximum of as many numbers of the `next` block is taken. What comes after that is prefetched. */
+INLINE void exp_steps(const element *x, int steps, const row_normaliser *row, real *e,
+                      const writer *w, const element *next, vreal *max, const int writes,
+                      const int soft, const int streaming) {
+    const normaliser norm = all_lanes(row);
     vreal m0 = *max, m1 = m0;
     const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;
     element *to = writes ? w->out + w->at : 0;
-    for (; chunks > 0; chunks--) {
-        vreal v[8];
+    for (; steps > 0; steps--) {
+        vreal v[STEP_VECTORS];
         if (writes) {
             UNROLL
-            for (int j = 0; j < 8; j++) {
+            for (int j = 0; j < STEP_VECTORS; j++) {
                 const vreal before = v_load(from + j * LANES);
                 const vreal g = soft ? scaled_soft(w, before, v_load(b + j * LANES),
                                                    (int)(b - w->b) + j * LANES, LANES)
@@ -75,89 +93,83 @@ INLINE void exp_chunks(const element *x, int chunks, const normaliser *norm_of_x
                     m_store(to + j * LANES, g);
                 }
             }
-            from += CHUNK;
-            to += CHUNK;
-            if (soft) b += CHUNK;
+            from += STEP;
+            to += STEP;
+            if (soft) b += STEP;
         }
         UNROLL
-        for (int j = 0; j < CHUNK * (int)sizeof(element); j += 64) {
+        for (int j = 0; j < STEP * (int)sizeof(element); j += 64) {
             __builtin_prefetch((const char *)(next + AHEAD) + j, 0, 2);
         }
         UNROLL
-        for (int j = 0; j < 8; j++) v[j] = m_load(x + j * LANES);
-        exp8(v, norm);
-        if (stores) {
-            UNROLL
-            for (int j = 0; j < 8; j++) v_store(e + j * LANES, v[j]);
-            e += CHUNK;
-        }
-        sum_add8(&sum, v);
-        x += CHUNK;
+        for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + j * LANES);
+        exps(v, STEP_VECTORS, norm);
         UNROLL
-        for (int j = 0; j < 8; j += 2) {
-            m0 = v_max(m_load(next + j * LANES), m0);
-            m1 = v_max(m_load(next + j * LANES + LANES), m1);
+        for (int j = 0; j < STEP_VECTORS; j++) v_store(e + j * LANES, v[j]);
+        e += STEP;
+        x += STEP;
+        UNROLL
+        for (int j = 0; j < STEP_VECTORS; j++) {
+            vreal *m = j % 2 ? &m1 : &m0;
+            *m = v_max(m_load(next + j * LANES), *m);
         }
-        next += CHUNK;
+        next += STEP;
     }
     *max = v_max(m0, m1);
-    *sum_of_e = sum;
 }
 /* One function for each kind, so that the loop has the registers to itself. */
-static __attribute__((noinline)) void exp_only(const element *x, int chunks, const normaliser *norm,
-                                               real *e, vsum *sum, const writer *w,
+static __attribute__((noinline)) void exp_only(const element *x, int steps,
+                                               const row_normaliser *norm, real *e, const writer *w,
                                                const element *next, vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 0, 0, 0, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 0, 0, 0);
 }
-static __attribute__((noinline)) void exp_store(const element *x, int chunks,
-                                                const normaliser *norm, real *e, vsum *sum,
+static __attribute__((noinline)) void exp_write(const element *x, int steps,
+                                                const row_normaliser *norm, real *e,
                                                 const writer *w, const element *next, vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 0, 0, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 0);
 }
-static __attribute__((noinline)) void exp_write(const element *x, int chunks,
-                                                const normaliser *norm, real *e, vsum *sum,
-                                                const writer *w, const element *next, vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 0, 0);
-}
-static __attribute__((noinline)) void exp_stream(const element *x, int chunks,
-                                                 const normaliser *norm, real *e, vsum *sum,
+static __attribute__((noinline)) void exp_stream(const element *x, int steps,
+                                                 const row_normaliser *norm, real *e,
                                                  const writer *w, const element *next, vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 0, 1);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 1);
 }
-static __attribute__((noinline)) void exp_write_soft(const element *x, int chunks,
-                                                     const normaliser *norm, real *e, vsum *sum,
+static __attribute__((noinline)) void exp_write_soft(const element *x, int steps,
+                                                     const row_normaliser *norm, real *e,
                                                      const writer *w, const element *next,
                                                      vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 1, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 0);
 }
-static __attribute__((noinline)) void exp_stream_soft(const element *x, int chunks,
-                                                      const normaliser *norm, real *e, vsum *sum,
+static __attribute__((noinline)) void exp_stream_soft(const element *x, int steps,
+                                                      const row_normaliser *norm, real *e,
                                                       const writer *w, const element *next,
                                                       vreal *max) {
-    exp_chunks(x, chunks, norm, e, sum, w, next, max, 1, 1, 1, 1);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 1);
 }
 
-/* Up to eight vectors that end the block or contain the pivot, which the sum leaves out. */
-static __attribute__((noinline)) void exp_partial(const element *x, int n, const normaliser *norm,
-                                                  int pivot, int store, real *e, vsum *sum) {
-    vreal v[8];
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        const int left = n - j * LANES;
-        v[j] = v_set1((real)-INFINITE); /* whose e is 0 */
-        if (left >= LANES) v[j] = m_load(x + j * LANES);
-        if (left > 0 && left < LANES) v[j] = m_loadn(x + j * LANES, left, (real)-INFINITE);
+/* What is left of a block after whole steps: n < STEP. */
+INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real *e) {
+    const normaliser norm = all_lanes(row);
+    /* `e` has room for whole vectors; those past n become 0. */
+    for (int c = 0; c < n; c += LANES) {
+        const int left = n - c;
+        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        v_store(e + c, exp1(v, norm));
     }
-    exp8(v, *norm);
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        /* `e` has room for whole vectors. */
-        if (store && n > j * LANES) v_store(e + j * LANES, v[j]);
-        if (pivot >= j * LANES && pivot < (j + 1) * LANES) {
-            v[j] = v_drop(v_lane(pivot - j * LANES), v[j]);
-        }
+}
+
+/* Σ e of n classes without the pivot, which is −1 where there is none. The exponentials are read back
+   from the nearest cache: in the loop that computes them, the sums in double precision would take
+   registers and conversions that it lacks. `e` is zero up to the end of the last vector. */
+INLINE vsum sum_of_e(real *e, int n, int pivot) {
+    vsum sum = sum_zero();
+    real saved = 0;
+    if (pivot >= 0) {
+        saved = e[pivot];
+        e[pivot] = 0;
     }
-    sum_add8(sum, v);
+    for (int c = 0; c < n; c += LANES) sum_add_from(&sum, e + c);
+    if (pivot >= 0) e[pivot] = saved;
+    return sum;
 }
 
 /* The block after the one whose exponentials are computed, and its maximum. */
@@ -168,61 +180,54 @@ typedef struct {
 } next_block;
 
 /* Exponentials of a block whose normaliser is known, while `w` (if any) is written and the maximum of
-   the next block is found; their sum and its error. With `store`, e is stored. */
+   the next block is found; their sum without the pivot, and its error. */
 static __attribute__((noinline)) double exp_block(const element *x, int n, const normaliser *norm,
-                                                  int pivot, int store, real *e, writer *w,
-                                                  next_block *next, double *error) {
-    vsum sum = sum_zero();
+                                                  int pivot, real *e, writer *w, next_block *next,
+                                                  double *error) {
+    const row_normaliser row = first_lane(norm);
     vreal max = v_set1((real)-INFINITE);
     int seen = 0; /* classes of the next block whose maximum is known */
     if (w) write_head(w);
     for (int c = 0; c < n;) {
-        int chunks = (n - c) / CHUNK;
-        if (pivot >= c && (pivot - c) / CHUNK < chunks) chunks = (pivot - c) / CHUNK;
-        if (!chunks) {
-            if (w) write_until(w, c + CHUNK);
-            exp_partial(x + c, n - c, norm, pivot - c, store, e + c, &sum);
-            if (seen == c && c + CHUNK <= next->n) {
-                max = v_max(vector_max(next->x + c, CHUNK), max);
-                seen += CHUNK;
-            }
-            c += CHUNK;
-            continue;
+        int steps = (n - c) / STEP;
+        if (!steps) {
+            if (w) write_until(w, n);
+            exp_partial(x + c, n - c, &row, e + c);
+            break;
         }
-        const int fit = w ? vectors_before_special(w) / 8 : 0;
+        const int fit = w ? vectors_before_special(w) / STEP_VECTORS : 0;
         if (fit) {
-            if (fit < chunks) chunks = fit;
+            if (fit < steps) steps = fit;
         } else if (w) {
-            chunks = 1;
-            write_until(w, c + CHUNK);
+            steps = 1;
+            write_until(w, c + STEP);
         }
         /* Where there is no next block, the maximum of this one is taken and dropped. */
         vreal none = max;
         const element *ahead = x + c;
-        if (seen == c && c + CHUNK <= next->n) {
-            if (c + chunks * CHUNK > next->n) chunks = (next->n - c) / CHUNK;
-            seen += chunks * CHUNK;
+        if (seen == c && c + STEP <= next->n) {
+            if (c + steps * STEP > next->n) steps = (next->n - c) / STEP;
+            seen += steps * STEP;
             ahead = next->x + c;
         }
         vreal *found = ahead == x + c ? &none : &max;
         if (!fit) {
-            (store ? exp_store : exp_only)(x + c, chunks, norm, e + c, &sum, 0, ahead, found);
+            exp_only(x + c, steps, &row, e + c, 0, ahead, found);
         } else if (w->b) {
-            (w->streaming ? exp_stream_soft : exp_write_soft)(x + c, chunks, norm, e + c, &sum, w,
-                                                              ahead, found);
+            (w->streaming ? exp_stream_soft : exp_write_soft)(x + c, steps, &row, e + c, w, ahead,
+                                                              found);
         } else {
-            (w->streaming ? exp_stream : exp_write)(x + c, chunks, norm, e + c, &sum, w, ahead,
-                                                    found);
+            (w->streaming ? exp_stream : exp_write)(x + c, steps, &row, e + c, w, ahead, found);
         }
-        if (fit) w->at += chunks * CHUNK;
-        c += chunks * CHUNK;
+        if (fit) w->at += steps * STEP;
+        c += steps * STEP;
     }
     if (w) write_rest(w);
     if (next->x) {
         max = v_max(vector_max(next->x + seen, next->n - seen), max);
         next->max = v_reduce_max(max);
     }
-    return sum_total(sum, error);
+    return sum_total(sum_of_e(e, n, pivot), error);
 }
 
 /* -- statistics --------------------------------------------------------------------------------------- */
@@ -270,14 +275,14 @@ static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const
     if (one) block->soft_loss = sum_distance_one(block->soft_loss, max, n);
 }
 
-/* The statistics of n classes from `first` on, from their maximum; e is stored with `store`. `label`
-   is the label within the block, or −1. */
+/* The statistics of n classes from `first` on, from their maximum; e is stored. `label` is the label
+   within the block, or −1. */
 static void block_statistics(const pyce_job *job, const element *x, int64_t first, int n, real max,
-                             int label, const real *b, int store, real *e, pyce_block *block,
-                             writer *w, next_block *next) {
+                             int label, const real *b, real *e, pyce_block *block, writer *w,
+                             next_block *next) {
     const normaliser norm = normalise(v_set1(max));
     *block = (pyce_block){.max = max, .pivot = pivot_of(job, x, n, max, label)};
-    block->sum = exp_block(x, n, &norm, (int)block->pivot, store, e, w, next, &block->sum_error);
+    block->sum = exp_block(x, n, &norm, (int)block->pivot, e, w, next, &block->sum_error);
     if (job->soft) soft_statistics(job, x, b, first, n, max, block);
 }
 

@@ -11,3 +11,5 @@ typedef uint16_t element;
 #define m_store vf_store_bf16
 #define m_storen vf_storen_bf16
 #define m_stream vf_stream_bf16
+#define m_load_rows vf_load_rows_bf16
+#define m_store_rows vf_store_rows_bf16

@@ -11,3 +11,5 @@ typedef float element;
 #define m_store vf_store
 #define m_storen vf_storen
 #define m_stream vf_stream
+#define m_load_rows vf_load_rows
+#define m_store_rows vf_store_rows

@@ -88,7 +88,6 @@ INLINE lane_rows rows_at(const pyce_job *job, int64_t row, int64_t end) {
     int64_t n = end - row;
     rows.row = row;
     rows.separate = inner == 1;
-    rows.order = 0;
     rows.outer = row;
     rows.inner = 0;
     if (!rows.separate) {
@@ -116,9 +115,6 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
                        double *losses, double *sums) {
     const pyce_problem *p = job->p;
     const int classes = (int)p->classes, batch = batch_size(job), write = pyce_has_result(p);
-    const int tiny = TINY_CLASSES && classes <= TINY_CLASSES;
-    lane_order order;
-    if (tiny) find_order(classes, &order);
     row_state states[BATCH];
     lane_rows rows[BATCH];
     lane_scratch room[BATCH];
@@ -150,7 +146,6 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
         for (; count < batch && row < tile_end; count++) {
             rows[count] = rows_at(job, row, tile_end);
             if (staged) rows[count].to = &stage;
-            if (tiny) rows[count].order = &order;
             load_labels(p, rows + count, states + count);
             prefetch_rows(job, rows + count, classes);
             max[count] = load_and_max(job, rows + count, 0, classes, room[count].x);
@@ -177,8 +172,14 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
                 log_lane_block(s, classes, room[t].x);
                 store_lane_block(job, rows + t, 0, classes, room[t].x);
             } else if (write) {
-                write_lane_block(job, rows + t, 0, classes, room + t, s, 0, step[t], b[t], pivot[t],
-                                 rows[t].label);
+                const vreal factor = v_from_doubles(s->factor);
+                if (is_plain_gradient(job, rows + t, classes, factor)) {
+                    write_plain_gradient(rows + t, classes, room[t].x, factor, pivot[t],
+                                         v_from_doubles(s->pivot_grad));
+                } else {
+                    write_lane_block(job, rows + t, 0, classes, room + t, s, 0, step[t], b[t],
+                                     pivot[t], rows[t].label);
+                }
             }
         }
         if (staged) stream_out(out, from, (row - first) * classes);

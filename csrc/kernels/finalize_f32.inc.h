@@ -3,17 +3,16 @@
 INLINE void finalize_sums(const pyce_job *job, row_state *s) {
     const vf max = v_from_doubles(s->max), pivot_x = v_from_doubles(s->pivot_x);
     const normaliser norm = normalise(max);
-    vf rest;
-    const vf high = exp_parts(max, norm, &rest);
+    vd exact_e[2];
+    exp_max(max, norm, exact_e);
     const vfm at_max = vf_eq(max, pivot_x);
     /* Where the pivot is not the maximum, the kernels' sum contains its e(m), to be subtracted. */
-    const vf max_e = vf_drop(at_max, vf_fma(high, rest, high));
-    const vf pivot_e = vf_drop(at_max, exp1(pivot_x, norm)), other_high = vf_drop(at_max, high);
+    const vf max_e = vf_drop(at_max, exp1(max, norm));
+    const vf pivot_e = vf_drop(at_max, exp1(pivot_x, norm));
     if (job->soft) v_to_doubles(exp1(v_from_doubles(s->label_x), norm), s->label_e);
     for (int i = 0; i < s->n; i += 8) {
-        const vd m = vd_load(s->max + i), part = v_eight(rest, i);
-        const vd high_8 = v_eight(high, i), other_8 = v_eight(other_high, i);
-        const vd e = vd_fma(high_8, part, high_8), other = vd_fma(other_8, part, other_8);
+        const vd m = vd_load(s->max + i), e = exact_e[i / 8];
+        const vd other = vd_drop(vd_eq(m, vd_load(s->pivot_x + i)), e);
         const vd at_pivot = v_eight(pivot_e, i);
         const vd less = vd_sub(vd_load(s->rest + i), v_eight(max_e, i));
         const vd others = vd_add(less, at_pivot), sum = vd_add(others, e);

@@ -13,13 +13,6 @@ typedef struct {
     element *stage; /* results of a batch before they are streamed */
 } lane_scratch;
 
-/* For tiny rows that lie one after the other: from which lanes of the k-th of the vectors that 16 rows
-   fill class c comes, and back; see v_merge. */
-typedef struct {
-    int32_t sort[8][8][LANES], unsort[8][8][LANES]; /* up to TINY_CLASSES */
-} lane_order;
-_Static_assert(TINY_CLASSES <= 8, "lane_order holds the permutations of tiny rows");
-
 /* Where LANES rows lie: rows first…first+n−1 of the problem. */
 typedef struct {
     int64_t row;
@@ -28,52 +21,13 @@ typedef struct {
     int64_t outer, inner; /* of the first */
     int all_valid;        /* no row is ignored; if one is, valid[] says which: */
     int valid[LANES];
-    const pyce_operand *to;  /* where results go: the problem's, or one of the same layout */
-    vreal label;             /* as numbers; −1 where there is none */
-    const lane_order *order; /* NULL where rows are not tiny */
+    const pyce_operand *to; /* where results go: the problem's, or one of the same layout */
+    vreal label;            /* as numbers; −1 where there is none */
 } lane_rows;
 
 /* Whether lane i stands for a row that is not ignored. */
 INLINE int lane_is_valid(const lane_rows *rows, int i) {
     return i < rows->n && (rows->all_valid || rows->valid[i]);
-}
-
-/* -- tiny rows ----------------------------------------------------------------------------------------- */
-
-static void find_order(int classes, lane_order *order) {
-    for (int c = 0; c < classes; c++) {
-        for (int k = 0; k < classes; k++) {
-            for (int i = 0; i < LANES; i++) {
-                const int from = i * classes + c, to = k * LANES + i;
-                order->sort[c][k][i] = from / LANES == k ? LANES + from % LANES : i;
-                order->unsort[k][c][i] = to % classes == c ? LANES + to / classes : i;
-            }
-        }
-    }
-}
-
-/* Whether rows of n classes are loaded, or stored, by permutes. */
-INLINE int is_sorted(const pyce_operand *a, const lane_rows *rows, int n) {
-    return TINY_CLASSES && rows->order && rows->n == LANES && a->class_stride == 1 && !a->offsets &&
-           a->outer_stride == n;
-}
-INLINE void load_sorted(const element *x, const lane_rows *rows, int n, real *block) {
-    x += rows->row * n;
-    for (int c = 0; c < n; c++) {
-        vreal v = v_set1(0);
-        for (int k = 0; k < n; k++) v = v_merge(v, rows->order->sort[c][k], m_load(x + k * LANES));
-        v_store(block + c * LANES, v);
-    }
-}
-INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real *block) {
-    out += rows->row * n;
-    for (int k = 0; k < n; k++) {
-        vreal v = v_set1(0);
-        for (int c = 0; c < n; c++) {
-            v = v_merge(v, rows->order->unsort[k][c], v_load(block + c * LANES));
-        }
-        m_store(out + k * LANES, v);
-    }
 }
 
 /* -- memory -------------------------------------------------------------------------------------------- */
@@ -128,13 +82,54 @@ INLINE void load_transposed(const element *x, const pyce_operand *a, const lane_
     }
 }
 
+/* Rows that lie one after the other, all LANES of them, can be loaded and stored four classes at a
+   time. Rows of two or three classes are read and written as four elements; what lies there is the
+   next row, so they must be packed. */
+INLINE int by_fours(const pyce_operand *a, const lane_rows *rows, int n) {
+    return ROWS_BY_FOURS && rows->n == LANES && n > 1 && a->class_stride == 1 && !a->offsets &&
+           (n >= 4 || a->outer_stride == n);
+}
+/* The class after c at which the next four begin: the last four of n overlap those before them. */
+INLINE int next_four(int c, int n) { return c + 8 <= n ? c + 4 : n - 4; }
+
+/* Returns the maximum of the classes. */
+INLINE vreal load_by_fours(const pyce_operand *a, const lane_rows *rows, int64_t first, int n,
+                           real *block) {
+    vreal max = v_set1((real)-INFINITE);
+    const element *x = (const element *)a->data + rows->row * a->outer_stride + first;
+    const int width = n < 4 ? n : 4;
+    for (int c = 0;; c = next_four(c, n)) {
+        vreal v[4];
+        m_load_rows(v, x + c, a->outer_stride, width);
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            if (j >= width) continue;
+            v_store(block + (c + j) * LANES, v[j]);
+            max = v_max(v[j], max);
+        }
+        if (c + 4 >= n) return max;
+    }
+}
+INLINE void store_by_fours(const lane_rows *rows, int64_t first, int n, const real *block) {
+    const pyce_operand *g = rows->to;
+    element *out = (element *)g->data + rows->row * g->outer_stride + first;
+    const int width = n < 4 ? n : 4;
+    for (int c = 0;; c = next_four(c, n)) {
+        vreal v[4];
+        UNROLL
+        for (int j = 0; j < 4; j++) v[j] = v_load(block + (c + (j < width ? j : 0)) * LANES);
+        m_store_rows(out + c, g->outer_stride, v, width);
+        if (c + 4 >= n) return;
+    }
+}
+
 /* n classes from `first` on. */
 static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_t first, int n,
                             real *block) {
     if (!rows->separate) {
         load_adjacent(a->data, a, rows, first, n, block);
-    } else if (is_sorted(a, rows, n)) {
-        load_sorted(a->data, rows, n, block);
+    } else if (by_fours(a, rows, n)) {
+        load_by_fours(a, rows, first, n, block);
     } else {
         load_transposed(a->data, a, rows, first, n, block);
     }
@@ -191,16 +186,16 @@ static void store_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
                              const real *block) {
     if (!rows->separate) {
         store_adjacent(job, rows, first, n, block);
-    } else if (is_sorted(rows->to, rows, n)) {
-        store_sorted(rows->to->data, rows, n, block);
+    } else if (by_fours(rows->to, rows, n)) {
+        store_by_fours(rows, first, n, block);
     } else {
         store_transposed(rows, first, n, block);
     }
 }
 
 /* Loads one block of the rows; its maximum, lane by lane. */
-static vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
-                          real *x) {
+static vreal load_any_and_max(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                              real *x) {
     load_lane_block(&job->p->logits, rows, first, n, x);
     if (!rows->all_valid) {
         /* What an ignored row holds must not matter. */
@@ -217,6 +212,15 @@ static vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t fi
     }
     if (c < n) m0 = v_max(v_load(x + c * LANES), m0);
     return v_max(m0, m1);
+}
+
+INLINE vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                          real *x) {
+    const pyce_operand *a = &job->p->logits;
+    if (rows->separate && rows->all_valid && by_fours(a, rows, n)) {
+        return load_by_fours(a, rows, first, n, x);
+    }
+    return load_any_and_max(job, rows, first, n, x);
 }
 
 /* -- soft-target factors ---------------------------------------------------------------------------------- */
@@ -333,27 +337,57 @@ INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser 
         return exp_many_classes(job, block, n, &norm, pivot, sums, errors);
     }
     vreal pivot_x = v_set1((real)-INFINITE);
-    /* The same sum as sum_lane_block's, in the loop of the exponentials. */
     vsum sum = sum_zero();
-    vreal from_here = pivot; /* the pivot, counted from c */
-    for (int c = 0; c < n; c += 8) {
-        vreal v[8];
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            v[j] = c + j < n ? v_load(block + (c + j) * LANES) : v_set1(0);
+    if (n <= COMPARED_CLASSES || job->pivot == PIVOT_NONE) {
+        for (int c = 0; c < n; c += LANE_STEP_VECTORS) {
+            vreal v[LANE_STEP_VECTORS];
+            vmask at_pivot[LANE_STEP_VECTORS];
+            UNROLL
+            for (int j = 0; j < LANE_STEP_VECTORS; j++) {
+                v[j] = v_load(block + (c + j < n ? c + j : c) * LANES);
+                at_pivot[j] = v_eq(pivot, v_set1((real)(c + j)));
+                if (c + j < n) pivot_x = v_select(at_pivot[j], v[j], pivot_x);
+            }
+            exps(v, LANE_STEP_VECTORS, norm);
+            UNROLL
+            for (int j = 0; j < LANE_STEP_VECTORS; j++) {
+                if (c + j >= n) continue;
+                v_store(block + (c + j) * LANES, v[j]);
+                sum_add(&sum, v_drop(at_pivot[j], v[j]));
+            }
         }
-        exp_some(v, n - c, norm);
-        UNROLL
-        for (int j = 0; j < 8; j++) {
-            if (c + j >= n) continue;
-            const vmask at_pivot = v_eq(from_here, v_set1((real)j));
-            pivot_x = v_select(at_pivot, v_load(block + (c + j) * LANES), pivot_x);
-            v_store(block + (c + j) * LANES, v[j]);
-            v[j] = v_drop(at_pivot, v[j]);
-        }
-        sum_add_some(&sum, v, n - c);
-        from_here = v_sub(from_here, v_set1(8));
+        sum_lanes(sum, sums, errors);
+        return pivot_x;
     }
+    /* The same sum, with the pivots' e set to 0 in memory, one after the other, rather than looked for
+       in each vector. */
+    real place[LANES], none[LANES], pivot_e[LANES], *at[LANES];
+    v_store(place, pivot);
+    UNROLL
+    for (int i = 0; i < LANES; i++) {
+        none[i] = (real)-INFINITE;
+        at[i] = place[i] < 0 ? none + i : block + (int)place[i] * LANES + i;
+        pivot_e[i] = *at[i];
+    }
+    pivot_x = v_load(pivot_e);
+    int c = 0;
+    for (; c + LANE_STEP_VECTORS <= n; c += LANE_STEP_VECTORS) {
+        vreal v[LANE_STEP_VECTORS];
+        UNROLL
+        for (int j = 0; j < LANE_STEP_VECTORS; j++) v[j] = v_load(block + (c + j) * LANES);
+        exps(v, LANE_STEP_VECTORS, norm);
+        UNROLL
+        for (int j = 0; j < LANE_STEP_VECTORS; j++) v_store(block + (c + j) * LANES, v[j]);
+    }
+    for (; c < n; c++) v_store(block + c * LANES, exp1(v_load(block + c * LANES), norm));
+    UNROLL
+    for (int i = 0; i < LANES; i++) {
+        pivot_e[i] = *at[i];
+        *at[i] = 0;
+    }
+    for (c = 0; c < n; c++) sum_add_from(&sum, block + c * LANES);
+    UNROLL
+    for (int i = 0; i < LANES; i++) *at[i] = pivot_e[i];
     sum_lanes(sum, sums, errors);
     return pivot_x;
 }
@@ -521,4 +555,40 @@ static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
         }
     }
     store_lane_block(job, rows, first, n, block);
+}
+
+/* Whether the gradient of the rows of a lane block is e·factor except at their pivots, no factor is too
+   small, and no row is ignored. */
+INLINE int is_plain_gradient(const pyce_job *job, const lane_rows *rows, int n, vreal factor) {
+    const vreal size = v_max(factor, v_sub(v_set1(0), factor));
+    return !COMPENSATED && !job->soft && job->p->operation <= PYCE_BACKWARD && rows->all_valid &&
+           rows->separate && by_fours(rows->to, rows, n) &&
+           v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) < 0;
+}
+/* Writes it, scaled on the way to memory. */
+INLINE void write_plain_gradient(const lane_rows *rows, int n, const real *block, vreal factor,
+                                 vreal pivot, vreal pivot_grad) {
+    const pyce_operand *g = rows->to;
+    element *out = (element *)g->data + rows->row * g->outer_stride;
+    const int width = n < 4 ? n : 4, compare = n <= COMPARED_CLASSES;
+    for (int c = 0;; c = next_four(c, n)) {
+        vreal v[4];
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            const int at = c + (j < width ? j : 0);
+            v[j] = v_mul(v_load(block + at * LANES), factor);
+            if (compare) v[j] = v_select(v_eq(pivot, v_set1((real)at)), pivot_grad, v[j]);
+        }
+        m_store_rows(out + c, g->outer_stride, v, width);
+        if (c + 4 >= n) break;
+    }
+    if (compare) return;
+    real grads[LANES], place[LANES];
+    v_store(grads, pivot_grad);
+    v_store(place, pivot);
+    UNROLL
+    for (int i = 0; i < LANES; i++) {
+        if (place[i] < 0) continue;
+        m_storen(out + i * g->outer_stride + (int64_t)place[i], 1, v_set1(grads[i]));
+    }
 }

@@ -30,7 +30,7 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
         const real *b = job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
         const real max = next.x == block ? next.max : block_max(block, n);
         next = block_after(job, block, n, k, last);
-        block_statistics(job, block, at, n, max, index_within(label, at, n), b, 0, room->e[0],
+        block_statistics(job, block, at, n, max, index_within(label, at, n), b, room->e[0],
                          blocks + k, 0, &next);
     }
 }
@@ -67,7 +67,7 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
             const normaliser norm = block_normaliser(blocks + k);
             next_block none = {0, 0, 0};
             double error;
-            exp_block(block, n, &norm, -1, 1, room->e[0], 0, &none, &error);
+            exp_block(block, n, &norm, -1, room->e[0], 0, &none, &error);
             writer w = writer_of(job, s, 0, blocks + k, at, n, room->e[0], b, out);
             write_all(&w);
         }
@@ -176,7 +176,7 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
             real *e = store ? now->e + at : room->e[0];
             const real max = next.x == block ? next.max : block_max(block, n);
             next = block_after(job, block, n, k, job->blocks);
-            block_statistics(job, block, at, n, max, index_within(label, at, n), b, store, e,
+            block_statistics(job, block, at, n, max, index_within(label, at, n), b, e,
                              now->blocks + k, writing, &next);
         } else if (writing) {
             write_all(writing);

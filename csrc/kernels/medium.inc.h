@@ -9,8 +9,7 @@
  *     backward   reads each logit once, writes each gradient once
  */
 
-/* How far ahead of a row memory is prefetched, in bytes, where logits and result do not fit the last
-   cache; and up to how many classes a unit's results are staged before they are streamed, because the
+/* How far ahead memory is prefetched, in bytes; and up to how many classes a unit's results are staged before they are streamed, because the
    partial lines at both ends of a row cost more than that. */
 #define MEDIUM_AHEAD 16384
 #define MEDIUM_STAGED 512
@@ -54,50 +53,74 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 
 /* -- exponentials --------------------------------------------------------------------------------- */
 
-/* 0 in place of number `pivot` of eight vectors. */
-INLINE void drop_pivot(vreal v[8], int pivot) {
-    const vreal at = v_sub(v_set1((real)pivot), v_load(lane_numbers));
-    UNROLL
-    for (int j = 0; j < 8; j++) v[j] = v_drop(v_eq(at, v_set1((real)(j * LANES))), v[j]);
-}
-
-/* Lane by lane: the sum of e over a row without class `pivot`, in the order of exp_block. */
-INLINE vsum exp_row(const element *x, int n, normaliser norm, int pivot, int store, real *e) {
+/* Three things in one loop, so that none waits for the others: with `writes`, the row before, whose e
+   stand where this row's go, is written; with `adds`, the e of another row of the unit are added up;
+   and e of x is stored. */
+INLINE void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
+                    real row_factor, element *out, const int adds, const real *other, vsum *total) {
+    const normaliser norm = all_lanes(row);
+    const vreal factor = v_set1(row_factor);
     vsum sum = sum_zero();
     int c = 0;
-    for (; c + CHUNK <= n; c += CHUNK) {
-        vreal v[8];
-        UNROLL
-        for (int j = 0; j < 8; j++) v[j] = m_load(x + c + j * LANES);
-        exp8(v, norm);
-        if (store) {
+    for (; c + STEP <= n; c += STEP) {
+        vreal v[STEP_VECTORS];
+        if (writes) {
             UNROLL
-            for (int j = 0; j < 8; j++) v_store(e + c + j * LANES, v[j]);
+            for (int j = 0; j < STEP_VECTORS; j++) {
+                m_store(out + c + j * LANES, v_mul(v_load(e + c + j * LANES), factor));
+            }
         }
-        if (pivot >= c && pivot < c + CHUNK) {
-            drop_pivot(v, pivot - c);
-        }
-        sum_add8(&sum, v);
-    }
-    if (c == n) return sum;
-    vreal v[8];
-    const int count = (n - c + LANES - 1) / LANES, last = n - c - (count - 1) * LANES;
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        v[j] = v_set1(0);
-        if (j < count - 1) v[j] = m_load(x + c + j * LANES);
-        if (j == count - 1) v[j] = m_loadn(x + c + j * LANES, last, (real)-INFINITE);
-    }
-    exp_some(v, count, norm);
-    if (store) {
         UNROLL
-        for (int j = 0; j < 8; j++) {
-            if (j < count) v_store(e + c + j * LANES, v[j]); /* there is room for whole vectors */
+        for (int j = 0; j < STEP * (int)sizeof(element); j += 64) {
+            __builtin_prefetch((const char *)(x + c) + MEDIUM_AHEAD + j, 0, 3);
         }
+        if (adds) {
+            UNROLL
+            for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(&sum, other + c + j * LANES);
+        }
+        UNROLL
+        for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + c + j * LANES);
+        exps(v, STEP_VECTORS, norm);
+        UNROLL
+        for (int j = 0; j < STEP_VECTORS; j++) v_store(e + c + j * LANES, v[j]);
     }
-    if (pivot >= c) drop_pivot(v, pivot - c);
-    sum_add8(&sum, v);
-    return sum;
+    for (; c < n; c += LANES) {
+        const int left = n - c;
+        if (adds) sum_add_from(&sum, other + c);
+        if (writes) {
+            const vreal g = v_mul(v_load(e + c), factor);
+            if (left >= LANES) {
+                m_store(out + c, g);
+            } else {
+                m_storen(out + c, left, g);
+            }
+        }
+        /* There is room for whole vectors, and e past the last class is 0. */
+        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        v_store(e + c, exp1(v, norm));
+    }
+    if (adds) *total = sum;
+}
+/* One function for each kind, so that the loop has the registers to itself. */
+static __attribute__((noinline)) void exp_row_only(const element *x, int n,
+                                                   const row_normaliser *norm, real *e) {
+    exp_row(x, n, norm, e, 0, 0, 0, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_row_write(const element *x, int n,
+                                                    const row_normaliser *norm, real *e,
+                                                    const real *factor, element *out) {
+    exp_row(x, n, norm, e, 1, *factor, out, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_row_add(const element *x, int n,
+                                                  const row_normaliser *norm, real *e,
+                                                  const real *other, vsum *total) {
+    exp_row(x, n, norm, e, 0, 0, 0, 1, other, total);
+}
+static __attribute__((noinline)) void exp_row_write_add(const element *x, int n,
+                                                        const row_normaliser *norm, real *e,
+                                                        const real *factor, element *out,
+                                                        const real *other, vsum *total) {
+    exp_row(x, n, norm, e, 1, *factor, out, 1, other, total);
 }
 
 /* -- writing ------------------------------------------------------------------------------------------ */
@@ -112,6 +135,16 @@ INLINE void flush_unit(const pyce_job *job, const unit *u) {
     if (!u->stage || !u->state.n) return;
     element *to = (element *)job->p->result.data + u->state.row * job->p->classes;
     stream_out(to, stage_of(job, u), u->state.n * job->p->classes);
+}
+
+/* The gradients at the label and the pivot of row i. */
+INLINE void write_special(const pyce_job *job, const row_state *s, int i, element *out) {
+    if (job->soft && s->label[i] >= 0) {
+        m_storen(out + (int64_t)s->label[i], 1, v_set1((real)s->label_grad[i]));
+    }
+    if (job->p->operation <= PYCE_BACKWARD && s->pivot[i] >= 0) {
+        m_storen(out + (int64_t)s->pivot[i], 1, v_set1((real)s->pivot_grad[i]));
+    }
 }
 
 /* The gradient of row i of float logits, and none of the cases that a writer has: streaming, and a
@@ -139,12 +172,21 @@ INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *
     }
     for (; c + LANES <= n; c += LANES) m_store(out + c, v_mul(v_load(e + c), factor));
     if (c < n) m_storen(out + c, n - c, v_mul(v_load(e + c), factor));
-    if (job->soft && s->label[i] >= 0) {
-        m_storen(out + (int64_t)s->label[i], 1, v_set1((real)s->label_grad[i]));
-    }
-    if (job->p->operation <= PYCE_BACKWARD && s->pivot[i] >= 0) {
-        m_storen(out + (int64_t)s->pivot[i], 1, v_set1((real)s->pivot_grad[i]));
-    }
+    write_special(job, s, i, out);
+}
+
+/* Whether row i of a finalized unit is e·factor except at its special classes, one class after the
+   other, so that it can be written while exponentials are computed. */
+INLINE int is_plain_row(const pyce_job *job, const unit *u, int i) {
+    return !COMPENSATED && !job->soft && job->p->operation != PYCE_LOG_SOFTMAX &&
+           job->p->result.class_stride == 1 && (!job->streaming || u->stage) &&
+           is_valid(job->p, u->state.row + i) && !is_too_small(u->state.factor[i]);
+}
+/* Where row i of the unit is written to: contiguous rows only. */
+INLINE element *unit_result(const pyce_job *job, const unit *u, int i) {
+    if (u->stage) return stage_of(job, u) + (int64_t)i * job->p->classes;
+    const pyce_operand *g = &job->p->result;
+    return (element *)g->data + offset_of(g, u->state.row + i);
 }
 
 /* The result of row i of a finalized unit, from its exponentials. */
@@ -202,7 +244,7 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
     const pyce_operand *a = &p->logits;
     row_state *s = &u->state;
     const int n = (int)p->classes, rows = s->n;
-    const int write = pyce_has_result(p), store = write && p->operation != PYCE_LOG_SOFTMAX;
+    const int write = pyce_has_result(p);
     real max[LANES], shift[LANES], magic[LANES], least[LANES];
     for (int i = 0; i < LANES; i++) max[i] = 0;
     clear_unit(job, s);
@@ -223,23 +265,43 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
     vsum sums[LANES];
     for (int i = 0; i < LANES; i++) sums[i] = sum_zero();
     const int work = write && before->state.n > rows ? before->state.n : rows;
+    /* The row whose e are to be added up, its pivot, and the pivot's e, which is 0 meanwhile. */
+    int last = -1, last_pivot = -1;
+    real last_e = 0;
     for (int i = 0; i < work; i++) {
         const int64_t row = s->row + i;
-        if (write && i < before->state.n) write_unit_row(job, before, i);
-        if (i >= rows || !is_valid(p, row)) continue;
+        const int compute = i < rows && is_valid(p, row);
+        const int writes = write && i < before->state.n;
+        const int together = compute && writes && is_plain_row(job, before, i);
+        if (writes && !together) write_unit_row(job, before, i);
+        if (!compute) continue;
         const element *x = unit_row(job, u, i);
-        if (job->streaming && a->class_stride == 1) {
-            const char *ahead = (const char *)x + MEDIUM_AHEAD;
-            for (int at = 0; at < n * (int)sizeof(element); at += 64)
-                __builtin_prefetch(ahead + at, 0, 2);
-        }
         const int64_t label = label_of(p, row);
         const int pivot = pivot_of(job, x, n, max[i], (int)label);
-        normaliser norm = all;
-        norm.shift = v_set1(shift[i]);
-        norm.magic = v_set1(magic[i]);
-        norm.least = v_set1(least[i]);
-        sums[i] = exp_row(x, n, norm, pivot, store, u->e + i * u->stride);
+        const row_normaliser norm = {shift[i], magic[i], least[i]};
+        real *e = u->e + i * u->stride;
+        const real *other = last >= 0 ? u->e + last * u->stride : 0;
+        if (together) {
+            const real factor = (real)before->state.factor[i];
+            element *out = unit_result(job, before, i);
+            if (other) {
+                exp_row_write_add(x, n, &norm, e, &factor, out, other, &sums[last]);
+            } else {
+                exp_row_write(x, n, &norm, e, &factor, out);
+            }
+            write_special(job, &before->state, i, out);
+        } else if (other) {
+            exp_row_add(x, n, &norm, e, other, &sums[last]);
+        } else {
+            exp_row_only(x, n, &norm, e);
+        }
+        if (last_pivot >= 0) u->e[last * u->stride + last_pivot] = last_e;
+        last = i;
+        last_pivot = pivot;
+        if (pivot >= 0) {
+            last_e = e[pivot];
+            e[pivot] = 0;
+        }
         s->label[i] = (double)label;
         s->pivot[i] = pivot;
         s->pivot_x[i] = pivot >= 0 ? (double)m_get(x + pivot) : -INFINITE;
@@ -254,6 +316,11 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
         s->soft_loss_error[i] = block.soft_loss_error;
         if (pivot >= 0) s->pivot_b[i] = b[pivot];
         if (label >= 0) s->label_b[i] = b[label];
+    }
+    if (last >= 0) {
+        real *e = u->e + last * u->stride;
+        sums[last] = sum_of_e(e, n, -1);
+        if (last_pivot >= 0) e[last_pivot] = last_e;
     }
     if (write) flush_unit(job, before);
     for (int i = 0; i < LANES && i < (rows + 7) / 8 * 8; i += 8) {

@@ -15,8 +15,8 @@ typedef vfm vmask;
 #define EXP_RANGE 126.0f
 #define EXP_MAGIC 0x1.8p23f
 #define LOG2_E 0x1.715476p+0f
-#define EXP_STEPS 16
-#define EXP_TOGETHER VF_TOGETHER
+#define EXP_STEPS 1
+#define STEP_VECTORS VF_STEP
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */
 #define LEAST_FACTOR 0x1p-125
@@ -24,9 +24,10 @@ typedef vfm vmask;
 #define COMPENSATED 0
 /* Whether a row's saved lse (a double) is exact enough to take the place of its maximum. */
 #define LSE_SUFFICES 1
-/* Up to this many classes, rows that lie one after the other are loaded whole and sorted by class
-   with v_merge. */
-#define TINY_CLASSES 8
+/* Whether the dtypes have m_load_rows and m_store_rows. */
+#define ROWS_BY_FOURS 1
+/* Vectors in one step of the loops over classes whose rows are lanes: each has a normaliser. */
+#define LANE_STEP_VECTORS VF_LANE_STEP
 
 #define v_set1 vf_set1
 #define v_load vf_load
@@ -46,12 +47,8 @@ typedef vfm vmask;
 #define v_keep vf_keep
 #define v_drop vf_drop
 #define v_select vf_select
-#define v_fma_keep vf_fma_keep
-#define v_lookup vf_lookup
-#define v_raise vf_raise
 #define v_reduce_max vf_reduce_max
 #define v_transpose vf_transpose
-#define v_merge vf_merge
 
 INLINE void v_to_doubles(vreal a, double *to) {
     vd_store(to, vf_widen_lo(a));

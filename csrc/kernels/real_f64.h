@@ -16,7 +16,7 @@ typedef vdm vmask;
 #define EXP_MAGIC 0x1.8p52
 #define LOG2_E 0x1.71547652b82fep+0
 #define EXP_STEPS 8
-#define EXP_TOGETHER VD_TOGETHER
+#define STEP_VECTORS VD_STEP
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */
 #define LEAST_FACTOR 0x1p-1021
@@ -24,8 +24,11 @@ typedef vdm vmask;
 #define COMPENSATED 1
 /* Whether a row's saved lse (a double) is exact enough to take the place of its maximum. */
 #define LSE_SUFFICES 0
-/* Doubles are always transposed (see real_f32.h): no target has the operation that sorts them, and v_merge is never called. */
-#define TINY_CLASSES 0
+/* Doubles are transposed eight classes at a time: see real_f32.h. */
+#define ROWS_BY_FOURS 0
+#define m_load_rows(v, x, stride, width) ((void)(v), (void)(x), (void)(width))
+#define m_store_rows(x, stride, v, width) ((void)(x), (void)(v), (void)(width))
+#define LANE_STEP_VECTORS VD_LANE_STEP
 
 #define v_set1 vd_set1
 #define v_load vd_load
@@ -45,17 +48,8 @@ typedef vdm vmask;
 #define v_keep vd_keep
 #define v_drop vd_drop
 #define v_select vd_select
-#define v_fma_keep vd_fma_keep
-#define v_lookup vd_lookup
-#define v_raise vd_raise
 #define v_reduce_max vd_reduce_max
 #define v_transpose vd_transpose
-
-INLINE vreal v_merge(vreal a, const int32_t *index, vreal b) {
-    (void)index;
-    (void)b;
-    return a;
-}
 
 INLINE void v_to_doubles(vreal a, double *to) { vd_store(to, a); }
 INLINE vreal v_from_doubles(const double *from) { return vd_load(from); }

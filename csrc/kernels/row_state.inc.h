@@ -33,7 +33,8 @@ typedef struct {
 _Static_assert(sizeof(row_state) <= PYCE_STATE_BYTES, "the core reserves room for a row_state");
 _Static_assert(LANES * sizeof(real) == 64, "a vector is a line of the cache");
 
-#define CHUNK (8 * LANES) /* numbers in eight vectors */
+#define CHUNK (8 * LANES)           /* numbers in eight vectors */
+#define STEP (STEP_VECTORS * LANES) /* numbers in one step of the loops along a row */
 _Static_assert(PYCE_BLOCK % CHUNK == 0, "only a row's last block has a partial chunk");
 
 ALIGNED static const real lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

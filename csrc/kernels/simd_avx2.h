@@ -23,9 +23,14 @@
 
 #include "kernels.h"
 
-/* Number of vectors whose exponentials are computed together: see exp8. */
-#define VF_TOGETHER 1
-#define VD_TOGETHER 1
+/* Number of vectors in one step of the loops along a row: what fits the registers. */
+#define VF_STEP 2
+#define VD_STEP 2
+/* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
+   in lanes are compared with each class. */
+#define VF_LANE_STEP 1
+#define VD_LANE_STEP 1
+#define COMPARED_CLASSES 4
 
 typedef struct {
     __m256 lo, hi;
@@ -60,9 +65,36 @@ INLINE void vf_store(float *p, vf a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
+/* Masked stores of AVX2 take 12 cycles on some processors: parts of a vector are stored by halves. */
+INLINE void store4n(float *p, int n, __m128 a) {
+    if (n == 4) {
+        _mm_storeu_ps(p, a);
+        return;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)(void *)p, a);
+        p += 2;
+        a = _mm_movehl_ps(a, a);
+    }
+    if (n & 1) _mm_store_ss(p, a);
+}
+INLINE void store8n(float *p, int n, __m256 a) {
+    if (n == 8) {
+        _mm256_storeu_ps(p, a);
+    } else if (n >= 4) {
+        _mm_storeu_ps(p, _mm256_castps256_ps128(a));
+        store4n(p + 4, n - 4, _mm256_extractf128_ps(a, 1));
+    } else {
+        store4n(p, n, _mm256_castps256_ps128(a));
+    }
+}
 INLINE void vf_storen(float *p, int n, vf a) {
-    _mm256_maskstore_ps(p, lanes32(n, 0), a.lo);
-    _mm256_maskstore_ps(p + 8, lanes32(n, 8), a.hi);
+    if (n >= 8) {
+        _mm256_storeu_ps(p, a.lo);
+        store8n(p + 8, n - 8, a.hi);
+    } else {
+        store8n(p, n, a.lo);
+    }
 }
 INLINE void vf_stream(float *p, vf a) {
     _mm256_stream_ps(p, a.lo);
@@ -104,22 +136,13 @@ INLINE vf vf_drop(vfm m, vf a) {
 INLINE vf vf_select(vfm m, vf a, vf b) {
     return vf_of(_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi));
 }
-INLINE vf vf_fma_keep(vfm m, vf a, vf b, vf c) { return vf_keep(m, vf_fma(a, b, c)); }
-INLINE __m256 lookup_half(__m256 t, const float *table) {
-    const __m256i index = _mm256_castps_si256(t);
-    const __m256 lo = _mm256_permutevar8x32_ps(_mm256_load_ps(table), index);
-    const __m256 hi = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), index);
-    /* A blend looks at the sign: bit 3. */
-    return _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
-}
-INLINE vf vf_lookup(vf t, const float *table) {
-    return vf_of(lookup_half(t.lo, table), lookup_half(t.hi, table));
-}
 INLINE __m256 raise_half(__m256 a, __m256 t) {
-    const __m256i up = _mm256_slli_epi32(_mm256_castps_si256(t), 19);
+    const __m256i up = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), up));
 }
-INLINE vf vf_raise(vf a, vf t) { return vf_of(raise_half(a.lo, t.lo), raise_half(a.hi, t.hi)); }
+INLINE vf vf_raise(vfm m, vf a, vf t) {
+    return vf_keep(m, vf_of(raise_half(a.lo, t.lo), raise_half(a.hi, t.hi)));
+}
 INLINE float vf_reduce_max(vf a) {
     const __m256 b = _mm256_max_ps(a.lo, a.hi);
     __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
@@ -138,6 +161,9 @@ INLINE vd widen_half(__m256 a) {
 }
 INLINE vd vf_widen_lo(vf a) { return widen_half(a.lo); }
 INLINE vd vf_widen_hi(vf a) { return widen_half(a.hi); }
+INLINE vd vd_widen(const float *p) {
+    return vd_of(_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4)));
+}
 INLINE __m256 narrow_half(vd a) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(a.lo)),
                                 _mm256_cvtpd_ps(a.hi), 1);
@@ -184,18 +210,54 @@ INLINE void vf_transpose(vf r[16]) {
     }
 }
 
-INLINE __m256 merge_half(__m256 a, __m256i index, vf b) {
-    const __m256 lo = _mm256_permutevar8x32_ps(b.lo, index);
-    const __m256 hi = _mm256_permutevar8x32_ps(b.hi, index);
-    /* Bit 3 chooses the half of b, bit 4 b itself; a blend looks at the sign. */
-    const __m256 half = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
-    const __m256 from_b = _mm256_castsi256_ps(_mm256_slli_epi32(index, 27));
-    return _mm256_blendv_ps(a, _mm256_blendv_ps(lo, hi, half), from_b);
+/* Rows i and i + 4 share a vector, so that no number crosses its half: 4×4 transposes of each half. */
+INLINE void transpose4x4(__m256 r[4]) {
+    const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+    const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+    r[0] = _mm256_shuffle_ps(a, c, 0x44);
+    r[1] = _mm256_shuffle_ps(a, c, 0xee);
+    r[2] = _mm256_shuffle_ps(b, d, 0x44);
+    r[3] = _mm256_shuffle_ps(b, d, 0xee);
 }
-INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
-    const __m256i lo = _mm256_loadu_si256((const __m256i *)index);
-    const __m256i hi = _mm256_loadu_si256((const __m256i *)(index + 8));
-    return vf_of(merge_half(a.lo, lo, b), merge_half(a.hi, hi, b));
+INLINE void transpose_rows(vf r[4], __m256 lo[4], __m256 hi[4]) {
+    transpose4x4(lo);
+    transpose4x4(hi);
+    UNROLL
+    for (int i = 0; i < 4; i++) r[i] = vf_of(lo[i], hi[i]);
+}
+INLINE __m256 join(__m128 lo, __m128 hi) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(lo), hi, 1);
+}
+INLINE __m128 load4n(const float *p, int n) {
+    const __m128i lanes = _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
+    return n == 4 ? _mm_loadu_ps(p) : _mm_maskload_ps(p, lanes);
+}
+INLINE void vf_load_rows(vf r[4], const float *p, int64_t stride, int last) {
+    __m256 lo[4], hi[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const float *row = p + i * stride;
+        lo[i] = join(_mm_loadu_ps(row), _mm_loadu_ps(row + 4 * stride));
+        hi[i] = join(_mm_loadu_ps(row + 8 * stride), load4n(row + 12 * stride, i < 3 ? 4 : last));
+    }
+    transpose_rows(r, lo, hi);
+}
+INLINE void vf_store_rows(float *p, int64_t stride, const vf a[4], int last) {
+    __m256 lo[4], hi[4];
+    vf r[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        lo[i] = a[i].lo;
+        hi[i] = a[i].hi;
+    }
+    transpose_rows(r, lo, hi);
+    UNROLL
+    for (int i = 0; i < 15; i++) {
+        const __m256 half = i < 8 ? r[i % 4].lo : r[i % 4].hi;
+        _mm_storeu_ps(p + i * stride,
+                      i / 4 % 2 ? _mm256_extractf128_ps(half, 1) : _mm256_castps256_ps128(half));
+    }
+    store4n(p + 15 * stride, last, _mm256_extractf128_ps(r[3].hi, 1));
 }
 
 /* -- half types, widened to and rounded from float --------------------------------------------- */
@@ -264,6 +326,77 @@ INLINE void vf_storen_bf16(uint16_t *p, int n, vf a) {
 INLINE void vf_stream_bf16(uint16_t *p, vf a) {
     _mm_stream_si128((__m128i *)p, to_bf16(a.lo));
     _mm_stream_si128((__m128i *)(p + 8), to_bf16(a.hi));
+}
+
+/* Four numbers at `lo` and `n` at `hi`. */
+INLINE __m128i load_pair(const uint16_t *lo, const uint16_t *hi, int n) {
+    uint64_t a, b = 0;
+    memcpy(&a, lo, sizeof a);
+    memcpy(&b, hi, (size_t)n * sizeof *hi);
+    return _mm_set_epi64x((long long)b, (long long)a);
+}
+/* Rows i and i + 4 of the first eight rows are half[0][i], of the others half[1][i]. */
+INLINE void store_halves(uint16_t *p, int64_t stride, const __m128i half[2][4], int last) {
+    UNROLL
+    for (int i = 0; i < 16; i++) {
+        const __m128i pair = half[i / 8][i % 4];
+        const int64_t row = i / 4 % 2 ? _mm_extract_epi64(pair, 1) : _mm_cvtsi128_si64(pair);
+        memcpy(p + i * stride, &row, i < 15 ? sizeof row : (size_t)last * sizeof *p);
+    }
+}
+INLINE void vf_load_rows_f16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    __m256 lo[4], hi[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint16_t *row = p + i * stride;
+        lo[i] = from_f16(load_pair(row, row + 4 * stride, 4));
+        hi[i] = from_f16(load_pair(row + 8 * stride, row + 12 * stride, i < 3 ? 4 : last));
+    }
+    transpose_rows(r, lo, hi);
+}
+INLINE void vf_store_rows_f16(uint16_t *p, int64_t stride, const vf a[4], int last) {
+    __m256 lo[4], hi[4];
+    vf r[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        lo[i] = a[i].lo;
+        hi[i] = a[i].hi;
+    }
+    transpose_rows(r, lo, hi);
+    __m128i half[2][4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        half[0][i] = to_f16(r[i].lo);
+        half[1][i] = to_f16(r[i].hi);
+    }
+    store_halves(p, stride, half, last);
+}
+INLINE void vf_load_rows_bf16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    __m256 lo[4], hi[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const uint16_t *row = p + i * stride;
+        lo[i] = from_bf16(load_pair(row, row + 4 * stride, 4));
+        hi[i] = from_bf16(load_pair(row + 8 * stride, row + 12 * stride, i < 3 ? 4 : last));
+    }
+    transpose_rows(r, lo, hi);
+}
+INLINE void vf_store_rows_bf16(uint16_t *p, int64_t stride, const vf a[4], int last) {
+    __m256 lo[4], hi[4];
+    vf r[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        lo[i] = a[i].lo;
+        hi[i] = a[i].hi;
+    }
+    transpose_rows(r, lo, hi);
+    __m128i half[2][4];
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        half[0][i] = to_bf16(r[i].lo);
+        half[1][i] = to_bf16(r[i].hi);
+    }
+    store_halves(p, stride, half, last);
 }
 
 /* -- double ---------------------------------------------------------------------------------- */

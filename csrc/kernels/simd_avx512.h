@@ -28,9 +28,14 @@
 
 #include "kernels.h"
 
-/* Number of vectors whose exponentials are computed together: see exp8. */
-#define VF_TOGETHER 4
-#define VD_TOGETHER 4
+/* Number of vectors in one step of the loops along a row: what fits the registers. */
+#define VF_STEP 4
+#define VD_STEP 4
+/* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
+   in lanes are compared with each class. */
+#define VF_LANE_STEP 2
+#define VD_LANE_STEP 2
+#define COMPARED_CLASSES 16
 
 typedef __m512 vf;
 typedef __mmask16 vfm;
@@ -63,18 +68,15 @@ INLINE int vf_first(vfm m) { return m ? __builtin_ctz(m) : -1; }
 INLINE vf vf_keep(vfm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
 INLINE vf vf_drop(vfm m, vf a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
 INLINE vf vf_select(vfm m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
-INLINE vf vf_fma_keep(vfm m, vf a, vf b, vf c) { return _mm512_maskz_fmadd_ps(m, a, b, c); }
-INLINE vf vf_lookup(vf t, const float *table) {
-    return _mm512_permutexvar_ps(_mm512_castps_si512(t), _mm512_load_ps(table));
-}
-INLINE vf vf_raise(vf a, vf t) {
-    return _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_castps_si512(t), 19)));
+INLINE vf vf_raise(vfm m, vf a, vf t) {
+    const __m512i up = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(m, _mm512_castps_si512(a), up));
 }
 INLINE float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 
 INLINE vd vf_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 INLINE vd vf_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+INLINE vd vd_widen(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 INLINE vf vf_narrow(vd lo, vd hi) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(lo)), _mm512_cvtpd_ps(hi), 1);
 }
@@ -110,8 +112,51 @@ INLINE void vf_transpose(vf r[16]) {
     }
 }
 
-INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
-    return _mm512_permutex2var_ps(a, _mm512_loadu_si512(index), b);
+/* Rows i, i + 4, i + 8 and i + 12 share a vector, so that no number crosses its quarter: 4×4
+   transposes of each quarter. */
+INLINE void transpose_rows(vf r[4]) {
+    const vf a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+    const vf c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+    r[0] = _mm512_shuffle_ps(a, c, 0x44);
+    r[1] = _mm512_shuffle_ps(a, c, 0xee);
+    r[2] = _mm512_shuffle_ps(b, d, 0x44);
+    r[3] = _mm512_shuffle_ps(b, d, 0xee);
+}
+/* b in place of a quarter of a: from memory, without a shuffle. */
+INLINE vf with_quarter(vf a, int quarter, __m128 b) {
+    return _mm512_mask_broadcast_f32x4(a, (__mmask16)(0xf << 4 * quarter), b);
+}
+INLINE __mmask8 first_of_4(int n) { return (__mmask8)((1 << n) - 1); }
+INLINE void vf_load_rows(vf r[4], const float *p, int64_t stride, int last) {
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const float *row = p + i * stride, *end = row + 12 * stride;
+        vf a = _mm512_castps128_ps512(_mm_loadu_ps(row));
+        a = with_quarter(a, 1, _mm_loadu_ps(row + 4 * stride));
+        a = with_quarter(a, 2, _mm_loadu_ps(row + 8 * stride));
+        const __m128 b = i < 3 ? _mm_loadu_ps(end) : _mm_maskz_loadu_ps(first_of_4(last), end);
+        r[i] = with_quarter(a, 3, b);
+    }
+    transpose_rows(r);
+}
+INLINE void vf_store_rows(float *p, int64_t stride, const vf a[4], int last) {
+    vf r[4] = {a[0], a[1], a[2], a[3]};
+    transpose_rows(r);
+    UNROLL
+    for (int i = 0; i < 4; i++) _mm_storeu_ps(p + i * stride, _mm512_castps512_ps128(r[i]));
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_ps(p + (i + 4) * stride, _mm512_extractf32x4_ps(r[i], 1));
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_ps(p + (i + 8) * stride, _mm512_extractf32x4_ps(r[i], 2));
+    }
+    UNROLL
+    for (int i = 0; i < 3; i++) {
+        _mm_storeu_ps(p + (i + 12) * stride, _mm512_extractf32x4_ps(r[i], 3));
+    }
+    _mm_mask_storeu_ps(p + 15 * stride, first_of_4(last), _mm512_extractf32x4_ps(r[3], 3));
 }
 
 /* -- half types, widened to and rounded from float --------------------------------------------- */
@@ -158,6 +203,52 @@ INLINE void vf_storen_bf16(uint16_t *p, int n, vf a) {
     _mm256_mask_storeu_epi16(p, half_mask(n), vf_to_bf16(a));
 }
 INLINE void vf_stream_bf16(uint16_t *p, vf a) { _mm256_stream_si256((__m256i *)p, vf_to_bf16(a)); }
+
+/* Four numbers of each of four rows; of the last row, the first n. */
+INLINE __m256i load_halves(const uint16_t *p, int64_t stride, int n) {
+    int64_t row[4] = {0};
+    UNROLL
+    for (int i = 0; i < 4; i++) memcpy(row + i, p + i * stride, i < 3 ? 8 : (size_t)n * sizeof *p);
+    return _mm256_setr_epi64x(row[0], row[1], row[2], row[3]);
+}
+/* Rows i, i + 4, i + 8 and i + 12 are half[i]. */
+INLINE void store_halves(uint16_t *p, int64_t stride, const __m256i half[4], int last) {
+    int64_t row[4][4];
+    UNROLL
+    for (int i = 0; i < 4; i++) _mm256_storeu_si256((__m256i *)row[i], half[i]);
+    UNROLL
+    for (int i = 0; i < 16; i++) {
+        memcpy(p + i * stride, &row[i % 4][i / 4], i < 15 ? 8 : (size_t)last * sizeof *p);
+    }
+}
+INLINE void vf_load_rows_f16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        r[i] = vf_from_f16(load_halves(p + i * stride, 4 * stride, i < 3 ? 4 : last));
+    transpose_rows(r);
+}
+INLINE void vf_store_rows_f16(uint16_t *p, int64_t stride, const vf a[4], int last) {
+    vf r[4] = {a[0], a[1], a[2], a[3]};
+    transpose_rows(r);
+    __m256i half[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) half[i] = vf_to_f16(r[i]);
+    store_halves(p, stride, half, last);
+}
+INLINE void vf_load_rows_bf16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        r[i] = vf_from_bf16(load_halves(p + i * stride, 4 * stride, i < 3 ? 4 : last));
+    transpose_rows(r);
+}
+INLINE void vf_store_rows_bf16(uint16_t *p, int64_t stride, const vf a[4], int last) {
+    vf r[4] = {a[0], a[1], a[2], a[3]};
+    transpose_rows(r);
+    __m256i half[4];
+    UNROLL
+    for (int i = 0; i < 4; i++) half[i] = vf_to_bf16(r[i]);
+    store_halves(p, stride, half, last);
+}
 
 /* -- double ---------------------------------------------------------------------------------- */
 

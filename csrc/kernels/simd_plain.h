@@ -22,9 +22,14 @@
 
 #include "kernels.h"
 
-/* Number of vectors whose exponentials are computed together: see exp8. */
-#define VF_TOGETHER 1
-#define VD_TOGETHER 1
+/* Number of vectors in one step of the loops along a row: what fits the registers. */
+#define VF_STEP 1
+#define VD_STEP 1
+/* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
+   in lanes are compared with each class. */
+#define VF_LANE_STEP 1
+#define VD_LANE_STEP 1
+#define COMPARED_CLASSES 4
 
 typedef struct {
     float a[16];
@@ -117,28 +122,14 @@ INLINE vf vf_select(vfm m, vf x, vf y) { /* x where m, else y */
     for (int i = 0; i < 16; i++) x.a[i] = m.a[i] ? x.a[i] : y.a[i];
     return x;
 }
-/* x·y + z where m, +0 elsewhere. */
-INLINE vf vf_fma_keep(vfm m, vf x, vf y, vf z) {
-    for (int i = 0; i < 16; i++) x.a[i] = m.a[i] ? fmaf(x.a[i], y.a[i], z.a[i]) : 0;
-    return x;
-}
-/* The entry of a table of 16 that the lowest 4 bits of t choose. */
-INLINE vf vf_lookup(vf t, const float *table) {
-    for (int i = 0; i < 16; i++) {
-        uint32_t bits;
-        memcpy(&bits, &t.a[i], sizeof bits);
-        t.a[i] = table[bits & 15];
-    }
-    return t;
-}
-/* Adds the bits of t, shifted so that its lowest 4 bits end just below the exponent field, to the
-   bits of x. */
-INLINE vf vf_raise(vf x, vf t) {
+/* Adds the low bits of t to the exponent field of x: x·2^t for an integer t that was rounded by
+   adding EXP_MAGIC. +0 where m is false. */
+INLINE vf vf_raise(vfm m, vf x, vf t) {
     for (int i = 0; i < 16; i++) {
         uint32_t bits, more;
         memcpy(&bits, &x.a[i], sizeof bits);
         memcpy(&more, &t.a[i], sizeof more);
-        bits += more << 19;
+        bits = m.a[i] ? bits + (more << 23) : 0;
         memcpy(&x.a[i], &bits, sizeof bits);
     }
     return x;
@@ -285,6 +276,11 @@ INLINE vd vf_widen_hi(vf x) { /* lanes 8 to 15 */
     for (int i = 0; i < 8; i++) r.a[i] = (double)x.a[i + 8];
     return r;
 }
+INLINE vd vd_widen(const float *m) { /* eight floats as doubles */
+    vd r;
+    for (int i = 0; i < 8; i++) r.a[i] = (double)m[i];
+    return r;
+}
 INLINE vf vf_narrow(vd lo, vd hi) {
     vf r;
     for (int i = 0; i < 8; i++) {
@@ -332,13 +328,19 @@ INLINE vd vd_exponent(vd x) {
     return x;
 }
 
-/* Lane i of the result is lane i of a where index[i] is i, and lane index[i] − 16 of b where
-   index[i] ≥ 16. */
-INLINE vf vf_merge(vf a, const int32_t *index, vf b) {
+/* Four numbers of each of 16 rows, `stride` apart: number j of row i is lane i of r[j]. Of the last row
+   there are only `last` (1 to 4). Rows are stored one after the other: where they overlap, the later
+   ones remain. */
+INLINE void vf_load_rows(vf r[4], const float *p, int64_t stride, int last) {
+    for (int j = 0; j < 4; j++) r[j] = vf_set1(0);
     for (int i = 0; i < 16; i++) {
-        if (index[i] >= 16) a.a[i] = b.a[index[i] - 16];
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) r[j].a[i] = p[i * stride + j];
     }
-    return a;
+}
+INLINE void vf_store_rows(float *p, int64_t stride, const vf r[4], int last) {
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) p[i * stride + j] = r[j].a[i];
+    }
 }
 
 /* -- half types, widened to and rounded from float --------------------------------------------- */
@@ -402,6 +404,29 @@ INLINE void vf_storen_bf16(uint16_t *p, int n, vf x) {
 }
 INLINE void vf_store_bf16(uint16_t *p, vf x) { vf_storen_bf16(p, 16, x); }
 INLINE void vf_stream_bf16(uint16_t *p, vf x) { vf_storen_bf16(p, 16, x); }
+
+INLINE void vf_load_rows_f16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    for (int j = 0; j < 4; j++) r[j] = vf_set1(0);
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) r[j].a[i] = from_f16(p[i * stride + j]);
+    }
+}
+INLINE void vf_store_rows_f16(uint16_t *p, int64_t stride, const vf r[4], int last) {
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) p[i * stride + j] = to_f16(r[j].a[i]);
+    }
+}
+INLINE void vf_load_rows_bf16(vf r[4], const uint16_t *p, int64_t stride, int last) {
+    for (int j = 0; j < 4; j++) r[j] = vf_set1(0);
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) r[j].a[i] = from_bf16(p[i * stride + j]);
+    }
+}
+INLINE void vf_store_rows_bf16(uint16_t *p, int64_t stride, const vf r[4], int last) {
+    for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < (i < 15 ? 4 : last); j++) p[i * stride + j] = to_bf16(r[j].a[i]);
+    }
+}
 
 /* Eight labels as doubles; −1 where they are `ignore`. */
 INLINE vd vd_labels64(const int64_t *p, int64_t ignore) {

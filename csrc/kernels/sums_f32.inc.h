@@ -11,6 +11,11 @@ INLINE void sum_add(vsum *s, vf a) {
     s->lo = vd_add(s->lo, vf_widen_lo(a));
     s->hi = vd_add(s->hi, vf_widen_hi(a));
 }
+/* Adds the vector in memory. */
+INLINE void sum_add_from(vsum *s, const float *m) {
+    s->lo = vd_add(s->lo, vd_widen(m));
+    s->hi = vd_add(s->hi, vd_widen(m + 8));
+}
 /* Adds eight vectors of finite numbers. */
 INLINE void sum_add8(vsum *s, const vf v[8]) {
     UNROLL

@@ -13,6 +13,11 @@ INLINE void sum_add(vsum *s, vd a) {
     s->error = vd_add(s->error, error_of_sum(s->sum, a, total));
     s->sum = total;
 }
+INLINE void sum_add_from(vsum *s, const double *m) {
+    const vd a = vd_load(m), total = vd_add(s->sum, a);
+    s->error = vd_add(s->error, error_of_finite_sum(s->sum, a, total));
+    s->sum = total;
+}
 INLINE void sum_add8(vsum *s, const vd v[8]) {
     UNROLL
     for (int i = 0; i < 8; i++) {

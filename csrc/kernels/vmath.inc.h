@@ -9,15 +9,14 @@
  * exactly 0, and no number gives a subnormal. The bias keeps numbers representable that are tiny
  * compared with exp(m): a model that is confident by 100 still has a loss.
  *
- * The exponential: x − shift = n·(ln 2)/STEPS + r, and e = 2^(n/STEPS − exponent)·exp(r). A table
- * holds 2^(i/STEPS), rounded, and a second table the rounding errors; the rest of n is added to the
- * exponent field. n is found by adding a number so large that the sum is rounded to an integer,
- * `magic`, which contains the normaliser's exponent: the sum's lowest bits select the table entry
- * and, shifted, are added to the bits of that entry. exp(r) − 1 ≤ 0.045 is all that is rounded more
- * than once.
+ * The exponential: x − shift = n·(ln 2)/STEPS + r, and e = 2^(n/STEPS − exponent)·exp(r). n is
+ * found by adding a number so large that the sum is rounded to an integer, `magic`, which contains the
+ * normaliser's exponent: the sum's lowest bits, shifted, are added to the exponent field of exp(r).
+ * Doubles have a table of 2^(i/STEPS), rounded, and one of the rounding errors: the lowest bits of the
+ * sum select the entry.
  *
  *            error of e                STEPS   LIMIT   RANGE   BIAS
- *   float    below VF_EXP_ULP             16     256     126     60
+ *   float    below VF_EXP_ULP              1     256     126     60
  *   double   below VD_EXP_ULP              8    2048     748     60
  *
  * tests/c/vmath/check_vmath.c checks every stated error: of floats, for each float. coefficients.py
@@ -25,8 +24,8 @@
  */
 
 /* Errors in units in the last place (ULP) or relative to the result. */
-#define VF_EXP_ULP 0.57        /* exps of floats */
-#define VF_EXP_PARTS 0x1p-27   /* exp_parts of floats */
+#define VF_EXP_ULP 0.89        /* exps of floats */
+#define VF_EXP_MAX 0x1p-27     /* exp_max */
 #define VD_EXP_ULP 0.75        /* exps of doubles */
 #define VD_EXP_REDUCED 0x1p-55 /* vd_reduce and vd_exp_reduced */
 #define EXP_OF_ULP 0.7         /* exp_of */
@@ -77,27 +76,6 @@ INLINE vreal exp1(vreal x, normaliser s) {
     exps(&x, 1, s);
     return x;
 }
-/* e of eight vectors in place. */
-INLINE void exp8(vreal v[8], normaliser s) {
-    UNROLL
-    for (int j = 0; j < 8; j += EXP_TOGETHER) exps(v + j, EXP_TOGETHER, s);
-}
-/* e of the first `count` of eight vectors in place; 0 for the others. */
-INLINE void exp_some(vreal v[8], int count, normaliser s) {
-    if (count > 4) {
-        exp8(v, s);
-    } else if (count > 2) {
-        UNROLL
-        for (int j = 0; j < 4; j += EXP_TOGETHER) exps(v + j, EXP_TOGETHER, s);
-    } else {
-        exps(v, 2, s);
-    }
-    UNROLL
-    for (int j = 1; j < 8; j++) {
-        if (j >= count) v[j] = v_set1(0);
-    }
-}
-
 /* -- double precision, whatever the compute type ----------------------------------------------------- */
 
 /* exp(r) ≈ 1 + r + r²·(1/2 + r·(REDUCED_3 + r·(… + r·REDUCED_12))). */

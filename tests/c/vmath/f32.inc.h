@@ -5,24 +5,38 @@
 #include "vmath.inc.h"
 #include "vmath.h"
 
-static double float_exps(const float *x, float max, float *e, float *high, float *rest) {
+static double float_exps(const float *x, float max, float *e) {
     const normaliser s = normalise(vf_set1(max));
-    vf v[8];
-    for (int i = 0; i < 8; i++) {
-        vf part;
-        v[i] = vf_load(x + 16 * i);
-        vf_store(high + 16 * i, exp_parts(v[i], s, &part));
-        vf_store(rest + 16 * i, part);
+    for (int i = 0; i < FLOATS; i += STEP_VECTORS * 16) {
+        vf v[STEP_VECTORS];
+        for (int j = 0; j < STEP_VECTORS; j++) v[j] = vf_load(x + i + 16 * j);
+        exps(v, STEP_VECTORS, s);
+        for (int j = 0; j < STEP_VECTORS; j++) vf_store(e + i + 16 * j, v[j]);
     }
-    exp8(v, s);
-    for (int i = 0; i < 8; i++) vf_store(e + 16 * i, v[i]);
     float exponent[16];
     vf_store(exponent, s.exponent);
     return exponent[0];
+}
+
+static void maxima(const float *max, double *e, float *exponents) {
+    for (int i = 0; i < FLOATS; i += 16) {
+        const vf m = vf_load(max + i);
+        const normaliser s = normalise(m);
+        vd exact[2];
+        exp_max(m, s, exact);
+        vd_store(e + i, exact[0]);
+        vd_store(e + i + 8, exact[1]);
+        vf_store(exponents + i, s.exponent);
+    }
 }
 
 #if defined(TARGET_END)
 TARGET_END
 #endif
 
-const vmath_f32 VMATH(f32) = {.exps = float_exps, .exp_ulp = VF_EXP_ULP, .exp_parts = VF_EXP_PARTS};
+const vmath_f32 VMATH(f32) = {
+    .exps = float_exps,
+    .maxima = maxima,
+    .exp_ulp = VF_EXP_ULP,
+    .exp_max = VF_EXP_MAX,
+};

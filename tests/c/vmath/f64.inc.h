@@ -7,10 +7,12 @@
 
 static double double_exps(const double *x, double max, double *e) {
     const normaliser s = normalise(vd_set1(max));
-    vd v[8];
-    for (int i = 0; i < 8; i++) v[i] = vd_load(x + 8 * i);
-    exp8(v, s);
-    for (int i = 0; i < 8; i++) vd_store(e + 8 * i, v[i]);
+    for (int i = 0; i < DOUBLES; i += STEP_VECTORS * 8) {
+        vd v[STEP_VECTORS];
+        for (int j = 0; j < STEP_VECTORS; j++) v[j] = vd_load(x + i + 8 * j);
+        exps(v, STEP_VECTORS, s);
+        for (int j = 0; j < STEP_VECTORS; j++) vd_store(e + i + 8 * j, v[j]);
+    }
     double exponent[8];
     vd_store(exponent, s.exponent);
     return exponent[0];

@@ -9,10 +9,11 @@ enum { FLOATS = 128, DOUBLES = 64 };
 
 /* Bounds are those stated in vmath.inc.h. */
 typedef struct {
-    /* e of `x` relative to the normaliser of `max`, and the same as high·(1 + rest); returns the
-       normaliser's exponent. */
-    double (*exps)(const float *x, float max, float *e, float *high, float *rest);
-    double exp_ulp, exp_parts;
+    /* e of `x` relative to the normaliser of `max`; returns the normaliser's exponent. */
+    double (*exps)(const float *x, float max, float *e);
+    /* e of each number of `max` relative to its own normaliser, and the normalisers' exponents. */
+    void (*maxima)(const float *max, double *e, float *exponents);
+    double exp_ulp, exp_max;
 } vmath_f32;
 
 typedef struct {

@@ -11,16 +11,24 @@ _ARGUMENTS = r"pyce/_(arguments|problem)\.py"
 # (regular expression of files, text that stands once in all of them, text instead, name)
 BY_HAND = (
     # The class whose term the gradient takes from the others is in the sum itself.
-    (_KERNELS, "v[j] = v_drop(at_pivot, v[j]);", "", "pivot not excluded"),
+    (
+        _KERNELS,
+        "sum_add(&sum, v_drop(at_pivot[j], v[j]));",
+        "sum_add(&sum, v[j]);",
+        "pivot not excluded",
+    ),
     (
         _KERNELS,
         "return v_drop(v_eq(pivot, v_set1((real)c)), v_load(block + c * LANES));",
         "return v_load(block + c * LANES);",
         "pivot not excluded",
     ),
-    (_KERNELS, "drop_pivot(v, pivot - c);\n        }", "}", "pivot not excluded"),
-    (_KERNELS, "if (pivot >= c) drop_pivot(v, pivot - c);", "", "pivot not excluded"),
-    (_KERNELS, "v[j] = v_drop(v_lane(pivot - j * LANES), v[j]);", ";", "pivot not excluded"),
+    (r"csrc/kernels/block\.inc\.h", "        e[pivot] = 0;", ";", "pivot not excluded"),
+    (r"csrc/kernels/medium\.inc\.h", "            e[pivot] = 0;", ";", "pivot not excluded"),
+    (_KERNELS, "        *at[i] = 0;", ";", "pivot not excluded"),
+    # The pivot's exponential is not restored.
+    (_KERNELS, "if (pivot >= 0) e[pivot] = saved;", "", "pivot not restored"),
+    (_KERNELS, "*at[i] = pivot_e[i];", ";", "pivot not restored"),
     # Not the largest of all.
     (_KERNELS, "return v_max(m0, m1);", "return m0;", "wrong maximum"),
     (_KERNELS, "if (c < n) m0 = v_max(v_load(x + c * LANES), m0);", "", "wrong maximum"),
@@ -50,17 +58,14 @@ BY_HAND = (
         "m_loadn(row[i] + c, width - 1, 0)",
         "tail lane dropped",
     ),
-    (
-        _KERNELS,
-        "v[j] = m_loadn(x + c + j * LANES, last, (real)-INFINITE);",
-        "v[j] = m_loadn(x + c + j * LANES, last - 1, (real)-INFINITE);",
-        "tail lane dropped",
-    ),
-    (
-        _KERNELS,
-        "v[j] = m_loadn(x + j * LANES, left, (real)-INFINITE);",
-        "v[j] = m_loadn(x + j * LANES, left - 1, (real)-INFINITE);",
-        "tail lane dropped",
+    *(
+        (
+            rf"csrc/kernels/{name}\.inc\.h",
+            "m_loadn(x + c, left, (real)-INFINITE);",
+            "m_loadn(x + c, left - 1, (real)-INFINITE);",
+            "tail lane dropped",
+        )
+        for name in ("block", "medium")
     ),
     *(
         (_PLAIN, old, old.replace("(size_t)n", "(size_t)(n - 1)"), "tail lane dropped")
@@ -114,8 +119,8 @@ BY_HAND = (
     ),
     (
         _KERNELS,
-        "const int count = (n - c + LANES - 1) / LANES, last",
-        "const int count = (n - c) / LANES, last",
+        "for (; c + STEP <= n; c += STEP) {",
+        "for (; c + STEP - 1 <= n; c += STEP) {",
         "wrong block bound",
     ),
     (
