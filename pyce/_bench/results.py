@@ -7,7 +7,7 @@ The `extra_info` of each item holds:
     candidate      "floor", "pyce c", "pyce c, 1 thread", "torch", …
     kind           "floor", "backend", "variant" or "peer"
     backend        pyce's backend, or None
-    threads, isa   the settings that it ran with
+    threads, isa   the settings that it ran with; `isa` of C only
     bytes          bytes that the operation must move; target_bytes of them belong to the target
     blocks         the median of each block in seconds: the independent observations
     over_floor     for each block, the median ratio to the floor's time in the same round with the
@@ -15,7 +15,8 @@ The `extra_info` of each item holds:
     calls          number of calls in a round
 
 `machine_info["pyce"]` of the file is `_machine.fingerprint()`, and the bandwidth of memory in bytes
-per second: "bandwidth": {"read": …, "copy": …}.
+per second: "bandwidth": {"read": …, "copy": …}. With `bench --isa`, the fingerprint's `isa` is the
+instruction set that C was held to, and its `kind` names both that and the widest one.
 """
 
 from __future__ import annotations
