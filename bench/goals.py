@@ -152,8 +152,8 @@ EVERYWHERE = (
     Goal("pyce.torch, times faster than PyTorch's best", OTHERS, _over_torch, 1, True),
 )
 
-# For each instruction set, on all threads. Absolute times depend on the processor. The only one here
-# is that of plain C, to which no other library has a counterpart.
+# For each instruction set, on all threads. Absolute times depend on the processor; the only one is
+# that of plain C, to which no other library has a counterpart.
 GOALS: dict[str, tuple[Goal, ...]] = {
     "avx512": (
         Goal(FLOOR, LLM, _over_floor(), 1.25),

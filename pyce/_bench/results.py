@@ -79,11 +79,7 @@ class Run:
     @property
     def commit(self) -> str:
         """The commit, shortened, with a + if files had been changed; "" outside of a repository."""
-        info = self.content.get("commit_info") or {}
-        name = str(info.get("id") or "")[:9]
-        if name == "unversioned"[:9]:
-            return ""  # how pytest-benchmark says that there is no repository
-        return name + ("+" if name and info.get("dirty") else "")
+        return short_commit(self.content.get("commit_info") or {})
 
     @property
     def when(self) -> str:
@@ -103,6 +99,14 @@ class Run:
                 if not kinds or item.about["kind"] in kinds
             )
         )
+
+
+def short_commit(info: dict[str, Any]) -> str:
+    """The commit of pytest-benchmark's description of a repository, as `Run.commit`."""
+    name = str(info.get("id") or "")[:9]
+    if name == "unversioned"[:9]:
+        return ""  # how pytest-benchmark says that there is no repository
+    return name + ("+" if name and info.get("dirty") else "")
 
 
 def load(path: Path) -> Run:
