@@ -12,8 +12,8 @@ Each table replaces the text between its markers, for example `<!-- accuracy:beg
     bench-full-ISA       every workload with index targets, and every goal
 
 ISA is the instruction set that the C backend ran on, for example avx2. The last four come from the
-newest file of bench with that instruction set. Without such a file they stay as they are: each
-states when, at which commit and on which machine it was measured.
+newest file of bench with that instruction set. A table of speed or accuracy without a file stays as
+it is. Tables of speed state when, at which commit and on which machine they were measured.
 """
 
 from __future__ import annotations
@@ -341,11 +341,14 @@ def main(options: argparse.Namespace) -> int:
         for name in dict.fromkeys(re.findall(r"<!-- ([a-z0-9-]+):(?:begin|end) -->", text)):
             block, _, isa = name.rpartition("-")
             if name in fixed:
-                replace(page, name, fixed[name]())
+                if name.startswith("accuracy") and not options.accuracy.exists():
+                    print(f"{page.name}: {name} stays as it is, without {options.accuracy}")
+                else:
+                    replace(page, name, fixed[name]())
             elif block in by_isa and isa in ISAS:
                 run, one = (each.get(isa) for each in runs())
                 if run is None:
-                    print(f"{page.name}: {name} stays as it is, since no file is of {isa}")
+                    print(f"{page.name}: {name} stays as it is, without a file of {isa}")
                 else:
                     replace(page, name, by_isa[block](run, one))
             else:

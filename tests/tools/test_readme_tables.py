@@ -141,6 +141,17 @@ def test_a_table_says_that_c_was_held(tmp_path, page):
     assert found["bench-avx512"] == "old bench-avx512"
 
 
+def test_errors_that_were_not_measured_stay(tmp_path, page, capsys):
+    """On another machine only the speed is measured again."""
+    text = "<!-- accuracy:begin -->\nold\n<!-- accuracy:end -->\n" + page.read_text("utf-8")
+    page.write_text(text)
+    measured = made(tmp_path, "a.json", times=ALL_TIMES, machine=TORCH)
+    write_tables(page, "--bench", measured, "--accuracy", tmp_path / "none.json")
+    assert parts(page)["accuracy"] == "old"
+    assert "accuracy stays as it is" in capsys.readouterr().out
+    assert "Measured on" in parts(page)["bench-avx2"]
+
+
 @pytest.mark.parametrize("name", ["bench", "bench-full", "bench-mmx", "accuracies"])
 def test_markers_without_an_instruction_set(tmp_path, name):
     path = tmp_path / "page.md"
