@@ -22,12 +22,12 @@ const char *pyce_isa(int i) {
 }
 
 const pyce_kernels *pyce_dispatch(void) {
-    const pyce_kernels *kernels = atomic_load_explicit(&in_use, memory_order_acquire);
-    for (int k = 0; !kernels && k < COUNT; k++) {
-        if (table[k]->supported()) kernels = table[k];
-    }
-    atomic_store_explicit(&in_use, kernels, memory_order_release);
-    return kernels;
+    const pyce_kernels *chosen = atomic_load_explicit(&in_use, memory_order_acquire);
+    if (chosen) return chosen;
+    int k = 0;
+    while (!table[k]->supported()) k++; /* plain C always is */
+    /* pyce_set_isa may have chosen one in the meantime; then that one stays. */
+    return atomic_compare_exchange_strong(&in_use, &chosen, table[k]) ? table[k] : chosen;
 }
 
 const char *pyce_isa_in_use(void) { return pyce_dispatch()->name; }

@@ -13,7 +13,7 @@ The kernels are written in C (SIMD instructions chosen at run time, threads), in
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyce import _threadpoolctl
 from pyce._binary import binary_cross_entropy, binary_cross_entropy_with_grad
@@ -60,7 +60,14 @@ _threadpoolctl.watch()
 _LATER = ("sklearn", "torch", "training")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return importlib.import_module(f"pyce.{name}")
-    raise AttributeError(f"module 'pyce' has no attribute {name!r}")
+if TYPE_CHECKING:
+    # For type checkers, a `__getattr__` would give every misspelt name a type.
+    from pyce import sklearn as sklearn
+    from pyce import torch as torch
+    from pyce import training as training
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            return importlib.import_module(f"pyce.{name}")
+        raise AttributeError(f"module 'pyce' has no attribute {name!r}")

@@ -197,7 +197,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         with _threads(X.shape, columns) as (threads, executor):
             objective = _Objective(
-                X, labels, weight, total, columns, self.C, self.fit_intercept, threads, executor
+                X,
+                labels,
+                weight=weight,
+                total=total,
+                columns=columns,
+                C=self.C,
+                fit_intercept=self.fit_intercept,
+                threads=threads,
+                executor=executor,
             )
             found = minimize(
                 objective,
@@ -497,6 +505,7 @@ class _Objective:
         self,
         X: Any,
         target: Array,
+        *,
         weight: Array | None,
         total: float,
         columns: tuple[int, ...],

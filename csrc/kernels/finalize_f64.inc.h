@@ -1,4 +1,4 @@
-/* Finalizing rows of doubles. What rounding loses of e_m, the quotients and S still counts here. */
+/* Finalizing rows of doubles. The rounding errors of e_m, the quotients and S are not negligible. */
 
 /* e(max) = e + error, relative to the normaliser of max. */
 INLINE vd_pair exp_of_max(vd max, normaliser norm) {
@@ -58,8 +58,8 @@ INLINE vd weights_at(const double *w, const double class[8]) {
     return vd_load(weight);
 }
 
-/* The soft-target term, every product with what rounding loses of it, since p − t may cancel. What
-   it does stands in finalize_f32.inc.h. */
+/* The soft-target term, every product with its rounding error, since p − t may cancel.
+   finalize_f32.inc.h says what it does. */
 INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row_factors *f,
                              vd_pair loss, vd_pair *whole) {
     const double *weight = job->p->weight;

@@ -2,7 +2,7 @@
  * target's simd_*.h, its dtype_*.h, and this file; the order below is the order of dependence. */
 #include "pairs.inc.h"       /* two-sum and numbers carried as pairs */
 #include "vmath.inc.h"       /* normaliser, exponentials, log1p */
-#include "sums.inc.h"        /* sums over classes and what rounding loses of them */
+#include "sums.inc.h"        /* sums over classes and their errors */
 #include "row_state.inc.h"   /* a row's statistics and how those of its blocks are combined */
 #include "soft_target.inc.h" /* the factors b of the soft-target term */
 #include "finalize.inc.h"    /* loss, lse and gradient factors from a row's statistics */

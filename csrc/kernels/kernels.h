@@ -25,8 +25,8 @@ enum { PIVOT_NONE, PIVOT_LABEL, PIVOT_MAX };
    probability targets, with class weights and smoothing applied. See finalize.inc.h. */
 enum { SOFT_NONE, SOFT_ONE, SOFT_WEIGHT, SOFT_PROBS };
 
-/* A checked problem and what all of its rows have in common. A field *_error is what rounding the
-   field before it lost. */
+/* A checked problem and what all of its rows have in common. A field *_error is the rounding error
+   of the field before it. */
 typedef struct {
     const pyce_problem *p;
     int pivot;      /* PIVOT_… */

@@ -79,8 +79,8 @@ INLINE void store_sorted(element *out, const lane_rows *rows, int n, const real 
 /* -- memory -------------------------------------------------------------------------------------------- */
 
 /* Rows that lie side by side. */
-INLINE void load_beside(const element *x, const pyce_operand *a, const lane_rows *rows,
-                        int64_t first, int n, real *block) {
+INLINE void load_adjacent(const element *x, const pyce_operand *a, const lane_rows *rows,
+                          int64_t first, int n, real *block) {
     x += offset_of(a, rows->outer) + first * a->class_stride + rows->inner;
     if (rows->n == LANES) {
         for (int c = 0; c < n; c++) v_store(block + c * LANES, m_load(x + c * a->class_stride));
@@ -132,7 +132,7 @@ INLINE void load_transposed(const element *x, const pyce_operand *a, const lane_
 static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_t first, int n,
                             real *block) {
     if (!rows->separate) {
-        load_beside(a->data, a, rows, first, n, block);
+        load_adjacent(a->data, a, rows, first, n, block);
     } else if (is_sorted(a, rows, n)) {
         load_sorted(a->data, rows, n, block);
     } else {
@@ -140,8 +140,8 @@ static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_
     }
 }
 
-INLINE void store_beside(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
-                         const real *block) {
+INLINE void store_adjacent(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
+                           const real *block) {
     const pyce_operand *g = rows->to;
     const size_t size = LANES * sizeof(element);
     element *out = (element *)g->data + offset_of(g, rows->outer) + first * g->class_stride;
@@ -190,7 +190,7 @@ INLINE void store_transposed(const lane_rows *rows, int64_t first, int n, const 
 static void store_lane_block(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                              const real *block) {
     if (!rows->separate) {
-        store_beside(job, rows, first, n, block);
+        store_adjacent(job, rows, first, n, block);
     } else if (is_sorted(rows->to, rows, n)) {
         store_sorted(rows->to->data, rows, n, block);
     } else {
@@ -438,7 +438,8 @@ static void log_lane_block(const row_state *s, int n, real *x) {
     }
 }
 
-/* What rounding LANES doubles to the compute type lost, where that is finite; of doubles, `errors`. */
+/* The rounding errors of LANES doubles in the compute type, 0 where they are not finite; for doubles,
+   `errors`. */
 INLINE vreal real_errors(const double *exact, const double *errors, vreal rounded) {
     if (COMPENSATED) return v_from_doubles(errors);
     double value[LANES], error[LANES];

@@ -20,7 +20,7 @@ typedef vfm vmask;
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */
 #define LEAST_FACTOR 0x1p-125
-/* Whether sums and products carry what rounding loses of them: sums of floats are doubles. */
+/* Whether sums and products carry their rounding errors: sums of floats are doubles. */
 #define COMPENSATED 0
 /* Whether a row's saved lse (a double) is exact enough to take the place of its maximum. */
 #define LSE_SUFFICES 1

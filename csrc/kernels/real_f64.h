@@ -20,7 +20,7 @@ typedef vdm vmask;
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */
 #define LEAST_FACTOR 0x1p-1021
-/* Whether sums and products carry what rounding loses of them. */
+/* Whether sums and products carry their rounding errors. */
 #define COMPENSATED 1
 /* Whether a row's saved lse (a double) is exact enough to take the place of its maximum. */
 #define LSE_SUFFICES 0

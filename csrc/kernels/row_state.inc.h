@@ -1,6 +1,6 @@
 /* The statistics of LANES rows and what follows from them, one row per lane; and access to rows. */
 
-/* A field *_error is what rounding the field before it lost, for float64 logits only. */
+/* A field *_error is the rounding error of the field before it, for float64 logits only. */
 typedef struct {
     /* Input of finalize_rows. The arrays are whole vectors of 64 bytes. */
     double max[LANES];

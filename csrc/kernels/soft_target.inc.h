@@ -2,7 +2,7 @@
 
 static const real ones[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
 
-/* b = w·((1 − ε)·t + ε/C) of eight classes, with what rounding loses. */
+/* b = w·((1 − ε)·t + ε/C) of eight classes, with its rounding error. */
 INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
     const vd on = vd_set1(job->on_value), off = vd_set1(job->off_value), zero = vd_set1(0);
     const vd product = vd_mul(on, t), b = vd_add(product, off);

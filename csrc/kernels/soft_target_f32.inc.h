@@ -19,7 +19,7 @@ INLINE vd spread_weight(const double *weights, int c) {
     (void)c;
     return vd_set1(0);
 }
-/* b from what soft_block gives and the class weights, with what rounding loses of doubles. */
+/* b from what soft_block gives and the class weights; *error is its rounding error, for doubles. */
 INLINE vf blended(const pyce_job *job, vf t, vd w, vf *error) {
     (void)job;
     (void)w;

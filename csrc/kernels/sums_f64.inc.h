@@ -1,5 +1,4 @@
-/* Sums of doubles, carried with what rounding loses of them. sums_f32.inc.h says what the functions
- * do.
+/* Sums of doubles, carried with their rounding errors. sums_f32.inc.h says what the functions do.
  */
 typedef struct {
     vd sum, error;

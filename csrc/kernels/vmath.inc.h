@@ -178,8 +178,8 @@ INLINE double exp_of_one(double shift, double exponent) {
 #define LN2_LOWER 1.90821492927058770002e-10
 
 /* log(1 + q) for q ≥ 0. With u = 1 + q = 2^k·(1 + f) and s = f/(2 + f), log(1 + f) = 2·artanh s; where
- * q < √2 − 1, f = q without rounding. If `exact`, within VD_LOG1P_ULP, and *result_error is what
- * rounding the result lost: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
+ * q < √2 − 1, f = q without rounding. If `exact`, within VD_LOG1P_ULP, and *result_error is the
+ * rounding error of the result: log(1 + f) = f − f²/2 + s·(f²/2 + R(s²)), after FreeBSD's e_log.c (Sun
  * Microsystems, 1993), which the coefficients are from. Otherwise within VD_LOG1P_SHORT. */
 INLINE vd vd_log1p(vd q, int exact, vd *result_error) {
     const vd one = vd_set1(1.0);

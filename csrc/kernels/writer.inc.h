@@ -22,7 +22,8 @@ INLINE double lifted_factor(double factor, double scale, double *error, real *li
     return product;
 }
 
-/* x as a number of the compute type; *error is what that lost, plus x_error, where it is finite. */
+/* x as a number of the compute type; *error is the rounding error plus x_error, or 0 if the result is
+   not finite. */
 INLINE real round_to_real(double x, double x_error, real *error) {
     const real value = (real)x;
     *error = value - value == 0 ? (real)(x - (double)value + x_error) : 0;

@@ -176,15 +176,15 @@ def judge(
         findings.peaks[key] = max(findings.peaks.get(key, 0.0), worst)
         at = np.unravel_index(np.argmax(error), error.shape)
         failure = Failure(
-            "accuracy",
-            str(selection),
-            work.dtype,
-            work.case,
-            what + (f" at {tuple(map(int, at))}" if at else ""),
-            repr(float(np.asarray(got)[at])),
-            repr(float(right[0].hi[at])),
-            worst,
-            limit,
+            check="accuracy",
+            backend=str(selection),
+            dtype=work.dtype,
+            case=work.case,
+            what=what + (f" at {tuple(map(int, at))}" if at else ""),
+            got=repr(float(np.asarray(got)[at])),
+            expected=repr(float(right[0].hi[at])),
+            error=worst,
+            limit=limit,
         )
     findings.compare("accuracy", failure, error.size)
 

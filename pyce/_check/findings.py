@@ -20,7 +20,7 @@ EDGES = (0.5, 1, 2, 4, 10, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, np.inf)
 INFINITE = 1e300
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Failure:
     """A promise that is broken."""
 
@@ -73,7 +73,15 @@ class Findings:
         failure = None
         if mine != other:
             got, expected = (f"SHA-256 {name}" for name in (mine, other))
-            failure = Failure("bytes", str(selection), dtype, case, f"not {check}", got, expected)
+            failure = Failure(
+                check="bytes",
+                backend=str(selection),
+                dtype=dtype,
+                case=case,
+                what=f"not {check}",
+                got=got,
+                expected=expected,
+            )
         self.compare(check, failure)
 
     @contextmanager
@@ -83,9 +91,16 @@ class Findings:
             yield
         except Exception as error:
             got = f"{type(error).__name__}: {error}"
-            self.compare(
-                check, Failure(check, str(selection), dtype, case, "raised", got, "a result")
+            failure = Failure(
+                check=check,
+                backend=str(selection),
+                dtype=dtype,
+                case=case,
+                what="raised",
+                got=got,
+                expected="a result",
             )
+            self.compare(check, failure)
 
     def take_statistics(self, dtype: str, row: str) -> dict[str, dict[str, Any]]:
         """{candidate: {kind: statistics of its errors}}; the errors themselves are dropped."""

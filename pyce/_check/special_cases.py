@@ -50,13 +50,13 @@ def _half(findings: Findings, dtype: np.dtype[Any], selection: Selection, case: 
         if not same.all():
             at = np.unravel_index(np.argmin(same), same.shape)
             failure = Failure(
-                "half types",
-                str(selection),
-                dtype.name,
-                str(case),
-                f"{name} at {tuple(map(int, at))} is not the float32 result rounded once",
-                repr(float(a[at])),
-                repr(float(b[at])),
+                check="half types",
+                backend=str(selection),
+                dtype=dtype.name,
+                case=str(case),
+                what=f"{name} at {tuple(map(int, at))} is not the float32 result rounded once",
+                got=repr(float(a[at])),
+                expected=repr(float(b[at])),
             )
         findings.compare(HALF, failure, same.size)
 
@@ -82,18 +82,24 @@ def bad_labels(findings: Findings, dtype: Any, selection: Selection) -> None:
                     with selection.selected():
                         raised = _raised(call, out if "place" in call else x, labels, lse, out)
                     named = (f"row {rows - 2} ", f" {value},", f"0..{classes - 1} ")
-                    about = ("errors", str(selection), dtype.name, label, call)
+                    about = {
+                        "check": "errors",
+                        "backend": str(selection),
+                        "dtype": dtype.name,
+                        "case": label,
+                        "what": call,
+                    }
                     failure = None
                     if not (
                         isinstance(raised, IndexError) and all(n in str(raised) for n in named)
                     ):
                         got = f"{type(raised).__name__}: {raised}" if raised else "no error"
                         expected = f"IndexError with row {rows - 2}, {value} and 0..{classes - 1}"
-                        failure = Failure(*about, got, expected)
+                        failure = Failure(**about, got=got, expected=expected)
                     findings.compare(LABELS, failure)
                     failure = None
                     if out.tobytes() != before:
-                        failure = Failure(*about, "out was written", "out as it was")
+                        failure = Failure(**about, got="out was written", expected="out as it was")
                     findings.compare(LABELS, failure)
 
 
@@ -164,6 +170,13 @@ def _special(
             good &= (right.hi != 0.0) | (got == 0.0)
             failure = None
             if not good.all():
-                about = ("special values", str(selection), dtype.name, case, what)
-                failure = Failure(*about, str(np.asarray(got).tolist()), str(right.hi.tolist()))
+                failure = Failure(
+                    check="special values",
+                    backend=str(selection),
+                    dtype=dtype.name,
+                    case=case,
+                    what=what,
+                    got=str(np.asarray(got).tolist()),
+                    expected=str(right.hi.tolist()),
+                )
             findings.compare(SPECIAL, failure, np.size(got))

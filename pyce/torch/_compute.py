@@ -61,8 +61,8 @@ def forward(
             reduction,
             ignore_index,
             label_smoothing,
-            save == SAVE_GRADIENT,
-            float32_loss,
+            with_gradient=save == SAVE_GRADIENT,
+            float32_loss=float32_loss,
         )
         if found is not None:
             return found
@@ -127,6 +127,7 @@ def _at_addresses(
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
+    *,
     with_gradient: bool,
     float32_loss: bool,
 ) -> tuple[Tensor, Tensor | None] | None:

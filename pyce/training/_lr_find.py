@@ -66,10 +66,12 @@ class LRCurve:
 
     @property
     def steepest(self) -> float | None:
+        """The rate at which the smoothed loss falls fastest, or None."""
         return self._suggestions[0]
 
     @property
     def before_rise(self) -> float | None:
+        """The rate at which the smoothed loss is lowest, before it rises, or None."""
         return self._suggestions[1]
 
     @cached_property

@@ -292,7 +292,7 @@ def test_backward_shapes(backend, shape):
     assert (out.view(np.uint8) == SENTINEL).all()
 
 
-def test_backward_wants_a_scalar_for_mean_and_sum(backend):
+def test_backward_requires_a_scalar_for_mean_and_sum(backend):
     for reduction in ("mean", "sum"):
         with pytest.raises(TypeError, match="grad_loss"):
             pyce.cross_entropy_backward(np.ones(ROWS), X, Y, LSE, reduction=reduction)
@@ -442,7 +442,7 @@ def test_out_that_overlaps_the_logits_in_part(backend, shift):
         assert memory.tobytes() == before.tobytes()
 
 
-def test_out_in_the_same_memory_by_another_road(backend):
+def test_out_that_is_another_view_of_the_same_memory(backend):
     """An output with the memory of the logits in another order is not an in-place call."""
     square = np.linspace(0, 1, 25).reshape(5, 5).copy()  # which owns its memory
     before = square.copy()

@@ -1,4 +1,7 @@
-"""The C interface, called directly: invalid calls are refused, and write nothing."""
+"""The C interface, called directly: invalid calls are refused, and write nothing.
+
+All tests share the problems and buffers that are built at the top, so they are in one file.
+"""
 
 import ml_dtypes
 import numpy as np

@@ -18,7 +18,8 @@ import pytest
 from conftest import WITHOUT_C
 
 TESTS = Path(__file__).parents[1]
-KERNELS = TESTS.parent / "csrc" / "kernels"
+ROOT = TESTS.parent
+KERNELS = ROOT / "csrc" / "kernels"
 PROGRAM = sorted((TESTS / "c" / "vmath").glob("*.c"))
 # As csrc/build_ffi.py has them.
 FLAGS = ["-O2", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
@@ -92,6 +93,24 @@ def test_the_check_sees_a_small_mistake(tmp_path, name):
     done = run(build(tmp_path, kernels), 9973)
     assert done.returncode == 1, done.stdout
     assert re.search("EXCEEDED|out of range: [1-9]", done.stdout)
+
+
+def number(file, name):
+    text = (KERNELS / file).read_text(encoding="utf-8")
+    return float(re.search(rf"^#define {name} ([\d.]+)", text, re.MULTILINE)[1])
+
+
+def test_the_pages_quote_the_constants():
+    page = (ROOT / "docs" / "derivation.md").read_text(encoding="utf-8")
+    for precision, bound in (("f32", "VF_EXP_ULP"), ("f64", "VD_EXP_ULP")):
+        limit, width = (number(f"real_{precision}.h", n) for n in ("SHIFT_LIMIT", "EXP_RANGE"))
+        error = number("vmath.inc.h", bound)
+        assert f"| float{precision[1:]} | {limit:g} | {width:g} | {error:g} |" in page
+    bound = number("vmath.inc.h", "VF_EXP_ULP")
+    notes = (KERNELS / "README.md").read_text(encoding="utf-8")
+    assert f"an error below {bound} instead of 1 ULP" in notes
+    inside = (ROOT / "docs" / "inside.md").read_text(encoding="utf-8")
+    assert f"computed in float32 to {bound} units" in inside
 
 
 def run_coefficients(folder):

@@ -95,13 +95,18 @@ def test_list_for_a_dtype_is_complete():
     """Every source file that names float16."""
     named = files_with(r"PYCE_FLOAT16|(?<!b)f16", "csrc/**/*.[ch]")
     named |= files_with(r"float16", "pyce/_*.py", "pyce/_backends/**/*.py", "pyce/torch/*.py")
+    named |= files_with(r"(?<![b\w])float16", "pyce/_check/*.py", "pyce/_bench/*.py", "tests/*.py")
+    named |= files_with(r"\bFLOAT16", "tests/c/*.py")
     assert named - listed("Adding a dtype", isa="*", dtype="f16") == set()
 
 
 def test_list_for_an_operation_is_complete():
     """Every source file that names log-softmax."""
-    named = files_with(r"LOG_SOFTMAX", "csrc/**/*.[ch]")
-    named |= files_with(r"\blog_softmax\b", "pyce/_*.py", "pyce/_backends/**/*.py")
+    operation = r"(?i)log_softmax|PYCE_(?:SOFTMAX|LOGSUMEXP)"
+    named = files_with(operation, "csrc/**/*.[ch]", "tests/c/**/*.c", "tests/c/test_abi.py")
+    named |= files_with(
+        r"\blog_softmax\b", "pyce/_*.py", "pyce/_backends/**/*.py", "pyce/_check/*.py"
+    )
     assert named - listed("Adding an operation") == set()
 
 

@@ -657,7 +657,7 @@ def test_tensorflow_weighs_the_positive_alike():
     alike((got.numpy(),), (expected,))
 
 
-def test_torch_wants_floating_bernoulli_targets():
+def test_torch_requires_floating_bernoulli_targets():
     torch = load_torch()
     with pytest.raises(RuntimeError):
         torch.nn.functional.binary_cross_entropy_with_logits(

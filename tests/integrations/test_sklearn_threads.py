@@ -63,7 +63,15 @@ def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_interc
     for threads in (1, 2, 4):
         with ThreadPoolExecutor(3) as executor:
             objective = pyce.sklearn._Objective(
-                X, target, weight, weight.sum(), columns, 1.0, fit_intercept, threads, executor
+                X,
+                target,
+                weight=weight,
+                total=weight.sum(),
+                columns=columns,
+                C=1.0,
+                fit_intercept=fit_intercept,
+                threads=threads,
+                executor=executor,
             )
             assert len(objective._parts) == threads
             assert sum(len(s._blocks) for s in objective._parts) > len(X) / 32

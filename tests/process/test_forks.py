@@ -145,7 +145,7 @@ def test_forks(backend, run_python):
 
 
 @one_isa
-def test_forks_beside_numba(backend, run_python):
+def test_forks_and_numba(backend, run_python):
     """Numba's own parallel work in the parent, in a layer that does not survive a fork."""
     pytest.importorskip("numba")
     forks(backend, run_python, 5, 900, "import numba", USE_NUMBA, NUMBA_NUM_THREADS="3")

@@ -69,7 +69,7 @@ MIB = 2**20
     ],
 )
 @needs_proc
-def test_memory_beside_inputs_and_outputs(backend, run_python, axis, kind, soft):
+def test_memory_besides_inputs_and_outputs(backend, run_python, axis, kind, soft):
     """1 MiB, two rows per thread and 32 bytes per row; never anything of the logits' size."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:
         return  # all instruction sets share the entry points that could allocate

@@ -37,7 +37,10 @@ def imports(path):
     """The dotted names of all modules that a file imports, anywhere in it, and what from them."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     package = parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path == PACKAGE / "__init__.py":  # which tells type checkers what is imported later
+        tree.body = [node for node in tree.body if not for_type_checkers(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -46,6 +49,10 @@ def imports(path):
             if base != "pyce":  # `from pyce import _threads` is about that module alone
                 yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def for_type_checkers(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def within(name, module):

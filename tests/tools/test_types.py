@@ -90,6 +90,8 @@ pyce.softmax(x, out="x")  # error: arg-type
 pyce.set_backend("fastest")  # error: arg-type
 pyce.use_backend("fortran")  # error: arg-type
 pyce.info()["cores"]  # error: typeddict-item
+pyce.cross_entrpy(x, y)  # error: attr-defined
+pyce.training.minibatches(x, y, size=1)
 """
 
 

@@ -303,7 +303,21 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
                 a[LABEL_LOGIT + v] = x[first + label[v]]
             store = grad.size > 0 and not job.log_softmax
             _row_sums(
-                x, grad, probs, weight, first, size, soft, store, k, block, terms, work, s, a, v
+                x,
+                grad=grad,
+                probs=probs,
+                weight=weight,
+                first=first,
+                classes=size,
+                soft=soft,
+                store=store,
+                k=k,
+                block=block,
+                terms=terms,
+                work=work,
+                s=s,
+                a=a,
+                v=v,
             )
             if labelled and store:
                 a[LABEL_EXP + v] = grad[first + label[v]]
@@ -318,7 +332,18 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
                 grad[first : first + size] = 0.0
             else:
                 if soft:
-                    _soft_target_row(grad, probs, weight, first, size, k, block, work, a, v)
+                    _soft_target_row(
+                        grad,
+                        probs=probs,
+                        weight=weight,
+                        first=first,
+                        classes=size,
+                        k=k,
+                        block=block,
+                        work=work,
+                        a=a,
+                        v=v,
+                    )
                 else:
                     factor, factor_error = a[FACTOR + v], a[FACTOR_ERROR + v]
                     _off_target_row(grad, first, first + size, factor, factor_error)

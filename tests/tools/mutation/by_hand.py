@@ -4,41 +4,41 @@ from __future__ import annotations
 
 _KERNELS = r"csrc/kernels/.*\.inc\.h"
 _OTHERS = r"csrc/\w+\.c"
-_SCALAR = r"csrc/kernels/simd_(scalar|plain)\.h"
+_PLAIN = r"csrc/kernels/simd_plain\.h"
 _AVX2, _AVX512 = r"csrc/kernels/simd_avx2\.h", r"csrc/kernels/simd_avx512\.h"
 _ARGUMENTS = r"pyce/_(arguments|problem)\.py"
 
 # (regular expression of files, text that stands once in all of them, text instead, name)
 BY_HAND = (
     # The class whose term the gradient takes from the others is in the sum itself.
-    (_KERNELS, "v[j] = F(drop)(mine, v[j]);", "", "target not excluded"),
+    (_KERNELS, "v[j] = v_drop(at_pivot, v[j]);", "", "pivot not excluded"),
     (
         _KERNELS,
-        "return F(drop)(F(eq)(own, F(set1)((REAL)c)), F(load)(tile + c * W));",
-        "return F(load)(tile + c * W);",
-        "target not excluded",
+        "return v_drop(v_eq(pivot, v_set1((real)c)), v_load(block + c * LANES));",
+        "return v_load(block + c * LANES);",
+        "pivot not excluded",
     ),
-    (_KERNELS, "NAME(drop_own)(v, own - c);\n        }", "}", "target not excluded"),
-    (_KERNELS, "if (own >= c) NAME(drop_own)(v, own - c);", "", "target not excluded"),
-    (_KERNELS, "v[j] = F(drop)(F(lane)(own - j * W), v[j]);", ";", "target not excluded"),
+    (_KERNELS, "drop_pivot(v, pivot - c);\n        }", "}", "pivot not excluded"),
+    (_KERNELS, "if (pivot >= c) drop_pivot(v, pivot - c);", "", "pivot not excluded"),
+    (_KERNELS, "v[j] = v_drop(v_lane(pivot - j * LANES), v[j]);", ";", "pivot not excluded"),
     # Not the largest of all.
-    (_KERNELS, "return F(max)(m0, m1);", "return m0;", "wrong maximum"),
-    (_KERNELS, "if (c < n) m0 = F(max)(F(load)(x + c * W), m0);", "", "wrong maximum"),
+    (_KERNELS, "return v_max(m0, m1);", "return m0;", "wrong maximum"),
+    (_KERNELS, "if (c < n) m0 = v_max(v_load(x + c * LANES), m0);", "", "wrong maximum"),
     (
         _KERNELS,
-        "NAME(block_max)(NAME(short_row)(job, unit, i), n);",
-        "NAME(block_max)(NAME(short_row)(job, unit, i), n - 1);",
+        "block_max(unit_row(job, u, i), n);",
+        "block_max(unit_row(job, u, i), n - 1);",
         "wrong maximum",
     ),
     (
         _KERNELS,
-        "return F(max)(F(max)(m0, m1), F(max)(m2, m3));",
-        "return F(max)(F(max)(m0, m1), m2);",
+        "return v_max(v_max(m0, m1), v_max(m2, m3));",
+        "return v_max(v_max(m0, m1), m2);",
         "wrong maximum",
     ),
     (
         _KERNELS,
-        "if (c < n) m1 = F(max)(LOADN(x + c, n - c, (REAL)-INFINITE), m1);",
+        "if (c < n) m1 = v_max(m_loadn(x + c, n - c, (real)-INFINITE), m1);",
         "",
         "wrong maximum",
     ),
@@ -46,45 +46,37 @@ BY_HAND = (
     # The last of the numbers that fill no vector.
     (
         _KERNELS,
-        "LOADN(row[i] + c, width, 0)",
-        "LOADN(row[i] + c, width - 1, 0)",
+        "m_loadn(row[i] + c, width, 0)",
+        "m_loadn(row[i] + c, width - 1, 0)",
         "tail lane dropped",
     ),
     (
         _KERNELS,
-        "v[j] = LOADN(x + c + j * W, last, (REAL)-INFINITE);",
-        "v[j] = LOADN(x + c + j * W, last - 1, (REAL)-INFINITE);",
+        "v[j] = m_loadn(x + c + j * LANES, last, (real)-INFINITE);",
+        "v[j] = m_loadn(x + c + j * LANES, last - 1, (real)-INFINITE);",
         "tail lane dropped",
     ),
     (
         _KERNELS,
-        "LOAD(x + j * W) : LOADN(x + j * W, left, (REAL)-INFINITE);",
-        "LOAD(x + j * W) : LOADN(x + j * W, left - 1, (REAL)-INFINITE);",
+        "v[j] = m_loadn(x + j * LANES, left, (real)-INFINITE);",
+        "v[j] = m_loadn(x + j * LANES, left - 1, (real)-INFINITE);",
         "tail lane dropped",
     ),
-    (
-        _SCALAR,
-        "memcpy(r.a, m, (size_t)n * sizeof(T));",
-        "memcpy(r.a, m, (size_t)(n - 1) * sizeof(T));",
-        "tail lane dropped",
+    *(
+        (_PLAIN, old, old.replace("(size_t)n", "(size_t)(n - 1)"), "tail lane dropped")
+        for size in ("float", "double")
+        for old in (
+            f"memcpy(r.a, m, (size_t)n * sizeof({size}));",
+            f"memcpy(m, x.a, (size_t)n * sizeof({size}));",
+        )
     ),
-    (
-        _SCALAR,
-        "memcpy(m, x.a, (size_t)n * sizeof(T));",
-        "memcpy(m, x.a, (size_t)(n - 1) * sizeof(T));",
-        "tail lane dropped",
-    ),
-    (
-        _SCALAR,
-        "for (int i = 0; i < n; i++) r.a[i] = from_##type(p[i]);",
-        "for (int i = 0; i < n - 1; i++) r.a[i] = from_##type(p[i]);",
-        "tail lane dropped",
-    ),
-    (
-        _SCALAR,
-        "for (int i = 0; i < n; i++) p[i] = to_##type(x.a[i]);",
-        "for (int i = 0; i < n - 1; i++) p[i] = to_##type(x.a[i]);",
-        "tail lane dropped",
+    *(
+        (_PLAIN, old, old.replace("i < n", "i < n - 1"), "tail lane dropped")
+        for half in ("f16", "bf16")
+        for old in (
+            f"for (int i = 0; i < n; i++) r.a[i] = from_{half}(p[i]);",
+            f"for (int i = 0; i < n; i++) p[i] = to_{half}(x.a[i]);",
+        )
     ),
     *(
         (
@@ -95,17 +87,13 @@ BY_HAND = (
         )
         for old in ("epi32(_mm256_set1_epi32", "epi64(_mm256_set1_epi64x")
     ),
-    (
-        _AVX2,
-        "memcpy(h, p, (size_t)n * sizeof *h);",
-        "memcpy(h, p, (size_t)(n - 1) * sizeof *h);",
-        "tail lane dropped",
-    ),
-    (
-        _AVX2,
-        "memcpy(p, h, (size_t)n * sizeof *h);",
-        "memcpy(p, h, (size_t)(n - 1) * sizeof *h);",
-        "tail lane dropped",
+    *(
+        (_AVX2, old, old.replace("(size_t)n", "(size_t)(n - 1)"), "tail lane dropped")
+        for half in ("f16", "bf16")
+        for old in (
+            f"memcpy(h, p, (size_t)n * sizeof *h);\n    vf_store(f, vf_load_{half}(h));",
+            f"vf_store_{half}(h, a);\n    memcpy(p, h, (size_t)n * sizeof *h);",
+        )
     ),
     *(
         (_AVX512, old, old.replace("(1u << n) - 1", "(1u << (n - 1)) - 1"), "tail lane dropped")
@@ -120,14 +108,14 @@ BY_HAND = (
     # Where blocks, or the vectors of a row, begin and end.
     (
         _KERNELS,
-        "const V max = NAME(load_max)(job, &rows, k * PYCE_BLOCK, size, room->x);",
-        "const V max = NAME(load_max)(job, &rows, k * (PYCE_BLOCK - 1), size, room->x);",
+        "const vreal max = load_and_max(job, rows, first, n, room->x);",
+        "const vreal max = load_and_max(job, rows, first - k, n, room->x);",
         "wrong block bound",
     ),
     (
         _KERNELS,
-        "const int count = (n - c + W - 1) / W, last",
-        "const int count = (n - c) / W, last",
+        "const int count = (n - c + LANES - 1) / LANES, last",
+        "const int count = (n - c) / LANES, last",
         "wrong block bound",
     ),
     (
@@ -167,18 +155,39 @@ BY_HAND = (
         "if (label != ignore && (label < 0 || label > classes)) return i;",
         "label check off by one",
     ),
-    (_SCALAR, "p[i] >= classes", "p[i] > classes", "label check off by one"),
-    (
-        _AVX2,
-        "_mm256_cmpgt_epi64(top, l)",
-        "_mm256_cmpgt_epi64(_mm256_add_epi64(top, _mm256_set1_epi64x(1)), l)",
-        "label check off by one",
-    ),
-    (
-        _AVX512,
-        "_mm512_mask_cmpge_epu64_mask",
-        "_mm512_mask_cmpgt_epu64_mask",
-        "label check off by one",
+    *(
+        (isa, old, old.replace(right, wrong), "label check off by one")
+        for bits in (64, 32)
+        for isa, right, wrong, old in (
+            (
+                _PLAIN,
+                ">= classes",
+                "> classes",
+                f"INLINE int scan_labels{bits}(const int{bits}_t *p, int64_t n, int64_t ignore, "
+                "int64_t classes,\n                         int64_t *valid) {\n    int wrong = 0;\n"
+                "    for (int64_t i = 0; i < n; i++) {\n        *valid += p[i] != ignore;\n"
+                "        wrong |= p[i] != ignore && (p[i] < 0 || p[i] >= classes);",
+            ),
+            (
+                _AVX2,
+                "(top, l)",
+                "(_mm256_add_epi64(top, _mm256_set1_epi64x(1)), l)",
+                f"const __m256i l = load_labels{bits}(p + i);\n"
+                "        const __m256i ignored = _mm256_cmpeq_epi64(l, none);\n"
+                "        const __m256i right =\n"
+                "            _mm256_andnot_si256(_mm256_cmpgt_epi64(zero, l), "
+                "_mm256_cmpgt_epi64(top, l));",
+            ),
+            (
+                _AVX512,
+                "cmpge",
+                "cmpgt",
+                f"const __m512i l = load_labels{bits}(p + i);\n"
+                "        const __mmask8 counts = _mm512_cmpneq_epi64_mask(l, none);\n"
+                "        *valid += __builtin_popcount(counts);\n"
+                "        wrong |= _mm512_mask_cmpge_epu64_mask(counts, l, top);",
+            ),
+        )
     ),
     (_ARGUMENTS, "(labels >= self.classes)", "(labels > self.classes)", "label check off by one"),
     (_ARGUMENTS, "(labels < 0)", "(labels <= 0)", "label check off by one"),

@@ -13,10 +13,10 @@ from mutant import Mutant, normalised
 FILE = Path(__file__).with_name("equivalent.txt")
 # Functions that choose between ways to the same result.
 FUNCTIONS = {
-    "fetch": "which memory is prefetched",
-    "find_last_cache": "how large the last cache is taken to be",
-    "grain_of": "how rows are distributed among threads",
-    "threads_for": "how many threads are used",
+    "prefetch_rows": "which memory is prefetched",
+    "pyce_grain": "how rows are distributed among threads",
+    "pyce_last_cache": "how large the last cache is taken to be",
+    "pyce_threads_for": "how many threads are used",
 }
 
 
