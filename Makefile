@@ -22,7 +22,12 @@ PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
 RESULTS := bench/results
-MEASURE := $(BIN)/python -m pyce bench --output $(RESULTS)/latest.json
+# ISA=avx2 holds the C backend to that instruction set in every benchmark.
+ISA ?=
+HOLD := $(if $(ISA),--isa $(ISA))
+PEERS := $(RESULTS)/peers$(ISA:%=-%).json
+ONE_THREAD := $(RESULTS)/one-thread$(ISA:%=-%).json
+MEASURE := $(BIN)/python -m pyce bench $(HOLD) --output $(RESULTS)/latest.json
 GOALS := PYTHONPATH=. $(BIN)/python bench/goals.py
 DRAW := $(GOALS) --json $(RESULTS)/latest.json > $(RESULTS)/goals.json && \
 	$(BIN)/python -m pyce report --output $(RESULTS)/report $(RESULTS)/latest.json $(RESULTS)/goals.json
@@ -40,7 +45,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -140,8 +145,14 @@ bench-full: .venv/.bench $(EXTENSION) ## the same with every workload
 	$(DRAW)
 
 bench-peers: .venv/.peers $(EXTENSION) ## measure pyce and other libraries, and compare with the goals
-	$(BIN)/python -m pyce bench --full --peers --output $(RESULTS)/peers.json
-	$(GOALS) $(RESULTS)/peers.json
+	$(BIN)/python -m pyce bench --full --peers $(HOLD) --output $(PEERS)
+	$(GOALS) $(PEERS)
+
+# JAX takes as many threads as there are processors, so the process gets one of them.
+bench-one-thread: .venv/.peers $(EXTENSION) ## the same on one processor, for the goals of one thread
+	$(call need,taskset,util-linux)
+	taskset -c 0 $(BIN)/python -m pyce bench --full --peers --operation fused --dtype float32 $(HOLD) --output $(ONE_THREAD)
+	$(GOALS) $(ONE_THREAD)
 
 # Fails if a slow-down beyond noise shows twice.
 bench-compare: .venv/.bench $(EXTENSION) ## measure, and compare with the last baseline of the same kind of machine
@@ -156,7 +167,7 @@ bench-scaling: .venv/.bench $(EXTENSION) ## measure the time per element from 10
 	PYTHONPATH=. $(BIN)/python bench/scaling.py
 
 bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and LogisticRegression to docs/sklearn.md
-	PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
+	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
 
 accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
@@ -164,7 +175,7 @@ accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units i
 accuracy-peers: .venv/.peers $(EXTENSION) ## the same, with PyTorch for comparison
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
-report: .venv/.bench .venv/.test ## write the last tables of bench-peers and accuracy-peers to README and docs
+report: .venv/.bench .venv/.test ## write the last tables of bench-peers, of each ISA, and accuracy-peers to README and docs
 	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md
 
 demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits; pictures in build/demo

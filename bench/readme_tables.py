@@ -1,22 +1,28 @@
 """Put measured tables into Markdown files: `python bench/readme_tables.py FILE…`.
 
-Each table replaces the text between its markers, `<!-- bench:begin -->` and `<!-- bench:end -->`.
-A file may have each pair of markers once:
+Each table replaces the text between its markers, for example `<!-- accuracy:begin -->` and
+`<!-- accuracy:end -->`. A file may have each pair of markers once:
 
-    bench-headline  how many times as fast as the other libraries pyce is
-    bench-torch     training steps of PyTorch, with its own loss and with pyce's
-    bench           loss and gradient in float32, and the goals that are missed
-    bench-full      every workload with index targets, and every goal
-    accuracy        the largest errors in float32
-    accuracy-full   the largest errors in float32 and float64
-    language-model  the report of `examples/language_model.py`, with a copy of its picture
+    accuracy             the largest errors in float32
+    accuracy-full        the largest errors in float32 and float64
+    language-model       the report of `examples/language_model.py`, with a copy of its picture
+    bench-headline-ISA   how many times as fast as the other libraries pyce is
+    bench-torch-ISA      training steps of PyTorch, with its own loss and with pyce's
+    bench-ISA            loss and gradient in float32, and the goals that are missed
+    bench-full-ISA       every workload with index targets, and every goal
+
+ISA is the instruction set that the C backend ran on, for example avx2. The last four come from the
+newest file of bench with that instruction set. A table of speed or accuracy without a file stays as
+it is. Tables of speed state when, at which commit and on which machine they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +37,14 @@ from pyce._check import promises, regimes
 from pyce._check.check import FLOATS
 from pyce._check.findings import error_text
 from pyce._cli import Unusable
+from pyce._machine import isa_text, processor_text, widest_isa
 
-BENCH = Path("bench/results/peers.json")
-ACCURACY = Path("bench/results/accuracy.json")
-LANGUAGE_MODEL = Path("bench/results/language-model")
+RESULTS = Path("bench/results")
+PEERS, ONE_THREAD = "peers*.json", "one-thread*.json"
+ACCURACY = RESULTS / "accuracy.json"
+LANGUAGE_MODEL = RESULTS / "language-model"
+# The instruction sets of the markers, by the names that headings use.
+ISAS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "scalar": "plain C"}
 TITLES = {"fused": "Loss and gradient", "forward": "Loss alone"}
 KINDS = ("loss", "gradient")
 
@@ -43,10 +53,27 @@ KINDS = ("loss", "gradient")
 # Speed
 
 
-def peers_markdown(run: Run, full: bool = True) -> str:
+def measured_on(machine: dict[str, Any], when: str, commit: str) -> str:
+    """The beginning of a sentence about figures: date, commit, processor, settings."""
+    parts = [f"Measured on {when[:10]}", *([f"at commit {commit}"] if commit else [])]
+    parts.append(f"on {processor_text(machine)} with {_threads(machine)}, {isa_text(machine)}")
+    return " ".join(parts)
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    count = machine["threads"]
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
+def _measured(run: Run) -> str:
+    return measured_on(run.machine, run.when, run.commit)
+
+
+def peers_markdown(run: Run, one: Run | None = None, full: bool = True) -> str:
     """Tables of pyce and other libraries for each operation, an explanation, and the goals.
 
-    Unless `full`, only of loss and gradient in float32.
+    `one` is a run on one processor, of which only the goals are shown. Unless `full`, only of loss
+    and gradient in float32.
     """
     operations = TITLES if full else {"fused": TITLES["fused"]}
     items = [
@@ -59,7 +86,7 @@ def peers_markdown(run: Run, full: bool = True) -> str:
     ]
     names = list(dict.fromkeys(item.about["candidate"] for item in items))
     names = [name for name in names if name != "floor"]
-    parts = [_how(run.machine, names)]
+    parts = [_how(run, names)]
     for operation, title in operations.items():
         rows: dict[str, dict[str, Item]] = {}
         for item in items:
@@ -68,11 +95,9 @@ def peers_markdown(run: Run, full: bool = True) -> str:
                 rows.setdefault(row, {})[item.about["candidate"]] = item
         if rows:
             parts.append(f"**{title}**\n\n" + _table(rows, names))
-    lines = goals.lines(run)
-    if lines and full:
-        parts.append("**Goals**, with missed ones in bold\n\n" + _goals(lines))
-    elif lines:
-        parts.append(_missed(lines))
+    parts += _goals("Goals", goals.lines(run), full)
+    if one:
+        parts += _goals(f"Goals on one processor. {_measured(one)}", goals.lines(one), full)
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,9 +118,10 @@ def headline(run: Run) -> str:
     most, least = max(times[True]), min(times[True] + times[False])
     where = "at every shape measured" if least > 1 else "at most shapes measured"
     return (
-        f"Loss and gradient together take less time than in {', '.join(names)} {where} on one "
-        f"machine: it is {ratio(min(times[True]))} to {ratio(most)} times as fast with {MANY:,} "
-        f"classes and more, and at least {ratio(min(times[False]))} times with fewer.\n"
+        f"**{ISAS[run.machine['isa']]}**: loss and gradient together take less time than in "
+        f"{', '.join(names)} {where}. pyce is {ratio(min(times[True]))} to {ratio(most)} times as "
+        f"fast with {MANY:,} classes and more, and at least {ratio(min(times[False]))} times with "
+        f"fewer. {_measured(run)}.\n"
     )
 
 
@@ -115,12 +141,13 @@ def torch_markdown(run: Run) -> str:
         cells += [duration(each.seconds) for each in (eager, compiled, ours)]
         cells.append(ratio(times) if times >= 1 else f"**{ratio(times)}**")
         lines.append("| " + " | ".join(cells) + " |")
-    about = f"Measured on {run.machine['processor']} with {run.machine['threads']} threads, torch "
-    about += f"{run.machine['versions']['torch']}: loss and `backward()`, medians of calls in turn."
+    about = f"{_measured(run)}; torch {run.machine['versions']['torch']}. Loss and `backward()`, "
+    about += "medians of calls in turn."
     return about + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _how(machine: dict[str, Any], names: list[str]) -> str:
+def _how(run: Run, names: list[str]) -> str:
+    machine = run.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     floor = "numpy.copyto of the logits to the gradient, on one thread"
     if machine["isa"]:
@@ -128,17 +155,30 @@ def _how(machine: dict[str, Any], names: list[str]) -> str:
             "the faster of a parallel memcpy and a parallel non-temporal copy of the logits to the "
             "gradient (for the loss alone: a read of the logits)"
         )
+    others = ""
+    if widest_isa(machine):
+        others = "The Numba backend and the other libraries use all that the processor has. "
     return (
-        f"Measured on {machine['processor']} with {machine['threads']} threads"
-        + (f", {machine['isa']}, {machine['compiler']}" if machine["isa"] else "")
-        + f"; {versions}. Medians of candidates that take turns on the same buffers. In brackets: "
+        f"{_measured(run)}"
+        + (f", {machine['compiler']}" if machine["isa"] else "")
+        + f"; {versions}. {others}"
+        + "Medians of candidates that take turns on the same buffers. In brackets: "
         f"the ratio to the time of {names[0] if names else 'pyce'}, in bold if it is below 1. The "
         f"floor is {floor}. pyce's backends and scikit-learn write the gradient to a given array; "
         "the others, including pyce torch, return a new one."
     )
 
 
-def _goals(lines: list[Line]) -> str:
+def _goals(title: str, lines: list[Line], full: bool) -> list[str]:
+    """A table of the goals under a title, or unless `full`, the missed ones; [] without goals."""
+    if not lines:
+        return []
+    if full:
+        return [f"**{title}**, with missed ones in bold\n\n{_table_of_goals(lines)}"]
+    return [_missed(title, lines)]
+
+
+def _table_of_goals(lines: list[Line]) -> str:
     rows = ["| goal | workload | limit | measured |", "| --- | --- | ---: | ---: |"]
     for line in lines:
         figure = ratio(line.figure) if line.met else f"**{ratio(line.figure)}**"
@@ -146,7 +186,7 @@ def _goals(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
-def _missed(lines: list[Line]) -> str:
+def _missed(title: str, lines: list[Line]) -> str:
     """The number of goals that are met, and a list of the others."""
     missed: dict[str, list[str]] = {}
     for line in lines:
@@ -154,7 +194,7 @@ def _missed(lines: list[Line]) -> str:
             figure = f"{line.workload} {ratio(line.figure)} ({line.limit})"
             missed.setdefault(line.about, []).append(figure)
     met = len(lines) - sum(map(len, missed.values()))
-    text = f"**Goals**: {met} of {len(lines)} are met."
+    text = f"**{title}**: {met} of {len(lines)} are met."
     if missed:
         text += " Missed: " + "; ".join(
             f"{about}: {', '.join(figures)}" for about, figures in missed.items()
@@ -269,23 +309,55 @@ def _markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
+def newest(files: Iterable[Path]) -> dict[str, Run]:
+    """{instruction set: the newest run of it} of files of bench."""
+    runs = sorted((results.load(path) for path in files), key=lambda run: run.when)
+    return {run.machine["isa"]: run for run in runs}
+
+
 def main(options: argparse.Namespace) -> int:
-    blocks: dict[str, Callable[[], str]] = {
-        "bench-headline": lambda: headline(results.load(options.bench)),
-        "bench-torch": lambda: torch_markdown(results.load(options.bench)),
-        "bench": lambda: peers_markdown(results.load(options.bench), full=False),
-        "bench-full": lambda: peers_markdown(results.load(options.bench)),
+    @cache
+    def runs() -> tuple[dict[str, Run], dict[str, Run]]:
+        """On all processors, and on one; read only if a page has a table of them."""
+        return (
+            newest(options.bench or sorted(RESULTS.glob(PEERS))),
+            newest(options.one_thread or sorted(RESULTS.glob(ONE_THREAD))),
+        )
+
+    fixed: dict[str, Callable[[], str]] = {
         "accuracy": lambda: accuracy_markdown(results.read(options.accuracy), FLOATS[:1]),
         "accuracy-full": lambda: accuracy_markdown(results.read(options.accuracy)),
         "language-model": lambda: language_model_markdown(options.language_model, page),
     }
+    by_isa: dict[str, Callable[[Run, Run | None], str]] = {
+        "bench-headline": lambda run, _: headline(run),
+        "bench-torch": lambda run, _: torch_markdown(run),
+        "bench": lambda run, one: peers_markdown(run, one, full=False),
+        "bench-full": peers_markdown,
+    }
     for page in options.pages:
         text = page.read_text(encoding="utf-8")
-        found = [name for name in blocks if any(marker in text for marker in _markers(name))]
+        found = False
+        for name in dict.fromkeys(re.findall(r"<!-- ([a-z0-9-]+):(?:begin|end) -->", text)):
+            block, _, isa = name.rpartition("-")
+            if name in fixed:
+                if name.startswith("accuracy") and not options.accuracy.exists():
+                    print(f"{page.name}: {name} stays as it is, without {options.accuracy}")
+                else:
+                    replace(page, name, fixed[name]())
+            elif block in by_isa and isa in ISAS:
+                run, one = (each.get(isa) for each in runs())
+                if run is None:
+                    print(f"{page.name}: {name} stays as it is, without a file of {isa}")
+                else:
+                    replace(page, name, by_isa[block](run, one))
+            else:
+                continue
+            found = True
         if not found:
-            raise Unusable(f"{page.name} must have the lines {_markers('bench')[0]} … of a block")
-        for name in found:
-            replace(page, name, blocks[name]())
+            raise Unusable(
+                f"{page.name} must have the lines {_markers('bench-avx2')[0]} … of a block"
+            )
     return _cli.FINE
 
 
@@ -297,7 +369,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("pages", nargs="+", type=Path, metavar="FILE", help="a Markdown file with markers")
-    add("--bench", type=Path, default=BENCH, help="written by bench --peers (default: %(default)s)")
+    add(
+        "--bench",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=f"written by bench --peers; may be given more than once (default: {RESULTS / PEERS})",
+    )
+    add(
+        "--one-thread",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=f"the same, on one processor (default: {RESULTS / ONE_THREAD})",
+    )
     add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
     add(
         "--language-model",

@@ -7,7 +7,7 @@
 0.464 [[ 0.23 -0.37  0.14]]
 
 The kernels are written in C (SIMD instructions chosen at run time, threads), in Numba and in NumPy
-(the reference). The first of these that is available runs; `pyce.info()` shows which.
+(the reference). The one that is fastest on this machine runs; `pyce.info()` shows which and why.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ class Info(TypedDict):
 
     version: str
     backend: BackendName
+    reason: str
     backends: dict[str, str | None]
     isas: list[str]
     isa: str | None
@@ -29,6 +30,7 @@ def info() -> Info:
     dict
         - `version`: the version of pyce
         - `backend`: the backend that a call made now, in this thread and task, runs on
+        - `reason`: why it runs on that backend
         - `backends`: for each backend in order of preference, None if it can be used on this
           machine, else why not
         - `isas`: the instruction sets that the C backend can run on this machine, widest first
@@ -51,7 +53,8 @@ def info() -> Info:
     report: Info = {
         "version": __version__,
         "backend": cast(BackendName, backend.NAME),
-        "backends": {name: _backends.why_not(name) for name in _backends.NAMES},
+        "reason": _backends.reason(),
+        "backends": {name: _backends.why_not(name) for name in _backends.preference()},
         "isas": [],
         "isa": None,
         "threads": _threads.budget(),
@@ -70,19 +73,22 @@ def describe() -> str:
     """What `info` reports as lines of text, with a warning if the C extension is missing."""
     report = info()
     lines = [f"pyce {report['version']}"]
-    for name, reason in report["backends"].items():
-        mark = "in use" if name == report["backend"] else ("not available" if reason else "ready")
-        lines.append(f"  backend {name:6} {mark}" + (f": {reason}" if reason else ""))
+    for name, missing in report["backends"].items():
+        if name == report["backend"]:
+            mark = f"in use: {report['reason']}"
+        else:
+            mark = f"not available: {missing}" if missing else "ready"
+        lines.append(f"  backend {name:6} {mark}")
     if report["isa"]:
         others = ", ".join(report["isas"])
         lines.append(f"  instructions   {report['isa']} (this machine runs {others})")
         lines.append(f"  compiler       {report['compiler']}")
     lines.append(f"  threads        {report['threads']}")
-    reason = report["backends"]["c"]
-    if reason:
+    missing = report["backends"]["c"]
+    if missing:
         lines += [
             "",
             "WARNING: pyce runs WITHOUT its C kernels, many times slower than it could.",
-            f"WARNING: {reason}",
+            f"WARNING: {missing}",
         ]
     return "\n".join(lines)

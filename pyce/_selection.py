@@ -27,7 +27,7 @@ class Selection:
         The backend is selected in the calling thread or task; the instruction set and the number
         of threads are settings of the whole process. All three are restored at the end.
         """
-        with pyce.use_backend(check_name(self.name)), _held_to(self.isa):
+        with pyce.use_backend(check_name(self.name)), held_to(self.isa):
             if threads is None:
                 yield
                 return
@@ -40,8 +40,8 @@ class Selection:
 
 
 @contextmanager
-def _held_to(isa: str | None) -> Iterator[None]:
-    """The C backend runs on this instruction set, in the whole process."""
+def held_to(isa: str | None) -> Iterator[None]:
+    """The C backend runs on this instruction set, if one is given, in the whole process."""
     if isa is None:
         yield
         return

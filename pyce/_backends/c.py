@@ -38,6 +38,9 @@ _REDUCTIONS = {
     "none": lib.PYCE_NONE,
     "quotient": lib.PYCE_QUOTIENT,
 }
+# The instruction sets whose kernels are slower than Numba's; the figures are in
+# `pyce._backends.preference`.
+_SLOW_ISAS = frozenset({"scalar"})
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 # Looked up once: small calls spend their time on such look-ups.
@@ -64,6 +67,14 @@ def isas() -> list[str]:
     while (name := lib.pyce_isa(len(names))) != _NULL:
         names.append(ffi.string(name).decode())
     return names
+
+
+def is_vectorised() -> bool:
+    """Whether the widest instruction set of this machine has kernels that are faster than Numba's.
+
+    This describes the machine: it does not depend on `set_isa`.
+    """
+    return isas()[0] not in _SLOW_ISAS
 
 
 def isa() -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyce
-from pyce import _cli
+from pyce import _cli, _machine
 from pyce._bench.formats import duration, ratio
 from pyce._bench.progress import Progress
 from pyce._cli import Unusable
+from pyce._selection import held_to
 
 if TYPE_CHECKING:
     from pyce._bench.results import Item, Run
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--dtype", type=_cli.listed(DTYPES), help="only these: " + ",".join(DTYPES))
     add("--operation", type=_cli.listed(OPERATIONS), help="only these: " + ",".join(OPERATIONS))
+    add(
+        "--isa",
+        metavar="NAME",
+        help="hold the C backend to this instruction set, for example avx2 on a processor with "
+        "AVX-512; Numba and other libraries use all that the processor has",
+    )
     add("-b", "--backend", type=_cli.names, help="only these backends, for example c,numpy")
     add(
         "--threads",
@@ -84,6 +91,18 @@ def main(options: argparse.Namespace) -> int:
         return _cli.FINE
     _cli.require("bench", "pytest", "pytest_benchmark")
     _cli.info()
+    isas = pyce.info()["isas"]
+    if options.isa is not None and options.isa not in isas:
+        raise Unusable(
+            f"--isa {options.isa}: the C backend runs {', '.join(isas)} here"
+            if isas
+            else f"--isa {options.isa}: {pyce.info()['backends']['c']}"
+        )
+    with held_to(options.isa):
+        return _bench(options)
+
+
+def _bench(options: argparse.Namespace) -> int:
     plan, digits = _plan(options)
     _cli.writable(options.output)
     # Into a temporary file: an existing output stays until there are results to replace it.
@@ -269,13 +288,15 @@ def show_times(run: Run) -> None:
         if name not in names:
             names.append(name)
         lines.setdefault((workload, operation, item.about["threads"]), {})[name] = item
+    widest = _machine.widest_isa(run.machine)
+    held = f" (C held to {run.machine['isa']}, the processor has {widest})" if widest else ""
     rows = []
     for (workload, operation, threads), items in lines.items():
         cells = [_cell(items.get(name)) for name in names]
         rows.append((workload, operation, str(threads), *cells))
     if rows:
         _cli.table(
-            "Median time, and its ratio to the floor: 1 is the limit",
+            "Median time, and its ratio to the floor: 1 is the limit" + held,
             ("workload", "operation", "threads", *names),
             rows,
             left=2,

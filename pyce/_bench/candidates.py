@@ -96,7 +96,8 @@ def variants() -> list[Candidate]:
         Candidate("pyce c, in place", "variant", calls.in_place, threads, "c", result=False),
         Candidate("pyce c, plain", "variant", calls.plain, threads, "c", result=False),
     ]
-    if {"avx512", "avx2"} <= set(pyce.info()["isas"]):
+    info = pyce.info()
+    if info["isa"] == "avx512" and "avx2" in info["isas"]:
         narrow = Candidate("pyce c, avx2", "variant", calls.operation, threads, "c", "avx2")
         found.append(narrow)
     return found

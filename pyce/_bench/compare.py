@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyce import _cli
+from pyce import _cli, _machine
 from pyce._cli import Unusable
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def again(new: Run) -> list[str]:
     counts = dict.fromkeys(str(about["threads"]) for about in own)
     # Other libraries take turns with the backends and affect their times.
     peers = ["--peers"] if new.candidates("variant", "peer") else []
-    return ["--backend", ",".join(names), "--threads", ",".join(counts), *peers]
+    isa = ["--isa", new.machine["isa"]] if _machine.widest_isa(new.machine) else []
+    return ["--backend", ",".join(names), "--threads", ",".join(counts), *isa, *peers]
 
 
 def _measured_again(new: Run, workloads: list[str]) -> Run:

@@ -7,7 +7,7 @@ The `extra_info` of each item holds:
     candidate      "floor", "pyce c", "pyce c, 1 thread", "torch", …
     kind           "floor", "backend", "variant" or "peer"
     backend        pyce's backend, or None
-    threads, isa   the settings that it ran with
+    threads, isa   the settings that it ran with; `isa` of C only
     bytes          bytes that the operation must move; target_bytes of them belong to the target
     blocks         the median of each block in seconds: the independent observations
     over_floor     for each block, the median ratio to the floor's time in the same round with the
@@ -15,7 +15,8 @@ The `extra_info` of each item holds:
     calls          number of calls in a round
 
 `machine_info["pyce"]` of the file is `_machine.fingerprint()`, and the bandwidth of memory in bytes
-per second: "bandwidth": {"read": …, "copy": …}.
+per second: "bandwidth": {"read": …, "copy": …}. With `bench --isa`, the fingerprint's `isa` is the
+instruction set that C was held to, and its `kind` names both that and the widest one.
 """
 
 from __future__ import annotations
@@ -78,11 +79,7 @@ class Run:
     @property
     def commit(self) -> str:
         """The commit, shortened, with a + if files had been changed; "" outside of a repository."""
-        info = self.content.get("commit_info") or {}
-        name = str(info.get("id") or "")[:9]
-        if name == "unversioned"[:9]:
-            return ""  # how pytest-benchmark says that there is no repository
-        return name + ("+" if name and info.get("dirty") else "")
+        return short_commit(self.content.get("commit_info") or {})
 
     @property
     def when(self) -> str:
@@ -102,6 +99,14 @@ class Run:
                 if not kinds or item.about["kind"] in kinds
             )
         )
+
+
+def short_commit(info: dict[str, Any]) -> str:
+    """The commit of pytest-benchmark's description of a repository, as `Run.commit`."""
+    name = str(info.get("id") or "")[:9]
+    if name == "unversioned"[:9]:
+        return ""  # how pytest-benchmark says that there is no repository
+    return name + ("+" if name and info.get("dirty") else "")
 
 
 def load(path: Path) -> Run:

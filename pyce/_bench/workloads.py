@@ -83,6 +83,7 @@ WORKLOADS = (
     Workload((65536, 10), "ten classes, large batch", quick=True),
     Workload((1_000_000, 3), "tabular, full batch", quick=True),
     Workload((2048, 32000), "LLM, 32k tokens", quick=True),
+    Workload((32, 32000), "LLM, 32k tokens, small batch"),
     Workload((1024, 50257), "GPT-2"),
     Workload((512, 128256), "Llama 3"),
     Workload((256, 262144), "Gemma 3"),

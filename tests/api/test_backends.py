@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import importlib.util
+import os
 import threading
 import types
 
@@ -18,6 +20,31 @@ def others(name):
 
 
 @pytest.fixture
+def undecided(monkeypatch):
+    """No backend is loaded, "auto" is not decided, and the environment selects nothing."""
+    monkeypatch.setattr(_backends, "_loaded", {})
+    monkeypatch.setattr(_backends, "_broken", {})
+    monkeypatch.setattr(_backends, "_auto_reason", "")
+    for name in ("PYCE_BACKEND", "PYCE_ISA", "NUMBA_DISABLE_JIT"):
+        monkeypatch.delenv(name, raising=False)
+    pyce.set_backend("auto")
+
+
+@pytest.fixture
+def plain_c(undecided, c_backends, monkeypatch):
+    """A processor for which the C backend has only its plain kernels."""
+    from pyce._backends import c
+
+    monkeypatch.setattr(c, "isas", lambda: ["scalar"])
+
+
+@pytest.fixture
+def numba_here(undecided, monkeypatch):
+    """The Numba backend is available: a substitute, which is not compiled."""
+    monkeypatch.setitem(_backends._loaded, "numba", types.SimpleNamespace(NAME="numba"))
+
+
+@pytest.fixture
 def other(backend, monkeypatch):
     """The name of another backend than `backend`; of a substitute where there is no other."""
     if not others(backend.name):
@@ -27,9 +54,81 @@ def other(backend, monkeypatch):
 
 def test_backends_are_listed_fastest_first():
     order = ["c", "numba", "numpy"]
+    info = pyce.info()
+    if info["isas"] == ["scalar"] and not os.environ.get("PYCE_ISA"):
+        order = ["numba", "c", "numpy"]
     listed = pyce.backends()
     assert listed == [name for name in order if name in listed]
+    assert list(info["backends"]) == order
     assert listed[-1] == "numpy"
+
+
+def test_auto_prefers_vector_kernels_of_c(undecided, numba_here, c_backends, monkeypatch):
+    from pyce._backends import c
+
+    for isa in ("avx512", "avx2"):
+        monkeypatch.setattr(c, "isas", lambda isa=isa: [isa, "scalar"])
+        assert pyce.backends() == ["c", "numba", "numpy"]
+        _backends._loaded.pop("auto", None)
+        assert pyce.get_backend() == "c"
+        assert "vector kernels" in pyce.info()["reason"]
+
+
+def test_auto_prefers_numba_to_slow_plain_c(plain_c, numba_here, recwarn):
+    assert pyce.backends() == ["numba", "c", "numpy"]
+    assert pyce.get_backend() == "numba"
+    info = pyce.info()
+    assert list(info["backends"]) == ["numba", "c", "numpy"]
+    assert "plain kernels" in info["reason"] and "Numba" in info["reason"]
+    # C can be used on request.
+    with pyce.use_backend("c"):
+        assert pyce.get_backend() == "c"
+    assert not recwarn.list
+
+
+def test_auto_runs_plain_c_without_numba(plain_c, monkeypatch, recwarn):
+    monkeypatch.setattr(_backends, "_broken", {"numba": "left out"})
+    found = importlib.util.find_spec
+    hidden = lambda name: None if name == "numba" else found(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    assert pyce.backends() == ["c", "numpy"]
+    assert pyce.get_backend() == "c"
+    assert "Numba would be faster, but is not available" in pyce.info()["reason"]
+    assert not recwarn.list
+
+
+def test_an_instruction_set_in_the_environment_asks_for_c(plain_c, numba_here, monkeypatch):
+    monkeypatch.setenv("PYCE_ISA", "scalar")
+    assert pyce.backends() == ["c", "numba", "numpy"]
+    assert pyce.get_backend() == "c"
+    assert "PYCE_ISA=scalar" in pyce.info()["reason"]
+
+
+@pytest.mark.parametrize(
+    ("value", "disabled"), [("1", True), ("2", True), ("0", False), ("", False), ("x", False)]
+)
+def test_numba_is_unavailable_without_its_compiler(undecided, monkeypatch, value, disabled):
+    pytest.importorskip("numba")
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+    reason = pyce.info()["backends"]["numba"]
+    assert reason == ("NUMBA_DISABLE_JIT is set" if disabled else None)
+    assert ("numba" in pyce.backends()) != disabled
+    if disabled:
+        with pytest.raises(ValueError, match="NUMBA_DISABLE_JIT is set; available: "):
+            pyce.set_backend("numba")
+
+
+def test_info_says_why_a_backend_was_selected(undecided, monkeypatch):
+    monkeypatch.setenv("PYCE_BACKEND", "numpy")
+    assert pyce.info()["reason"] == "PYCE_BACKEND=numpy selects it"
+    monkeypatch.setenv("PYCE_BACKEND", "auto")  # decided once
+    assert pyce.info()["reason"] == "PYCE_BACKEND=numpy selects it"
+    pyce.set_backend("numpy")
+    assert pyce.info()["reason"] == "set_backend selects it"
+    with pyce.use_backend("numpy"):
+        assert pyce.info()["reason"] == "use_backend selects it"
+        with pyce.use_backend("auto"):
+            assert pyce.info()["reason"] == "PYCE_BACKEND=numpy selects it"
 
 
 def test_use_backend_nests(backend):
@@ -92,16 +191,15 @@ def test_a_backend_that_is_not_available(monkeypatch, name):
     assert name not in pyce.backends()
 
 
-def test_auto_warns_without_c(monkeypatch):
+def test_auto_warns_without_c(undecided, monkeypatch):
     """The fastest available backend is used, and one warning says that it is not C."""
-    monkeypatch.setattr(_backends, "_loaded", {})
     monkeypatch.setattr(_backends, "_broken", {"c": "left out", "numba": "left out"})
-    monkeypatch.delenv("PYCE_BACKEND", raising=False)
-    pyce.set_backend("auto")
     with pytest.warns(RuntimeWarning, match="left out") as caught:
         assert pyce.get_backend() == "numpy"
         pyce.cross_entropy([[1.0, 2.0]], [0])
     assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "without the C extension" in pyce.info()["reason"]
 
 
 def test_the_chosen_backend_is_the_one_that_runs(backend, monkeypatch):

@@ -368,9 +368,11 @@ def test_no_more_threads_than_pytorch_is_allowed(kind, monkeypatch):
     monkeypatch.setattr(_threads, "_unlimited", lambda: 8.0)
     monkeypatch.setattr(_threads, "budget", lambda: seen.append(budget()) or seen[-1])
     before = torch.get_num_threads()
-    logits, target = example(1000, 1000)
+    logits, target = example(2100, 2000)  # enough for several threads on every backend
     asked = []
-    if "c" in pyce.backends():
+    if pyce.get_backend() == "numpy":
+        pytest.skip("NumPy computes on one thread")
+    if pyce.get_backend() == "c":
         from pyce._backends import c
 
         function = c._cross_entropy

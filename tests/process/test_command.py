@@ -1,6 +1,7 @@
 """`pyce.info()` and the command `python -m pyce`, which prints it."""
 
 import json
+import re
 
 import pyce
 
@@ -10,6 +11,7 @@ def test_info(backend):
     assert set(report) == {
         "version",
         "backend",
+        "reason",
         "backends",
         "isas",
         "isa",
@@ -18,7 +20,8 @@ def test_info(backend):
     }
     assert report["version"] == pyce.__version__
     assert report["backend"] == backend.name
-    assert list(report["backends"]) == ["c", "numba", "numpy"]
+    assert report["reason"] == "use_backend selects it"
+    assert sorted(report["backends"]) == ["c", "numba", "numpy"]
     assert [n for n, reason in report["backends"].items() if reason is None] == pyce.backends()
     assert report["threads"] == pyce.get_num_threads()
     if "c" in pyce.backends():
@@ -37,9 +40,17 @@ def test_command(backend, run_python):
         assert f"backend {name}" in text
     lines = [line.split() for line in text.splitlines() if "in use" in line]
     assert [line[1] for line in lines] == [backend.name]
+    assert f"in use: PYCE_BACKEND={backend.name} selects it" in text
     if backend.isa:
         assert f"instructions   {backend.isa}" in text
     assert ("WITHOUT its C kernels" in text) == ("c" not in pyce.backends())
+
+
+def test_command_tells_why_a_backend_is_used(c_backend, run_python):
+    text = run_python("-m", "pyce", PYCE_ISA=c_backend.isa).stdout
+    assert re.search(rf"backend c +in use: PYCE_ISA={c_backend.isa} names an instruction set", text)
+    text = run_python("-m", "pyce", NUMBA_DISABLE_JIT="1", PYCE_BACKEND="numpy").stdout
+    assert re.search(r"backend numba +not available: (numba is not|NUMBA_DISABLE_JIT)", text)
 
 
 def test_command_as_json(run_python):

@@ -18,7 +18,9 @@ MACHINE = {
     "processors": 2,
     "caches": {"L1d": 2**15, "L2": 2**20, "L3": 2**25},
     "bandwidth": {"read": 4e10, "copy": 5e10},
+    "backend": "c",
     "isa": "avx2",
+    "isas": ["avx2", "scalar"],
     "threads": 2,
     "compiler": "gcc 12",
     "pyce": "0.1.0",
@@ -107,10 +109,13 @@ def run_of(**options):
     return Run(Path("made.json"), content(**options))
 
 
-def written_run(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00", floor=1.0):
+def written_run(
+    tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00", floor=1.0, **machine
+):
     """A file with `items`: {(workload, operation, candidate): [time over the floor, by block]}.
 
-    `floor` is how many times as fast it was as one that takes a microsecond.
+    `machine` holds parts of the fingerprint that differ from `MACHINE`. `floor` is how many times
+    as fast it was as one that takes a microsecond.
     """
     benchmarks = []
     for (workload, operation, who), over in items.items():
@@ -118,7 +123,8 @@ def written_run(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:
             "workload": workload,
             "operation": operation,
             "candidate": who,
-            "kind": "floor" if who == "floor" else "peer" if who == "torch" else "backend",
+            "kind": "floor" if who == "floor" else "backend" if who[:4] == "pyce" else "peer",
+            "elements": 1000,
             "bytes": 1000,
             "target_bytes": 0,
             "threads": 2,
@@ -127,7 +133,7 @@ def written_run(tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:
         }
         benchmarks.append({"extra_info": info, "stats": {"median": statistics.median(over) * 1e-6}})
     content = {
-        "machine_info": {"pyce": {"kind": kind, "pyce": "1.0"}},
+        "machine_info": {"pyce": {**MACHINE, "kind": kind, "pyce": "1.0", **machine}},
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
         "datetime": when,
         "benchmarks": benchmarks,

@@ -148,6 +148,7 @@ def test_other_plugins_and_options_have_no_effect(run_python, tmp_path):
         (("-w", "nothing"), "no workload matches 'nothing'"),
         (("-b", "fortran"), "fortran: no such backend"),
         (("--threads", "99999"), "this process may use"),
+        (("--isa", "mmx"), "--isa mmx: "),
         (("-w", "64x10", "--dtype", "float64"), "no workload is left"),
     ],
 )
@@ -195,6 +196,43 @@ def test_the_output_is_kept_if_nothing_is_measured(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench.main(options)
     assert path.read_text() == "as it was"
+
+
+def test_c_is_held_to_an_instruction_set(run_python, tmp_path, c_backend):
+    path = tmp_path / "held.json"
+    options = ("-w", "64x10", "-b", "c", "--operation", "fused", "--threads", "1")
+    done = run_bench(run_python, *options, "--isa", c_backend.isa, "-o", str(path))
+    run = results.load(path)
+    assert run.machine["isa"] == c_backend.isa
+    item = run.items["64x10", "fused", run.candidates("backend")[0]]
+    assert item.about["isa"] == c_backend.isa
+    widest = pyce.info()["isas"][0]
+    held = f"C held to {c_backend.isa}, the processor has {widest}"
+    assert (held in " ".join(done.stdout.split())) == (c_backend.isa != widest)
+    assert (f"{c_backend.isa}-of-{widest}" in run.machine["kind"]) == (c_backend.isa != widest)
+    assert ("--isa" in compare.again(run)) == (c_backend.isa != widest)
+
+
+def test_a_narrower_variant_of_c_needs_a_wider_c():
+    from pyce._bench import candidates
+    from pyce._selection import held_to
+
+    isas = pyce.info()["isas"]
+    for isa in isas:
+        with held_to(isa):
+            names = [candidate.name for candidate in candidates.variants()]
+        assert ("pyce c, avx2" in names) == (isa == "avx512" and "avx2" in isas)
+
+
+def test_an_instruction_set_without_c(run_python, tmp_path):
+    code = (
+        "import sys; sys.modules['pyce._pyce'] = None\n"
+        "from pyce.__main__ import main; sys.exit(main(['bench', *sys.argv[1:]]))"
+    )
+    arguments = (*FEW, "--isa", "avx2", "-o", str(tmp_path / "one.json"))
+    done = run_python("-c", code, *arguments, check=False)
+    assert done.returncode == UNUSABLE
+    assert "--isa avx2: the C extension was not built" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The fingerprint of a machine, by which runs can be compared."""
 
 import json
+import platform
 import re
 import socket
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,9 @@ def test_fingerprint():
     assert about["processors"] >= 1
     assert all(10**3 < size < 10**10 for size in about["caches"].values())
     assert about["versions"]["numpy"] == np.__version__
+    assert about["backend"] == pyce.get_backend()
+    assert about["isas"] == pyce.info()["isas"]
+    assert re.fullmatch(r"(family \d+, model \d+)?", about["model"])
     assert socket.gethostname() not in json.dumps(about).split('"')
 
 
@@ -30,6 +35,45 @@ def test_kinds_differ_where_figures_would():
         "system": "Linux x86_64",
     }
     kind = _machine.kind(about)
-    assert kind == "some-cpu-2-5-ghz-linux-x86-64-8-processors-32-mib-avx2-8-threads"
-    for name, other in (("processors", 4), ("isa", None), ("threads", 4), ("processor", "Else")):
+    assert kind == "some-cpu-2-5-ghz-linux-x86-64-8-processors-32-kib-32-mib-avx2-8-threads"
+    assert _machine.kind({**about, "isas": ["avx2", "scalar"]}) == kind
+    for name, other in (
+        ("processors", 4),
+        ("isa", None),
+        ("isas", ["avx512", "avx2"]),
+        ("threads", 4),
+        ("processor", "Else"),
+        ("caches", {"L1d": 3 * 2**14, "L3": 2**25}),
+    ):
         assert _machine.kind({**about, name: other}) != kind
+
+
+def test_a_machine_that_c_was_held_on():
+    about = {
+        "processor": "Some CPU",
+        "processors": 2,
+        "caches": {},
+        "isa": "avx2",
+        "isas": ["avx512", "avx2", "scalar"],
+        "threads": 2,
+        "system": "Linux x86_64",
+    }
+    assert _machine.widest_isa(about) == "avx512"
+    assert "avx2-of-avx512" in _machine.kind(about)
+    assert _machine.isa_text(about) == "avx2, to which C was held on a processor with avx512"
+    for isas in ({"isas": ["avx2", "scalar"]}, {"isas": []}):
+        assert _machine.widest_isa({**about, **isas}) is None
+        assert _machine.isa_text({**about, **isas}) == "avx2"
+    assert _machine.isa_text({**about, "isa": None, "isas": []}) == "no C extension"
+    assert _machine.processor_text(about) == "Some CPU"
+    about["model"] = "family 25, model 17"
+    assert _machine.processor_text(about) == "Some CPU (family 25, model 17)"
+
+
+def test_the_model_of_a_processor(monkeypatch):
+    entries = "model name\t: Some CPU\ncpu family\t: 25\nmodel\t\t: 17\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"{entries}\n{entries}")
+    assert (_machine.processor(), _machine.model()) == ("Some CPU", "family 25, model 17")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert _machine.model() == ""
+    assert _machine.processor() in (platform.processor(), platform.machine())

@@ -20,6 +20,7 @@ def test_goals_of_a_run(tmp_path):
             ("64x10", "fused", "pyce numpy"): [5.0],
             ("64x10", "fused", "torch"): [2.5],
         },
+        isa="avx512",
     )
     lines = {line.about: line for line in goals.lines(run)}
     assert set(lines) == {
@@ -32,9 +33,71 @@ def test_goals_of_a_run(tmp_path):
     assert lines["the backend chosen over the fastest"].met
 
 
+def limits(run):
+    return {(line.about, line.workload): line.limit for line in goals.lines(run)}
+
+
+TIMES = {"floor": 1.0, "pyce c": 2.0, "pyce numba": 3.0, "torch": 9.0, "JAX + optax": 5.0}
+
+
+def test_goals_depend_on_the_instruction_set(tmp_path):
+    times = {("1024x1000", "fused", name): [over] for name, over in TIMES.items()}
+    times["1024x1000", "fused", "pyce c, 1 thread"] = [4.0]
+    found = {
+        isa: limits(written_run(tmp_path, f"{isa}.json", times, isa=isa))
+        for isa in ("avx512", "avx2", "scalar", "another", None)
+    }
+    everywhere = {
+        ("the backend chosen over the fastest", "1024x1000"): "≤ 1.1",
+        ("two threads over one", "1024x1000"): "≤ 1.05",
+    }
+    assert found["another"] == found[None] == everywhere
+    assert found["avx512"] == {
+        **everywhere,
+        (goals.PEERS, "1024x1000"): "≥ 3",
+        (goals.FLOOR, "1024x1000"): "≤ 2",
+        ("Numba over C", "1024x1000"): "≤ 2",
+    }
+    assert found["avx2"] == {
+        **everywhere,
+        (goals.PEERS, "1024x1000"): "≥ 3",
+        ("Numba over C", "1024x1000"): "≤ 1.6",
+    }
+    assert found["scalar"] == {
+        **everywhere,
+        ("nanoseconds an element on one thread", "1024x1000"): "≤ 1.5",
+    }
+
+
+def test_nanoseconds_of_an_element(tmp_path):
+    times = {("1024x1000", "fused", "pyce c, 1 thread"): [1.4, 1.5, 1.6]}
+    (line,) = goals.lines(written_run(tmp_path, "a.json", times, isa="scalar"))
+    assert math.isclose(line.figure, 1.5)  # microseconds for a thousand elements
+    assert line.met
+
+
+def test_goals_of_one_thread(tmp_path):
+    """A run on one processor is compared with JAX on one thread; no other goal is about it."""
+    times = {("1024x1000", "fused", name): [over] for name, over in TIMES.items()}
+    run = written_run(tmp_path, "a.json", times, isa="avx2", threads=1)
+    (line,) = goals.lines(run)
+    assert (line.limit, line.figure, line.met) == ("≥ 1.9", 2.5, True)
+    assert "one thread" in line.about and "JAX" in line.about
+    assert goals.lines(written_run(tmp_path, "b.json", times, isa="avx512", threads=1)) == []
+
+
+def test_the_backend_chosen_is_that_of_the_run(tmp_path):
+    times = {("64x10", "fused", name): [over] for name, over in TIMES.items()}
+    for backend, figure in (("c", 1.0), ("numba", 1.5)):
+        run = written_run(tmp_path, f"{backend}.json", times, isa="another", backend=backend)
+        (line,) = goals.lines(run)
+        assert (line.about, line.figure) == ("the backend chosen over the fastest", figure)
+
+
 def test_every_goal_is_about_workloads_that_exist():
     names = {workload.name for workload in workloads.WORKLOADS}
-    assert all(set(goal.workloads) <= names for goal in goals.GOALS)
+    sets = (goals.EVERYWHERE, *goals.GOALS.values(), *goals.ONE_THREAD.values())
+    assert all(set(goal.workloads) <= names for each in sets for goal in each)
 
 
 def test_goals_as_a_table_and_as_a_file(tmp_path, run_python):

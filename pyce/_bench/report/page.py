@@ -17,6 +17,7 @@ from pyce._bench.report.style import THEME
 from pyce._bench.report.summaries import FLOORS, REFERENCE, TITLES, History, Shown
 from pyce._bench.results import Item, Run
 from pyce._check.findings import error_text
+from pyce._machine import isa_text, processor_text
 
 CHANGED = ("slower", "faster")
 
@@ -209,12 +210,12 @@ def _machine(shown: Shown) -> Section:
     )
     caches = (f"{name} {memory(size)}" for name, size in (about.get("caches") or {}).items())
     lines = [
-        ["processor", about["processor"]],
+        ["processor", processor_text(about)],
         ["logical processors", str(about["processors"])],
         ["caches of a processor", ", ".join(caches)],
         ["memory", bandwidth],
         ["system", about["system"]],
-        ["instruction set", str(about["isa"] or "no C extension")],
+        ["instruction set", isa_text(about)],
         ["threads", str(about["threads"])],
         ["compiler", str(about["compiler"] or "")],
         ["pyce", about["pyce"] + (f", commit {run.commit}" if run.commit else "")],
