@@ -351,9 +351,9 @@ def _set_operands(
 ) -> list[Array]:
     """Set outer, inner and the operands of a `pyce_problem` for arrays of one shape.
 
-    Dimensions that follow each other and are contiguous to each other in all arrays are merged. The
-    dimension after the class axis becomes `inner` if its stride is 1 in all arrays. All others
-    become `outer`, with a table of offsets where one stride does not describe them.
+    Dimensions that follow each other, apart from the class axis, and are contiguous to each other
+    in all arrays are merged. The last one becomes `inner` if its stride is 1 in all arrays. All
+    others become `outer`, with a table of offsets where one stride does not describe them.
 
     Returns the tables of offsets, which must outlive the call.
     """
@@ -361,23 +361,21 @@ def _set_operands(
     present = [(operand, array) for operand, array in given if array is not None]
     shape = logits.shape
     strides = [[s // array.itemsize for s in array.strides] for _, array in present]
-    before = _merged([d for d in range(axis) if shape[d] != 1], shape, strides)
-    after = _merged([d for d in range(axis + 1, len(shape)) if shape[d] != 1], shape, strides)
+    dims = _merged([d for d in range(len(shape)) if d != axis and shape[d] != 1], shape, strides)
     inner = 1
-    if after and all(step == 1 for step in after[-1][1]):
-        inner = after.pop()[0]
-    outer_dims = before + after
-    outer = math.prod(count for count, _ in outer_dims)
+    if dims and all(step == 1 for step in dims[-1][1]):
+        inner = dims.pop()[0]
+    outer = math.prod(count for count, _ in dims)
     c.outer, c.inner = outer, inner
     tables: list[Array] = []
     for index, (operand, array) in enumerate(present):
         operand.data = _cast(_VOID, array.__array_interface__["data"][0])
         operand.class_stride = strides[index][axis]
-        if len(outer_dims) == 1:
-            operand.outer_stride = outer_dims[0][1][index]
-        elif outer_dims and outer:
+        if len(dims) == 1:
+            operand.outer_stride = dims[0][1][index]
+        elif dims and outer:
             offsets = np.zeros(1, np.int64)
-            for count, steps in outer_dims:
+            for count, steps in dims:
                 offsets = np.add.outer(offsets, np.arange(count) * steps[index]).reshape(-1)
             tables.append(offsets)
             operand.offsets = _from_buffer(_INT64S, offsets)
