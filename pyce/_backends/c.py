@@ -44,6 +44,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
+_SUM = lib.PYCE_SUM
 _NULL = ffi.NULL
 _PROBLEM = ffi.typeof("pyce_problem *")
 _INT64S = ffi.typeof("int64_t[]")
@@ -154,7 +155,6 @@ def _contiguous(operation: int, p: Problem, labels: Array) -> Array | None:
 
 
 def at_addresses(
-    *,
     dtype: str,
     reduction: str,
     outer: int,
@@ -162,37 +162,79 @@ def at_addresses(
     inner: int,
     logits: int,
     labels: int,
+    probs: int,
+    probs_dtype: str,
     weight: int,
-    grad: int,
     smoothing: float,
     ignore_index: int,
-    loss: int,
     most_threads: Callable[[], int],
+    loss: int = 0,
+    lse: int = 0,
+    grad: int = 0,
+    grad_loss: float = 1.0,
+    grad_losses: int = 0,
 ) -> bool:
-    """Cross-entropy of class indices in memory that is not a NumPy array.
-
-    Addresses are integers, and 0 stands for an argument that is not given; without `grad` only the
-    loss is computed. Everything but the values of the labels has been checked. Returns False, with
-    nothing written, on any error. `most_threads` is called only if the work is worth several
-    threads.
-    """
+    """Cross-entropy in memory that is not a NumPy array; see `AtAddresses`."""
     work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
-    return not _cross_entropy(
-        _FORWARD_BACKWARD if grad else _FORWARD,
-        _DTYPES[dtype],
-        _REDUCTIONS[reduction],
-        1 if work < _serial_below else min(_threads.budget(), most_threads()),
-        outer,
-        classes,
-        inner,
-        _cast(_VOID, logits),
-        _cast(_LABEL, labels),
-        _cast(_DOUBLE, weight) if weight else _NULL,
-        _cast(_VOID, grad) if grad else _NULL,
-        smoothing,
-        ignore_index,
-        _cast(_VOID, loss),
-    )
+    threads = 1 if work < _serial_below else min(_threads.budget(), most_threads())
+    if labels and loss and not lse:
+        return not _cross_entropy(
+            _FORWARD_BACKWARD if grad else _FORWARD,
+            _DTYPES[dtype],
+            _REDUCTIONS[reduction],
+            threads,
+            outer,
+            classes,
+            inner,
+            _cast(_VOID, logits),
+            _cast(_LABEL, labels),
+            _cast(_DOUBLE, weight) if weight else _NULL,
+            _cast(_VOID, grad) if grad else _NULL,
+            smoothing,
+            ignore_index,
+            _cast(_VOID, loss),
+        )
+    c = _new(_PROBLEM)
+    c.dtype = _DTYPES[dtype]
+    c.reduction = _REDUCTIONS[reduction]
+    c.threads = threads
+    c.outer = outer
+    c.classes = classes
+    c.inner = inner
+    operand = c.logits
+    operand.data = _cast(_VOID, logits)
+    operand.outer_stride = classes * inner
+    operand.class_stride = inner
+    if grad:
+        c.result = operand
+        c.result.data = _cast(_VOID, grad)
+    if labels:
+        c.target = _INDEX64
+        c.labels = _cast(_VOID, labels)
+    else:
+        c.target = _PROBABILITIES
+        c.probs_dtype = _DTYPES[probs_dtype]
+        c.probs = operand
+        c.probs.data = _cast(_VOID, probs)
+    if weight:
+        c.weight = _cast(_DOUBLE, weight)
+    if lse:
+        c.lse = _cast(_DOUBLE, lse)
+    c.smoothing = smoothing
+    c.ignore_index = ignore_index
+    c.grad_loss = grad_loss
+    if loss:
+        c.operation = _FORWARD_BACKWARD if grad else _FORWARD
+        if reduction == "none":
+            c.losses = _cast(_VOID, loss)
+        else:
+            c.reduced = _cast(_VOID, loss)
+    else:
+        c.operation = _BACKWARD
+        if reduction == "none":
+            c.reduction = _SUM  # the factors of the rows are in grad_losses
+            c.grad_losses = _cast(_DOUBLE, grad_losses)
+    return not _run(c)
 
 
 def _loss(operation: int, p: Problem) -> Scalar | None:

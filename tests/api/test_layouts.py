@@ -314,11 +314,10 @@ def test_the_class_axis_may_be_elsewhere_in_memory(backend, to, soft):
     np.testing.assert_array_equal(x, before)
 
 
-@pytest.mark.parametrize("memory", ["N", "C"])
-def test_an_invalid_label_leaves_out_of_another_layout_as_it_was(backend, memory):
-    x = np.ones((2, 4, 5, 3) if memory == "C" else (2, 3, 4, 5)).transpose(0, 3, 1, 2)
-    y = np.zeros((2, *x.shape[2:]), np.int64)
-    y[1, 0, 1] = x.shape[1]
+def test_an_invalid_label_leaves_out_of_another_layout_as_it_was(backend):
+    x = np.ones((2, 4, 5, 3)).transpose(0, 3, 1, 2)
+    y = np.zeros((2, 4, 5), np.int64)
+    y[1, 0, 1] = 3
     out = np.full(x.shape, 7.0)
     with pytest.raises(IndexError, match=f"target of row {y[0].size + 1}"):
         pyce.cross_entropy_with_grad(x, y, axis=1, out=out)

@@ -276,9 +276,9 @@ def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backen
     if way == "general":
         target = target.int()
 
-    def at_addresses(**arguments):
-        read.extend([arguments["logits"], arguments["labels"]])
-        return there(**arguments)
+    def at_addresses(dtype, reduction, outer, classes, inner, logits, labels, *others):
+        read.extend([logits, labels])
+        return there(dtype, reduction, outer, classes, inner, logits, labels, *others)
 
     def with_arrays(x, t, **options):
         read.extend([x.__array_interface__["data"][0], t.__array_interface__["data"][0]])
