@@ -66,13 +66,15 @@ def forward(
     done = False
     if at_addresses is not None and memory is not None:
         like = _LOSSES[x.dtype]
-        loss = torch.empty_like(like) if reduction != "none" else like.new_empty(_rows(x, axis))
+        loss = (
+            torch.empty_like(like) if reduction != "none" else _empty_rows(x, t, axis, like.dtype)
+        )
         lse = grad = 0
         if save == SAVE_GRADIENT:
             saved = empty_gradient(x)
             grad = saved.data_ptr()
         elif save == SAVE_LSE:
-            saved = like.new_empty(_rows(x, axis), dtype=torch.float64)
+            saved = _empty_rows(x, t, axis, torch.float64)
             lse = saved.data_ptr()
         done = at_addresses(*memory, loss.data_ptr(), lse, grad)
     if not done:
@@ -166,6 +168,13 @@ def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int
 def _rows(x: Tensor, axis: int) -> torch.Size:
     """The shape of the losses of the rows."""
     return x.shape[:axis] + x.shape[axis + 1 :]
+
+
+def _empty_rows(x: Tensor, t: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for a number for each row."""
+    if t.dtype is torch.int64:  # labels: contiguous and of this shape, which is quicker
+        return torch.empty_like(t, dtype=dtype)
+    return x.new_empty(_rows(x, axis), dtype=dtype)
 
 
 def _memory(
