@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyce._arguments import delivered, loss_problem, output, real, reals
 from pyce._backends import current
 from pyce._dtypes import compute_dtype
-from pyce._problem import Problem
+from pyce._problem import Problem, axis_in_memory
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
 
 
@@ -200,6 +200,8 @@ def cross_entropy(
         reduction=reduction,
         normalizer=normalizer,
     )
+    if not p.contiguous:
+        p.in_memory_order()
     if not return_lse:
         return _run(p, with_grad=False)
     p.lse = np.empty(p.rows)
@@ -363,7 +365,8 @@ def cross_entropy_with_grad(
         `logits` without the class axis.
     grad : ndarray
         The derivative of the sum of `loss` with respect to `logits`, in their shape and dtype;
-        `out` if that was given.
+        `out` if that was given. A new array is C-contiguous, unless the logits are contiguous with
+        the class axis moved to the last or first place: then it has their memory layout.
     lse : ndarray of float64
         log Σ_c exp(x_c) of each row, 0 for ignored rows, in the shape of `logits` without the class
         axis. Only with `return_lse`.
@@ -421,12 +424,12 @@ def cross_entropy_with_grad(
         (weight, p.weight),
         (sample_weight, p.sample_weight),
     )
-    p.grad = output(out, p.logits, logits, inputs)
+    grad = _set_gradient(p, out, logits, inputs)
     if not return_lse:
-        return _run(p, with_grad=True), delivered(p.grad, out)
+        return _run(p, with_grad=True), delivered(grad, out)
     p.lse = np.empty(p.rows)
     loss = _run(p, with_grad=True)
-    return loss, delivered(p.grad, out), p.lse.reshape(p.positions)
+    return loss, delivered(grad, out), p.lse.reshape(p.positions)
 
 
 def cross_entropy_backward(
@@ -491,7 +494,9 @@ def cross_entropy_backward(
     Returns
     -------
     grad : ndarray
-        In the shape and dtype of `logits`; `out` if that was given.
+        In the shape and dtype of `logits`; `out` if that was given. A new array is C-contiguous,
+        unless the logits are contiguous with the class axis moved to the last or first place: then
+        it has their memory layout.
 
     Raises
     ------
@@ -548,12 +553,39 @@ def cross_entropy_backward(
         (lse, p.lse),
         (grad_loss, p.grad_loss),
     )
-    p.grad = output(out, p.logits, logits, inputs)
+    grad = _set_gradient(p, out, logits, inputs)
     backend = current()
     if not backend.CHECKS_LABELS:
         p.check_labels()
     backend.backward(p)
-    return delivered(p.grad, out)
+    return delivered(grad, out)
+
+
+def _set_gradient(
+    p: Problem, out: Array | None, logits: object, others: tuple[tuple[object, object], ...]
+) -> Array:
+    """Set `p.grad`; returns it with the class axis where it is in the caller's logits.
+
+    The arguments are those of `output`.
+    """
+    if p.contiguous:
+        p.grad = output(out, p.logits, logits, others)
+        return p.grad
+    axis = p.axis
+    if out is None:
+        p.in_memory_order()
+        p.grad = np.empty(p.logits.shape, p.logits.dtype)
+        return np.moveaxis(p.grad, p.axis, axis)
+    p.grad = output(out, p.logits, logits, others)
+    x = p.logits
+    if p.labels is not None and axis_in_memory(x.shape, x.strides, axis, x.itemsize) is not None:
+        # To copy the logits into the gradient's layout and to continue in place is faster than to
+        # read the one layout and write the other. Labels come first, as errors must leave `out`.
+        p.check_labels()
+        np.copyto(p.grad, x)
+        p.logits = p.grad
+        p.contiguous = True
+    return p.grad
 
 
 def _run(p: Problem, *, with_grad: bool) -> Scalar | Losses:

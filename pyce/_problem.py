@@ -88,6 +88,25 @@ class Problem:
             row = int(np.argmax(bad))
             raise label_error(row, int(labels[row]), self.classes, self.ignore_index)
 
+    def in_memory_order(self) -> None:
+        """Move the class axis of logits and probs to where it is in memory, if that makes them
+        C-contiguous.
+
+        Only the views change, and the order of the rows does not.
+        """
+        x, axis = self.logits, self.axis
+        to = axis_in_memory(x.shape, x.strides, axis, x.itemsize)
+        if to is None:
+            return
+        probs = self.probs
+        if probs is not None:
+            probs = np.moveaxis(probs, axis, to)
+            if not probs.flags.c_contiguous:
+                return
+        self.logits, self.probs, self.axis = np.moveaxis(x, axis, to), probs, to
+        self.outer, self.inner = (self.rows, 1) if to else (1, self.rows)
+        self.contiguous = True
+
     def valid(self) -> Array | None:
         """A mask (rows,) of the rows that are not ignored; None if no row is ignored."""
         if self.labels is None:
@@ -143,6 +162,28 @@ class Problem:
             if self.normalizer is not None and not self.any_valid():
                 return to(0.0)
             return to(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
+
+
+def axis_in_memory(
+    shape: tuple[int, ...], strides: tuple[int, ...], axis: int, unit: int
+) -> int | None:
+    """The place, last or first, to which `axis` must be moved to make an array C-contiguous.
+
+    None if neither does. Images in the order (N, H, W, C) that are viewed as (N, C, H, W) are
+    contiguous with axis 1 moved to the last place. `unit` is the size of an element in the unit of
+    the strides.
+    """
+    others = [d for d in range(len(shape)) if d != axis]
+    for to, order in ((len(others), [*others, axis]), (0, [axis, *others])):
+        step = unit
+        for d in reversed(order):
+            if shape[d] != 1:
+                if strides[d] != step:
+                    break
+                step *= shape[d]
+        else:
+            return to
+    return None
 
 
 def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexError:

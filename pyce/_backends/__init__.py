@@ -93,7 +93,7 @@ class Backend(Protocol):
 
 
 class AtAddresses(Protocol):
-    """Cross-entropy of class indices in memory that is not a NumPy array."""
+    """Cross-entropy in memory that is not a NumPy array."""
 
     def __call__(
         self,
@@ -105,16 +105,21 @@ class AtAddresses(Protocol):
         inner: int,
         logits: int,
         labels: int,
+        probs: int,
+        probs_dtype: str,
         weight: int,
-        grad: int,
         smoothing: float,
         ignore_index: int,
-        loss: int,
         most_threads: Callable[[], int],
+        loss: int = 0,
+        lse: int = 0,
+        grad: int = 0,
+        grad_loss: float = 1.0,
+        grad_losses: int = 0,
     ) -> bool:
-        """Write the loss, and the gradient unless `grad` is 0; whether that was done.
+        """Compute loss and gradient, or the gradient from a saved lse; whether that was done.
 
-        False means that nothing was written and that the caller has to take the way through NumPy,
+        False means that nothing was written and that the caller has to pass NumPy arrays instead,
         which finds the error and its message. The caller has checked everything but the values of
         the labels.
 
@@ -125,11 +130,16 @@ class AtAddresses(Protocol):
         reduction
             "mean", "sum" or "none".
         outer, classes, inner
-            The logits' shape, C-contiguous. The labels have the shape (outer, inner).
-        logits, labels, weight, grad, loss
-            Addresses. `labels` are int64, `weight` is float64 (classes,); `loss` has one element,
-            or with "none" outer·inner, in float64 for float64 logits, else in float32. An address
-            of 0 means no weight, or no gradient.
+            The shape of logits, probs and gradient, C-contiguous. The labels, the lse and the
+            losses of the rows have the shape (outer, inner).
+        logits, labels, probs, weight, loss, lse, grad, grad_losses
+            Addresses, 0 for what is not given. Either `labels`, int64, or `probs`, in
+            `probs_dtype`, are the target. `weight` is float64 (classes,). `loss` is written: one
+            element, or with "none" one for each row, in float64 for float64 logits, else in
+            float32. `lse`, float64, is written as well, or read if there is no `loss`.
+        grad_loss, grad_losses
+            Without `loss`, the derivative of the final result with respect to the loss: a number,
+            or with "none" float64 for each row.
         smoothing, ignore_index
             As in `Problem`.
         most_threads

@@ -47,6 +47,7 @@ _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _FORWARD, _FORWARD_BACKWARD = lib.PYCE_FORWARD, lib.PYCE_FORWARD_BACKWARD
 _BACKWARD = lib.PYCE_BACKWARD
 _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYCE_PROBABILITIES
+_SUM = lib.PYCE_SUM
 _NULL = ffi.NULL
 _PROBLEM = ffi.typeof("pyce_problem *")
 _INT64S = ffi.typeof("int64_t[]")
@@ -173,37 +174,79 @@ def at_addresses(
     inner: int,
     logits: int,
     labels: int,
+    probs: int,
+    probs_dtype: str,
     weight: int,
-    grad: int,
     smoothing: float,
     ignore_index: int,
-    loss: int,
     most_threads: Callable[[], int],
+    loss: int = 0,
+    lse: int = 0,
+    grad: int = 0,
+    grad_loss: float = 1.0,
+    grad_losses: int = 0,
 ) -> bool:
-    """Cross-entropy of class indices in memory that is not a NumPy array.
-
-    Addresses are integers, and 0 stands for an argument that is not given; without `grad` only the
-    loss is computed. Everything but the values of the labels has been checked. Returns False, with
-    nothing written, on any error. `most_threads` is called only if the work is worth several
-    threads.
-    """
+    """Cross-entropy in memory that is not a NumPy array; see `AtAddresses`."""
     work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
-    return not _cross_entropy(
-        _FORWARD_BACKWARD if grad else _FORWARD,
-        _DTYPES[dtype],
-        _REDUCTIONS[reduction],
-        1 if work < _serial_below else min(_threads.budget(), most_threads()),
-        outer,
-        classes,
-        inner,
-        _cast(_VOID, logits),
-        _cast(_LABEL, labels),
-        _cast(_DOUBLE, weight) if weight else _NULL,
-        _cast(_VOID, grad) if grad else _NULL,
-        smoothing,
-        ignore_index,
-        _cast(_VOID, loss),
-    )
+    threads = 1 if work < _serial_below else min(_threads.budget(), most_threads())
+    if labels and loss and not lse:
+        return not _cross_entropy(
+            _FORWARD_BACKWARD if grad else _FORWARD,
+            _DTYPES[dtype],
+            _REDUCTIONS[reduction],
+            threads,
+            outer,
+            classes,
+            inner,
+            _cast(_VOID, logits),
+            _cast(_LABEL, labels),
+            _cast(_DOUBLE, weight) if weight else _NULL,
+            _cast(_VOID, grad) if grad else _NULL,
+            smoothing,
+            ignore_index,
+            _cast(_VOID, loss),
+        )
+    c = _new(_PROBLEM)
+    c.dtype = _DTYPES[dtype]
+    c.reduction = _REDUCTIONS[reduction]
+    c.threads = threads
+    c.outer = outer
+    c.classes = classes
+    c.inner = inner
+    operand = c.logits
+    operand.data = _cast(_VOID, logits)
+    operand.outer_stride = classes * inner
+    operand.class_stride = inner
+    if grad:
+        c.result = operand
+        c.result.data = _cast(_VOID, grad)
+    if labels:
+        c.target = _INDEX64
+        c.labels = _cast(_VOID, labels)
+    else:
+        c.target = _PROBABILITIES
+        c.probs_dtype = _DTYPES[probs_dtype]
+        c.probs = operand
+        c.probs.data = _cast(_VOID, probs)
+    if weight:
+        c.weight = _cast(_DOUBLE, weight)
+    if lse:
+        c.lse = _cast(_DOUBLE, lse)
+    c.smoothing = smoothing
+    c.ignore_index = ignore_index
+    c.grad_loss = grad_loss
+    if loss:
+        c.operation = _FORWARD_BACKWARD if grad else _FORWARD
+        if reduction == "none":
+            c.losses = _cast(_VOID, loss)
+        else:
+            c.reduced = _cast(_VOID, loss)
+    else:
+        c.operation = _BACKWARD
+        if reduction == "none":
+            c.reduction = _SUM  # the factors of the rows are in grad_losses
+            c.grad_losses = _cast(_DOUBLE, grad_losses)
+    return not _run(c)
 
 
 def _loss(operation: int, p: Problem) -> Scalar | None:
@@ -362,9 +405,9 @@ def _set_operands(
 ) -> list[Array]:
     """Set outer, inner and the operands of a `pyce_problem` for arrays of one shape.
 
-    Dimensions that follow each other and are contiguous to each other in all arrays are merged. The
-    dimension after the class axis becomes `inner` if its stride is 1 in all arrays. All others
-    become `outer`, with a table of offsets where one stride does not describe them.
+    Dimensions that follow each other, apart from the class axis, and are contiguous to each other
+    in all arrays are merged. The last one becomes `inner` if its stride is 1 in all arrays. All
+    others become `outer`, with a table of offsets where one stride does not describe them.
 
     Returns the tables of offsets, which must outlive the call.
     """
@@ -372,23 +415,21 @@ def _set_operands(
     present = [(operand, array) for operand, array in given if array is not None]
     shape = logits.shape
     strides = [[s // array.itemsize for s in array.strides] for _, array in present]
-    before = _merged([d for d in range(axis) if shape[d] != 1], shape, strides)
-    after = _merged([d for d in range(axis + 1, len(shape)) if shape[d] != 1], shape, strides)
+    dims = _merged([d for d in range(len(shape)) if d != axis and shape[d] != 1], shape, strides)
     inner = 1
-    if after and all(step == 1 for step in after[-1][1]):
-        inner = after.pop()[0]
-    outer_dims = before + after
-    outer = math.prod(count for count, _ in outer_dims)
+    if dims and all(step == 1 for step in dims[-1][1]):
+        inner = dims.pop()[0]
+    outer = math.prod(count for count, _ in dims)
     c.outer, c.inner = outer, inner
     tables: list[Array] = []
     for index, (operand, array) in enumerate(present):
         operand.data = _cast(_VOID, array.__array_interface__["data"][0])
         operand.class_stride = strides[index][axis]
-        if len(outer_dims) == 1:
-            operand.outer_stride = outer_dims[0][1][index]
-        elif outer_dims and outer:
+        if len(dims) == 1:
+            operand.outer_stride = dims[0][1][index]
+        elif dims and outer:
             offsets = np.zeros(1, np.int64)
-            for count, steps in outer_dims:
+            for count, steps in dims:
                 offsets = np.add.outer(offsets, np.arange(count) * steps[index]).reshape(-1)
             tables.append(offsets)
             operand.offsets = _from_buffer(_INT64S, offsets)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyce.torch import _compute
 from pyce.torch._compute import SAVE_LSE
-from pyce.torch._tensors import PLAIN_TYPES
+from pyce.torch._tensors import is_plain
 from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
@@ -49,7 +49,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
-        return *backward(ctx, grad_loss, grad_saved), None, None
+        of_input, of_target = backward(ctx, grad_loss, grad_saved)
+        return of_input, of_target, None, None
 
 
 # autograd.Function.apply also handles torch.func's transforms, for which `cross_entropy` calls
@@ -66,8 +67,7 @@ def save(
     """
     ctx.set_materialize_grads(False)
     ctx.options = options
-    _, _, _, what, _ = options
-    if what == SAVE_LSE:
+    if options[3] == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
     else:
@@ -77,17 +77,16 @@ def save(
 def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
     """The gradients of input and target, from those of the loss and of the saved tensor."""
     saved = ctx.saved_tensors
+    gradient = saved[0]
     if len(saved) == 4:
         return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
-    gradient = saved[0]
-    second = None
-    if grad_saved is not None:
-        formulas = _Formulas(*saved, *ctx.options[:3])
-        second = formulas.curvature(gradient, grad_saved)
+    if grad_saved is None:  # nearly always
+        return None if grad_loss is None else _scaled(gradient, grad_loss), None
+    formulas = _Formulas(*saved, *ctx.options[:3])
+    second = formulas.curvature(gradient, grad_saved)
     if grad_loss is None:
         return second, None
-    first = _scaled(gradient, grad_loss)  # after `curvature`: it may overwrite `gradient`
-    return first if second is None else first + second, None
+    return _scaled(gradient, grad_loss) + second, None  # `_scaled` may overwrite `gradient`
 
 
 def _from_lse(
@@ -105,7 +104,7 @@ def _from_lse(
         if ctx.needs_input_grad[0]:
             of_input = _Formulas(input, target, weight, *options).gradient(input, grad_loss)
     elif ctx.needs_input_grad[0]:
-        needs_operator = is_compiling() or dispatch_modes() or type(input) not in PLAIN_TYPES
+        needs_operator = is_compiling() or dispatch_modes() or not is_plain(input)
         run = torch.ops.pyce.cross_entropy_backward if needs_operator else _compute.backward
         of_input = run(grad_loss, input, target, lse, weight, *options)
     if ctx.needs_input_grad[1]:
@@ -125,19 +124,24 @@ def _differentiable(grad_loss: Tensor) -> bool:
 
 def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
     """grad_loss · gradient, in the memory of `gradient` where nothing else needs it."""
-    in_place = not (
-        is_compiling()
-        or _differentiable(grad_loss)
-        or type(gradient) is not Tensor
-        or graph_is_retained()
-    )
     rows = grad_loss.dim()
-    if not in_place or (rows and (any(grad_loss.stride()) or not grad_loss.numel())):
-        factor = grad_loss.unsqueeze(1) if rows else grad_loss
-        return gradient.mul_(factor) if in_place else (gradient * factor).to(gradient.dtype)
-    # One number for all rows: also where losses of rows were summed, which PyTorch expresses by
-    # strides of 0.
-    number = (grad_loss[(0,) * rows] if rows else grad_loss).item()
+    if (
+        torch.is_grad_enabled()
+        or is_compiling()
+        or graph_is_retained()
+        or type(gradient) is not Tensor
+        or transforms_active()
+        or forward_mode()
+        or is_batched(grad_loss)
+    ):
+        return (gradient * (grad_loss.unsqueeze(1) if rows else grad_loss)).to(gradient.dtype)
+    if not rows:
+        number = grad_loss.item()
+    elif any(grad_loss.stride()) or not grad_loss.numel():
+        return gradient.mul_(grad_loss.unsqueeze(1))
+    else:
+        # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
+        number = grad_loss[(0,) * rows].item()
     return gradient if number == 1.0 else gradient.mul_(number)
 
 

@@ -14,7 +14,14 @@ from pyce import _arguments as arguments
 from pyce import _threads
 from pyce._backends import current
 from pyce._types import Reduction
-from pyce.torch._tensors import DTYPE_NAMES, HALF_TYPES, address_of, as_array, empty_gradient
+from pyce.torch._tensors import (
+    DTYPE_NAMES,
+    HALF_TYPES,
+    as_array,
+    contiguous_address,
+    empty_gradient,
+    in_memory_order,
+)
 
 # What the forward pass saves for the backward pass. The words are arguments of the operator
 # pyce::cross_entropy and stand in exported programs.
@@ -22,15 +29,13 @@ SAVE_NOTHING = "nothing"
 SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass only scales
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
 
-# For each dtype of logits its name, and a scalar of the dtype in which the loss is computed.
-_DTYPES = {
-    dtype: (
-        name,
-        torch.empty(
-            (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
-        ),
+_REDUCTIONS = arguments.REDUCTIONS
+# A scalar of the dtype in which the loss is computed, for each dtype of logits.
+_LOSSES = {
+    dtype: torch.empty(
+        (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
     )
-    for dtype, name in DTYPE_NAMES.items()
+    for dtype in DTYPE_NAMES
 }
 
 
@@ -46,48 +51,58 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the tensor that `save` names.
 
-    The loss has the dtype of the logits, or is float32 with `float32_loss`.
+    The loss has the dtype of the logits, or is float32 with `float32_loss`. A gradient has the
+    memory layout of the logits if these are contiguous with the class axis last or first, as they
+    are in channels-last memory, and is C-contiguous otherwise.
     """
-    if (
-        save != SAVE_LSE
-        and target.dtype is torch.int64
-        and input.is_contiguous()
-        and target.is_contiguous()
-    ):
-        found = _at_addresses(
-            input,
-            target,
-            weight,
-            reduction,
-            ignore_index,
-            label_smoothing,
-            with_gradient=save == SAVE_GRADIENT,
-            float32_loss=float32_loss,
-        )
-        if found is not None:
-            return found
-    x = as_array(input)
-    options: dict[str, Any] = {
-        "axis": 1 if x.ndim > 1 else 0,
-        "weight": None if weight is None else as_array(weight),
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-    }
+    x, t, axis = input, target, 1 if input.dim() > 1 else 0
+    if not input.is_contiguous():
+        x, t, axis = _in_memory_order(input, target)
     saved = None
-    with _threads.at_most(torch.get_num_threads()):
+    at_addresses = current().at_addresses
+    weights = None if weight is None else _float64(weight)
+    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+    done = False
+    if at_addresses is not None and memory is not None:
+        like = _LOSSES[x.dtype]
+        loss = (
+            torch.empty_like(like) if reduction != "none" else _empty_rows(x, t, axis, like.dtype)
+        )
+        lse = grad = 0
         if save == SAVE_GRADIENT:
-            saved = empty_gradient(input)
-            loss, _ = pyce.cross_entropy_with_grad(
-                x, as_array(target), **options, out=as_array(saved)
-            )
+            saved = empty_gradient(x)
+            grad = saved.data_ptr()
         elif save == SAVE_LSE:
-            loss, lse = pyce.cross_entropy(x, as_array(target), **options, return_lse=True)
-            saved = torch.from_numpy(lse)
-        else:
-            loss = pyce.cross_entropy(x, as_array(target), **options)
-    loss = torch.from_numpy(np.asarray(loss))
-    return loss.to(torch.float32 if float32_loss else input.dtype), saved
+            saved = _empty_rows(x, t, axis, torch.float64)
+            lse = saved.data_ptr()
+        done = at_addresses(**memory, loss=loss.data_ptr(), lse=lse, grad=grad)
+    if not done:
+        options: dict[str, Any] = {
+            "axis": axis,
+            "weight": None if weight is None else as_array(weight),
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "reduction": reduction,
+        }
+        with _threads.at_most(torch.get_num_threads()):
+            if save == SAVE_GRADIENT:
+                saved = empty_gradient(x)
+                array, _ = pyce.cross_entropy_with_grad(
+                    as_array(x), as_array(t), **options, out=as_array(saved)
+                )
+            elif save == SAVE_LSE:
+                array, lse = pyce.cross_entropy(
+                    as_array(x), as_array(t), **options, return_lse=True
+                )
+                saved = torch.from_numpy(lse)
+            else:
+                array = pyce.cross_entropy(as_array(x), as_array(t), **options)
+        loss = torch.from_numpy(np.asarray(array))
+    if saved is not None and save == SAVE_GRADIENT and x is not input:
+        saved = saved.movedim(axis, 1)
+    if not float32_loss and x.dtype in HALF_TYPES:
+        loss = loss.to(x.dtype)
+    return loss, saved
 
 
 def backward(
@@ -100,100 +115,143 @@ def backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> Tensor:
-    """grad_loss · ∂loss/∂input from the saved log-sum-exp."""
-    gradient = empty_gradient(input)
-    x = as_array(input)
-    factor = grad_loss.to(torch.float64)
-    with _threads.at_most(torch.get_num_threads()):
-        pyce.cross_entropy_backward(
-            factor.numpy() if reduction == "none" else factor.item(),
-            x,
-            as_array(target),
-            lse.numpy(),
-            axis=1 if x.ndim > 1 else 0,
-            weight=None if weight is None else as_array(weight),
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            out=as_array(gradient),
+    """grad_loss · ∂loss/∂input from the saved log-sum-exp, in a layout as that of `forward`."""
+    x, t, axis = _in_memory_order(input, target)
+    gradient = empty_gradient(x)
+    rows = None
+    factor = 1.0
+    if reduction == "none":
+        rows = grad_loss.to(torch.float64).contiguous()
+    else:
+        factor = float(grad_loss.item())
+    at_addresses = current().at_addresses
+    weights = _float64(weight)
+    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+    done = False
+    if at_addresses is not None and memory is not None:
+        done = at_addresses(
+            **memory,
+            lse=contiguous_address(lse),
+            grad=gradient.data_ptr(),
+            grad_loss=factor,
+            grad_losses=0 if rows is None else rows.data_ptr(),
         )
-    return gradient
+    if not done:
+        with _threads.at_most(torch.get_num_threads()):
+            pyce.cross_entropy_backward(
+                factor if rows is None else rows.numpy(),
+                as_array(x),
+                as_array(t),
+                lse.numpy(),
+                axis=axis,
+                weight=None if weight is None else as_array(weight),
+                ignore_index=ignore_index,
+                label_smoothing=label_smoothing,
+                reduction=reduction,
+                out=as_array(gradient),
+            )
+    return gradient if x is input else gradient.movedim(axis, 1)
 
 
-def _at_addresses(
-    input: Tensor,
-    target: Tensor,
+def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Logits and target with the class axis where it is in the logits' memory, and that place.
+
+    If their shapes do not match, they are returned as they are, for the error message.
+    """
+    if input.is_contiguous():
+        return input, target, 1 if input.dim() > 1 else 0
+    x, axis = in_memory_order(input)
+    if x is not input:
+        if target.shape == input.shape:
+            return x, target.movedim(1, axis), axis
+        if target.shape == _rows(input, 1):
+            return x, target, axis
+    return input, target, 1 if input.dim() > 1 else 0
+
+
+def _rows(x: Tensor, axis: int) -> torch.Size:
+    """The shape of the losses of the rows."""
+    return x.shape[:axis] + x.shape[axis + 1 :]
+
+
+def _empty_rows(x: Tensor, t: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for a number for each row."""
+    if t.dtype is torch.int64:  # labels: contiguous and of this shape, which is quicker
+        return torch.empty_like(t, dtype=dtype)
+    return x.new_empty(_rows(x, axis), dtype=dtype)
+
+
+def _memory(
+    x: Tensor,
+    t: Tensor,
+    axis: int,
     weight: Tensor | None,
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
-    *,
-    with_gradient: bool,
-    float32_loss: bool,
-) -> tuple[Tensor, Tensor | None] | None:
-    """What `forward` returns for contiguous tensors and int64 labels; None if it cannot be used.
+) -> dict[str, Any] | None:
+    """The arguments of the backend's `at_addresses` for the batch; None if it can't be used.
 
-    The backend gets addresses instead of NumPy arrays: to make the arrays of a small batch takes as
-    long as to compute its loss. It checks the values of the labels, and everything else is checked
-    here. An invalid argument gives None, and the general way raises the error for it.
+    It takes contiguous tensors with int64 labels or probabilities. The backend gets addresses
+    instead of NumPy arrays: to make the arrays of a small batch takes as long as to compute its
+    loss. It checks the values of the labels, and everything else is checked here. An invalid
+    argument gives None, and the way through NumPy raises the error for it.
     """
-    at_addresses = current().at_addresses
-    shape = input.shape
-    dtype = input.dtype
-    known = _DTYPES.get(dtype)
-    if len(shape) == 2:
+    shape = x.shape
+    name = DTYPE_NAMES.get(x.dtype)
+    probs_dtype = name
+    labels = probs = weights = 0
+    if len(shape) == 2 and axis:
+        outer, classes = shape
         inner = 1
-        fits = target.dim() == 1 and target.numel() == shape[0]
+    elif shape:
+        outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     else:
-        inner = math.prod(shape[2:])
-        fits = len(shape) > 2 and target.shape == shape[:1] + shape[2:]
-    logits = address_of(input, input.nbytes)
-    labels = address_of(target, target.nbytes)
+        return None
+    if t.dtype is torch.int64:
+        labels = place = contiguous_address(t)
+        # For matrices, what takes less time than to compare shapes.
+        if t.numel() != outer if inner == t.dim() == 1 else t.shape != _rows(x, axis):
+            return None
+    else:
+        probs = place = contiguous_address(t)
+        probs_dtype = DTYPE_NAMES.get(t.dtype)
+        if t.shape != shape:
+            return None
+    logits = contiguous_address(x)
     if (
-        at_addresses is None
-        or not fits
-        or not (logits and labels)
-        or known is None
-        or input.is_neg()
-        or target.is_neg()
-        or reduction not in arguments.REDUCTIONS
+        not (logits and place and name and probs_dtype)
+        or reduction not in _REDUCTIONS
         or not (label_smoothing == 0.0 or _is_fraction(label_smoothing))
         or not (ignore_index == -100 or _is_index(ignore_index))
     ):
         return None
-    weights = 0
     if weight is not None:
-        if (
-            weight.dtype not in DTYPE_NAMES
-            or weight.shape != shape[1:2]
-            or weight.is_neg()
-            or not weight.is_contiguous()
-            or not address_of(weight, weight.nbytes)
-        ):
+        weights = contiguous_address(weight)
+        if not weights or weight.dtype is not torch.float64 or weight.shape != (classes,):
             return None
-        weight = weight.double()
-        weights = weight.data_ptr()
-    gradient = empty_gradient(input) if with_gradient else None
-    dtype_name, like = known
-    loss = torch.empty_like(like) if reduction != "none" else like.new_empty(shape[:1] + shape[2:])
-    done = at_addresses(
-        dtype=dtype_name,
-        reduction=reduction,
-        outer=shape[0],
-        classes=shape[1],
-        inner=inner,
-        logits=logits,
-        labels=labels,
-        weight=weights,
-        grad=gradient.data_ptr() if gradient is not None else 0,
-        smoothing=float(label_smoothing),
-        ignore_index=ignore_index,
-        loss=loss.data_ptr(),
-        most_threads=torch.get_num_threads,
-    )
-    if not done:
-        return None
-    return loss if float32_loss or dtype not in HALF_TYPES else loss.to(dtype), gradient
+    return {
+        "dtype": name,
+        "reduction": reduction,
+        "outer": outer,
+        "classes": classes,
+        "inner": inner,
+        "logits": logits,
+        "labels": labels,
+        "probs": probs,
+        "probs_dtype": probs_dtype,
+        "weight": weights,
+        "smoothing": float(label_smoothing),
+        "ignore_index": ignore_index,
+        "most_threads": torch.get_num_threads,
+    }
+
+
+def _float64(weight: Tensor | None) -> Tensor | None:
+    """The weights as float64; as they are if they can't be converted."""
+    if weight is None or weight.dtype not in DTYPE_NAMES or not contiguous_address(weight):
+        return weight
+    return weight.double()
 
 
 def _is_fraction(value: Any) -> bool:

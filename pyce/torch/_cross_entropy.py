@@ -16,7 +16,14 @@ from pyce.torch import (
 )
 from pyce.torch._autograd import apply
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING
-from pyce.torch._tensors import DTYPE_NAMES, HALF_TYPES, PLAIN_TYPES, check_tensor
+from pyce.torch._tensors import (
+    DTYPE_NAMES,
+    HALF_TYPES,
+    PLAIN_TYPES,
+    check_tensor,
+    is_dense,
+    is_plain,
+)
 from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
@@ -38,7 +45,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.cross_entropy`, faster and more accurate.
+    """`torch.nn.functional.cross_entropy` on pyce's kernels.
 
     The loss of a row is weight[y] · (lse − x_y) for a class index y, and
     Σ_c weight_c · t_c · (lse − x_c) for probabilities t, with lse = log Σ_c exp(x_c).
@@ -110,11 +117,6 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         raise ValueError("size_average and reduce are not supported: say reduction= instead")
-    plain = (
-        type(input) in PLAIN_TYPES
-        and type(target) in PLAIN_TYPES
-        and (weight is None or type(weight) in PLAIN_TYPES)
-    )
     traced = is_compiling()
     if not traced and has_torch_function_variadic(input, target, weight):
         return handle_torch_function(
@@ -127,13 +129,17 @@ def cross_entropy(
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
-    check_tensor(input, "input")
-    check_tensor(target, "target")
+    plain = type(input) in PLAIN_TYPES and type(target) in PLAIN_TYPES
+    if not (plain and is_dense(input) and is_dense(target)):
+        check_tensor(input, "input")
+        check_tensor(target, "target")
+        plain = is_plain(input) and is_plain(target)
     if weight is not None:
         check_tensor(weight, "weight")
         if weight.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError("no gradient is computed for weight: detach it")
-    if target.dtype in DTYPE_NAMES and ignore_index >= 0:
+        plain = plain and is_plain(weight)
+    if ignore_index >= 0 and target.dtype in DTYPE_NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
     if transforms_active() or (not traced and forward_mode()):
         return _torch_cross_entropy(
@@ -145,10 +151,11 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
     save = SAVE_NOTHING
-    if (input.requires_grad or target.requires_grad) and torch.is_grad_enabled():
-        in_backward = target.requires_grad or input.dtype is torch.float16
-        save = SAVE_LSE if in_backward else SAVE_GRADIENT
-    float32_loss = input.dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
+    dtype = input.dtype
+    of_target = target.requires_grad
+    if (of_target or input.requires_grad) and torch.is_grad_enabled():
+        save = SAVE_LSE if of_target or dtype is torch.float16 else SAVE_GRADIENT
+    float32_loss = dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
     options = (reduction, ignore_index, label_smoothing, save, float32_loss)
     if traced or not plain or dispatch_modes() or tracing_state() is not None:
         return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyce.torch import _autograd, _compute
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE
+from pyce.torch._tensors import in_memory_order
 
 # Exported programs hold the names of the operators and of their arguments.
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
@@ -42,7 +43,7 @@ def _forward_fake(
         rows if reduction == "none" else (), dtype=torch.float32 if float32_loss else input.dtype
     )
     if save == SAVE_GRADIENT:
-        return loss, torch.empty_like(input, memory_format=torch.contiguous_format)
+        return loss, _gradient_fake(input)
     return loss, (
         input.new_empty(rows, dtype=torch.float64)
         if save == SAVE_LSE
@@ -60,13 +61,25 @@ def _differentiate(ctx: Any, *gradients: Any) -> Any:
 
 
 def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return _gradient_fake(input)
 
+
+def _gradient_fake(input: Tensor) -> Tensor:
+    """A gradient in the memory layout that `_compute` gives it."""
+    x, axis = in_memory_order(input)
+    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return gradient if x is input else gradient.movedim(axis, 1)
+
+
+# The layout of the gradient follows from the strides of the logits that were traced: compiled code
+# must pass logits with these strides.
+_TAGS = (getattr(torch.Tag, "needs_exact_strides", None) or torch.Tag.needs_fixed_stride_order,)
 
 _forward_op = torch.library.custom_op(
     "pyce::cross_entropy",
     _forward,
     mutates_args=(),
+    tags=_TAGS,
     schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide) -> (Tensor, Tensor)",
 )
 _forward_op.register_fake(_forward_fake)
@@ -75,6 +88,7 @@ _backward_op = torch.library.custom_op(
     "pyce::cross_entropy_backward",
     _compute.backward,
     mutates_args=(),
+    tags=_TAGS,
     schema=f"(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, {_OPTIONS}) -> Tensor",
 )
 _backward_op.register_fake(_backward_fake)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyce._problem import axis_in_memory
+
 DTYPE_NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
@@ -15,13 +17,17 @@ DTYPE_NAMES = {
     torch.float16: "float16",
 }
 HALF_TYPES = frozenset({torch.float16, torch.bfloat16})
-# Tensors of these types have no __torch_dispatch__ that would have to see an operator.
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 _STRIDED = torch.strided
 # For arrays of at least this many bytes NumPy requests huge pages from the system, and PyTorch does
 # not: they reduce the time that the system takes to provide the memory to a quarter.
 _HUGE_PAGES_FROM = 1 << 22
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether `check_tensor` accepts the tensor."""
+    return tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_nested
 
 
 def check_tensor(tensor: Any, name: str) -> None:
@@ -38,27 +44,54 @@ def check_tensor(tensor: Any, name: str) -> None:
         raise ValueError(f"{name} must be a dense (strided) tensor, and is {layout}")
 
 
-def empty_gradient(input: Tensor) -> Tensor:
-    """Uninitialised memory for a gradient: C-contiguous, of the shape and dtype of `input`."""
-    if input.nbytes < _HUGE_PAGES_FROM:
-        return torch.empty_like(input, memory_format=torch.contiguous_format)
-    if input.dtype is torch.bfloat16:
-        return torch.from_numpy(np.empty(input.shape, np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.empty(input.shape, DTYPE_NAMES[input.dtype]))
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor's type has no __torch_dispatch__ that would have to see an operator."""
+    kind = type(tensor)
+    return kind in PLAIN_TYPES or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
-def address_of(tensor: Tensor, extent: int) -> int:
-    """The address of the first element; 0 if the storage ends before `extent` bytes from it."""
+def in_memory_order(logits: Tensor) -> tuple[Tensor, int]:
+    """The logits with the class axis where it is in memory, and that place.
+
+    The class axis is moved from its place 1 (0 if it is the only one) to the last or first place,
+    if the tensor is contiguous then: channels-last images have it in the last.
+    """
+    axis = 1 if logits.dim() > 1 else 0
+    if logits.is_contiguous():
+        return logits, axis
+    to = axis_in_memory(logits.shape, logits.stride(), axis, 1)
+    return (logits, axis) if to is None or to == axis else (logits.movedim(axis, to), to)
+
+
+def empty_gradient(logits: Tensor) -> Tensor:
+    """Uninitialised memory for a gradient: C-contiguous, of the shape and dtype of `logits`."""
+    if logits.nbytes < _HUGE_PAGES_FROM:
+        if logits.is_contiguous():
+            return torch.empty_like(logits)  # an argument more would take longer
+        return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    if logits.dtype is torch.bfloat16:
+        return torch.from_numpy(np.empty(logits.shape, np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.empty(logits.shape, DTYPE_NAMES[logits.dtype]))
+
+
+def contiguous_address(tensor: Tensor) -> int:
+    """The address of the first element of a contiguous tensor.
+
+    0 if the tensor is not contiguous, is to be negated when it is read, or has no memory: its
+    storage was freed or cut.
+    """
+    if not tensor.is_contiguous() or tensor.is_neg():
+        return 0
     address: int = tensor.data_ptr()
     storage = tensor.untyped_storage()
-    begin: int = storage.data_ptr()
-    return address if begin and address + extent <= begin + storage.nbytes() else 0
+    begin = storage.data_ptr()
+    return address if begin and address + tensor.nbytes <= begin + storage.nbytes() else 0
 
 
 def as_array(tensor: Tensor) -> Any:
     """The memory of the tensor as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not address_of(tensor, _extent(tensor)):
+    if tensor.numel() and not _has_memory(tensor):
         raise ValueError("a tensor without memory: its storage was freed, cut or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
@@ -71,7 +104,9 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def _extent(tensor: Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether the storage contains all elements."""
     steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return int((1 + steps) * tensor.itemsize)
+    end = tensor.storage_offset() + 1 + steps
+    storage = tensor.untyped_storage()
+    return bool(storage.data_ptr()) and int(end * tensor.itemsize) <= storage.nbytes()

@@ -285,6 +285,45 @@ def test_targets_of_any_layout(backend):
         np.testing.assert_array_equal(got[1], expected[1])
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("to", [0, -1], ids=["first", "last"])
+def test_the_class_axis_may_be_elsewhere_in_memory(backend, to, soft):
+    """The gradient has the memory layout of the logits, and `out` its own."""
+    rng = np.random.default_rng(0)
+    moved = np.ascontiguousarray(np.moveaxis(rng.normal(size=(2, 7, 4, 5)), 1, to))
+    x = np.moveaxis(moved, to, 1)
+    y = rng.integers(0, 7, (2, 4, 5))
+    t = np.moveaxis(rng.random(moved.shape), to, 1)
+    target = t if soft else y
+    whole = np.ascontiguousarray(x)
+    before = whole.copy()
+    loss, grad, lse = pyce.cross_entropy_with_grad(x, target, axis=1, return_lse=True)
+    assert grad.strides == x.strides
+    out = np.empty_like(whole)
+    got = pyce.cross_entropy_with_grad(x, target, axis=1, out=out)
+    assert got[0] == loss
+    assert got[1] is out
+    back = pyce.cross_entropy_backward(1.0, x, target, lse, axis=1)
+    assert back.strides == x.strides
+    back_out = pyce.cross_entropy_backward(1.0, x, target, lse, axis=1, out=np.empty_like(whole))
+    expected = pyce.cross_entropy_with_grad(whole, np.ascontiguousarray(target), axis=1)
+    for got in (grad, out, back, back_out):
+        assert_alike(backend, got, expected[1], x.dtype, 1.0)
+    for got in (loss, pyce.cross_entropy(x, target, axis=1)):
+        assert_alike(backend, np.asarray(got), np.asarray(expected[0]), x.dtype)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_an_invalid_label_leaves_out_of_another_layout_as_it_was(backend):
+    x = np.ones((2, 4, 5, 3)).transpose(0, 3, 1, 2)
+    y = np.zeros((2, 4, 5), np.int64)
+    y[1, 0, 1] = 3
+    out = np.full(x.shape, 7.0)
+    with pytest.raises(IndexError, match=f"target of row {y[0].size + 1}"):
+        pyce.cross_entropy_with_grad(x, y, axis=1, out=out)
+    assert (out == 7.0).all()
+
+
 @pytest.mark.parametrize("limit", [1, 7, 60, 1000, 10**6])
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (4, 5, 7), (4, 3, 5, 7), (0, 7), (3, 1, 7)])
 def test_rows_are_cut_into_blocks_in_order(shape, limit):

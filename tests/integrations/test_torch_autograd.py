@@ -252,6 +252,30 @@ def test_the_gradient_is_saved_and_returned_without_a_copy(shape, dtype, scale):
     assert_close(logits.grad, expected.to(dtype))
 
 
+@one_isa
+@dtypes
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("to", [0, -1], ids=["first", "last"])
+def test_the_gradient_has_the_memory_layout_of_the_logits(dtype, soft, scale, to, backend):
+    """Where the class axis is last (channels-last) or first in memory, and rows are in order."""
+    logits = torch.randn(2, 5, 3, 4).to(dtype).movedim(1, to).contiguous().movedim(to, 1)
+    logits.requires_grad_()
+    target = torch.rand(2, 5, 3, 4).to(dtype) if soft else torch.randint(5, (2, 3, 4))
+    saved, loss = saved_by(lambda: ours(logits, target))
+    loss.backward(torch.tensor(scale, dtype=dtype))
+    assert logits.grad.stride() == logits.stride()
+    assert dtype is torch.float16 or logits.grad.data_ptr() in [p for p, _ in saved]
+    plain = logits.detach().contiguous().requires_grad_()
+    expected = ours(plain, target)
+    expected.backward(torch.tensor(scale, dtype=dtype))
+    same = torch.equal if backend.bitwise else torch.allclose
+    assert same(loss, expected)
+    assert same(logits.grad, plain.grad)
+    with torch.no_grad():
+        assert torch.equal(ours(logits, target), loss)
+
+
 def test_the_summed_losses_of_rows_need_no_scaling_either():
     logits, target = example()
     saved, loss = saved_by(lambda: ours(logits, target, reduction="none"))

@@ -162,6 +162,20 @@ def test_the_compiled_graph_holds_the_operator():
     assert any("pyce.cross_entropy" in name for name in seen)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_compiled_in_channels_last(dtype):
+    """The memory layout of the gradient is known when the graph is compiled."""
+    images = torch.randn(2, 5, 3, 4).to(dtype).to(memory_format=torch.channels_last)
+    target = torch.randint(5, (2, 3, 4))
+    grads = []
+    for function in (ours, torch.compile(ours, fullgraph=True)):
+        leaf = images.clone(memory_format=torch.preserve_format).requires_grad_()
+        function(leaf, target).backward()
+        assert leaf.grad.stride() == images.stride()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
 def test_exported_and_traced():
     logits, target = example()
     other = torch.randn(6, 5)
@@ -230,6 +244,23 @@ def test_tensors_that_override_functions_are_asked():
     assert seen == [ours]
     assert type(loss) is Asked
     assert torch.equal(loss.as_subclass(torch.Tensor), ours(logits, target, reduction="none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_subclass_without_a_dispatch_of_its_own_needs_no_operator(dtype):
+    class Plain(torch.Tensor):
+        pass
+
+    logits, target = example(dtype=dtype)
+    expected = step(ours, logits, target)
+    leaf = logits.detach().clone().as_subclass(Plain).requires_grad_()
+    loss = ours(leaf, target)
+    assert type(loss) is Plain
+    ((node, _),) = loss.grad_fn.next_functions  # of the alias that has the type of the subclass
+    assert type(node).__name__ == "_CrossEntropyBackward"
+    loss.backward()
+    assert torch.equal(loss.as_subclass(torch.Tensor), expected[0])
+    assert torch.equal(leaf.grad.as_subclass(torch.Tensor), expected[1])
 
 
 def test_modes_that_override_functions_are_asked():
