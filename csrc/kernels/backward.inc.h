@@ -56,7 +56,7 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
     const normaliser norm = normalise(v_set1((real)p->lse[row]));
     row_state s;
     s.factor[0] = factor_from_lse(job, row, 0, s.pivot_grad);
-    s.factor_error[0] = 0;
+    s.factor_error[0] = s.soft_factor[0] = s.label_grad[0] = 0;
     s.pivot[0] = s.label[0] = -1;
     const pyce_block unit = {.scale = 1};
     writer w, *before = 0;

@@ -71,9 +71,9 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
 /* `steps` times STEP_VECTORS vectors: with `writes`, as many of `w` are written, none of which contains
    a special class; then e of x is stored to `e` (which may be where those of `w` stood); and the
    maximum of as many numbers of the `next` block is taken. What comes after that is prefetched. */
-INLINE void exp_steps(const element *x, int steps, const row_normaliser *row, real *e,
-                      const writer *w, const element *next, vreal *max, const int writes,
-                      const int soft, const int streaming) {
+HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real *e, const writer *w,
+                   const element *next, vreal *max, const int writes, const int soft,
+                   const int streaming) {
     const normaliser norm = all_lanes(row);
     vreal m0 = *max, m1 = m0;
     const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;

@@ -10,7 +10,7 @@
 #define LN2F_HI 0x1.62e43p-1f
 #define LN2F_LO (-0x1.05c61p-29f)
 
-INLINE void exps(vf v[], const int count, normaliser s) {
+HOT void exps(vf v[], const int count, normaliser s) {
     vf r[8], q[8], t[8];
     TOGETHER v[j] = vf_sub(v[j], s.shift);
     TOGETHER t[j] = vf_fma(v[j], vf_set1(LOG2_E), s.magic);

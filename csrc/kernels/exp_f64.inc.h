@@ -21,7 +21,7 @@ ALIGNED static const double exp_table_error[8] = {0,
 #define EXP_6 0x1.6c1b7131a0993p-10
 #define EXP_7 0x1.a01e2c15a33f3p-13
 
-INLINE void exps(vd v[], const int count, normaliser s) {
+HOT void exps(vd v[], const int count, normaliser s) {
     vd r[8], q[8], t[8];
     TOGETHER v[j] = vd_sub(v[j], s.shift);
     TOGETHER t[j] = vd_fma(v[j], vd_set1(EXP_STEPS * LOG2_E), s.magic);

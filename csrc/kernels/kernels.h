@@ -102,6 +102,12 @@ static inline int pyce_has_result(const pyce_problem *p) {
 PYCE_TARGETS(PYCE_DECLARE_TARGET)
 #undef PYCE_DECLARE_TARGET
 
+/* Functions of the loops that take most of the time: inlined even where INLINE leaves that to the
+   compiler. */
+#ifndef HOT
+#define HOT INLINE
+#endif
+
 /* Before a loop over an array of vectors, so that they stay in registers. */
 #define UNROLL _Pragma("GCC unroll 16")
 

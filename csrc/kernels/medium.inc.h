@@ -56,8 +56,8 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 /* Three things in one loop, so that none waits for the others: with `writes`, the row before, whose e
    stand where this row's go, is written; with `adds`, the e of another row of the unit are added up;
    and e of x is stored. */
-INLINE void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
-                    real row_factor, element *out, const int adds, const real *other, vsum *total) {
+HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
+                 real row_factor, element *out, const int adds, const real *other, vsum *total) {
     const normaliser norm = all_lanes(row);
     const vreal factor = v_set1(row_factor);
     vsum sum = sum_zero();

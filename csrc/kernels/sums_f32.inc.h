@@ -12,7 +12,7 @@ INLINE void sum_add(vsum *s, vf a) {
     s->hi = vd_add(s->hi, vf_widen_hi(a));
 }
 /* Adds the vector in memory. */
-INLINE void sum_add_from(vsum *s, const float *m) {
+HOT void sum_add_from(vsum *s, const float *m) {
     s->lo = vd_add(s->lo, vd_widen(m));
     s->hi = vd_add(s->hi, vd_widen(m + 8));
 }

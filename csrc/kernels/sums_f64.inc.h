@@ -13,7 +13,7 @@ INLINE void sum_add(vsum *s, vd a) {
     s->error = vd_add(s->error, error_of_sum(s->sum, a, total));
     s->sum = total;
 }
-INLINE void sum_add_from(vsum *s, const double *m) {
+HOT void sum_add_from(vsum *s, const double *m) {
     const vd a = vd_load(m), total = vd_add(s->sum, a);
     s->error = vd_add(s->error, error_of_finite_sum(s->sum, a, total));
     s->sum = total;

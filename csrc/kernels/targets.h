@@ -11,7 +11,9 @@
 #define PYCE_TARGETS_H
 
 #if defined(__x86_64__)
-#define PYCE_TARGETS(X) X(avx512) X(avx2) X(plain)
+#define PYCE_TARGETS(X) X(avx512) X(avx2) X(plain_fma) X(plain)
+#elif defined(__AARCH64EL__)
+#define PYCE_TARGETS(X) X(neon) X(plain)
 #else
 #define PYCE_TARGETS(X) X(plain)
 #endif

@@ -43,10 +43,10 @@ def compiler():
     return command
 
 
-def build(directory, kernels=KERNELS):
+def build(directory, kernels=KERNELS, flags=()):
     program = directory / "check_vmath"
     sources = [str(path) for path in PROGRAM]
-    command = [*compiler(), *FLAGS, f"-I{kernels}", "-o", str(program), *sources, "-lm"]
+    command = [*compiler(), *FLAGS, *flags, f"-I{kernels}", "-o", str(program), *sources, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return program
@@ -66,6 +66,14 @@ def test_exponentials_and_logarithms_are_as_exact_as_stated(tmp_path):
     seen = int(re.search(r"^float exp, ulp +(\d+) ", done.stdout, re.MULTILINE)[1])
     floats = 0x43800000 + 0x43BF0000
     assert seen >= floats / STEP
+
+
+@needs_long_double
+def test_plain_c_has_the_same_bits_without_fma_in_hardware(tmp_path):
+    """Where an x86-64 processor has fma, the plain C for those without does not run otherwise."""
+    done = run(build(tmp_path, flags=["-DPLAIN_FMA_SUPPORTED=0"]), 9973)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^instruction sets:.* scalar; differing bits: 0;", done.stdout, re.MULTILINE)
 
 
 # One unit in the last place of a table, and a range that is a little too small.

@@ -168,7 +168,7 @@ BY_HAND = (
                 _PLAIN,
                 ">= classes",
                 "> classes",
-                f"INLINE int scan_labels{bits}(const int{bits}_t *p, int64_t n, int64_t ignore, "
+                f"CALLED int scan_labels{bits}(const int{bits}_t *p, int64_t n, int64_t ignore, "
                 "int64_t classes,\n                         int64_t *valid) {\n    int wrong = 0;\n"
                 "    for (int64_t i = 0; i < n; i++) {\n        *valid += p[i] != ignore;\n"
                 "        wrong |= p[i] != ignore && (p[i] < 0 || p[i] >= classes);",

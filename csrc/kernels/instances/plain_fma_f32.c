@@ -1,0 +1,8 @@
+/* Plain C with fma, float32 logits. */
+#if defined(__x86_64__)
+#include "../simd_plain_fma.h"
+
+#include "../dtype_f32.h"
+
+#include "../instance.inc.h"
+#endif
