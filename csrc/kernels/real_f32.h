@@ -16,6 +16,7 @@ typedef vfm vmask;
 #define EXP_MAGIC 0x1.8p23f
 #define LOG2_E 0x1.715476p+0f
 #define EXP_STEPS 1
+#define EXP_FIELD 127.0f
 #define STEP_VECTORS VF_STEP
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */

@@ -16,6 +16,7 @@ typedef vdm vmask;
 #define EXP_MAGIC 0x1.8p52
 #define LOG2_E 0x1.71547652b82fep+0
 #define EXP_STEPS 8
+#define EXP_FIELD 0.0
 #define STEP_VECTORS VD_STEP
 
 /* A factor of at least this size times any e is normal or rounds as its exact product. */

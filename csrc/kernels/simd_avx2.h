@@ -137,8 +137,8 @@ INLINE vf vf_select(vfm m, vf a, vf b) {
     return vf_of(_mm256_blendv_ps(b.lo, a.lo, m.lo), _mm256_blendv_ps(b.hi, a.hi, m.hi));
 }
 INLINE __m256 raise_half(__m256 a, __m256 t) {
-    const __m256i up = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), up));
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(t), 23);
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(power));
 }
 INLINE vf vf_raise(vfm m, vf a, vf t) {
     return vf_keep(m, vf_of(raise_half(a.lo, t.lo), raise_half(a.hi, t.hi)));

@@ -69,8 +69,8 @@ INLINE vf vf_keep(vfm m, vf a) { return _mm512_maskz_mov_ps(m, a); }
 INLINE vf vf_drop(vfm m, vf a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
 INLINE vf vf_select(vfm m, vf a, vf b) { return _mm512_mask_mov_ps(b, m, a); }
 INLINE vf vf_raise(vfm m, vf a, vf t) {
-    const __m512i up = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
-    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(m, _mm512_castps_si512(a), up));
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(t), 23);
+    return _mm512_maskz_mul_ps(m, a, _mm512_castsi512_ps(power));
 }
 INLINE float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 

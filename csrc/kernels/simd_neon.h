@@ -150,7 +150,7 @@ INLINE vf vf_keep(vfm m, vf a) { return (vf)EACH2(keep4, m, a); }
 INLINE vf vf_drop(vfm m, vf a) { return (vf)EACH2(drop4, m, a); }
 INLINE vf vf_select(vfm m, vf a, vf b) { return (vf)EACH3(vbslq_f32, m, a, b); }
 INLINE float32x4_t raise4(float32x4_t a, float32x4_t t) {
-    return floats(vaddq_u32(bits32(a), vshlq_n_u32(bits32(t), 23)));
+    return vmulq_f32(a, floats(vshlq_n_u32(bits32(t), 23)));
 }
 INLINE vf vf_raise(vfm m, vf a, vf t) {
     const vf raised = EACH2(raise4, a, t);

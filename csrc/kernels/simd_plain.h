@@ -66,6 +66,9 @@ typedef float float_part __attribute__((vector_size(PART)));
 typedef double double_part __attribute__((vector_size(PART)));
 typedef int32_t part32 __attribute__((vector_size(PART)));
 typedef int64_t part64 __attribute__((vector_size(PART)));
+/* For sums and shifts of bits, which may exceed a signed type. */
+typedef uint32_t bits32 __attribute__((vector_size(PART)));
+typedef uint64_t bits64 __attribute__((vector_size(PART)));
 
 typedef union {
     float_part part[PARTS];
@@ -172,10 +175,10 @@ OPERATION vf vf_select(vfm m, vf x, vf y) { /* x where m, else y */
     EACH_PART x.part[k] = float_select(m.part[k], x.part[k], y.part[k]);
     return x;
 }
-/* Adds the low bits of t to the exponent field of x: x·2^t for an integer t that was rounded by
-   adding EXP_MAGIC. +0 where m is false. */
+/* x·2^(n − 127), where the lowest bits of t are n: those bits, shifted, are the power of two. +0 where
+   m is false. */
 OPERATION vf vf_raise(vfm m, vf x, vf t) {
-    EACH_PART x.part[k] = (float_part)((part32)x.part[k] + ((part32)t.part[k] << 23));
+    EACH_PART x.part[k] *= (float_part)((bits32)t.part[k] << 23);
     return vf_keep(m, x);
 }
 CALLED float vf_reduce_max(vf x) {
@@ -292,7 +295,7 @@ OPERATION vd vd_lookup(vd t, const double *table) {
 }
 
 OPERATION vd vd_raise(vd x, vd t) {
-    EACH_PART x.part[k] = (double_part)((part64)x.part[k] + ((part64)t.part[k] << 49));
+    EACH_PART x.part[k] = (double_part)((bits64)x.part[k] + ((bits64)t.part[k] << 49));
     return x;
 }
 CALLED double vd_reduce_max(vd x) {
@@ -343,8 +346,8 @@ OPERATION vf vf_narrow(vd lo, vd hi) {
 OPERATION vd vd_exp2(vdm m, vd x, vd n) {
     /* 1.5·2^52 + k holds k in its lowest bits. */
     EACH_PART {
-        const part64 number = (part64)(n.part[k] + 0x1.8p52);
-        const double_part e = (double_part)((part64)x.part[k] + (number << 52));
+        const bits64 number = (bits64)(n.part[k] + 0x1.8p52);
+        const double_part e = (double_part)((bits64)x.part[k] + (number << 52));
         x.part[k] = double_select(x.part[k] == x.part[k], e, x.part[k]);
     }
     return vd_keep(m, x);

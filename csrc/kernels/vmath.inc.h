@@ -11,7 +11,9 @@
  *
  * The exponential: x − shift = n·(ln 2)/STEPS + r, and e = 2^(n/STEPS − exponent)·exp(r). n is
  * found by adding a number so large that the sum is rounded to an integer, `magic`, which contains the
- * normaliser's exponent: the sum's lowest bits, shifted, are added to the exponent field of exp(r).
+ * normaliser's exponent. Of floats, it contains the bias of the exponent field (EXP_FIELD) as well, so
+ * that the sum's lowest bits, shifted, are the power of two that exp(r) is multiplied by: a product, so
+ * that NaN remains NaN whatever its bits are. Of doubles they are added to the exponent field.
  * Doubles have a table of 2^(i/STEPS), rounded, and one of the rounding errors: the lowest bits of the
  * sum select the entry.
  *
@@ -49,7 +51,7 @@ INLINE normaliser normaliser_from(vreal shift, vreal exponent, vreal least) {
     normaliser r;
     r.shift = shift;
     r.exponent = exponent;
-    r.magic = v_fnma(exponent, v_set1(EXP_STEPS), v_set1(EXP_MAGIC));
+    r.magic = v_fnma(exponent, v_set1(EXP_STEPS), v_set1(EXP_MAGIC + EXP_FIELD));
     r.least = v_fma(least, v_set1(EXP_STEPS * LOG2_E), r.magic);
     return r;
 }

@@ -135,7 +135,7 @@ def speed_ups(shown: Shown) -> list[Picture]:
                     zorder=3,
                 )
         panel.axvline(1, color=INK, linewidth=1.5, zorder=3)
-        panel.set_xlabel(f"time of the other / time of {words(shown.ours, 20)} (logarithmic)")
+        panel.set_xlabel(f"time of the other / time of {words(shown.ours, 20)} (log.)")
     for panel in panels:
         logarithmic(panel.xaxis, min(0.8, min(values) / 1.15), max(values) * 2.2, 6)
         panel.grid(axis="x")
