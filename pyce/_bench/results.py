@@ -17,6 +17,9 @@ The `extra_info` of each item holds:
 `machine_info["pyce"]` of the file is `_machine.fingerprint()`, and the bandwidth of memory in bytes
 per second: "bandwidth": {"read": …, "copy": …}. With `bench --isa`, the fingerprint's `isa` is the
 instruction set that C was held to, and its `kind` names both that and the widest one.
+
+`machine_info["others"]` is the mean number of processors that other programs used during the run,
+or None where that is not known.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pyce._bench.others import DISTURBED
 from pyce._cli import Unusable
 
 Key = tuple[str, str, str]  # workload, operation, candidate
@@ -75,6 +79,17 @@ class Run:
     def machine(self) -> dict[str, Any]:
         about: dict[str, Any] = self.content["machine_info"]["pyce"]
         return about
+
+    @property
+    def disturbed(self) -> str:
+        """A sentence about other programs that ran during the run; "" if they hardly did."""
+        others = self.content["machine_info"].get("others")
+        if others is None or others < DISTURBED:
+            return ""
+        return (
+            f"During the run, other programs used {others:.2g} processors on average, which "
+            "makes times longer and ratios less certain."
+        )
 
     @property
     def commit(self) -> str:
