@@ -8,6 +8,7 @@
  */
 #include "platform.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -117,7 +118,10 @@ static void come_and_go(void) {
         _exit(!all_right());
     }
     int status = 1;
-    if (child < 0 || waitpid(child, &status, 0) < 0 || status) wrong = 1;
+    if (child < 0 || waitpid(child, &status, 0) < 0 || status) {
+        fprintf(stderr, "child %d: %s, status %d\n", (int)child, strerror(errno), status);
+        wrong = 1;
+    }
 }
 #else
 static _Atomic int gone;
