@@ -70,7 +70,7 @@ test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls 
 	$(call need,wine,wine wine64)
 	$(call cross,x86_64-windows-gnu)
 	$(RECORD) | $(WINE) build/x86_64-windows-gnu/replay
-	$(WINE) build/x86_64-windows-gnu/threads 10
+	timeout 120 env $(WINE) build/x86_64-windows-gnu/threads 10
 
 # The musl of ziglang has another malloc, which a child of a fork must not use.
 test-musl: .venv/.test .venv/.cross $(EXTENSION) ## the same with the C library musl, on this processor and an emulated Arm processor

@@ -42,15 +42,18 @@ static inline int64_t platform_cache_size(void) {
 typedef char platform_thread; /* not used */
 typedef DWORD platform_thread_result;
 
-/* The library remains loaded from then on: the code of a thread must not be unloaded. */
+/* Keep the library loaded until the process ends, since threads run its code. Returns 0, or an error. */
+static inline int platform_stay_loaded(void) {
+    static const char inside = 0;
+    HMODULE library;
+    const DWORD flags = GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS;
+    return GetModuleHandleExW(flags, (LPCWSTR)(uintptr_t)&inside, &library) ? 0 : -1;
+}
+
 static inline int platform_start_thread(platform_thread *thread,
                                         platform_thread_result (*run)(void *), void *argument) {
-    HMODULE library;
     *thread = 0;
-    if (!GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_PIN | GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS,
-                            (LPCWSTR)(uintptr_t)run, &library)) {
-        return -1;
-    }
+    if (platform_stay_loaded()) return -1;
     const HANDLE started = CreateThread(NULL, 0, run, argument, 0, NULL);
     if (!started) return -1;
     CloseHandle(started);
@@ -84,7 +87,7 @@ static inline int platform_create_key(platform_key *key, void (*free_value)(void
 }
 static inline void *platform_get_value(platform_key key) { return FlsGetValue(key); }
 static inline int platform_set_value(platform_key key, void *value) {
-    return FlsSetValue(key, value) ? 0 : -1;
+    return platform_stay_loaded() || !FlsSetValue(key, value) ? -1 : 0;
 }
 
 static inline void platform_on_fork(void (*in_child)(void)) { (void)in_child; }

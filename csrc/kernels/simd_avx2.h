@@ -21,6 +21,18 @@
 #endif
 
 #include <immintrin.h>
+/* clang-format off: in the order of dependence */
+#if defined(_MSC_VER)
+/* With Microsoft's headers, clang up to 18 includes only what the whole file is compiled for. */
+#include <pmmintrin.h>
+#include <tmmintrin.h>
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#endif
+/* clang-format on */
 #include <stdint.h>
 #include <string.h>
 

@@ -23,6 +23,24 @@
 #endif
 
 #include <immintrin.h>
+/* clang-format off: in the order of dependence */
+#if defined(_MSC_VER)
+/* With Microsoft's headers, clang up to 18 includes only what the whole file is compiled for. */
+#include <pmmintrin.h>
+#include <tmmintrin.h>
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vldqintrin.h>
+#endif
+/* clang-format on */
 #include <stdint.h>
 #include <string.h>
 
