@@ -3,8 +3,8 @@
 Where there is no working C compiler, pyce installs without the extension, prints a warning, and
 runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
 
-On Windows the compiler is clang-cl with the libraries of Visual Studio, or with `--compiler=mingw32`
-and CC=clang, clang with those of MinGW.
+On Windows the compiler is clang-cl with the libraries of Visual Studio, or with CC=clang and
+`--compiler=mingw32`, clang with those of MinGW.
 """
 
 import os
