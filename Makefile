@@ -42,10 +42,14 @@ SANITIZE := -O1 -g -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
 # clang itself uses temporaries of wide vectors after their scope.
 FUZZ := $(SANITIZE) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
 FUZZ_SECONDS ?= 60
+# $(call cross,TARGET,OPTIONS): the C programs for another system, by clang with the system's C library.
+ZIG := $(PYTHON_HERE) -m ziglang
+cross = ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/build/zig $(C_TESTS) OUT=../../build/$(1) CC="$(ZIG) cc -target $(1)" $(2) replay threads
+WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -61,6 +65,28 @@ test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C inte
 	$(call need,qemu-aarch64,qemu-user)
 	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
 	$(RECORD) | qemu-aarch64 build/aarch64/replay
+
+test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls and the threads in a program for Windows, run by wine
+	$(call need,wine,wine wine64)
+	$(call cross,x86_64-windows-gnu)
+	$(RECORD) | $(WINE) build/x86_64-windows-gnu/replay
+	timeout 120 env $(WINE) build/x86_64-windows-gnu/threads 10
+
+# The musl of ziglang has another malloc, which a child of a fork must not use.
+test-musl: .venv/.test .venv/.cross $(EXTENSION) ## the same with the C library musl, on this processor and an emulated Arm processor
+	$(call need,musl-gcc,musl-tools)
+	$(call need,qemu-aarch64,qemu-user)
+	$(C_TESTS) OUT=../../build/musl CC=musl-gcc LDFLAGS=-static replay threads
+	$(RECORD) | build/musl/replay
+	timeout 120 build/musl/threads 10
+	$(call cross,aarch64-linux-musl,LDFLAGS=-static)
+	$(RECORD) | qemu-aarch64 build/aarch64-linux-musl/replay
+
+# They cannot be run here.
+cross: .venv/.cross ## compile and link the C programs for macOS on x86-64 and Arm, and for Windows on Arm
+	$(call cross,x86_64-macos)
+	$(call cross,aarch64-macos)
+	$(call cross,aarch64-windows-gnu)
 
 valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, with AVX2 and plain C
 	$(call need,valgrind,valgrind)
@@ -229,6 +255,10 @@ clean: ## remove everything that was built and installed
 
 .venv/.example: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(EXAMPLE_NEEDS)
+	@touch $@
+
+.venv/.cross: .venv/bin/python constraints.txt Makefile
+	$(PIP) ziglang
 	@touch $@
 
 .venv/.docs: .venv/bin/python constraints.txt Makefile

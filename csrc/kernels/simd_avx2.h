@@ -3,13 +3,16 @@
  */
 #define TARGET avx2
 #define TARGET_NAME "avx2"
-/* Every processor with AVX2 and FMA has F16C, which older compilers cannot ask for. */
-#define TARGET_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define TARGET_SUPPORTED cpu_has(CPU_AVX2 | CPU_FMA)
+
+#include "cpu_x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define TARGET_END _Pragma("clang attribute pop")
 #else
+#pragma GCC push_options
+#define TARGET_END _Pragma("GCC pop_options")
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -18,6 +21,18 @@
 #endif
 
 #include <immintrin.h>
+/* clang-format off: in the order of dependence */
+#if defined(_MSC_VER)
+/* With Microsoft's headers, clang up to 18 includes only what the whole file is compiled for. */
+#include <pmmintrin.h>
+#include <tmmintrin.h>
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#endif
+/* clang-format on */
 #include <stdint.h>
 #include <string.h>
 

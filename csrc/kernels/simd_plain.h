@@ -6,8 +6,10 @@
  * targets agree bit for bit (except in the payload of NaN), so results do not depend on the
  * instruction set.
  */
+#include "cpu_x86.h"
+
 #ifndef PLAIN_FMA_SUPPORTED /* a test defines it as 0 */
-#define PLAIN_FMA_SUPPORTED __builtin_cpu_supports("fma")
+#define PLAIN_FMA_SUPPORTED cpu_has(CPU_FMA)
 #endif
 #ifndef TARGET
 #define TARGET plain

@@ -1,6 +1,7 @@
 """Packages, pinned versions and the workflows of CI agree with the tree."""
 
 import re
+import runpy
 import subprocess
 import sys
 from itertools import product
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from setuptools import Extension
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "setup.py").exists():
@@ -60,6 +63,39 @@ def test_the_sdist_has_what_building_needs(packed):
     docs = {n for n in files(ROOT / "docs") if "/." not in n and not n.endswith(".toml")}
     assert files(ROOT / "examples") | docs <= listed
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= listed
+
+
+def test_windows_compiles_with_clang(monkeypatch, tmp_path):
+    """Setuptools' class for Microsoft's compiler gets clang-cl, and options that it understands."""
+
+    class Compiler:
+        compiler_type = "msvc"
+        initialized = False
+
+        def initialize(self):
+            self.initialized, self.cc = True, "cl.exe"
+            self.compile_options = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]
+
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    use_clang = runpy.run_path(str(ROOT / "setup.py"))["use_clang"]
+    clang = tmp_path / "clang-cl"
+    clang.write_text("")
+    clang.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    compiler = Compiler()
+    extension = Extension(
+        "a", [], extra_compile_args=["-O2", "-std=gnu11"], extra_link_args=["-pthread"]
+    )
+    use_clang(compiler, extension)
+    assert compiler.initialized
+    assert compiler.cc == str(clang)
+    assert compiler.compile_options == ["/nologo", "/O2", "/W3", "/DNDEBUG", "/MD"]
+    assert extension.extra_compile_args == ["/clang:-O2", "/clang:-std=gnu11"]
+    assert extension.extra_link_args == []
+    clang.unlink()
+    with pytest.raises(CompileError, match="clang-cl is needed"):
+        use_clang(Compiler(), extension)
 
 
 # ---------------------------------------------------------------------------------------------
