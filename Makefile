@@ -120,6 +120,7 @@ fuzz-python: .venv/.test $(EXTENSION) ## search for inputs that break a law of t
 
 lint: .venv/.lint ## check style, types, the rules of the C sources, and CI's workflows
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 . # files that are opened without an encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
@@ -257,4 +258,4 @@ clean: ## remove everything that was built and installed
 
 $(EXTENSION): .venv/.build setup.py csrc/build_ffi.py $(C_FILES)
 	PYCE_REQUIRE_C=1 $(BIN)/python setup.py --quiet build_ext --inplace --parallel 1
-	@touch $@
+	@touch -c $@ # free-threaded Python and 3.15 give the extension another name

@@ -2,13 +2,20 @@
 
 Where there is no working C compiler, pyce installs without the extension, prints a warning, and
 runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
+
+Tags of the wheel: cp310-abi3 for the extension, which uses CPython's stable ABI; that of the one
+Python that built it where there is no stable ABI (free-threaded before 3.15, PyPy); cp315-abi3 from
+3.15 on, whose extensions have names that earlier versions do not look for, and cp315-abi3.abi3t for
+free-threaded Python; py3-none-any without the extension.
 """
 
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 WARNING = """
@@ -16,7 +23,7 @@ WARNING = """
 * pyce is being installed WITHOUT its C kernels: they could not be compiled.
 * It works, on Numba or NumPy, but many times slower than it could.
 * Install a C compiler (for example the package gcc or build-essential) and
-* reinstall:  pip install --force-reinstall --no-cache-dir pyce
+* reinstall:  pip install --force-reinstall --no-cache-dir pyce-kernels
 * The compiler said: {error}
 *****************************************************************************
 """
@@ -37,6 +44,9 @@ class OptionalBuild(build_ext):
             if os.environ.get("PYCE_REQUIRE_C"):
                 raise
             print(WARNING.format(error=error), file=sys.stderr, flush=True)
+            if not self.inplace:  # what an earlier build left does not belong in the wheel
+                for extension in self.extensions:
+                    Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
             self.distribution.ext_modules = []
 
@@ -59,8 +69,20 @@ class OptionalBuild(build_ext):
         return super().get_outputs() if self.extensions else []
 
 
+class TaggedWheel(bdist_wheel):
+    def finalize_options(self):
+        extensions = self.distribution.ext_modules or []
+        if extensions and all(extension.py_limited_api for extension in extensions):
+            self.py_limited_api = "cp315" if sys.version_info >= (3, 15) else "cp310"
+        super().finalize_options()
+
+    def run_command(self, command):
+        super().run_command(command)
+        if command == "build":  # only now is it known whether there is an extension
+            self.root_is_pure = not self.distribution.has_ext_modules()
+
+
 setup(
     cffi_modules=["csrc/build_ffi.py:ffi"],
-    cmdclass={"build_ext": OptionalBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": OptionalBuild, "bdist_wheel": TaggedWheel},
 )

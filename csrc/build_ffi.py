@@ -33,6 +33,7 @@ def declarations() -> str:
     return re.sub(r"/\*.*?\*/|^#.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
+# cffi chooses the stable ABI wherever Python has one: not in free-threaded builds before 3.15.
 ffi = cffi.FFI()
 ffi.cdef(declarations())
 ffi.set_source(
@@ -43,5 +44,4 @@ ffi.set_source(
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
     extra_compile_args=COMPILE_ARGS,
     extra_link_args=["-pthread"],
-    py_limited_api=True,
 )

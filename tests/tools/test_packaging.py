@@ -55,7 +55,7 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(packed):
 
 
 def test_the_sdist_has_what_building_needs(packed):
-    listed = set((packed / "pyce.egg-info" / "SOURCES.txt").read_text().splitlines())
+    listed = set((packed / "pyce_kernels.egg-info" / "SOURCES.txt").read_text().splitlines())
     assert files(ROOT / "csrc") | files(ROOT / "pyce") <= listed
     docs = {n for n in files(ROOT / "docs") if "/." not in n and not n.endswith(".toml")}
     assert files(ROOT / "examples") | docs <= listed
