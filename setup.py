@@ -1,7 +1,8 @@
 """Builds the C extension, and nothing else; everything about the package is in pyproject.toml.
 
 Where there is no working C compiler, pyce installs without the extension, prints a warning, and
-runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
+runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead. On Windows, the sources need
+clang or gcc: CC names it.
 
 Tags of the wheel: cp310-abi3 for the extension, which uses CPython's stable ABI; that of the one
 Python that built it where there is no stable ABI (free-threaded before 3.15, PyPy); cp315-abi3 from
@@ -11,6 +12,7 @@ free-threaded Python; py3-none-any without the extension.
 
 import os
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +39,18 @@ def processors():
 
 
 class OptionalBuild(build_ext):
+    def finalize_options(self):
+        super().finalize_options()
+        if sys.platform == "win32" and os.environ.get("CC") and not self.compiler:
+            self.compiler = "mingw32"  # the class for compilers with the options of gcc
+
+    def get_libraries(self, ext):
+        # setuptools would link the library of one version of Python.
+        if sys.platform == "win32" and ext.py_limited_api and self.compiler.compiler_type != "msvc":
+            free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+            return [*ext.libraries, "python3t" if free_threaded else "python3"]
+        return super().get_libraries(ext)
+
     def run(self):
         try:
             super().run()
@@ -59,6 +73,8 @@ class OptionalBuild(build_ext):
                 jobs = [pool.submit(compile_sources, [source], **options) for source in sources]
             return [name for job in jobs for name in job.result()]
 
+        if sys.platform == "win32":
+            self.compiler.dll_libraries = []  # the C library is clang's choice, not setuptools'
         self.compiler.compile = compile_in_parallel
         try:
             super().build_extension(ext)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import cffi
@@ -43,5 +44,5 @@ ffi.set_source(
     include_dirs=["csrc"],
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
     extra_compile_args=COMPILE_ARGS,
-    extra_link_args=["-pthread"],
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
 )

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from pyce._problem import Problem
@@ -220,6 +220,8 @@ _auto_reason = ""
 _broken: dict[str, str] = {}
 _default: BackendChoice = "auto"
 _chosen: ContextVar[BackendChoice | None] = ContextVar("pyce_backend", default=None)
+# The values of `_chosen` outside the blocks that this thread or task is in.
+_outer: ContextVar[tuple[BackendChoice | None, ...]] = ContextVar("pyce_outer", default=())
 
 
 def _environment() -> BackendChoice:
@@ -372,14 +374,17 @@ def set_default(name: BackendChoice) -> None:
     _default = name
 
 
-def choose(name: BackendChoice) -> Token[BackendChoice | None]:
-    """Set the backend of this thread or task; returns the token for `unchoose`."""
+def choose(name: BackendChoice) -> None:
+    """Set the backend of this thread or task, until `unchoose`."""
     checked = check_name(name)
     if checked != "auto":
         load(checked)
-    return _chosen.set(name)
+    _outer.set((*_outer.get(), _chosen.get()))
+    _chosen.set(name)
 
 
-def unchoose(token: Token[BackendChoice | None]) -> None:
-    """Undo one `choose`."""
-    _chosen.reset(token)
+def unchoose() -> None:
+    """Undo the last `choose` of this thread or task."""
+    *outer, before = _outer.get()
+    _outer.set(tuple(outer))
+    _chosen.set(before)
