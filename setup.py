@@ -3,16 +3,24 @@
 Where there is no working C compiler, pyce installs without the extension, prints a warning, and
 runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
 
-On Windows the compiler is clang-cl with the libraries of Visual Studio, or with CC=clang and
-`--compiler=mingw32`, clang with those of MinGW.
+On Windows the compiler is clang-cl with the libraries of Visual Studio. If CC names another one
+(clang or gcc), it is called with the options of gcc and the libraries of MinGW.
+
+Tags of the wheel: cp310-abi3 for the extension, which uses CPython's stable ABI; that of the one
+Python that built it where there is no stable ABI (free-threaded before 3.15, PyPy); cp315-abi3 from
+3.15 on, whose extensions have names that earlier versions do not look for, and cp315-abi3.abi3t for
+free-threaded Python; py3-none-any without the extension.
 """
 
 import os
 import shutil
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -22,7 +30,7 @@ WARNING = """
 * It works, on Numba or NumPy, but many times slower than it could.
 * Install a C compiler (for example the package gcc or build-essential; on
 * Windows, LLVM and the Visual Studio Build Tools) and
-* reinstall:  pip install --force-reinstall --no-cache-dir pyce
+* reinstall:  pip install --force-reinstall --no-cache-dir pyce-kernels
 * The compiler said: {error}
 *****************************************************************************
 """
@@ -50,6 +58,24 @@ def use_clang(compiler, extension):
 
 
 class OptionalBuild(build_ext):
+    def finalize_options(self):
+        super().finalize_options()
+        named = os.environ.get("CC")
+        if (
+            sys.platform == "win32"
+            and named
+            and not self.compiler
+            and Path(named).stem != "clang-cl"
+        ):
+            self.compiler = "mingw32"  # the class for compilers with the options of gcc
+
+    def get_libraries(self, ext):
+        # setuptools would link the library of one version of Python.
+        if sys.platform == "win32" and ext.py_limited_api and self.compiler.compiler_type != "msvc":
+            free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+            return [*ext.libraries, "python3t" if free_threaded else "python3"]
+        return super().get_libraries(ext)
+
     def run(self):
         try:
             super().run()
@@ -57,6 +83,9 @@ class OptionalBuild(build_ext):
             if os.environ.get("PYCE_REQUIRE_C"):
                 raise
             print(WARNING.format(error=error), file=sys.stderr, flush=True)
+            if not self.inplace:  # what an earlier build left does not belong in the wheel
+                for extension in self.extensions:
+                    Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
             self.distribution.ext_modules = []
 
@@ -71,6 +100,8 @@ class OptionalBuild(build_ext):
                 jobs = [pool.submit(compile_sources, [source], **options) for source in sources]
             return [name for job in jobs for name in job.result()]
 
+        if sys.platform == "win32":
+            self.compiler.dll_libraries = []  # the C library is clang's choice, not setuptools'
         self.compiler.compile = compile_in_parallel
         try:
             super().build_extension(ext)
@@ -81,8 +112,20 @@ class OptionalBuild(build_ext):
         return super().get_outputs() if self.extensions else []
 
 
+class TaggedWheel(bdist_wheel):
+    def finalize_options(self):
+        extensions = self.distribution.ext_modules or []
+        if extensions and all(extension.py_limited_api for extension in extensions):
+            self.py_limited_api = "cp315" if sys.version_info >= (3, 15) else "cp310"
+        super().finalize_options()
+
+    def run_command(self, command):
+        super().run_command(command)
+        if command == "build":  # only now is it known whether there is an extension
+            self.root_is_pure = not self.distribution.has_ext_modules()
+
+
 setup(
     cffi_modules=["csrc/build_ffi.py:ffi"],
-    cmdclass={"build_ext": OptionalBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": OptionalBuild, "bdist_wheel": TaggedWheel},
 )

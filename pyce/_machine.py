@@ -116,7 +116,7 @@ def caches() -> dict[str, int]:
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, of, size = ((index / name).read_text().strip() for name in _CACHE)
+            level, of, size = ((index / name).read_text("utf-8").strip() for name in _CACHE)
         except OSError:
             continue
         if of != "Instruction" and size.endswith("K"):

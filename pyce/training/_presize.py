@@ -68,7 +68,7 @@ def presize(
     Raises
     ------
     ImportError
-        If Pillow is not installed: pip install 'pyce[training]'.
+        If Pillow is not installed: pip install 'pyce-kernels[training]'.
     TypeError
         If an image is none of these; the message names its index. If `images` is one image.
     ValueError
@@ -90,7 +90,7 @@ def presize(
     try:
         import PIL.Image as pillow
     except ImportError:
-        raise ImportError("presize needs Pillow: pip install 'pyce[training]'") from None
+        raise ImportError("presize needs Pillow: pip install 'pyce-kernels[training]'") from None
     height, width = _size(size)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")

@@ -252,6 +252,6 @@ def test_a_control_group_with_a_strange_name(tmp_path):
     except OSError:  # not on every file system
         assert cgroup_quota(path, tmp_path / "fs") == float("inf")
         return
-    with open(group + b"/cpu.max", "w") as file:
+    with open(group + b"/cpu.max", "w", encoding="utf-8") as file:
         file.write("200000 100000\n")
     assert cgroup_quota(path, tmp_path / "fs") == 2
