@@ -27,11 +27,19 @@ INLINE lse_factors factors_from_lse(const pyce_job *job, int64_t row, int count,
     lse_factors f;
     f.to_p = exp_of(vd_sub(v_eight(norm.shift, 0), lse), v_eight(norm.exponent, 0));
     f.scale = vd_set1(job->grad_scale);
-    if (p->weight) f.scale = vd_mul(f.scale, label_weights(p->weight, label, count));
+    vd coefficient = vd_set1(1.0); /* 0 where w_y or the sample weight is */
+    if (p->weight) {
+        const vd weight = label_weights(p->weight, label, count);
+        f.scale = vd_mul(f.scale, weight);
+        coefficient = vd_drop(vd_eq(weight, vd_set1(0)), coefficient);
+    }
     if (p->sample_weight) {
-        f.scale = vd_mul(f.scale, vd_loadn(p->sample_weight + row, count, 0));
+        const vd weight = vd_loadn(p->sample_weight + row, count, 0);
+        f.scale = vd_mul(f.scale, weight);
+        coefficient = vd_drop(vd_eq(weight, vd_set1(0)), coefficient);
     }
     if (p->grad_losses) f.scale = vd_mul(f.scale, vd_loadn(p->grad_losses + row, count, 0));
+    f.scale = vd_drop(vd_eq(coefficient, vd_set1(0)), f.scale);
     return f;
 }
 /* Of one row: the factor of e, and with rest = Σ e without the label, the gradient at the label. */

@@ -73,7 +73,7 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
    maximum of as many numbers of the `next` block is taken. What comes after that is prefetched. */
 HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real *e, const writer *w,
                    const element *next, vreal *max, const int writes, const int soft,
-                   const int streaming) {
+                   const int streaming, const int softmax) {
     const normaliser norm = all_lanes(row);
     vreal m0 = *max, m1 = m0;
     const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;
@@ -86,7 +86,7 @@ HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real 
                 const vreal before = v_load(from + j * LANES);
                 const vreal g = soft ? scaled_soft(w, before, v_load(b + j * LANES),
                                                    (int)(b - w->b) + j * LANES, LANES)
-                                     : scaled(w, before);
+                                     : scaled(w, before, softmax);
                 if (streaming) {
                     m_stream(to + j * LANES, g);
                 } else {
@@ -121,29 +121,41 @@ HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real 
 static __attribute__((noinline)) void exp_only(const element *x, int steps,
                                                const row_normaliser *norm, real *e, const writer *w,
                                                const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 0, 0, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 0, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_write(const element *x, int steps,
                                                 const row_normaliser *norm, real *e,
                                                 const writer *w, const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_stream(const element *x, int steps,
                                                  const row_normaliser *norm, real *e,
                                                  const writer *w, const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 1);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 1, 0);
+}
+static __attribute__((noinline)) void exp_write_softmax(const element *x, int steps,
+                                                        const row_normaliser *norm, real *e,
+                                                        const writer *w, const element *next,
+                                                        vreal *max) {
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 0, 1);
+}
+static __attribute__((noinline)) void exp_stream_softmax(const element *x, int steps,
+                                                         const row_normaliser *norm, real *e,
+                                                         const writer *w, const element *next,
+                                                         vreal *max) {
+    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 1, 1);
 }
 static __attribute__((noinline)) void exp_write_soft(const element *x, int steps,
                                                      const row_normaliser *norm, real *e,
                                                      const writer *w, const element *next,
                                                      vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 0);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 0, 0);
 }
 static __attribute__((noinline)) void exp_stream_soft(const element *x, int steps,
                                                       const row_normaliser *norm, real *e,
                                                       const writer *w, const element *next,
                                                       vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 1);
+    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 1, 0);
 }
 
 /* What is left of a block after whole steps: n < STEP. */
@@ -216,6 +228,9 @@ static __attribute__((noinline)) double exp_block(const element *x, int n, const
         } else if (w->b) {
             (w->streaming ? exp_stream_soft : exp_write_soft)(x + c, steps, &row, e + c, w, ahead,
                                                               found);
+        } else if (is_softmax(w->job)) {
+            (w->streaming ? exp_stream_softmax : exp_write_softmax)(x + c, steps, &row, e + c, w,
+                                                                    ahead, found);
         } else {
             (w->streaming ? exp_stream : exp_write)(x + c, steps, &row, e + c, w, ahead, found);
         }
@@ -316,8 +331,14 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
         block->scale = block->max == -INFINITE
                            ? 0
                            : exp_of_one(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
-        compensated_add(&row->sum, sum * block->scale, &row->sum_error);
+        const double product = sum * block->scale;
+        compensated_add(&row->sum, product, &row->sum_error);
         if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
+        /* The sum of a row's probabilities shows this error, which no loss or gradient does. */
+        if (COMPENSATED && job->p->operation == PYCE_SOFTMAX) {
+            const double error = __builtin_fma(sum, block->scale, -product);
+            row->sum_error += error - error == 0 ? error : 0;
+        }
         if (!job->soft) continue;
         compensated_add(&row->soft_sum, block->soft_sum, &row->soft_sum_error);
         if (COMPENSATED) row->soft_sum_error += block->soft_sum_error;
@@ -328,7 +349,9 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
         if (block->soft_sum == 0) continue;
         /* From the block's maximum, where it is finite, to the row's. */
         const double block_max = block->max - block->max == 0 ? block->max : 0;
-        const double distance = max - block_max, further = distance * block->soft_sum;
+        const double distance = max - block_max;
+        if (distance == 0) continue;
+        const double further = distance * block->soft_sum;
         compensated_add(&row->soft_loss, further, &row->soft_loss_error);
         if (further - further != 0) continue;
         row->soft_loss_error += __builtin_fma(distance, block->soft_sum, -further);

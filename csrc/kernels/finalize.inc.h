@@ -18,11 +18,14 @@
  *     grad_c = s·(A·p_c − soft_part·b_c − label_part·w_y·[c = y])
  *
  * The loss of a row is multiplied by its sample weight, the gradient by s (row_factors).
+ *
+ * A row whose coefficients are all 0 (its sample weight, w_y or all b) has the loss and the gradient 0,
+ * whatever its logits are: its factors are exactly 0, of which the writers make zeros (is_zero_row).
  */
 
 /* What the losses and gradients of eight rows are multiplied by. */
 typedef struct {
-    vd_pair label;    /* label_part·w_y, 0 where the row is ignored or has no label */
+    vd_pair label;    /* label_part·w_y, 0 where the row is ignored, has no label or weighs 0 */
     vd_pair scale;    /* s: grad_loss·sample weight/denominator, times the row's own grad_loss */
     vd sample_weight; /* 0 where the row is ignored */
     vdm ignored;
@@ -56,12 +59,16 @@ INLINE row_factors find_factors(const pyce_job *job, int i, const row_state *s) 
     }
     if (job->unweighted) return f;
     if (p->weight && p->labels) {
-        f.label = pair_scale(f.label, label_weights(p->weight, s->label + i, left));
+        const vd weight = label_weights(p->weight, s->label + i, left);
+        const vd part = product_or_0(f.label.value, weight);
+        f.label = pair_scale(f.label, weight);
+        f.label.value = part;
     }
     if (p->sample_weight) {
         const vd weight = vd_loadn(p->sample_weight + row + i, left, 0);
         f.sample_weight = vd_drop(f.ignored, weight);
         f.scale = pair_scale(f.scale, weight);
+        f.label.value = vd_drop(vd_eq(weight, zero), f.label.value);
     }
     if (p->grad_losses) {
         f.scale = pair_scale(f.scale, vd_loadn(p->grad_losses + row + i, left, 0));
@@ -111,6 +118,23 @@ INLINE vd bad_rows(const pyce_problem *p, int i, vd max, vd others, const row_st
 /* By precision: finalize_sums, the first step (others/e_m, S − e_o, 1/S); finalize_soft, what the
    soft-target term adds in the third; log_softmax_of. */
 #include FINALIZE_INC
+
+/* Rows i…i+7 of soft targets whose coefficients are all 0. Σ b and Σ b·(m − x) tell, which may also
+   cancel: they are asked only where the result would be NaN. */
+INLINE vdm without_coefficients(int i, const row_state *s, const row_factors *f) {
+    const vd zero = vd_set1(0), one = vd_set1(1.0);
+    const vd doubtful = vd_mul(vd_load(s->log + i), f->scale.value);
+    vd some = vd_drop(vd_eq(f->label.value, zero), one);
+    some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_sum + i), zero), one));
+    some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_loss + i), zero), one));
+    some = vd_add(some, vd_keep(vd_eq(vd_sub(doubtful, doubtful), zero), one));
+    return vd_eq(vd_drop(vd_eq(f->sample_weight, zero), some), zero);
+}
+
+/* Whether the result of a finalized row is 0 whatever its e and b are. */
+INLINE int is_zero_row(const pyce_job *job, const row_state *s, int lane) {
+    return s->factor[lane] == 0 && (!job->soft || s->soft_factor[lane] == 0);
+}
 
 /* The second step: lse − m = log(1 + others/e_m). */
 INLINE void finalize_log(int i, row_state *s) {
@@ -162,11 +186,12 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
         row_loss = vd_add(weighted, finite_error(error));
     }
     row_loss = vd_add(row_loss, vd_sub(log, log));
-    vd_store(s->loss + i, vd_drop(f.ignored, row_loss));
+    const vdm nothing = job->soft ? without_coefficients(i, s, &f) : unlabelled;
+    vd_store(s->loss + i, vd_drop(nothing, row_loss));
 
     const vd without_pivot = vd_load(s->without_pivot + i);
     const vd scaled = vd_mul(scale, whole.value);
-    const vd factor = vd_mul(scaled, inverse);
+    const vd factor = vd_drop(nothing, vd_mul(scaled, inverse));
     vd_store(s->factor + i, factor);
     vd pivot_grad;
     if (COMPENSATED) {
@@ -175,16 +200,26 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
             scale, whole.error,
             vd_fma(f.scale.error, whole.value, vd_fma(scale, whole.value, vd_sub(zero, scaled))));
         const vd product_error = vd_fma(scaled, inverse, vd_sub(zero, factor));
-        const vd factor_error = vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
-                                                             vd_mul(scaled_error, inverse)));
+        const vd factor_error =
+            vd_drop(nothing,
+                    finite_error(vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
+                                                              vd_mul(scaled_error, inverse)))));
         vd_store(s->factor_error + i, factor_error);
         const vd error = vd_fma(vd_load(s->without_pivot_error + i), factor,
                                 vd_mul(without_pivot, factor_error));
-        pivot_grad = vd_fma(without_pivot, factor, error);
+        pivot_grad = vd_fma(without_pivot, factor, finite_error(error));
     } else {
         pivot_grad = vd_mul(without_pivot, factor);
     }
-    if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));
+    pivot_grad = job->soft ? vd_load(s->pivot_grad + i) : vd_sub(zero, pivot_grad);
+    vd_store(s->pivot_grad + i, vd_drop(nothing, pivot_grad));
+    if (!job->soft) return;
+    vd_store(s->label_grad + i, vd_drop(nothing, vd_load(s->label_grad + i)));
+    vd_store(s->soft_factor + i, vd_drop(nothing, vd_load(s->soft_factor + i)));
+    if (COMPENSATED) {
+        const vd soft_error = finite_error(vd_load(s->soft_factor_error + i));
+        vd_store(s->soft_factor_error + i, vd_drop(nothing, soft_error));
+    }
 }
 
 /* What follows for the rows of some row_states. Each step is done for all rows before the next: a

@@ -4,7 +4,14 @@ INLINE void finalize_sums(const pyce_job *job, row_state *s) {
     const vf max = v_from_doubles(s->max), pivot_x = v_from_doubles(s->pivot_x);
     const normaliser norm = normalise(max);
     vd exact_e[2];
-    exp_max(max, norm, exact_e);
+    if (job->p->operation == PYCE_SOFTMAX) {
+        /* The sum of the numbers that are written: no quotient exceeds 1, and they add up to 1. */
+        const vf e = exp1(max, norm);
+        exact_e[0] = v_eight(e, 0);
+        exact_e[1] = v_eight(e, 8);
+    } else {
+        exp_max(max, norm, exact_e);
+    }
     const vfm at_max = vf_eq(max, pivot_x);
     /* Where the pivot is not the maximum, the kernels' sum contains its e(m), to be subtracted. */
     const vf max_e = vf_drop(at_max, exp1(max, norm));
@@ -39,14 +46,15 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vd all = vd_fma(soft_part, soft_sum, part);
     const vd pivot_b = vd_mul(soft_part, vd_load(s->pivot_b + i));
     const vd same = vd_keep(vd_eq(vd_load(s->pivot + i), vd_load(s->label + i)), vd_set1(1.0));
-    /* A·p − b, from the smaller of p and 1 − p. */
+    /* A·p − b, from the smaller of p and 1 − p; from p where A is infinite. */
     const vd ratio = vd_mul(without_pivot, inverse);
     const vd p_pivot = vd_mul(vd_load(s->pivot_e + i), inverse);
     const vd p_label = vd_mul(vd_load(s->label_e + i), inverse);
     const vd at_pivot = vd_add(pivot_b, vd_mul(part, same));
-    const vd pivot_grad =
-        vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(all, p_pivot), at_pivot),
-                  vd_sub(vd_sub(all, at_pivot), vd_mul(all, ratio)));
+    const vd nan_or_0 = vd_sub(all, all);
+    const vd pivot_grad = vd_select(vd_nlt(vd_add(ratio, nan_or_0), vd_set1(0.5)),
+                                    vd_sub(vd_mul(all, p_pivot), at_pivot),
+                                    vd_sub(vd_sub(all, at_pivot), vd_mul(all, ratio)));
     vd_store(s->pivot_grad + i, vd_mul(scale, pivot_grad));
     const vd at_label = vd_fma(soft_part, vd_load(s->label_b + i), part);
     vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(all, p_label), at_label)));

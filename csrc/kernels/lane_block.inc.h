@@ -486,13 +486,14 @@ INLINE vreal real_errors(const double *exact, const double *errors, vreal rounde
 
 /* factors[i] = s->factor[i]·scales[i] with their errors; factors that are too small are lifted, and e
    in `block` lowered. */
-static __attribute__((noinline)) void lift_factors(const row_state *s, const double *scales, int n,
-                                                   real *block, double *factors, double *errors) {
+static __attribute__((noinline)) void lift_factors(const pyce_job *job, const row_state *s,
+                                                   const double *scales, int n, real *block,
+                                                   double *factors, double *errors) {
     real lift[LANES];
     int lifted = 0;
     for (int i = 0; i < LANES; i++) {
         errors[i] = COMPENSATED ? s->factor_error[i] : 0;
-        factors[i] = lifted_factor(s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
+        factors[i] = lifted_factor(job, s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
         lifted |= lift[i] != 1;
     }
     if (!lifted) return;
@@ -511,17 +512,21 @@ static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
     const double *exact = s->factor, *exact_errors = s->factor_error;
     vreal factor = v_from_doubles(s->factor);
     const vreal size = v_max(factor, v_sub(zero, factor));
+    int clear = !rows->all_valid; /* rows of zeros */
     if (scales || v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) >= 0) {
-        lift_factors(s, scales, n, block, factors, errors);
+        lift_factors(job, s, scales, n, block, factors, errors);
         exact = factors;
         exact_errors = errors;
         factor = v_from_doubles(factors);
+        for (int i = 0; i < LANES; i++) clear |= is_zero_row(job, s, i);
     }
     const vreal error = COMPENSATED ? v_from_doubles(exact_errors) : zero;
     const vreal pivot_grad = v_from_doubles(s->pivot_grad);
-    if (job->p->operation == PYCE_SOFTMAX) {
+    if (is_softmax(job)) {
+        const vreal factor_error = real_errors(exact, exact_errors, factor);
         for (int c = 0; c < n; c++) {
-            v_store(block + c * LANES, v_scaled(v_load(block + c * LANES), factor, error));
+            const vreal e = v_load(block + c * LANES);
+            v_store(block + c * LANES, quotient_of(e, factor, factor_error));
         }
     } else if (job->soft) {
         const vreal label_grad = v_from_doubles(s->label_grad);
@@ -546,9 +551,11 @@ static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
             at = v_add(at, one);
         }
     }
-    if (!rows->all_valid) {
+    if (clear) {
         real valid[LANES];
-        for (int i = 0; i < LANES; i++) valid[i] = (real)rows->valid[i];
+        for (int i = 0; i < LANES; i++) {
+            valid[i] = (rows->all_valid || rows->valid[i]) && !is_zero_row(job, s, i);
+        }
         const vmask mask = v_eq(v_load(valid), one);
         for (int c = 0; c < n; c++) {
             v_store(block + c * LANES, v_keep(mask, v_load(block + c * LANES)));

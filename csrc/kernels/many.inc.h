@@ -50,7 +50,8 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
     const pyce_operand *a = &job->p->logits, *g = &job->p->result;
     const element *x = (const element *)a->data + offset_of(a, row);
     element *result = (element *)g->data + offset_of(g, row);
-    const int valid = is_valid(job->p, row);
+    const int gradient = job->p->operation <= PYCE_BACKWARD;
+    const int valid = is_valid(job->p, row) && !(gradient && is_zero_row(job, s, 0));
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
         const int64_t at = k * PYCE_BLOCK;
@@ -144,7 +145,7 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
     const int store = pyce_has_result(p);
     const int compute = now->row >= 0 && is_valid(p, now->row);
     int write = store && before->row >= 0;
-    if (write && !is_valid(p, before->row)) {
+    if (write && (!is_valid(p, before->row) || is_zero_row(job, &before->state, 0))) {
         zero_row(job, before->row);
         write = 0;
     }

@@ -230,7 +230,7 @@ def _environment() -> BackendChoice:
 
 def check_name(name: Any, what: str = "backend") -> BackendChoice:
     """`name` if it is "auto" or a registered backend; else ValueError with the choices."""
-    if name != "auto" and name not in NAMES:
+    if not isinstance(name, str) or (name != "auto" and name not in NAMES):
         raise ValueError(f"{what} must be one of auto, {', '.join(NAMES)}; got {name!r}")
     return cast(BackendChoice, str(name))
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,12 @@ class Run:
     def items(self) -> dict[Key, Item]:
         found = {}
         for one in self.content["benchmarks"]:
-            item = Item(one["extra_info"], float(one["stats"]["median"]))
+            try:
+                item = Item(one["extra_info"], float(one["stats"]["median"]))
+                for name in ("blocks", "over_floor"):
+                    item.about[name] = [float(number) for number in item.about[name]]
+            except (TypeError, ValueError):
+                raise Unusable(f"{self.path} has something other than numbers as times") from None
             found[item.key] = item
         return found
 
@@ -132,10 +137,30 @@ def load(path: Path) -> Run:
     return Run(path, content)
 
 
+class Lacking(Unusable, KeyError):
+    """A file lacks an entry that the files of `bench` and `check` have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Entries(dict[str, Any]):
+    """A JSON object of the file `path`; an entry that it lacks raises `Lacking`."""
+
+    def __init__(self, path: Path, entries: dict[str, Any]) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise Lacking(
+            f"{self._path} lacks {name!r}: it was changed, or written by another version of pyce"
+        )
+
+
 def read(path: Path) -> Any:
-    """Read a JSON file. Raises `Unusable` if that fails."""
+    """Read a JSON file. Raises `Unusable` if that fails, and later for an entry that it lacks."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=partial(_Entries, path))
     except OSError as error:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:
