@@ -48,11 +48,6 @@ INLINE int pivot_of(const pyce_job *job, const element *x, int n, real max, int 
 
 /* -- exponentials --------------------------------------------------------------------------------- */
 
-/* The normaliser of one row, or of one block of it. */
-typedef struct {
-    real shift, magic, least;
-} row_normaliser;
-
 INLINE row_normaliser first_lane(const normaliser *norm) {
     real shift[LANES], magic[LANES], least[LANES];
     v_store(shift, norm->shift);
@@ -68,13 +63,31 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
     return norm;
 }
 
+/* What a loop along a row computes exponentials with. Where a target has FEW_REGISTERS, a step's data
+   leave no room for constants: each step loads them where it uses them. A compiler that sees that they
+   do not change would keep them on the stack instead, and HIDE prevents that. */
+typedef struct {
+    normaliser all;
+    const row_normaliser *row; /* the same in memory, or NULL */
+    const exp_constants *constants;
+} row_exponential;
+
+INLINE row_exponential exponential_of(const row_normaliser *row) {
+    row_exponential f = {all_lanes(row), FEW_REGISTERS ? row : 0, &constants_of_exp};
+    HIDE(f.constants);
+    return f;
+}
+HOT void row_exps(vreal v[], const int count, const row_exponential *f) {
+    exps_with(v, count, &f->all, f->row, f->constants);
+}
+
 /* `steps` times STEP_VECTORS vectors: with `writes`, as many of `w` are written, none of which contains
    a special class; then e of x is stored to `e` (which may be where those of `w` stood); and the
    maximum of as many numbers of the `next` block is taken. What comes after that is prefetched. */
 HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real *e, const writer *w,
                    const element *next, vreal *max, const int writes, const int soft,
                    const int streaming) {
-    const normaliser norm = all_lanes(row);
+    const row_exponential f = exponential_of(row);
     vreal m0 = *max, m1 = m0;
     const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;
     element *to = writes ? w->out + w->at : 0;
@@ -103,14 +116,14 @@ HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real 
         }
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + j * LANES);
-        exps(v, STEP_VECTORS, norm);
+        row_exps(v, STEP_VECTORS, &f);
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v_store(e + j * LANES, v[j]);
         e += STEP;
         x += STEP;
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) {
-            vreal *m = j % 2 ? &m1 : &m0;
+            vreal *m = j % 2 && !FEW_REGISTERS ? &m1 : &m0;
             *m = v_max(m_load(next + j * LANES), *m);
         }
         next += STEP;
@@ -148,12 +161,13 @@ static __attribute__((noinline)) void exp_stream_soft(const element *x, int step
 
 /* What is left of a block after whole steps: n < STEP. */
 INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real *e) {
-    const normaliser norm = all_lanes(row);
+    const row_exponential f = exponential_of(row);
     /* `e` has room for whole vectors; those past n become 0. */
     for (int c = 0; c < n; c += LANES) {
         const int left = n - c;
-        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
-        v_store(e + c, exp1(v, norm));
+        vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        row_exps(&v, 1, &f);
+        v_store(e + c, v);
     }
 }
 
