@@ -321,7 +321,7 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
     }
     if (last >= 0) {
         real *e = u->e + last * u->stride;
-        sums[last] = sum_of_e(e, n, -1);
+        sum_of_e(&sums[last], e, n);
         if (last_pivot >= 0) e[last_pivot] = last_e;
     }
     if (write) flush_unit(job, before);
