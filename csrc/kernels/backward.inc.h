@@ -69,14 +69,16 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
     const pyce_block unit = {.scale = 1};
     writer w, *before = 0;
     next_block none = {0, 0, 0};
+    unsummed last_block = {0};
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
         const int64_t at = k * PYCE_BLOCK;
         const element *block = gather(x + at * a->class_stride, a->class_stride, n, room->in);
         real *e = room->e[k & 1];
-        double error;
-        blocks[k].sum =
-            exp_block(block, n, &norm, index_within(label, at, n), e, before, &none, &error);
+        exp_block(block, n, &norm, e, before, &none, &last_block);
+        last_block = unsummed_block(blocks + k, index_within(label, at, n), e, n, 0);
+        /* A writer changes e where the factor is too small. */
+        if (is_too_small(s.factor[0])) sum_block(&last_block);
         element *out = g->class_stride == 1 ? result + at : room->out;
         w = writer_of(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;
@@ -86,6 +88,7 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
             before = 0;
         }
     }
+    sum_block(&last_block);
     if (before) write_all(before);
 }
 

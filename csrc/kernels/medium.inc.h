@@ -55,14 +55,16 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 
 /* Three things in one loop, so that none waits for the others: with `writes`, the row before, whose e
    stand where this row's go, is written: e·*row_factor, or with `softmax` e·(row_factor[0] +
-   row_factor[1]); with `adds`, the e of another row of the unit are added up; and e of x is stored. */
+   row_factor[1]); with `adds`, the e of another row of the unit are added to *total (in memory, where
+   a target has FEW_REGISTERS); and e of x is stored. */
 HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
                  const int softmax, const real *row_factor, element *out, const int adds,
                  const real *other, vsum *total) {
-    const normaliser norm = all_lanes(row);
+    const row_exponential f = exponential_of(row);
     const vreal factor = v_set1(writes ? *row_factor : 0);
     const vreal factor_error = v_set1(softmax ? row_factor[1] : 0);
-    vsum sum = sum_zero();
+    vsum in_registers, *sum = FEW_REGISTERS ? total : &in_registers;
+    if (adds) *sum = *total;
     int c = 0;
     for (; c + STEP <= n; c += STEP) {
         vreal v[STEP_VECTORS];
@@ -80,17 +82,17 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
         }
         if (adds) {
             UNROLL
-            for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(&sum, other + c + j * LANES);
+            for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(sum, other + c + j * LANES);
         }
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + c + j * LANES);
-        exps(v, STEP_VECTORS, norm);
+        row_exps(v, STEP_VECTORS, &f);
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v_store(e + c + j * LANES, v[j]);
     }
     for (; c < n; c += LANES) {
         const int left = n - c;
-        if (adds) sum_add_from(&sum, other + c);
+        if (adds) sum_add_from(sum, other + c);
         if (writes) {
             const vreal before = v_load(e + c);
             const vreal g =
@@ -102,10 +104,11 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
             }
         }
         /* There is room for whole vectors, and e past the last class is 0. */
-        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
-        v_store(e + c, exp1(v, norm));
+        vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        row_exps(&v, 1, &f);
+        v_store(e + c, v);
     }
-    if (adds) *total = sum;
+    if (adds) *total = *sum;
 }
 /* One function for each kind, so that the loop has the registers to itself. */
 static __attribute__((noinline)) void exp_row_only(const element *x, int n,
@@ -350,7 +353,7 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
     }
     if (last >= 0) {
         real *e = u->e + last * u->stride;
-        sums[last] = sum_of_e(e, n, -1);
+        sum_of_e(&sums[last], e, n);
         if (last_pivot >= 0) e[last_pivot] = last_e;
     }
     if (write) flush_unit(job, before);
