@@ -381,7 +381,7 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
         compensated_add(&row->sum, product, &row->sum_error);
         if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
         /* The sum of a row's probabilities shows this error, which no loss or gradient does. */
-        if (COMPENSATED && job->p->operation == PYCE_SOFTMAX) {
+        if (COMPENSATED && is_softmax(job)) {
             const double error = __builtin_fma(sum, block->scale, -product);
             row->sum_error += error - error == 0 ? error : 0;
         }

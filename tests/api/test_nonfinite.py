@@ -83,7 +83,8 @@ def test_a_sample_weight_of_zero_keeps_the_lse(backend, dtype):
     for g in (grad, back):
         assert (g[:3] == 0).all() and (g[3] != 0).all()
     _, lse = pyce.cross_entropy(x, y, sample_weight=s, return_lse=True)
-    np.testing.assert_array_equal(lse, pyce.logsumexp(x))
+    near(lse, pyce.logsumexp(x), dtype)
+    assert (lse[1:] != 0).all()
     assert pyce.cross_entropy(x, y, sample_weight=s) == loss[3]
 
 

@@ -209,7 +209,9 @@ def test_a_file_that_lacks_an_entry(compared, capsys, tmp_path, path):
     whole = written_run(tmp_path, "whole.json", noisy(1))
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps(without(whole.content, path)))
-    for files in ((broken, whole.path), (whole.path, broken)):
+    orders = [(broken, whole.path), (whole.path, broken)]
+    # Only the date of the earlier file is shown.
+    for files in orders[:1] if path == ("datetime",) else orders:
         status, text, errors = compared(*files)
         assert status == UNUSABLE
         assert errors.startswith("pyce: ") and errors.count("\n") == 1
