@@ -143,18 +143,17 @@ INLINE void index_exponentials(index_block *u, int n) {
 INLINE void index_factors(const pyce_job *job, index_block *u, int n, double *losses) {
     vsum sum = sum_zero();
     for (int c = 0; c < n; c++) sum_add_from(&sum, u->x + c * LANES);
-    const vreal max = v_load(u->max), pivot_x = v_load(u->pivot_x);
     vd factor[2], pivot_grad[2];
     /* Without a gradient, the factor only tells whether the sum is finite. */
     const vd scale = vd_set1(pyce_has_result(job->p) ? job->grad_scale : 1.0);
-    const vmask at_max = v_eq(max, pivot_x);
-    const vreal max_e = v_drop(at_max, v_load(u->max_e));
-    const vreal pivot_e = v_drop(at_max, v_load(u->pivot_e));
     UNROLL
     for (int i = 0; i < 2; i++) {
-        const vd m = v_eight(max, 8 * i), o = v_eight(pivot_x, 8 * i);
-        const row_quotients r = quotients_of(m, o, i ? sum.hi : sum.lo, vd_load(u->exact_e + 8 * i),
-                                             v_eight(max_e, 8 * i), v_eight(pivot_e, 8 * i));
+        const vd m = vd_widen(u->max + 8 * i), o = vd_widen(u->pivot_x + 8 * i);
+        const vdm at_max = vd_eq(m, o);
+        const vd max_e = vd_drop(at_max, vd_widen(u->max_e + 8 * i));
+        const vd pivot_e = vd_drop(at_max, vd_widen(u->pivot_e + 8 * i));
+        const row_quotients r =
+            quotients_of(m, o, i ? sum.hi : sum.lo, vd_load(u->exact_e + 8 * i), max_e, pivot_e);
         vd_store(u->quotient + 8 * i, r.quotient);
         vd_store(losses + 8 * i, vd_sub(m, o));
         factor[i] = vd_mul(scale, r.inverse);
