@@ -44,15 +44,19 @@ HOT void exps_with(vf v[], const int count, const normaliser *s, const row_norma
     TOGETHER v[j] = vf_raise(vf_nlt(t[j], c), q[j], t[j]);
 }
 
-/* e of maxima relative to their own normaliser `s`, in double precision: within VF_EXP_MAX. */
-INLINE void exp_max(vf max, normaliser s, vd e[2]) {
+/* e of maxima relative to their own normaliser `s`, in double precision: within VF_EXP_MAX. *rounded is
+   e as exps computes it. */
+INLINE void exp_max(vf max, normaliser s, vd e[2], vf *rounded) {
     const vf z = vf_sub(max, s.shift);
-    const vf n = vf_sub(vf_fma(z, vf_set1(LOG2_E), s.magic), s.magic);
+    const vf t = vf_fma(z, vf_set1(LOG2_E), s.magic);
+    const vf n = vf_sub(t, s.magic);
     const vf r = vf_fnma(n, vf_set1(LN2F_LO), vf_fnma(n, vf_set1(LN2F_HI), z));
     vf q = vf_fma(vf_set1(EXP_6), r, vf_set1(EXP_5));
     q = vf_fma(q, r, vf_set1(EXP_4));
     q = vf_fma(q, r, vf_set1(EXP_3));
     q = vf_fma(q, r, vf_set1(EXP_2));
+    const vf p = vf_fma(vf_fma(q, r, vf_set1(1.0f)), r, vf_set1(1.0f));
+    *rounded = vf_raise(vf_nlt(t, s.least), p, t);
     /* e = 2^BIAS·(1 + r + r²·q): only r must be more exact than a float. */
     UNROLL
     for (int i = 0; i < 2; i++) {

@@ -244,7 +244,10 @@ static void reduce_tile(const pyce_job *job, int64_t begin, int64_t end, double 
     if (to) {
         for (int64_t i = 0; i < n; i++) to[begin + i] = (real)losses[i];
     } else if (sums) {
-        for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
-        sums[begin / job->tile] = sum_of_tile(losses, job->tile, COMPENSATED);
+        /* A half of the tile that has no rows adds 0, which only makes a sum of −0 to 0. */
+        int64_t rows = job->tile;
+        while (rows / 2 >= n) rows /= 2;
+        for (int64_t i = n; i < rows; i++) losses[i] = 0;
+        sums[begin / job->tile] = sum_of_tile(losses, rows, COMPENSATED) + 0.0;
     }
 }

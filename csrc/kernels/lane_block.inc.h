@@ -85,9 +85,12 @@ INLINE void load_transposed(const element *x, const pyce_operand *a, const lane_
 /* Rows that lie one after the other, all LANES of them, can be loaded and stored four classes at a
    time. Rows of two or three classes are read and written as four elements; what lies there is the
    next row, so they must be packed. */
-INLINE int by_fours(const pyce_operand *a, const lane_rows *rows, int n) {
-    return ROWS_BY_FOURS && rows->n == LANES && n > 1 && a->class_stride == 1 && !a->offsets &&
+INLINE int fits_fours(const pyce_operand *a, int64_t n) {
+    return ROWS_BY_FOURS && n > 1 && a->class_stride == 1 && !a->offsets &&
            (n >= 4 || a->outer_stride == n);
+}
+INLINE int by_fours(const pyce_operand *a, const lane_rows *rows, int n) {
+    return rows->n == LANES && fits_fours(a, n);
 }
 /* The class after c at which the next four begin: the last four of n overlap those before them. */
 INLINE int next_four(int c, int n) { return c + 8 <= n ? c + 4 : n - 4; }
@@ -135,14 +138,18 @@ static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_
     }
 }
 
+/* Whether vectors of every class are aligned, from `out` on. */
+INLINE int streams(const pyce_operand *g, const element *out) {
+    const size_t size = LANES * sizeof(element);
+    return (uintptr_t)out % size == 0 && (size_t)g->class_stride * sizeof(element) % size == 0;
+}
+
 INLINE void store_adjacent(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                            const real *block) {
     const pyce_operand *g = rows->to;
-    const size_t size = LANES * sizeof(element);
     element *out = (element *)g->data + offset_of(g, rows->outer) + first * g->class_stride;
     out += rows->inner;
-    if (rows->n == LANES && job->streaming && (uintptr_t)out % size == 0 &&
-        (size_t)g->class_stride * sizeof(element) % size == 0) {
+    if (rows->n == LANES && job->streaming && streams(g, out)) {
         for (int c = 0; c < n; c++) m_stream(out + c * g->class_stride, v_load(block + c * LANES));
     } else if (rows->n == LANES) {
         for (int c = 0; c < n; c++) m_store(out + c * g->class_stride, v_load(block + c * LANES));
@@ -572,9 +579,9 @@ INLINE int is_plain_gradient(const pyce_job *job, const lane_rows *rows, int n, 
            rows->separate && by_fours(rows->to, rows, n) &&
            v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) < 0;
 }
-/* Writes it, scaled on the way to memory. */
+/* Writes it, scaled on the way to memory. Above COMPARED_CLASSES, `place` has the pivots as well. */
 INLINE void write_plain_gradient(const lane_rows *rows, int n, const real *block, vreal factor,
-                                 vreal pivot, vreal pivot_grad) {
+                                 vreal pivot, vreal pivot_grad, const int *place) {
     const pyce_operand *g = rows->to;
     element *out = (element *)g->data + rows->row * g->outer_stride;
     const int width = n < 4 ? n : 4, compare = n <= COMPARED_CLASSES;
@@ -590,12 +597,11 @@ INLINE void write_plain_gradient(const lane_rows *rows, int n, const real *block
         if (c + 4 >= n) break;
     }
     if (compare) return;
-    real grads[LANES], place[LANES];
+    real grads[LANES];
     v_store(grads, pivot_grad);
-    v_store(place, pivot);
     UNROLL
     for (int i = 0; i < LANES; i++) {
         if (place[i] < 0) continue;
-        m_storen(out + i * g->outer_stride + (int64_t)place[i], 1, v_set1(grads[i]));
+        m_storen(out + i * g->outer_stride + place[i], 1, v_set1(grads[i]));
     }
 }
