@@ -21,6 +21,8 @@ DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
+CLIENT_NEEDS := $(TEST_NEEDS) transformers accelerate lightning skorch
+
 RESULTS := bench/results
 # ISA=avx2 holds the C backend to that instruction set in every benchmark.
 ISA ?=
@@ -45,7 +47,7 @@ FUZZ_SECONDS ?= 60
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-clients test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -101,6 +103,9 @@ mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
 
 test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py
+
+test-clients: .venv/.test-clients $(EXTENSION) ## run the tests of libraries that train with PyTorch
+	$(BIN)/python -m pytest tests/integrations/test_clients.py tests/integrations/test_torch_clients.py
 
 test-exhaustive: .venv/.test $(EXTENSION) ## check the exponential of every float, on every instruction set: minutes
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py
@@ -237,6 +242,10 @@ clean: ## remove everything that was built and installed
 
 .venv/.test-peers: .venv/bin/python constraints.txt Makefile
 	$(PIP) $(PEER_TEST_NEEDS)
+	@touch $@
+
+.venv/.test-clients: .venv/bin/python constraints.txt Makefile
+	$(PIP) $(CLIENT_NEEDS)
 	@touch $@
 
 .venv/.wheel: .venv/bin/python constraints.txt Makefile
