@@ -6,6 +6,8 @@ cross_entropy ─ eager ───────────────► _CrossE
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 from torch.nn._reduction import get_enum
@@ -277,5 +279,15 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         )
 
 
+def _refuse_script(*_: object) -> NoReturn:
+    """What torch.jit.script asks its argument, and the modules in it, before it compiles them."""
+    raise NotImplementedError(
+        "torch.jit.script cannot compile pyce.torch: use torch.compile, torch.export or "
+        "torch.jit.trace, or script torch.nn.CrossEntropyLoss"
+    )
+
+
+for _public in (cross_entropy, CrossEntropyLoss):
+    setattr(_public, "__prepare_scriptable__", _refuse_script)  # noqa: B010  mypy knows no such name
 # Their public place: it is where pickles find them.
 cross_entropy.__module__ = CrossEntropyLoss.__module__ = "pyce.torch"

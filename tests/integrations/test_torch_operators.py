@@ -185,6 +185,14 @@ def test_exported_and_traced():
     assert torch.equal(traced(other, target), ours(other, target))
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a module"])
+def test_scripting_is_refused(inside):
+    found = pyce.torch.CrossEntropyLoss()
+    for what in (torch.nn.Sequential(found), ours) if inside else (found, ours):
+        with pytest.raises(NotImplementedError, match=r"use torch\.compile"):
+            torch.jit.script(what)
+
+
 def test_modes_see_the_operator():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
