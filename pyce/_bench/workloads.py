@@ -115,13 +115,13 @@ WORKLOADS = (
 def matching(patterns: Iterable[str]) -> list[Workload]:
     """The workloads whose name or description begins with a pattern or matches it.
 
-    Patterns have `*` and `?` as in a shell and ignore case. Raises ValueError if a pattern matches
-    no workload.
+    A pattern that is the whole name of a workload matches only that one. Patterns have `*` and `?`
+    as in a shell and ignore case. Raises ValueError if a pattern matches no workload.
     """
     found = set()
     for pattern in patterns:
         wanted = pattern.lower()
-        matched = {
+        matched = {workload for workload in WORKLOADS if workload.name == wanted} or {
             workload
             for workload in WORKLOADS
             for text in (workload.name, workload.stands_for.lower())
