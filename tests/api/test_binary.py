@@ -44,6 +44,17 @@ def test_bernoulli_accuracy(backend, count, weighted, dtype):
     assert oracle.ulp_error(mean_grad, slope / float(count), terms / count)[normal].max() <= 6
 
 
+def test_bernoulli_where_the_exponential_is_subnormal(backend):
+    """exp(−x) from 2^−1022 down to 0: the loss is the exponential, or 0."""
+    x = np.linspace(708, 750, 1000)
+    loss, grad = pyce.binary_cross_entropy_with_grad(x, np.ones(1000), reduction="none")
+    assert (loss >= 0).all() and (loss <= 1.01 * np.exp(-x) + 1e-323).all()
+    assert (grad <= 0).all() and (-grad <= 1.01 * np.exp(-x) + 1e-323).all()
+    wrong, slope = pyce.binary_cross_entropy_with_grad(-x, np.ones(1000), reduction="none")
+    np.testing.assert_array_equal(wrong, x)
+    np.testing.assert_array_equal(slope, -1)
+
+
 @by_dtype
 def test_bernoulli_far_out(backend, dtype):
     """Nothing overflows or is clipped: far out, a right logit costs 0 and a wrong one |x|."""

@@ -112,7 +112,7 @@ def test_pytorch_computes_what_pyce_does_not(arguments):
     ],
 )
 def test_errors_are_pytorchs(arguments, options):
-    with pytest.raises(Exception, match="") as expected:
+    with pytest.raises(Exception) as expected:
         F.cross_entropy(*arguments, **options)
     with pyce.torch.patched(), pytest.raises(expected.type) as found:
         F.cross_entropy(*arguments, **options)

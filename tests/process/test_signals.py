@@ -72,7 +72,7 @@ print('fine', inside)
 # Whether large work is still shared among threads.
 THREADS = {
     "c": "not os.path.isdir('/proc/self/task') or len(os.listdir('/proc/self/task')) >= 3",
-    "numba": "not _launch._callers",
+    "numba": "not _launch._callers and _launch._helpers.count == 2",
     "numpy": "True",
 }
 
@@ -183,13 +183,9 @@ print('fine')
 
 
 @one_isa
-@pytest.mark.parametrize("layer", ["default", "workqueue"])
-def test_a_handler_that_calls(backend, run_python, layer):
-    if layer != "default" and backend.name != "numba":
-        return  # the layer is a setting of Numba
+def test_a_handler_that_calls(backend, run_python):
     code = backend.share_small_work + BEGIN + NESTED
-    variables = {"NUMBA_NUM_THREADS": "3", "NUMBA_THREADING_LAYER": layer}
-    done = run_python("-c", code, **backend.environment, **variables)
+    done = run_python("-c", code, **backend.environment, NUMBA_NUM_THREADS="3")
     assert done.stdout.split() == ["fine"]
 
 
@@ -239,3 +235,31 @@ def test_exit_while_calls_run(backend, run_python, way):
         "-W", "ignore", "-c", code, check=False, timeout=60, **backend.environment, **variables
     )
     assert (done.returncode, done.stdout.split(), done.stderr) == (status, ["leaving"], "")
+
+
+WHILE_COMPILING = """
+import signal, threading, time
+import numpy as np, pyce
+pyce.set_backend('numba')
+signal.signal(signal.SIGINT, signal.default_int_handler)
+x, y = np.zeros((300, 1000), np.float32), np.zeros(300, int)
+out, interrupted = np.full_like(x, 7), False
+main = threading.main_thread().ident
+threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT)).start()
+try:
+    pyce.cross_entropy_with_grad(x, y, out=out)
+    time.sleep(2)
+except KeyboardInterrupt:
+    interrupted = True
+assert interrupted and (out == 7).all()
+loss, _ = pyce.cross_entropy_with_grad(x, y, out=out)
+assert abs(loss - np.log(1000)) < 1e-5 and (out != 7).all()
+print('fine')
+"""
+
+
+@pytest.mark.skipif("numba" not in pyce.backends(), reason="Numba is not available")
+def test_an_interrupt_while_numba_compiles(run_python, tmp_path):
+    """LLVM calls back to Python, where an interrupt of the main thread would end the process."""
+    done = run_python("-c", WHILE_COMPILING, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout.split() == ["fine"]

@@ -1,9 +1,9 @@
 """The Numba backend: the formulas of the NumPy reference, compiled for the machine it runs on.
 
-With m the maximum of a row x (classes,), attained `ties` times, and the target coefficients
-b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c:
+With m the maximum of a row x (classes,), attained at the class q, its pivot, and the target
+coefficients b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c:
 
-    R        = Σ_{x_c < m} exp(x_c − m) + (ties − 1),    S = Σ_c exp(x_c − m) = 1 + R
+    R        = Σ_{c ≠ q} exp(x_c − m),    S = Σ_c exp(x_c − m) = 1 + R
     lse      = m + log1p(R)
     loss     = Σ_c b_c·(m − x_c) + A·log1p(R)
     gradient = A·exp(x_c − m)/S − b_c, but (A − b_c) − A·R/S where x_c = m and b_c > A/2
@@ -20,12 +20,13 @@ docs/derivation.md derives them. From the caller to the arithmetic:
     _bernoulli   kernel for binary cross-entropy
     _lanes       the formulas of a row, for many rows at a time
     _sums _math  sums of arrays; pairs, exp and log1p of numbers
+    _vectors     vectors as values; transposes
     _jit         options of the compiler, and LLVM operations that Numba lacks
 
 Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
 index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
 
-Memory: below 300 KiB per thread, or a row of half types as float32. A kernel reads a tile, block or
+Memory: below 400 KiB per thread, or a row of half types as float32. A kernel reads a tile, block or
 row before it writes the output there, so an output may be the input.
 """
 
@@ -38,10 +39,11 @@ import numpy as np
 
 from pyce import _fpenv
 from pyce._backends.numba._job import BernoulliJob
-from pyce._backends.numba._lanes import any_invalid_label
+from pyce._backends.numba._lanes import count_valid
 from pyce._backends.numba._launch import entry_point, launch, run_bernoulli, writable
 from pyce._backends.numba._layout import Request, run
-from pyce._backends.numba._sums import BLOCK, sum_array
+from pyce._backends.numba._sums import BLOCK, quotient_of_sum
+from pyce._dtypes import compute_dtype
 from pyce._problem import Problem
 from pyce._types import Array
 
@@ -54,12 +56,19 @@ at_addresses = None  # reads NumPy arrays only
 def forward(p: Problem) -> Any:
     """Write p.lse, p.losses and p.grad where they are not None; return the loss in its dtype."""
     losses = np.empty(p.rows)
-    _run(p, losses)
-    if p.losses is None:
-        total = np.empty(1)
-        entry_point(sum_array, (losses, total))(losses, total)
-        losses = total
-    return p.reduce(losses)
+    valid = _valid_rows(p)
+    denominator = _denominator(p, valid)
+    _run(p, losses, denominator)
+    if p.losses is not None:
+        p.reduce(losses)
+        return None
+    loss = np.empty(1, compute_dtype(p.dtype_name))
+    if p.normalizer is not None and valid == 0:
+        loss[0] = 0.0
+    else:
+        # Compiled: NumPy would set status flags, and takes longer than a small problem.
+        entry_point(quotient_of_sum, (losses, loss))(losses, denominator, loss)
+    return loss[0]
 
 
 def forward_backward(p: Problem) -> Any:
@@ -73,15 +82,30 @@ def backward(p: Problem) -> None:
 
     p.lse has one use: where it is not finite, the gradient is NaN.
     """
-    _run(p, None)
+    _run(p, None, _denominator(p, _valid_rows(p)))
 
 
-def _run(p: Problem, losses: Array | None) -> None:
+def _valid_rows(p: Problem) -> int:
+    """The number of rows that are not ignored. Raises IndexError for labels out of range."""
+    if p.labels is None:
+        return p.rows
+    labels = writable(p.labels)
+    valid: int = entry_point(count_valid, (labels,))(labels, p.ignore_index, p.classes)
+    if valid < 0:
+        p.check_labels()
+    return valid
+
+
+def _denominator(p: Problem, valid: int) -> float:
+    """`Problem.denominator`, without counting the rows again."""
+    weighted = p.sample_weight is not None or (p.weight is not None and p.labels is not None)
+    if p.reduction == "mean" and p.normalizer is None and not weighted:
+        return float(valid)
+    return p.denominator()
+
+
+def _run(p: Problem, losses: Array | None, denominator: float) -> None:
     """Write losses (rows,), p.lse and p.grad where they are not None; backward without losses."""
-    if p.labels is not None:
-        labels = writable(p.labels)
-        if entry_point(any_invalid_label, (labels,))(labels, p.ignore_index, p.classes):
-            p.check_labels()
     # With a single class, smoothing gives back to the label what it takes from it.
     smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
     off_value = smoothing / p.classes
@@ -98,7 +122,7 @@ def _run(p: Problem, losses: Array | None) -> None:
             probs=p.probs,
             weight=p.weight,
             sample_weight=p.sample_weight,
-            scale=None if p.grad is None else _row_scale(p),
+            scale=None if p.grad is None else _row_scale(p, denominator),
             saved_lse=p.lse if backward else None,
             losses=losses,
             lse=None if backward else p.lse,
@@ -108,12 +132,12 @@ def _run(p: Problem, losses: Array | None) -> None:
     )
 
 
-def _row_scale(p: Problem) -> Array:
+def _row_scale(p: Problem, denominator: float) -> Array:
     """Factors of the rows' gradients: (rows,), or (1,) if they are equal."""
     if p.sample_weight is not None or isinstance(p.grad_loss, np.ndarray):
         return p.row_scale()
     with np.errstate(all="ignore"):
-        return np.full(1, p.grad_loss) / p.denominator()
+        return np.full(1, p.grad_loss) / denominator
 
 
 @_fpenv.default
@@ -159,5 +183,5 @@ def binary_cross_entropy(
         sums=np.empty(-(-x.size // BLOCK)),
         scale=scale,
     )
-    launch(run_bernoulli, 8 * x.size, job)
+    launch(run_bernoulli, job, job.sums.size, 8 * x.size)
     return float(np.sum(job.sums))

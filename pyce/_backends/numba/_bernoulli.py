@@ -19,9 +19,7 @@ import numpy as np
 
 from pyce._backends.numba._jit import Index, Real, U, fma, jit, jit_allocating
 from pyce._backends.numba._math import (
-    EXPONENT_64,
-    LOWEST_64,
-    exp_float64,
+    exp_negative,
     finite_or_zero,
     log1p,
     product_or_zero,
@@ -44,16 +42,20 @@ def _softplus_cost(b: Real, b_error: Real, x: Real, log: Real, log_error: Real) 
 
 
 @jit_allocating
-def bernoulli(piece: Index, pieces: Index, job: Any) -> None:
-    """Part `piece` of `pieces` of a `BernoulliJob`."""
-    logit, loss, slope = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-    positive, positive_error = np.empty(BLOCK), np.empty(BLOCK)
-    negative, negative_error = np.empty(BLOCK), np.empty(BLOCK)
-    weight = np.ones(BLOCK)
-    partial = np.empty(PARTIAL)
-    blocks = job.sums.size
-    for block in range(blocks * piece // pieces, blocks * (piece + 1) // pieces):
-        first = U(block) * U(BLOCK)
+def bernoulli_scratch(job: Any) -> Any:
+    """Scratch memory of `bernoulli`."""
+    return np.empty((7, BLOCK)), np.ones(BLOCK), np.empty(PARTIAL)
+
+
+@jit
+def bernoulli(begin_block: Index, end_block: Index, job: Any, room: Any) -> None:
+    """Blocks of BLOCK elements of a `BernoulliJob`; room is from `bernoulli_scratch`."""
+    fields, weight, partial = room
+    logit, loss, slope = fields[0], fields[1], fields[2]
+    positive, positive_error = fields[3], fields[4]
+    negative, negative_error = fields[5], fields[6]
+    for block in range(U(begin_block), U(end_block)):
+        first = block * U(BLOCK)
         n = min(U(BLOCK), U(job.x.size) - first)
         for i in range(n):
             logit[i] = job.x[first + i]
@@ -71,7 +73,7 @@ def bernoulli(piece: Index, pieces: Index, job: Any) -> None:
         for i in range(n):
             x, u, v, w = logit[i], positive[i], negative[i], weight[i]
             nothing = (w == 0.0) | ((u == 0.0) & (v == 0.0))
-            q = exp_float64(-abs(x), 0.0, LOWEST_64, EXPONENT_64)
+            q = exp_negative(-abs(x))
             log, log_error, _ = log1p(q)
             first_cost, first_error = _softplus_cost(u, positive_error[i], -x, log, log_error)
             other_cost, other_error = _softplus_cost(v, negative_error[i], x, log, log_error)

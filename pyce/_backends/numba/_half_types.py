@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pyce._backends.numba._jit import Index, U, bits, from_bits, jit, jit_allocating
+from pyce._backends.numba._jit import U0, Index, U, bits, from_bits, jit, jit_allocating
 from pyce._backends.numba._job import Job
-from pyce._backends.numba._rows import rows
-from pyce._backends.numba._tiles import FEW_CLASSES, tiles
+from pyce._backends.numba._rows import rows, rows_scratch
+from pyce._backends.numba._tiles import LEAST_ROW, tiles, tiles_scratch
 
 # Elements of a block of rows in float32.
 _BLOCK = 2**15
@@ -50,26 +50,54 @@ def _from_float32(value: Any, bfloat16: bool) -> Any:
 
 
 @jit_allocating
-def half_types(piece: Index, pieces: Index, job: Any) -> None:
-    """Part `piece` of `pieces` of a job with inner = 1 whose x and grad are bits of half types."""
-    classes, outer = job.classes, job.outer
-    group = max(1, _BLOCK // classes)
-    block = np.empty(min(group, outer) * classes, np.float32)
-    last = outer * (piece + 1) // pieces
-    for first in range(outer * piece // pieces, last, group):
-        stop = min(first + group, last)
-        i, size = U(first * classes), U((stop - first) * classes)
+def half_types_scratch(job: Any) -> Any:
+    """Scratch memory of `half_types`: a block, and that of the other kernels."""
+    group = max(1, _BLOCK // job.classes)
+    block = np.empty(min(group, job.outer) * job.classes, np.float32)
+    # Numba compiles this many keyword arguments only without control flow among them.
+    part = Job(
+        x=block,
+        grad=block[: job.grad.size],
+        labels=job.labels,
+        probs=job.probs,
+        weight=job.weight,
+        sample_weight=job.sample_weight,
+        scale=job.scale,
+        saved_lse=job.saved_lse,
+        losses=job.losses,
+        lse=job.lse,
+        smoothing=job.smoothing,
+        ignore_index=job.ignore_index,
+        outer=job.outer,
+        classes=job.classes,
+        inner=job.inner,
+        width=job.width,
+        log_softmax=job.log_softmax,
+        bfloat16=job.bfloat16,
+    )
+    return block, rows_scratch(part), tiles_scratch(part)
+
+
+@jit
+def half_types(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
+    """Rows of a job with inner = 1 whose x and grad are bits of half types."""
+    classes = job.classes
+    block, for_rows, for_tiles = room
+    group = U(block.size) // U(classes)
+    end = U(end_row)
+    for first in range(U(begin_row), end, group):
+        stop = min(first + group, end)
+        i, size = first * U(classes), (stop - first) * U(classes)
         for c in range(size):
             block[c] = _to_float32(job.x[i + c], job.bfloat16)
-        x = block[: (stop - first) * classes]
-        # Numba compiles this many keyword arguments only without control flow among them.
+        x = block[:size]
         grad = x if job.grad.size else x[:0]
         scale = job.scale[first:stop] if job.scale.size > 1 else job.scale
         part = Job(
             x=x,
             grad=grad,
             labels=job.labels[first:stop],
-            probs=job.probs[first * classes : stop * classes],
+            probs=job.probs[i : i + size],
             weight=job.weight,
             sample_weight=job.sample_weight[first:stop],
             scale=scale,
@@ -85,10 +113,10 @@ def half_types(piece: Index, pieces: Index, job: Any) -> None:
             log_softmax=job.log_softmax,
             bfloat16=job.bfloat16,
         )
-        if classes > FEW_CLASSES:
-            rows(0, 1, part)
+        if classes >= LEAST_ROW:
+            rows(U0, stop - first, part, for_rows)
         else:
-            tiles(0, 1, part)
+            tiles(U0, stop - first, part, for_tiles)
         if job.grad.size:
             for c in range(size):
                 job.grad[i + c] = _from_float32(block[c], job.bfloat16)

@@ -64,11 +64,12 @@ def by_dtype(float32: Any, float64: Any) -> Any:
     return generic
 
 
-def _intrinsic(function: Callable[..., Any]) -> Any:
+def intrinsic_of(function: Callable[..., Any]) -> Any:
+    """A function of compiled code from one that types its arguments and emits LLVM operations."""
     return intrinsic(function)
 
 
-@_intrinsic
+@intrinsic_of
 def bits(context: Any, value: Any) -> Any:
     """The bits of a float as a signed integer of the same size."""
     to = types.int32 if value == types.float32 else types.int64
@@ -79,7 +80,7 @@ def bits(context: Any, value: Any) -> Any:
     return to(value), generate
 
 
-@_intrinsic
+@intrinsic_of
 def from_bits(context: Any, value: Any) -> Any:
     """The float that has the bits of an int32 or int64."""
     to = types.float32 if value == types.int32 else types.float64
@@ -90,14 +91,74 @@ def from_bits(context: Any, value: Any) -> Any:
     return to(value), generate
 
 
-@_intrinsic
-def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a·b + c, rounded once."""
+def spread_to(builder: Any, value: Any, kind: Any) -> Any:
+    """A number as a vector of numbers that all are equal, if `kind` is a vector's type."""
+    if value.type == kind:
+        return value
+    if value.type != kind.element:  # Python's numbers are float64
+        value = builder.fptrunc(value, kind.element)
+    empty = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(empty, value, ir.IntType(32)(0))
+    places = ir.VectorType(ir.IntType(32), kind.count)
+    return builder.shuffle_vector(one, empty, ir.Constant(places, [0] * kind.count))
+
+
+@intrinsic_of
+def power_of_two(context: Any, value: Any) -> Any:
+    """The float whose exponent field is the lowest bits of `value`; of numbers or of vectors."""
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fma(*arguments)
+        kind = arguments[0].type
+        scalar = kind.element if isinstance(kind, ir.VectorType) else kind
+        wide = scalar == ir.DoubleType()
+        integer: Any = ir.IntType(64 if wide else 32)
+        shift = integer(52 if wide else 23)
+        if isinstance(kind, ir.VectorType):
+            integer = ir.VectorType(integer, kind.count)
+            shift = ir.Constant(integer, [shift.constant] * kind.count)
+        return builder.bitcast(builder.shl(builder.bitcast(arguments[0], integer), shift), kind)
 
-    return a(a, a, a), generate
+    return value(value), generate
+
+
+@intrinsic_of
+def zero_where(context: Any, condition: Any, a: Any) -> Any:
+    """0 where the condition holds, else a; of numbers or of vectors."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        condition, a = arguments
+        return builder.select(condition, ir.Constant(a.type, None), a)
+
+    return a(condition, a), generate
+
+
+@intrinsic_of
+def zero_unless(context: Any, condition: Any, a: Any) -> Any:
+    """a where the condition holds, else 0; of numbers or of vectors."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        condition, a = arguments
+        return builder.select(condition, a, ir.Constant(a.type, None))
+
+    return a(condition, a), generate
+
+
+@intrinsic_of
+def fma(context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a·b + c, rounded once; of numbers, or of vectors and numbers."""
+    vectors = [kind for kind in (a, b, c) if not isinstance(kind, types.Float)]
+    to = vectors[0] if vectors else a
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = cg.get_value_type(to)
+        given = [spread_to(builder, value, kind) for value in arguments]
+        scalar = kind.element if isinstance(kind, ir.VectorType) else kind
+        name = "llvm.fma." + (f"v{kind.count}" if scalar is not kind else "")
+        name += "f64" if scalar == ir.DoubleType() else "f32"
+        function = ir.FunctionType(kind, [kind] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, function, name), given)
+
+    return to(a, b, c), generate
 
 
 _MACHINE = platform.machine().lower()
@@ -105,7 +166,7 @@ _MACHINE = platform.machine().lower()
 DEFAULT_CONTROL = U(0x1F80 if _MACHINE in ("x86_64", "amd64") else 0)
 
 
-@_intrinsic
+@intrinsic_of
 def set_control(context: Any, value: Any) -> Any:
     """Set this thread's floating-point control register and return its previous value.
 
@@ -136,51 +197,46 @@ def set_control(context: Any, value: Any) -> Any:
     return types.uintp(types.uintp), generate
 
 
-def _transposition(rows: int, columns: int) -> Any:
-    """target[j + c·column + v] = source[i + v·row + c] for v < rows, c < columns; c by c.
+def _element(cg: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    return builder.gep(cg.make_array(kind)(cg, builder, array).data, [index])
 
-    rows and columns are 4 or 16, and one of them is 16. The numbers are moved by vector shuffles;
-    the compiler by itself moves them one at a time.
-    """
+
+@intrinsic_of
+def fetch_add(context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Add `value` to an element of an int64 array, as one step; return what it was before."""
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, i, row, target, j, column = arguments
-        dtype = signature.args[0].dtype
+        array, index, value = arguments
+        address = _element(cg, builder, signature.args[0], array, index)
+        return builder.atomic_rmw("add", address, value, "seq_cst")
 
-        def pointers(kind: Any, array: Any, first: Any, step: Any, count: int, size: int) -> Any:
-            data = cg.make_array(kind)(cg, builder, array).data
-            vector = ir.VectorType(cg.get_value_type(dtype), size).as_pointer()
-            for n in range(count):
-                at = builder.add(first, builder.mul(step, step.type(n)))
-                yield builder.bitcast(builder.gep(data, [at]), vector)
+    return types.int64(array, index, types.int64), generate
 
-        def pick(a: Any, b: Any, lanes: list[int]) -> Any:
-            return builder.shuffle_vector(a, b, ir.VectorType(ir.IntType(32), len(lanes))(lanes))
 
-        align = dtype.bitwidth // 8
-        given = pointers(signature.args[0], source, i, row, rows, columns)
-        v = [builder.load(pointer, align=align) for pointer in given]
-        while v[0].type.count < 16:
-            joined = list(range(2 * v[0].type.count))
-            v = [pick(a, b, joined) for a, b in zip(v[::2], v[1::2], strict=True)]
-        # A number's place is the bits of v followed by those of c. Each perfect shuffle of all
-        # numbers moves one bit of v behind the bits of c.
-        half = len(v) // 2
-        low, high = ([n // 2 + n % 2 * 16 + first for n in range(16)] for first in (0, 8))
-        for _ in range(rows.bit_length() - 1):
-            v = [pick(v[n // 2], v[n // 2 + half], high if n % 2 else low) for n in range(len(v))]
-        parts = [list(range(first, first + rows)) for first in range(0, 16, rows)]
-        v = [pick(a, a, part) for a in v for part in parts]
-        taken = pointers(signature.args[3], target, j, column, columns, rows)
-        for pointer, value in zip(taken, v, strict=True):
-            builder.store(value, pointer, align=align)
+@intrinsic_of
+def fetch(context: Any, array: Any, index: Any) -> Any:
+    """An element of an int64 array that other threads change."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _element(cg, builder, signature.args[0], *arguments)
+        return builder.load_atomic(address, "seq_cst", 8)
+
+    return types.int64(array, index), generate
+
+
+@intrinsic_of
+def pause(context: Any) -> Any:
+    """Tell the processor that this thread waits for another."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        name, given = None, []
+        if _MACHINE in ("x86_64", "amd64"):
+            name = "llvm.x86.sse2.pause"
+        elif _MACHINE in ("aarch64", "arm64"):
+            name, given = "llvm.aarch64.hint", [ir.IntType(32)(1)]
+        if name:
+            kind = ir.FunctionType(ir.VoidType(), [a.type for a in given])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
         return cg.get_dummy_value()
 
-    def typing(cg: Any, source: Any, i: Any, row: Any, target: Any, j: Any, column: Any) -> Any:
-        return types.none(source, i, row, target, j, column), generate
-
-    return intrinsic(typing)
-
-
-transpose_16_16, transpose_4_16 = _transposition(16, 16), _transposition(4, 16)
-transpose_16_4 = _transposition(16, 4)
+    return types.none(), generate

@@ -3,7 +3,7 @@
 A *lane* is a row in `_tiles`, and a group of rows in `_rows` becomes lanes once the sums over their
 classes are known. The compiler turns loops over lanes into vector instructions.
 
-Scratch memory is two flat arrays of fields, each field LANES numbers long: `s` in the dtype of the
+Scratch memory is two flat arrays of fields, each field WIDTH numbers long: `s` in the dtype of the
 logits, and `a` in float64. `s[MAX + v]` is field MAX of lane v. Fields named ..._ERROR hold the
 second number of a pair and directly follow the first.
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from pyce._backends.numba._jit import (
     U0,
+    U1,
     Index,
     Real,
     U,
@@ -43,23 +44,25 @@ from pyce._backends.numba._math import (
     two_sum,
     unit_float32,
 )
+from pyce._backends.numba._vectors import LANES, load, spread, store, widen
 from pyce._types import Array
 
-LANES = U(128)
+# Rows at a time. All fields of so many rows stay in the nearest cache.
+WIDTH = U(64)
 
 
 def _fields(count: int) -> list[Any]:
-    return [U(i) * LANES for i in range(count)]
+    return [U(i) * WIDTH for i in range(count)]
 
 
-# Fields of s: the maximum, its normaliser, and sums over classes (in `_tiles`).
-MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
+# Fields of s: the maximum, and the normaliser of exponentials; in `_tiles` the label, −1 without,
+# and the class that is left out of the sum, −1 if there is none.
+MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
 
 # Fields of a.
 (
-    REST,  # R: sum of the exponentials without the maxima, normalised
+    REST,  # sum of the exponentials without the pivot's; R after `finalize`
     REST_ERROR,
-    TIES,  # number of maxima
     SOFT_TOTAL,  # Σ b of the soft-target term: target probabilities, or ε/C of smoothing
     SOFT_TOTAL_ERROR,
     SOFT_COST,  # Σ b·(m − x) of that term
@@ -70,8 +73,6 @@ MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
     LABEL_WEIGHT,  # class weight of the label; without labels 0, for softmax 1
     LABEL_LOGIT,
     LABEL_EXP,
-    _LABEL_GAP,  # m − x of the label
-    _LABEL_GAP_ERROR,
     _SAMPLE_WEIGHT,
     _SCALE,  # factor of the gradient
     _NAN,  # NaN if the saved lse is not finite, else 0
@@ -88,8 +89,8 @@ MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
     LABEL_GRADIENT,
     _TOTAL,  # A = Σ b
     _TOTAL_ERROR,
-) = _fields(31)
-_S_SIZE, _A_SIZE = int(_TIE_COUNT + LANES), int(_TOTAL_ERROR + LANES)
+) = _fields(28)
+_S_SIZE, _A_SIZE = int(PIVOT + WIDTH), int(_TOTAL_ERROR + WIDTH)
 
 # ---------------------------------------------------------------------------------------------
 # Sums over classes
@@ -101,19 +102,19 @@ def begin(s: Array, a: Array, n: Index, soft: bool) -> None:
 
     `soft` says whether there is a soft-target term.
     """
-    for v in range(n):
-        shift, lowest, exponent = normaliser(s[MAX + v])
-        s[SHIFT + v] = shift
-        s[LOWEST + v] = lowest
-        s[EXPONENT + v] = exponent
-        s[_SUM + v] = 0.0
-        s[_SUM_ERROR + v] = 0.0
-        s[_TIE_COUNT + v] = 0.0
-    for v in range(n):
-        a[MAX_64 + v] = s[MAX + v]
+    # Whole vectors: lanes past the last row hold numbers that nobody reads.
+    for v in range(U0, n, LANES):
+        m = load(s, MAX + v)
+        shift, magic, least = normaliser(m)
+        store(s, SHIFT + v, shift)
+        store(s, MAGIC + v, magic)
+        store(s, LEAST + v, least)
+        store(a, MAX_64 + v, widen(m))
+        store(a, MAX_EXP + v, widen(exp(m, shift, magic, least)))
+        store(a, REST + v, spread(0.0))
+        store(a, REST_ERROR + v, spread(0.0))
     if soft:
         for v in range(n):
-            a[MAX_EXP + v] = exp(s[MAX + v], s[SHIFT + v], s[LOWEST + v], s[EXPONENT + v])
             a[SOFT_TOTAL + v] = 0.0
             a[SOFT_TOTAL_ERROR + v] = 0.0
             a[SOFT_COST + v] = 0.0
@@ -121,31 +122,15 @@ def begin(s: Array, a: Array, n: Index, soft: bool) -> None:
 
 
 @jit
-def add_exponentials(tile: Array, j: Index, s: Array, n: Index) -> None:
-    """Replace logits tile[j:j+n] of one class by their exponentials, and add these to s.
+def leave_out_maximum(a: Array, v: Index) -> None:
+    """Subtract the exponential of the maximum from the sum of lane v, which contains it.
 
-    Maxima are counted and not added.
+    This loses digits of a sum that is small without it, which are needed only if the label is the
+    maximum. Otherwise the loss is at least the distance between the two.
     """
-    zero, one = s.dtype.type(0.0), s.dtype.type(1.0)
-    for v in range(n):
-        x = tile[j + v]
-        e = exp(x, s[SHIFT + v], s[LOWEST + v], s[EXPONENT + v])
-        tile[j + v] = e
-        top = x == s[MAX + v]
-        total, error = two_sum(s[_SUM + v], zero if top else e)
-        s[_SUM + v] = total
-        s[_SUM_ERROR + v] += error
-        s[_TIE_COUNT + v] += one if top else zero
-
-
-@jit
-def collect(s: Array, a: Array, n: Index) -> None:
-    """After the last class: the sums of `add_exponentials` in float64."""
-    for v in range(n):
-        rest, rest_error = two_sum(np.float64(s[_SUM + v]), np.float64(s[_SUM_ERROR + v]))
-        a[REST + v] = rest
-        a[REST_ERROR + v] = rest_error
-        a[TIES + v] = s[_TIE_COUNT + v]
+    rest, error = two_sum(a[REST + v], -a[MAX_EXP + v])
+    a[REST + v] = rest
+    a[REST_ERROR + v] += error
 
 
 # ---------------------------------------------------------------------------------------------
@@ -183,19 +168,21 @@ def cost_float64(b: Real, b_error: Real, m: Real, x: Real) -> Any:
 
 
 @jit
-def _add_soft_target_float32(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
-    """Add b and b·(m − x) of logits tile[j:j+n] of one class to a."""
-    for v in range(n):
+def _add_soft_target_float32(logits: Array, a: Array, first: Index, n: Index, k: Any) -> None:
+    """Add b and b·(m − x) of one class, logits[:n], to the lanes of a from `first` on."""
+    for i in range(n):
+        v = first + i
         b = coefficient_float32(a[TARGET + v], a[WEIGHT + v], k)
         a[SOFT_TOTAL + v] += b
-        a[SOFT_COST + v] += cost_float32(b, a[MAX_64 + v], np.float64(tile[j + v]))
+        a[SOFT_COST + v] += cost_float32(b, a[MAX_64 + v], np.float64(logits[i]))
 
 
 @jit
-def _add_soft_target_float64(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
-    for v in range(n):
+def _add_soft_target_float64(logits: Array, a: Array, first: Index, n: Index, k: Any) -> None:
+    for i in range(n):
+        v = first + i
         b, b_error = coefficient_float64(a[TARGET + v], a[WEIGHT + v], k)
-        cost, cost_error = cost_float64(b, b_error, a[MAX_64 + v], tile[j + v])
+        cost, cost_error = cost_float64(b, b_error, a[MAX_64 + v], logits[i])
         total, error = two_sum(a[SOFT_TOTAL + v], b)
         a[SOFT_TOTAL + v] = total
         a[SOFT_TOTAL_ERROR + v] += error + b_error
@@ -220,7 +207,7 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         m = a[MAX_64 + v]
         invalid = m - m  # NaN if the maximum is not finite, else 0
         unit = unit_float32(m)
-        rest = fma(a[REST + v] + a[REST_ERROR + v], unit, a[TIES + v] - 1.0)
+        rest = (a[REST + v] + a[REST_ERROR + v]) * unit
         log = log1p_short(rest)
         log += rest - rest  # NaN if a logit is: the maximum may not show it
         a[LOG + v] = log + invalid
@@ -229,7 +216,7 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         total = a[SOFT_TOTAL + v] + on_term
         a[_ON_TERM + v] = on_term
         a[_TOTAL + v] = total
-        cost = product_or_zero(on_term, a[_LABEL_GAP + v])
+        cost = product_or_zero(on_term, m - a[LABEL_LOGIT + v])
         loss = fma(total, log, cost) + a[SOFT_COST + v]
         a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
         factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
@@ -242,8 +229,7 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
     for v in range(n):
         m = a[MAX_64 + v]
         invalid = m - m
-        rest, rest_error = two_sum(a[REST + v] * UNBIAS, a[TIES + v] - 1.0)
-        rest, rest_error = two_sum(rest, fma(a[REST_ERROR + v], UNBIAS, rest_error))
+        rest, rest_error = two_sum(a[REST + v] * UNBIAS, a[REST_ERROR + v] * UNBIAS)
         log, log_error, inverse = log1p(rest)
         log_error += rest_error * inverse
         a[LOG + v] = log + invalid
@@ -260,9 +246,9 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
 
         loss, loss_error = two_product(total, log)
         loss_error += fma(total, log_error, total_error * log)
-        gap = a[_LABEL_GAP + v]
+        gap, gap_error = two_sum(m, -a[LABEL_LOGIT + v])
         cost, error = two_product(on_term, gap)
-        error = finite_or_zero(error + fma(on_term, a[_LABEL_GAP_ERROR + v], on_term_error * gap))
+        error = finite_or_zero(error + fma(on_term, gap_error, on_term_error * gap))
         cost = 0.0 if (on_term == 0.0) | (gap == 0.0) else cost
         cost_error = 0.0 if on_term == 0.0 else error
         loss, error = two_sum(loss, cost)
@@ -289,16 +275,17 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
 _finalize_lanes = by_dtype(_finalize_lanes_float32, _finalize_lanes_float64)
 
 
-def any_invalid_label(labels: Array, ignore_index: int, classes: int) -> bool:
-    """Whether some label of labels (rows,) is neither a class nor `ignore_index`.
+def count_valid(labels: Array, ignore_index: int, classes: int) -> int:
+    """The number of labels that are not `ignore_index`; −1 if one of them is no class.
 
     Not decorated: `_launch` compiles it with a file in Numba's cache.
     """
-    count = 0
+    valid, wrong = 0, 0
     for row in range(U(labels.size)):
         y = labels[row]
-        count += 1 if (y < 0 or y >= classes) and y != ignore_index else 0
-    return count > 0
+        valid += 1 if y != ignore_index else 0
+        wrong += 1 if (y < 0 or y >= classes) and y != ignore_index else 0
+    return -1 if wrong else valid
 
 
 @jit
@@ -339,12 +326,8 @@ def finalize(
     Mark rows whose coefficients are all 0 in `ignored`, since their losses and gradients are 0,
     too. Are some rows marked?
     """
-    if job.labels.size:
-        for v in range(n):
-            gap, gap_error = two_sum(a[MAX_64 + v], -a[LABEL_LOGIT + v])
-            a[_LABEL_GAP + v] = gap
-            a[_LABEL_GAP_ERROR + v] = gap_error
-    _finalize_lanes(s, a, n, k)
+    lanes = (n + LANES - U1) // LANES * LANES  # whole vectors
+    _finalize_lanes(s, a, lanes, k)
     if job.losses.size:
         for v in range(n):
             job.losses[row + v] = a[_LOSS + v]
@@ -365,20 +348,8 @@ def finalize(
                 any_ignored = True
                 if job.losses.size:
                     job.losses[row + v] = 0.0
-    if job.labels.size:
-        for v in range(n):
-            off_term, off_term_error = scale_pair_or_zero(
-                k.off_value, k.off_error, a[LABEL_WEIGHT + v]
-            )
-            b, error = two_sum(off_term, a[_ON_TERM + v])
-            b_error = off_term_error + (error + a[_ON_TERM_ERROR + v])
-            top = a[_LABEL_GAP + v] == 0.0
-            terms = gradient_terms(a, v)
-            g = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
-            if abs(b) == np.inf and k.off_value == 0.0:
-                # A·(p − 1), although A·p and b are both infinite.
-                g = -terms.complement if top else -b * terms.scale
-            a[LABEL_GRADIENT + v] = g
+    if job.labels.size and job.grad.size:
+        _label_gradient(s, a, lanes, k)
     return any_ignored
 
 
@@ -440,6 +411,65 @@ def _pair_gradient(e: Real, row: Any, b: Real, b_error: Real, top: Any) -> Real:
 
 
 @jit
+def _softmax_factors_float32(s: Array, a: Array, n: Index) -> None:
+    """For softmax, the factors of lanes 0..n: 1/S, with S the sum of the exponentials as rounded.
+
+    Then no quotient exceeds 1, and those of a row add up to 1 but for their own roundings.
+    """
+    for v in range(n):
+        factor = a[FACTOR + v]  # NaN where a logit is not finite
+        a[FACTOR + v] = 1.0 / (a[MAX_EXP + v] + (a[REST + v] + a[REST_ERROR + v])) + (
+            factor - factor
+        )
+
+
+@jit
+def _softmax_factors_float64(s: Array, a: Array, n: Index) -> None:
+    """The exponential of the maximum is exact in float64, so S is what FACTOR has."""
+
+
+softmax_factors = by_dtype(_softmax_factors_float32, _softmax_factors_float64)
+
+
+@jit
+def _of_infinite(b: Real, scale: Real, complement: Real, top: Any) -> Real:
+    """A·(p − 1) of an infinite b of the label, although A·p and b are both infinite."""
+    return -complement if top else -b * scale
+
+
+@jit
+def _label_gradient_float32(s: Array, a: Array, n: Index, k: Any) -> None:
+    """The gradient at the labels of lanes 0..n, into LABEL_GRADIENT; `s` selects the function."""
+    for v in range(n):
+        b = a[_ON_TERM + v] + product_or_zero(k.off_value, a[LABEL_WEIGHT + v])
+        total, scale = a[_TOTAL + v], a[_SCALE + v]
+        sure = (total - b) * scale - a[_COMPLEMENT + v]
+        other = a[LABEL_EXP + v] * a[FACTOR + v] - b * scale
+        top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
+        g = sure if top and abs(b) > 0.5 * abs(total) else other
+        infinite = (abs(b) == np.inf) & (k.off_value == 0.0)
+        a[LABEL_GRADIENT + v] = _of_infinite(b, scale, a[_COMPLEMENT + v], top) if infinite else g
+
+
+@jit
+def _label_gradient_float64(s: Array, a: Array, n: Index, k: Any) -> None:
+    for v in range(n):
+        off_term, off_term_error = scale_pair_or_zero(k.off_value, k.off_error, a[LABEL_WEIGHT + v])
+        b, error = two_sum(off_term, a[_ON_TERM + v])
+        b_error = off_term_error + (error + a[_ON_TERM_ERROR + v])
+        top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
+        terms = gradient_terms(a, v)
+        g = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
+        infinite = (abs(b) == np.inf) & (k.off_value == 0.0)
+        a[LABEL_GRADIENT + v] = (
+            _of_infinite(b, terms.scale, terms.complement, top) if infinite else g
+        )
+
+
+_label_gradient = by_dtype(_label_gradient_float32, _label_gradient_float64)
+
+
+@jit
 def _class_gradient_float32(e: Any, row: Any, t: Real, weight: Real, top: Any, k: Any) -> Real:
     """The gradient of a class with exponential e; `top`: it is a maximum. See `_pair_gradient`."""
     b = coefficient_float32(t, weight, k)
@@ -459,38 +489,23 @@ class_gradient = by_dtype(_class_gradient_float32, _class_gradient_float64)
 
 
 @jit
-def soft_target_gradient(tile: Array, j: Index, a: Array, n: Index, k: Any) -> None:
-    """Replace exponentials tile[j:j+n] of one class by the gradient."""
-    for v in range(n):
-        e = tile[j + v]
+def soft_target_gradient(numbers: Array, a: Array, first: Index, n: Index, k: Any) -> None:
+    """Replace exponentials numbers[:n] of one class, lanes `first` on, by the gradient."""
+    for i in range(n):
+        v = first + i
+        e = numbers[i]
         top = e == a[MAX_EXP + v]
         terms = gradient_terms(a, v)
-        tile[j + v] = class_gradient(e, terms, a[TARGET + v], a[WEIGHT + v], top, k)
-
-
-@jit
-def _off_target_gradient_float32(tile: Array, j: Index, a: Array, n: Index) -> None:
-    """Replace exponentials tile[j:j+n] of one class by the gradient for b = 0."""
-    for v in range(n):
-        tile[j + v] = np.float64(tile[j + v]) * a[FACTOR + v]
-
-
-@jit
-def _off_target_gradient_float64(tile: Array, j: Index, a: Array, n: Index) -> None:
-    for v in range(n):
-        e = tile[j + v]
-        tile[j + v] = fma(e, a[FACTOR + v], e * a[FACTOR_ERROR + v])
-
-
-off_target_gradient = by_dtype(_off_target_gradient_float32, _off_target_gradient_float64)
+        numbers[i] = class_gradient(e, terms, a[TARGET + v], a[WEIGHT + v], top, k)
 
 
 @jit
 def log_probability(x: Real, m: Real, log: Real, log_error: Real) -> Real:
-    """x − m − log, where log is a pair."""
+    """x − m − log, where log is a pair; at most 0."""
     difference, difference_error = two_sum(x, -m)
     value, error = two_sum(difference, -log)
-    return value + finite_or_zero(error + (difference_error - log_error))
+    value += finite_or_zero(error + (difference_error - log_error))
+    return 0.0 if value > 0.0 else value
 
 
 # ---------------------------------------------------------------------------------------------
@@ -514,14 +529,16 @@ def zeros(like: Array, size: Index) -> Array:
 
 @jit_allocating
 def scratch(job: Any) -> Any:
-    """s and a with the values of absent inputs; labels and the mask of ignored rows, (LANES,)."""
+    """s and a with the values of absent inputs; labels and the mask of ignored rows, (WIDTH,)."""
     label_weight = 0.0 if job.probs.size else 1.0
     scale = job.scale[0] if job.scale.size else 1.0
     s = zeros(job.x, _S_SIZE)
     a = zeros(job.smoothing, _A_SIZE)
-    for v in range(LANES):
+    for v in range(WIDTH):
+        s[LABEL + v] = -1.0
+        s[PIVOT + v] = -1.0
         a[WEIGHT + v] = 1.0
         a[LABEL_WEIGHT + v] = label_weight
         a[_SAMPLE_WEIGHT + v] = 1.0
         a[_SCALE + v] = scale
-    return s, a, np.zeros(LANES, np.uintp), np.zeros(LANES, np.bool_)
+    return s, a, np.zeros(WIDTH, np.uintp), np.zeros(WIDTH, np.bool_)

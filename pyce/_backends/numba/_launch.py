@@ -1,24 +1,31 @@
 """Entry points: compilation, the cache on disk, and threads.
 
-An *entry point* is what Python calls: a kernel over all pieces of a job, compiled on first use for
-one combination of dtypes, in serial or parallel.
+An *entry point* is what Python calls: a kernel over all rows of a job, compiled on first use for
+one combination of dtypes.
 
 The cache. Numba stores compiled code per entry point, and by itself invalidates it by the file that
 holds the entry point alone. The code depends on all modules of this package, so a digest of all of
 them is added to what Numba compares.
 
-Threads. Numba's "workqueue" layer aborts the process if two Python threads start parallel work at
-the same time, and the other layers would run more threads than asked for. So one caller at a time
-works in parallel, and the others work on their own thread.
+Threads. Numba's own layers either end the process if two Python threads start parallel work at the
+same time, or run more threads than asked for, or wait for a thread that is woken late. So there are
+threads of Python here, which call the same entry point as the caller: it releases the GIL. All draw
+parts of the job from a counter that the caller opens, so that a thread that is late takes fewer, or
+none: the caller waits only for parts that were drawn. One caller at a time shares its work, and the
+others work on their own thread.
 """
 
 from __future__ import annotations
 
+import _thread
 import hashlib
 import os
 import pickle
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
+from queue import Empty, SimpleQueue
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -27,55 +34,133 @@ import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
 from pyce import _threads
-from pyce._backends.numba._bernoulli import bernoulli
-from pyce._backends.numba._half_types import half_types
-from pyce._backends.numba._jit import DEFAULT_CONTROL, OPTIONS, config, set_control
+from pyce._backends.numba._bernoulli import bernoulli, bernoulli_scratch
+from pyce._backends.numba._half_types import half_types, half_types_scratch
+from pyce._backends.numba._jit import (
+    DEFAULT_CONTROL,
+    OPTIONS,
+    Index,
+    U,
+    config,
+    fetch,
+    fetch_add,
+    jit,
+    pause,
+    set_control,
+)
 from pyce._backends.numba._job import BernoulliJob, Job
-from pyce._backends.numba._rows import rows
-from pyce._backends.numba._tiles import tiles
+from pyce._backends.numba._lanes import WIDTH
+from pyce._backends.numba._rows import rows, rows_scratch
+from pyce._backends.numba._tiles import tiles, tiles_scratch
 from pyce._types import Array
 
-# Work, in elements, from which a call uses several threads. Numba's threads sleep between calls
-# that are not close together, and are often woken on the processor of the caller, who waits for
-# them: that costs a time slice of the scheduler, 4 ms. This much work takes about 2 ms.
-PARALLEL_WORK = 2**22
+# Work, in elements, from which a call uses several threads; and that of the smallest part.
+PARALLEL_WORK = 2**18
+PART_WORK = 2**15
+# Parts for each thread, at most.
+_PARTS = 16
+# A thread that finished its work waits so many times, some 50 ns each, before it sleeps: to wake it
+# takes longer than a small job.
+_LINGER = 2000
+
+# The counters of a job, int64, in cache lines of their own: parts that were drawn, parts that are
+# done, and whether the caller works. Nobody draws before: a caller who is interrupted until then
+# leaves nothing behind that writes to its arrays.
+_DRAWN, _DONE, _OPEN, _COUNTERS = U(0), U(8), U(16), 24
+_NOTHING = 2**31  # a part of no job
 
 # ---------------------------------------------------------------------------------------------
-# The functions that are compiled as entry points. Without parallel=True, prange is range. The
+# The functions that are compiled as entry points. All threads of a job call the same one. The
 # fields of a job come one by one: Numba inspects the type of every argument at every call, and is
 # slow to look into tuples.
 
 
-def run_rows(pieces: int, *fields: Any) -> None:
-    """`rows` over all pieces of the `Job` with these fields."""
-    for piece in numba.prange(pieces):
-        control = set_control(DEFAULT_CONTROL)
-        rows(piece, pieces, Job(*fields))
-        set_control(control)
+@jit
+def _first_part(counters: Array, caller: bool) -> Index:
+    """The first part that this thread draws; the caller's thread opens the job before."""
+    if caller:
+        fetch_add(counters, _OPEN, 1)
+    turns = 0
+    while fetch(counters, _OPEN) == 0:
+        pause()
+        turns += 1
+        if turns > _LINGER:
+            return _NOTHING
+    return fetch_add(counters, _DRAWN, 1)
 
 
-def run_tiles(pieces: int, *fields: Any) -> None:
-    """`tiles` over all pieces of the `Job` with these fields."""
-    for piece in numba.prange(pieces):
-        control = set_control(DEFAULT_CONTROL)
-        tiles(piece, pieces, Job(*fields))
-        set_control(control)
+@jit
+def _next_part(counters: Array) -> Index:
+    """The part that this thread draws next, its last one being done."""
+    fetch_add(counters, _DONE, 1)
+    return fetch_add(counters, _DRAWN, 1)
 
 
-def run_half_types(pieces: int, *fields: Any) -> None:
-    """`half_types` over all pieces of the `Job` with these fields."""
-    for piece in numba.prange(pieces):
-        control = set_control(DEFAULT_CONTROL)
-        half_types(piece, pieces, Job(*fields))
-        set_control(control)
+@jit
+def _wait(counters: Array, caller: bool, count: int, grain: int) -> None:
+    """Let the caller wait for the parts that other threads have drawn."""
+    while caller and fetch(counters, _DONE) * grain < count:
+        pause()
 
 
-def run_bernoulli(pieces: int, *fields: Any) -> None:
-    """`bernoulli` over all pieces of the `BernoulliJob` with these fields."""
-    for piece in numba.prange(pieces):
-        control = set_control(DEFAULT_CONTROL)
-        bernoulli(piece, pieces, BernoulliJob(*fields))
-        set_control(control)
+def run_rows(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
+    """`rows` over the rows of the `Job` with these fields."""
+    control = set_control(DEFAULT_CONTROL)
+    job = Job(*fields)
+    room = rows_scratch(job)
+    part = _first_part(counters, caller)
+    while part * grain < count:
+        rows(part * grain, min((part + 1) * grain, count), job, room)
+        part = _next_part(counters)
+    _wait(counters, caller, count, grain)
+    set_control(control)
+
+
+def run_tiles(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
+    """`tiles` over the rows of the `Job` with these fields."""
+    control = set_control(DEFAULT_CONTROL)
+    job = Job(*fields)
+    room = tiles_scratch(job)
+    part = _first_part(counters, caller)
+    while part * grain < count:
+        tiles(part * grain, min((part + 1) * grain, count), job, room)
+        part = _next_part(counters)
+    _wait(counters, caller, count, grain)
+    set_control(control)
+
+
+def run_half_types(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
+    """`half_types` over the rows of the `Job` with these fields."""
+    control = set_control(DEFAULT_CONTROL)
+    job = Job(*fields)
+    room = half_types_scratch(job)
+    part = _first_part(counters, caller)
+    while part * grain < count:
+        half_types(part * grain, min((part + 1) * grain, count), job, room)
+        part = _next_part(counters)
+    _wait(counters, caller, count, grain)
+    set_control(control)
+
+
+def run_bernoulli(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
+    """`bernoulli` over the blocks of the `BernoulliJob` with these fields."""
+    control = set_control(DEFAULT_CONTROL)
+    job = BernoulliJob(*fields)
+    room = bernoulli_scratch(job)
+    part = _first_part(counters, caller)
+    while part * grain < count:
+        bernoulli(part * grain, min((part + 1) * grain, count), job, room)
+        part = _next_part(counters)
+    _wait(counters, caller, count, grain)
+    set_control(control)
+
+
+def linger(calls: Array, seen: int) -> None:
+    """Wait a little for another call to be shared: until calls[0] is not `seen`."""
+    turns = 0
+    while fetch(calls, 0) == seen and turns < _LINGER:
+        pause()
+        turns += 1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -100,23 +185,21 @@ def _digest_of_sources() -> str:
 
 # Computed now: sources that are edited later are not those that this process compiles.
 _SOURCES = _digest_of_sources()
-_compiled: dict[tuple[Callable[..., Any], bool, str], Callable[..., Any]] = {}
+_compiled: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
 
 
-def entry_point(
-    function: Callable[..., Any], arguments: tuple[Any, ...], parallel: bool = False
-) -> Callable[..., Any]:
+def entry_point(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
     """The entry point of `function` for the dtypes of the arrays among `arguments`."""
     dtypes = "".join([a.dtype.char for a in arguments if isinstance(a, np.ndarray)])
-    found = _compiled.get((function, parallel, dtypes))
+    found = _compiled.get((function, dtypes))
     if found is None:
-        found = _compile(function, parallel, dtypes)
-        _compiled[function, parallel, dtypes] = found
+        # Of several threads that come here at once, all get the same.
+        found = _compiled.setdefault((function, dtypes), _compile(function, dtypes))
     return found
 
 
-def _compile(function: Callable[..., Any], parallel: bool, dtypes: str) -> Callable[..., Any]:
-    """`function`, to be compiled at its first call, or loaded from Numba's cache.
+def _compile(function: Callable[..., Any], dtypes: str) -> Callable[..., Any]:
+    """`function`, compiled at its first call, or loaded from Numba's cache.
 
     Every entry point is a copy of the function under a name of its own, and so has its own file: if
     a file holds several, two processes that compile at the same time can leave the code of one
@@ -124,55 +207,129 @@ def _compile(function: Callable[..., Any], parallel: bool, dtypes: str) -> Calla
     """
     assert isinstance(function, FunctionType)
     copy = FunctionType(function.__code__, function.__globals__, function.__name__)
-    copy.__qualname__ = f"{function.__name__}_{'parallel' if parallel else 'serial'}_{dtypes}"
-    options = {**OPTIONS, "parallel": parallel}
-    compiled: Callable[..., Any] = numba.njit(**options)(copy)
+    copy.__qualname__ = f"{function.__name__}_{dtypes}"
+    compiled: Any = numba.njit(**OPTIONS)(copy)
     try:
-        cached: Any = numba.njit(cache=True, **options)(copy)
+        cached: Any = numba.njit(cache=True, **OPTIONS)(copy)
         file = cached._cache._cache_file
         file._source_stamp = (file._source_stamp, _SOURCES)
     except (RuntimeError, AttributeError):
         # No directory for the files, or a Numba that keeps its stamp elsewhere.
-        return compiled
+        cached = compiled
+
+    def ready(types: tuple[Any, ...]) -> Any:
+        try:
+            cached.compile(types)
+        except (OSError, EOFError, pickle.PickleError):
+            # The file is damaged or cannot be written.
+            compiled.compile(types)
+            return compiled
+        return cached
+
+    found: list[Callable[..., Any]] = []
 
     def entry(*arguments: Any) -> Any:
-        try:
-            return cached(*arguments)
-        except (OSError, EOFError, pickle.PickleError):
-            # Raised before the kernel ran: its file is damaged or cannot be written.
-            return compiled(*arguments)
+        if not found:
+            # As Numba's dispatcher sees them: what *fields receives is one tuple.
+            named = copy.__code__.co_argcount
+            given = [*arguments[:named], *([arguments[named:]] if arguments[named:] else [])]
+            types = tuple([numba.typeof(argument) for argument in given])
+            found.append(_uninterrupted(lambda: ready(types)))
+        return found[0](*arguments)
 
     return entry
+
+
+def _uninterrupted(work: Callable[[], Any]) -> Any:
+    """What `work` returns. Ctrl-C ends the call, and `work` goes on without it.
+
+    The main thread leaves it to another one: LLVM calls back to Python while it compiles, and a
+    KeyboardInterrupt that is raised in such a function, and so is lost, ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads
+        return work()
+    thread.join()
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
 
 
 # ---------------------------------------------------------------------------------------------
 # Threads
 
-# The callers that would work in parallel; the first of them does. A list and no lock, because an
+
+class _Helpers:
+    """Threads that wait for tasks, which are entry points with their arguments."""
+
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
+        self.count = 0
+        # How many calls shared their work. An array, since `linger` reads it without the GIL.
+        self.calls = np.zeros(1, np.int64)
+        self._linger: Callable[..., Any]
+
+    def call(self, number: int, entry: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        """Let `number` threads call `entry`; there may be fewer, and they may come late."""
+        if not self.count:
+            # Compiled here, not in a helper.
+            self._linger = entry_point(linger, (self.calls,))
+            self._linger(self.calls, -1)
+        try:
+            while self.count < number:
+                _thread.start_new_thread(self._help, ())
+                self.count += 1
+        except RuntimeError:  # no more threads: the others do the work
+            number = self.count
+        for _ in range(number):
+            self.tasks.put((entry, arguments))
+        self.calls[0] += 1
+
+    def take_back(self) -> None:
+        """Withdraw the tasks that no thread has begun, so that none holds the caller's arrays."""
+        try:
+            while not self.tasks.empty():
+                self.tasks.get_nowait()
+        except Empty:
+            pass
+
+    def _help(self) -> None:
+        while True:
+            entry, arguments = self.tasks.get()
+            seen = int(self.calls[0])
+            with suppress(BaseException):  # no memory: the caller does the work
+                entry(*arguments)
+            del entry, arguments
+            self._linger(self.calls, seen)
+
+
+_helpers = _Helpers()
+# The callers that would share their work; the first of them does. A list and no lock, because an
 # interrupt between acquiring a lock and entering `try` would leave it locked for ever.
 _callers: list[object] = []
+# The entry points that have been called: compiling one takes so long that helpers would not wait.
+_called: set[Callable[..., Any]] = set()
 _compiler: Any = global_compiler_lock
 
 
-def _orphaned() -> bool:
-    """Whether Numba's threads were started before a fork by other code, and so do not exist."""
-    if not getattr(numba.np.ufunc.parallel, "_is_initialized", False):
-        return False
-    try:
-        return bool(len(os.listdir("/proc/self/task")) < config.NUMBA_NUM_THREADS)
-    except OSError:  # not on every system
-        return False
-
-
-# In the child of a fork the parent's threads do not exist, and Numba's layers then abort the
-# process: every caller works on its own thread there.
-_forked = _threads.forked or _orphaned()
-
-
 def _after_fork() -> None:
-    global _forked
+    """In a child of a fork the parent's threads do not exist."""
+    global _helpers
     _callers.clear()
-    _forked = True
+    _helpers = _Helpers()
     _compiler.release()
 
 
@@ -185,28 +342,36 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def launch(function: Callable[..., Any], work: int, job: tuple[Any, ...]) -> None:
-    """Run one of the functions above on a job of `work` elements, in parallel if that is faster."""
+def launch(function: Callable[..., Any], job: tuple[Any, ...], count: int, work: int) -> None:
+    """Run one of the functions above on a job of `count` rows or blocks and `work` elements.
+
+    Several threads share it if it is large.
+    """
     fields = tuple([writable(a) if isinstance(a, np.ndarray) else a for a in job])
+    entry = entry_point(function, fields)
+    counters = np.zeros(_COUNTERS, np.int64)
     threads = 1
-    if work >= PARALLEL_WORK and not _forked:
+    if work >= PARALLEL_WORK and entry in _called:
         threads = min(_threads.budget(), config.NUMBA_NUM_THREADS)
     caller = object()
     try:
         if threads > 1:
             _callers.append(caller)
         if threads > 1 and _callers[0] is caller:
-            before = numba.get_num_threads()
-            numba.set_num_threads(threads)
+            grain = max(1, count // (threads * _PARTS), count * PART_WORK // work)
+            if count > WIDTH:  # whole tiles
+                grain = -(-grain // int(WIDTH)) * int(WIDTH)
             try:
-                entry_point(function, fields, parallel=True)(threads, *fields)
+                _helpers.call(threads - 1, entry, (counters, False, count, grain, *fields))
+                entry(counters, True, count, grain, *fields)
             finally:
-                numba.set_num_threads(before)
+                _helpers.take_back()
             return
     finally:
         if caller in _callers:
             _callers.remove(caller)
-    entry_point(function, fields)(1, *fields)
+    entry(counters, True, count, max(1, count), *fields)
+    _called.add(entry)
 
 
 def writable(a: Array) -> Array:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyce._backends.numba._job import Job
+from pyce._backends.numba._lanes import WIDTH
 from pyce._backends.numba._launch import launch, run_half_types, run_rows, run_tiles
-from pyce._backends.numba._tiles import FEW_CLASSES
+from pyce._backends.numba._tiles import LEAST_ROW
 from pyce._dtypes import compute_dtype
 from pyce._problem import row_blocks
 from pyce._types import Array
@@ -62,7 +63,7 @@ def run(r: Request) -> None:
     # By the shape alone, even if a copy is needed: half types are to be added in float32's order.
     dtype = _compute_dtype(x)
     fits = 16 * classes * dtype.itemsize <= _TILE
-    few = classes <= FEW_CLASSES or (inner > 1 and fits)
+    few = classes < LEAST_ROW or (inner > 1 and fits)
     direct = x.flags.c_contiguous and (inner == 1 or (x.itemsize >= 4 and fits))
     if r.probs is not None:
         direct = direct and r.probs.flags.c_contiguous and r.probs.itemsize >= 4
@@ -107,7 +108,7 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
     x, grad = r.x, r.grad
     outer = x.size // (classes * inner)
     compute = _compute_dtype(x)
-    width = min(128, _TILE // (classes * compute.itemsize) // 16 * 16)
+    width = min(int(WIDTH), _TILE // (classes * compute.itemsize) // 16 * 16)
     if inner >= 16:
         width = min(width, -(-inner // 16) * 16)
     function = run_tiles if few else run_rows
@@ -136,4 +137,4 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
         log_softmax=r.log_softmax,
         bfloat16=bfloat16,
     )
-    launch(function, x.size + _ROW_OVERHEAD * outer * inner, job)
+    launch(function, job, outer * inner, x.size + _ROW_OVERHEAD * outer * inner)

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from pyce._backends.numba._jit import Real, bits, by_dtype, fma, from_bits, jit
+from pyce._backends.numba._jit import (
+    Real,
+    bits,
+    by_dtype,
+    fma,
+    from_bits,
+    jit,
+    power_of_two,
+    zero_unless,
+    zero_where,
+)
 
 # ---------------------------------------------------------------------------------------------
 # Pairs
@@ -40,8 +50,8 @@ def scale_pair(a: Real, a_error: Real, factor: Real) -> Any:
 
 @jit
 def finite_or_zero(a: Real) -> Real:
-    """a, or 0 if it is not finite."""
-    return a if a - a == 0.0 else 0.0
+    """a, or 0 where it is not finite; of numbers or of vectors."""
+    return zero_unless(a - a == 0.0, a)
 
 
 @jit
@@ -61,92 +71,131 @@ def scale_pair_or_zero(a: Real, a_error: Real, factor: Real) -> Any:
 # ---------------------------------------------------------------------------------------------
 # exp
 #
-# exp(z) with z = n·ln 2 + r, |r| ≤ 0.35, is 2ⁿ times a minimax polynomial in r. Adding 1.5·2²³
-# (float64: 1.5·2⁵²) rounds to an integer that then stands in the low bits, ready to be shifted to
-# the exponent. Exponentials are kept 2⁶⁰ times too large, so the float32 of a class that is 2⁻¹⁶⁰
-# times as probable as the maximum has all its digits: the loss of a confident row needs them.
+# exp(z) with z = n·ln 2 + r, |r| ≤ 0.35, is 2ⁿ times a minimax polynomial in r. Adding `magic`,
+# which is about 1.5·2²³ (float64: 1.5·2⁵²), rounds to an integer that then stands in the low bits,
+# ready to be shifted to the exponent. The coefficients are those of csrc/kernels, whose
+# coefficients.py computes them.
+#
+# Exponentials are saved 2⁶⁰ times too large, so the float32 of a class that is 2⁻¹⁶⁰ times as
+# probable as the maximum has all its digits: the loss of a confident row needs them.
 
 _BIAS = 60
 UNBIAS = 2.0**-_BIAS
 _ROUND_32, _ROUND_64 = np.float32(1.5 * 2.0**23), 1.5 * 2.0**52
-_LOG2E_32, _LOG2E_64 = np.float32(1.4426950408889634), 1.4426950408889634
-# ln 2 with few bits, and the rest.
-_LN2_32, LN2_64 = np.float32(0.69317626953125), 0.6931471803691238
-_LN2_REST_32, _LN2_REST_64 = np.float32(-2.908897130469058e-05), 1.9082149292705877e-10
-_P3_32, _P4_32, _P5_32, _P6_32 = (
-    np.float32(c) for c in (0.16666571, 0.041666547, 0.008364116, 0.0013927354)
+# What is added so that the low bits are those of an exponent field.
+_FIELD_32, _FIELD_64 = np.float32(127.0), 1023.0
+LOG2E_32, LOG2E_64 = np.float32(float.fromhex("0x1.715476p+0")), 1.4426950408889634
+# ln 2 rounded, and the rest.
+LN2_HIGH_32 = np.float32(float.fromhex("0x1.62e43p-1"))
+LN2_LOW_32 = np.float32(float.fromhex("-0x1.05c61p-29"))
+LN2_HIGH_64, LN2_LOW_64 = (
+    float.fromhex("0x1.62e42fefa39efp-1"),
+    float.fromhex("0x1.abc9e3b39803fp-56"),
 )
-_P3_64, _P4_64, _P5_64 = 0.1666666666666667, 0.04166666666666667, 0.008333333333325985
-_P6_64, _P7_64, _P8_64 = 0.0013888888888883642, 0.00019841269875342141, 2.4801587325920163e-05
-_P9_64, _P10_64, _P11_64 = 2.7557254740405416e-06, 2.7557273171941026e-07, 2.5105490906986696e-08
-_P12_64 = 2.091488256348507e-09
-_ZERO_32, _HALF_32, _ONE_32 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
-
-# exp of anything lower is 0 in float64; and the exponent that scales by nothing.
-LOWEST_64, EXPONENT_64 = -745.2, 1023.0
+# ln 2 with 20 trailing zeros, so that its products with exponents are exact; and the rest.
+LN2_UPPER, LN2_LOWER = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+# EXP_32[k − 2] is the coefficient of rᵏ in exp(r) ≈ 1 + r + …, for float32; EXP_64[k − 3] with
+# 1 + r + r²/2 + … for float64.
+EXP_32 = tuple(
+    np.float32(float.fromhex(text))
+    for text in (
+        "0x1.fffffcp-2",
+        "0x1.55549p-3",
+        "0x1.5558bcp-5",
+        "0x1.123b5cp-7",
+        "0x1.6a445ap-10",
+    )
+)
+EXP_64 = tuple(
+    float.fromhex(text)
+    for text in (
+        "0x1.5555555555557p-3",
+        "0x1.5555555555556p-5",
+        "0x1.11111111100cep-7",
+        "0x1.6c16c16c162cbp-10",
+        "0x1.a01a01abef415p-13",
+        "0x1.a01a01a6dd25ep-16",
+        "0x1.71de021a90822p-19",
+        "0x1.27e4db564eedfp-22",
+        "0x1.af4e196027428p-26",
+        "0x1.1f732018166a0p-29",
+    )
+)
+_E2, _E3, _E4, _E5, _E6 = EXP_32
+_D3, _D4, _D5, _D6, _D7, _D8, _D9, _D10, _D11, _D12 = EXP_64
+_ZERO_32, _ONE_32 = np.float32(0.0), np.float32(1.0)
+# Maxima up to this size are not subtracted; and how far below the maximum exp is 0.
+_SHIFT_LIMIT, _RANGE_32, _RANGE_64 = np.float32(256.0), np.float32(126.0), 748.0
 
 
 @jit
-def _exp_float32(x: Any, shift: Any, lowest: Any, exponent: Any) -> Any:
-    """exp(x − shift)·2^(exponent − 127), but 0 if x − shift < lowest. Error ≤ 0.7 ULP.
+def _exp_float32(x: Any, shift: Any, magic: Any, least: Any) -> Any:
+    """exp(x − shift) times the power of two in `magic`, or 0; of numbers or of vectors.
 
-    x − shift must be exact, and lowest such that n + exponent with n = round((x − shift)/ln 2)
-    lies between 1 and 254.
+    The arguments but x are those of `_normaliser_float32`. x − shift must be exact. Error ≤ 0.89
+    ULP.
     """
     z = x - shift
-    under = z < lowest
-    z = lowest if under else z  # NaN stays
-    t = fma(z, _LOG2E_32, _ROUND_32)
-    n = t - _ROUND_32
-    r = fma(n, -_LN2_REST_32, fma(n, -_LN2_32, z))
-    q = fma(fma(fma(fma(_P6_32, r, _P5_32), r, _P4_32), r, _P3_32), r, _HALF_32)
-    e = _ONE_32 + fma(r * r, q, r)
-    return _ZERO_32 if under else e * from_bits(np.int32(bits(t + exponent) << np.int32(23)))
+    t = fma(z, LOG2E_32, magic)
+    n = t - magic
+    r = fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, z))
+    q = fma(fma(fma(fma(_E6, r, _E5), r, _E4), r, _E3), r, _E2)
+    q = fma(fma(q, r, _ONE_32), r, _ONE_32)
+    # A product, so that NaN remains NaN whatever its bits are.
+    return zero_where(t < least, q * power_of_two(t))
 
 
 @jit
-def exp_float64(x: Real, shift: Real, lowest: Real, exponent: Real) -> Real:
-    """exp(x − shift)·2^(exponent − 1023), but 0 if x − shift < lowest. Error ≤ 0.54 ULP.
+def exp_float64(x: Any, shift: Any, magic: Any, least: Any) -> Any:
+    """exp(x − shift) times the power of two in `magic`, or 0; of numbers or of vectors.
 
-    The difference need not be exact: its rounding error is corrected.
+    The difference need not be exact: its rounding error is corrected. Error ≤ 0.54 ULP.
     """
     z, error = two_sum(x, -shift)
-    under = z < lowest
-    z = lowest if under else z
-    error = 0.0 if under else error  # NaN if z is infinite
-    t = fma(z, _LOG2E_64, _ROUND_64)
-    n = t - _ROUND_64
-    head = fma(n, -LN2_64, z)
-    r = fma(n, -_LN2_REST_64, head)
-    error += fma(n, -_LN2_REST_64, head - r)
-    q = fma(fma(fma(fma(_P12_64, r, _P11_64), r, _P10_64), r, _P9_64), r, _P8_64)
-    q = fma(fma(fma(fma(fma(q, r, _P7_64), r, _P6_64), r, _P5_64), r, _P4_64), r, _P3_64)
+    t = fma(z, LOG2E_64, magic)
+    n = t - magic
+    head = fma(n, -LN2_HIGH_64, z)
+    r = fma(n, -LN2_LOW_64, head)
+    error = error + fma(n, -LN2_LOW_64, head - r)
+    q = fma(fma(fma(fma(_D12, r, _D11), r, _D10), r, _D9), r, _D8)
+    q = fma(fma(fma(fma(fma(q, r, _D7), r, _D6), r, _D5), r, _D4), r, _D3)
     q = fma(q, r, 0.5) * (r * r)
-    q += fma(error, r + q, error)
+    q = q + fma(error, r + q, error)
     e = 1.0 + r
-    e += ((1.0 - e) + r) + q
-    return 0.0 if under else e * from_bits(bits(t + exponent) << 52)
+    e = e + (((1.0 - e) + r) + q)
+    return zero_where(t < least, e * power_of_two(t))
 
 
 @jit
 def _normaliser_float32(m: Any) -> Any:
-    """shift, lowest and exponent of `_exp_float32` for a row with maximum m.
+    """shift, magic and least of `_exp_float32` for rows with maximum m, a number or a vector.
 
     Shifting by m in every case would cost exp up to 65 ULP, by the rounding of x − m. That
-    difference is exact for |m| > 512 and x within 128 of m. For smaller |m| nothing is shifted,
-    and a whole number is subtracted from the exponent instead.
+    difference is exact for |m| ≥ 256 and x within 126 of m. For smaller |m| nothing is shifted,
+    and a whole number is subtracted from the exponent instead. 0 replaces an infinite maximum.
     """
-    far = abs(m) > np.float32(512.0)
-    shift = m if far else _ZERO_32
-    z = _ZERO_32 if far else m
-    n = fma(z, _LOG2E_32, _ROUND_32) - _ROUND_32
-    return shift, z - np.float32(128.0), np.float32(127 + _BIAS) - n
+    m = finite_or_zero(m)
+    near = m * m < _SHIFT_LIMIT * _SHIFT_LIMIT
+    z = zero_unless(near, m)
+    shift = m - z
+    n = fma(z, LOG2E_32, _ROUND_32) - _ROUND_32
+    magic = _ROUND_32 + _FIELD_32 + np.float32(_BIAS) - n
+    return shift, magic, fma(z - _RANGE_32, LOG2E_32, magic)
 
 
 @jit
-def _normaliser_float64(m: Real) -> Any:
-    """shift, lowest and exponent of `exp_float64` for a row with maximum m."""
-    return m, LOWEST_64, EXPONENT_64 + _BIAS
+def _normaliser_float64(m: Any) -> Any:
+    """shift, magic and least of `exp_float64` for rows with maximum m, a number or a vector."""
+    shift = finite_or_zero(m)
+    magic = (shift - shift) + (_ROUND_64 + _FIELD_64 + _BIAS)
+    return shift, magic, magic - _RANGE_64 * LOG2E_64
+
+
+@jit
+def exp_negative(x: Real) -> Real:
+    """exp(x) for x ≤ 0 in float64; 0 where it would be subnormal."""
+    magic = _ROUND_64 + _FIELD_64
+    return exp_float64(x, 0.0, magic, magic - 1022.0)
 
 
 @jit
@@ -155,12 +204,12 @@ def unit_float32(m: Real) -> Real:
 
     Error ≤ 2⁻³⁶.
     """
-    shift, _, exponent = _normaliser_float32(np.float32(m))
-    n = np.float64(exponent) - (127.0 + _BIAS)
+    shift, magic, _ = _normaliser_float32(np.float32(m))
+    n = np.float64(magic) - (np.float64(_ROUND_32 + _FIELD_32) + _BIAS)
     difference = finite_or_zero(np.float64(shift) - m)
-    r = fma(n, -_LN2_REST_64, fma(n, -LN2_64, difference))
-    q = fma(fma(fma(fma(_P9_64, r, _P8_64), r, _P7_64), r, _P6_64), r, _P5_64)
-    q = fma(fma(fma(q, r, _P4_64), r, _P3_64), r, 0.5)
+    r = fma(n, -LN2_LOW_64, fma(n, -LN2_HIGH_64, difference))
+    q = fma(fma(fma(fma(_D9, r, _D8), r, _D7), r, _D6), r, _D5)
+    q = fma(fma(fma(q, r, _D4), r, _D3), r, 0.5)
     return UNBIAS * (1.0 + fma(r * r, q, r))
 
 
@@ -171,14 +220,37 @@ normaliser = by_dtype(_normaliser_float32, _normaliser_float64)
 # log1p
 
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
+_TWO_52_BITS = 0x4330000000000000
+
+
+@jit
+def _exponent(u: Real) -> Any:
+    """k, as an integer and as a float64, with u = 2ᵏ·f, √½ ≤ f < √2, for u ≥ 1.
+
+    Without signed shifts and conversions, for which AVX2 has no vector instructions.
+    """
+    k = np.int64(np.uint64(bits(u) - _SQRT_HALF_BITS) >> np.uint64(52))
+    return k, from_bits(k | _TWO_52_BITS) - 2.0**52
+
+
+# LOG[k − 1] is the coefficient of zᵏ in log((1 + s)/(1 − s))/s ≈ 2 + …, z = s².
+LOG = (
+    6.666666666666735130e-01,
+    3.999999999940941908e-01,
+    2.857142874366239149e-01,
+    2.222219843214978396e-01,
+    1.818357216161805012e-01,
+    1.531383769920937332e-01,
+    1.479819860511658591e-01,
+)
+_L1, _L2, _L3, _L4, _L5, _L6, _L7 = LOG
 
 
 @jit
 def _log_tail(z: Real) -> Real:
     """(log((1 + s)/(1 − s))/s − 2)/s² for z = s² ≤ 0.03, with the polynomial of FreeBSD's log1p."""
-    q = fma(fma(0.1479819860511658591, z, 0.1531383769920937332), z, 0.1818357216161805012)
-    q = fma(fma(q, z, 0.2222219843214978396), z, 0.2857142874366239149)
-    return fma(fma(q, z, 0.3999999999940941908), z, 0.6666666666666735130)
+    q = fma(fma(fma(_L7, z, _L6), z, _L5), z, _L4)
+    return fma(fma(fma(q, z, _L3), z, _L2), z, _L1)
 
 
 @jit
@@ -186,8 +258,7 @@ def log1p(v: Real) -> Any:
     """log(1 + v) for v ≥ 0: the result as a pair, and 1/(1 + v). Error ≤ 0.3 ULP."""
     u, error = two_sum(1.0, v)
     inverse = 1.0 / u
-    k = (bits(u) - _SQRT_HALF_BITS) >> 52
-    n = np.float64(k)
+    k, n = _exponent(u)
     # u = 2ᵏ·(1 + f), √½ ≤ 1 + f < √2. For k = 0, f is v itself.
     f = v if k == 0 else from_bits(bits(u) - (k << 52)) - 1.0
     error = 0.0 if k == 0 else error * inverse
@@ -195,8 +266,8 @@ def log1p(v: Real) -> Any:
     z = s * s
     q = _log_tail(z)
     half = 0.5 * f * f
-    tail = (fma(s, fma(z, q, half), fma(n, _LN2_REST_64, error))) - half
-    head, rest = two_sum(n * LN2_64, f)
+    tail = (fma(s, fma(z, q, half), fma(n, LN2_LOWER, error))) - half
+    head, rest = two_sum(n * LN2_UPPER, f)
     value, value_error = two_sum(head, rest + tail)
     return value, value_error, inverse
 
@@ -205,7 +276,7 @@ def log1p(v: Real) -> Any:
 def log1p_short(v: Real) -> Real:
     """log(1 + v) for v ≥ 0 in float64, for results that are rounded to float32."""
     u = 1.0 + v
-    k = (bits(u) - _SQRT_HALF_BITS) >> 52
+    k, n = _exponent(u)
     f = v if k == 0 else from_bits(bits(u) - (k << 52)) - 1.0
     t = f / (2.0 + f)
-    return fma(np.float64(k), LN2_64, t * fma(t * t, _log_tail(t * t), 2.0))
+    return fma(n, LN2_HIGH_64, t * fma(t * t, _log_tail(t * t), 2.0))

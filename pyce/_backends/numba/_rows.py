@@ -18,27 +18,27 @@ import numpy as np
 from pyce._backends.numba._jit import (
     U0,
     U1,
+    U2,
+    U3,
+    U4,
     Index,
     Real,
     U,
-    bits,
     by_dtype,
     fma,
-    from_bits,
     jit,
     jit_allocating,
 )
 from pyce._backends.numba._lanes import (
-    EXPONENT,
     FACTOR,
     FACTOR_ERROR,
     LABEL_EXP,
     LABEL_GRADIENT,
     LABEL_LOGIT,
-    LANES,
+    LEAST,
     LOG,
     LOG_ERROR,
-    LOWEST,
+    MAGIC,
     MAX,
     MAX_64,
     MAX_EXP,
@@ -47,7 +47,7 @@ from pyce._backends.numba._lanes import (
     SHIFT,
     SOFT_COST,
     SOFT_TOTAL,
-    TIES,
+    WIDTH,
     begin,
     class_gradient,
     coefficient_float32,
@@ -56,20 +56,51 @@ from pyce._backends.numba._lanes import (
     cost_float64,
     finalize,
     gradient_terms,
+    leave_out_maximum,
     log_probability,
     read_rows,
     scratch,
     smoothing,
+    softmax_factors,
     zeros,
 )
 from pyce._backends.numba._math import exp, finite_or_zero, two_sum
-from pyce._backends.numba._sums import BLOCK, sum_float32, sum_float64, sum_terms
+from pyce._backends.numba._sums import BLOCK, sum_float32, sum_float64
+from pyce._backends.numba._vectors import (
+    LANES,
+    any_equal,
+    larger,
+    largest,
+    load,
+    spread,
+    store,
+    total,
+    widen,
+)
 from pyce._types import Array
 
+# Elements of the rows that are worked on together: they stay in the nearest cache.
+UNIT = 4096
+# Classes whose exponentials are computed and then added up, from the nearest cache. The last part
+# of a row has up to twice as many.
+PART = U(2048)
+# Classes in a step of the loops over a row. Rows have at least as many.
+STEP = U4 * LANES
+L = LANES
 
-class SoftTarget(NamedTuple):
-    """Workspace for one block of classes, float64 (BLOCK,) each; the last two of size PARTIAL."""
 
+class Workspace(NamedTuple):
+    """Scratch memory of `rows`.
+
+    In the dtype of the logits, except that `sums` is float64. The arrays from `target` on are for
+    one block of classes of the soft-target term, float64 (BLOCK,) each.
+    """
+
+    exponentials: Array  # (2·PART,)
+    block: Array  # (BLOCK,)
+    tail: Array  # (STEP,)
+    mask: Array  # (2·LANES,): zeros, then ones
+    sums: Array  # (2·LANES,)
     target: Array  # target probabilities; stay 0 without them
     weight: Array  # class weights; stay 1 without them
     coefficients: Array
@@ -81,26 +112,115 @@ class SoftTarget(NamedTuple):
 
 
 @jit
-def _maximum_float32(x: Array, first: Index, stop: Index) -> Any:
-    """The maximum of x[first:stop]; NaN may count as the largest or the smallest."""
-    best = np.int32(-(2**31))
-    for c in range(first, stop):
-        i = bits(x[c])
-        # From sign and magnitude to two's complement: integers in the order of the floats.
-        best = max(best, np.int32(i ^ (np.int32(i >> 31) & np.int32(0x7FFFFFFF))))
-    return from_bits(np.int32(best ^ (np.int32(best >> 31) & np.int32(0x7FFFFFFF))))
+def _maximum(x: Array, first: Index, n: Index) -> Any:
+    """The maximum of x[first:first+n], n ≥ STEP; of numbers and NaN, any of them."""
+    a, b = load(x, first), load(x, first + L)
+    c, d = load(x, first + U2 * L), load(x, first + U3 * L)
+    for i in range(first + STEP, first + n, STEP):
+        # The last steps overlap.
+        i = min(i, first + n - STEP)
+        a, b = larger(load(x, i), a), larger(load(x, i + L), b)
+        c, d = larger(load(x, i + U2 * L), c), larger(load(x, i + U3 * L), d)
+    return largest(larger(larger(a, b), larger(c, d)))
 
 
 @jit
-def _maximum_float64(x: Array, first: Index, stop: Index) -> Real:
-    best = -(2**63)
-    for c in range(first, stop):
-        i = bits(x[c])
-        best = max(best, i ^ ((i >> 63) & 0x7FFFFFFFFFFFFFFF))
-    return from_bits(best ^ ((best >> 63) & 0x7FFFFFFFFFFFFFFF))
+def _find(x: Array, first: Index, n: Index, value: Any) -> Any:
+    """The first i with x[first+i] = value, or n."""
+    wanted = spread(value)
+    i = U0
+    while i + L <= n and not any_equal(load(x, first + i), wanted):
+        i += L
+    while i < n and x[first + i] != value:
+        i += U1
+    return i
 
 
-_maximum = by_dtype(_maximum_float32, _maximum_float64)
+@jit
+def _any_nan(x: Array, first: Index, n: Index) -> bool:
+    found = False
+    for c in range(first, first + n):
+        found |= x[c] != x[c]
+    return found
+
+
+@jit
+def _exp_step(x: Array, i: Index, e: Array, j: Index, norm: Any) -> None:
+    """e[j:j+STEP] = exponentials of x[i:i+STEP]."""
+    shift, magic, least = norm
+    a, b = load(x, i), load(x, i + L)
+    c, d = load(x, i + U2 * L), load(x, i + U3 * L)
+    a, b = exp(a, shift, magic, least), exp(b, shift, magic, least)
+    c, d = exp(c, shift, magic, least), exp(d, shift, magic, least)
+    store(e, j, a)
+    store(e, j + L, b)
+    store(e, j + U2 * L, c)
+    store(e, j + U3 * L, d)
+
+
+@jit
+def _exponentials(
+    x: Array, first: Index, n: Index, e: Array, at: Index, norm: Any, room: Array
+) -> None:
+    """e[at:at+n] = exponentials of x[first:first+n], n ≥ STEP; e may be x, at = first.
+
+    room (STEP,) is workspace.
+    """
+    # The last step overlaps the one before it, which may replace what it reads.
+    last = n - STEP
+    for i in range(U0, STEP, L):
+        store(room, i, load(x, first + last + i))
+    for c in range(U0, last, STEP):
+        _exp_step(x, first + c, e, at + c, norm)
+    _exp_step(room, U0, e, at + last, norm)
+
+
+@jit
+def _sum_float32(e: Array, first: Index, n: Index, mask: Array, partial: Array) -> Any:
+    """Σ e[first:first+n] in float64, n ≥ STEP, as a pair.
+
+    mask (2·LANES,) holds as many zeros as ones; partial (2·LANES,) is workspace.
+    """
+    a, b = spread(0.0), spread(0.0)
+    steps, whole = first + n // STEP * STEP, first + n // L * L
+    for i in range(first, steps, STEP):
+        a, b = a + widen(load(e, i)), b + widen(load(e, i + L))
+        a, b = a + widen(load(e, i + U2 * L)), b + widen(load(e, i + U3 * L))
+    for i in range(steps, whole, L):
+        a = a + widen(load(e, i))
+    # The last numbers, without those that a whole vector holds besides.
+    b = b + widen(load(e, first + n - L) * load(mask, n % L))
+    return total(a + b), 0.0
+
+
+@jit
+def _sum_float64(e: Array, first: Index, n: Index, mask: Array, partial: Array) -> Any:
+    a, b = spread(0.0), spread(0.0)
+    a_error, b_error = spread(0.0), spread(0.0)
+    whole = first + n // (U2 * L) * (U2 * L)
+    for i in range(first, whole, U2 * L):
+        a, error = two_sum(a, load(e, i))
+        a_error = a_error + error
+        b, error = two_sum(b, load(e, i + L))
+        b_error = b_error + error
+    if first + n - whole >= L:
+        a, error = two_sum(a, load(e, whole))
+        a_error = a_error + error
+    b, error = two_sum(b, load(e, first + n - L) * load(mask, n % L))
+    a, other = two_sum(a, b)
+    a_error = a_error + (b_error + (error + other))
+    store(partial, U0, a)
+    store(partial, L, a_error)
+    width = L
+    while width > U1:
+        width = width >> U1
+        for c in range(width):
+            partial[c], error = two_sum(partial[c], partial[width + c])
+            partial[L + c] += partial[L + width + c] + error
+    return partial[U0], partial[L]
+
+
+_sum = by_dtype(_sum_float32, _sum_float64)
 
 
 @jit
@@ -108,7 +228,7 @@ def _add_pair(a: Array, field: Index, v: Index, value: Any) -> None:
     """Add a pair to the pair in `field` of lane v."""
     total, error = two_sum(a[field + v], value[0])
     a[field + v] = total
-    a[field + LANES + v] += value[1] + finite_or_zero(error)
+    a[field + WIDTH + v] += value[1] + finite_or_zero(error)
 
 
 @jit
@@ -151,79 +271,94 @@ _soft_target_sums = by_dtype(_soft_target_sums_float32, _soft_target_sums_float6
 
 
 @jit
-def _row_sums(
-    x: Array,
-    grad: Array,
-    probs: Array,
-    weight: Array,
-    first: Index,
-    classes: Index,
-    soft: bool,
-    store: bool,
-    k: Any,
-    block: Array,
-    terms: Array,
-    work: Any,
-    s: Array,
-    a: Array,
-    v: Index,
-) -> None:
-    """The sums over the row x[first:first+classes] into lane v of a.
-
-    If `store` is set, the exponentials go to grad. block and terms (BLOCK,) are workspace.
-    """
-    m, shift, lowest, exponent = s[MAX + v], s[SHIFT + v], s[LOWEST + v], s[EXPONENT + v]
-    zero = x.dtype.type(0.0)
-    a[REST + v], a[REST_ERROR + v], a[TIES + v] = 0.0, 0.0, 0.0
+def _add_soft_target(x: Array, probs: Array, weight: Array, row: Any, k: Any, work: Any) -> None:
+    """Add the soft-target term of a row to the sums of its lane."""
+    first, classes, v, a = row.first, row.classes, row.lane, row.a
     for j in range(U0, classes, U(BLOCK)):
         n = min(U(BLOCK), classes - j)
-        if soft:
-            for c in range(n):
-                block[c] = x[first + j + c]
-            _copy(work.target, probs, first + j, n)
-            _copy(work.weight, weight, j, n)
-            total, cost = _soft_target_sums(block, n, a[MAX_64 + v], k, work)
-            _add_pair(a, SOFT_TOTAL, v, total)
-            _add_pair(a, SOFT_COST, v, cost)
-        ties = np.int32(0)
+        block = work.block
         for c in range(n):
-            z = x[first + j + c]
-            e = exp(z, shift, lowest, exponent)
-            block[c] = e
-            terms[c] = zero if z == m else e
-            ties = np.int32(ties + (1 if z == m else 0))
-        a[TIES + v] += ties
-        _add_pair(a, REST, v, sum_terms(terms, n, work.partial, work.partial_errors))
-        if store:
-            for c in range(n):
-                grad[first + j + c] = block[c]
+            block[c] = x[first + j + c]
+        _copy(work.target, probs, first + j, n)
+        _copy(work.weight, weight, j, n)
+        b, cost = _soft_target_sums(block, n, a[MAX_64 + v], k, work)
+        _add_pair(a, SOFT_TOTAL, v, b)
+        _add_pair(a, SOFT_COST, v, cost)
 
 
 @jit
-def _off_target_row_float32(
-    g: Array, first: Index, stop: Index, factor: Real, factor_error: Real
-) -> None:
-    """Replace exponentials g[first:stop] by the gradient for b = 0: times the pair `factor`."""
-    if not 1e-25 < abs(factor) < 1e25:
-        for c in range(first, stop):
+def _add_exponentials(x: Array, e: Array, row: Any, pivot: Index, work: Any) -> None:
+    """Compute the exponentials of a row and add those of all classes but `pivot` to its lane.
+
+    They are stored in e, in the places of x, unless e is empty.
+    """
+    s, a, first, classes, v = row.s, row.a, row.first, row.classes, row.lane
+    norm = (s[SHIFT + v], s[MAGIC + v], s[LEAST + v])
+    j = U0
+    while j < classes:
+        n = classes - j if classes - j < U2 * PART else PART
+        to, at = (e, first + j) if e.size else (work.exponentials, U0)
+        _exponentials(x, first + j, n, e=to, at=at, norm=norm, room=work.tail)
+        if j <= pivot < j + n:
+            saved = to[at + pivot - j]
+            to[at + pivot - j] = 0.0
+            part = _sum(to, at, n, work.mask, work.sums)
+            to[at + pivot - j] = saved
+        else:
+            part = _sum(to, at, n, work.mask, work.sums)
+        _add_pair(a, REST, v, part)
+        j += n
+
+
+@jit
+def _scale_float32(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
+    """g[first:first+n] times a pair, n ≥ STEP."""
+    if not 1e-25 < abs(factor) < 1e25:  # it may underflow in float32, and its product may not
+        for c in range(first, first + n):
             g[c] = np.float64(g[c]) * factor
         return
-    # Neither part underflows: two float32 have the digits that are needed.
-    high = np.float32(factor)
-    low = np.float32(factor - high)
-    for c in range(first, stop):
-        g[c] = fma(g[c], high, g[c] * low)
+    f = np.float32(factor)
+    # The last vector overlaps the one before it.
+    last = load(g, first + n - L) * f
+    steps, whole = first + n // STEP * STEP, first + n // L * L
+    for i in range(first, steps, STEP):
+        a, b = load(g, i) * f, load(g, i + L) * f
+        c, d = load(g, i + U2 * L) * f, load(g, i + U3 * L) * f
+        store(g, i, a)
+        store(g, i + L, b)
+        store(g, i + U2 * L, c)
+        store(g, i + U3 * L, d)
+    for i in range(steps, whole, L):
+        store(g, i, load(g, i) * f)
+    store(g, first + n - L, last)
 
 
 @jit
-def _off_target_row_float64(
-    g: Array, first: Index, stop: Index, factor: Real, factor_error: Real
-) -> None:
-    for c in range(first, stop):
-        g[c] = fma(g[c], factor, g[c] * factor_error)
+def _scale_float64(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
+    for c in range(first, first + n):
+        g[c] = fma(g[c], factor, g[c] * error)
 
 
-_off_target_row = by_dtype(_off_target_row_float32, _off_target_row_float64)
+_scale = by_dtype(_scale_float32, _scale_float64)
+
+
+@jit
+def _quotients_float32(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
+    """As `_scale`, with no error of the factor: the probabilities of a row add up to 1."""
+    if not 1e-25 < abs(factor) < 1e25:
+        _scale_float32(g, first, n, factor, error)
+        return
+    f = np.float32(factor)
+    f_error = np.float32(factor - np.float64(f))
+    end = load(g, first + n - L)
+    last = fma(end, f, end * f_error)
+    for i in range(first, first + n // L * L, L):
+        e = load(g, i)
+        store(g, i, fma(e, f, e * f_error))
+    store(g, first + n - L, last)
+
+
+_quotients = by_dtype(_quotients_float32, _scale_float64)
 
 
 @jit
@@ -234,14 +369,13 @@ def _soft_target_row(
     first: Index,
     classes: Index,
     k: Any,
-    block: Array,
     work: Any,
     a: Array,
     v: Index,
 ) -> None:
     """Replace exponentials grad[first:first+classes], the row in lane v, by the gradient."""
     row, max_exp = gradient_terms(a, v), a[MAX_EXP + v]
-    targets, weights = work.target, work.weight
+    targets, weights, block = work.target, work.weight, work.block
     for j in range(U0, classes, U(BLOCK)):
         n = min(U(BLOCK), classes - j)
         _copy(targets, probs, first + j, n)
@@ -263,67 +397,89 @@ def _log_softmax_row(x: Array, out: Array, first: Index, stop: Index, a: Array, 
         out[c] = log_probability(np.float64(x[c]), m, log, log_error)
 
 
+class Row(NamedTuple):
+    """A row and its lane in the fields of `_lanes`."""
+
+    s: Array
+    a: Array
+    first: Index  # index of its first class
+    classes: Index
+    lane: Index
+
+
 @jit_allocating
-def rows(piece: Index, pieces: Index, job: Any) -> None:
-    """Part `piece` of `pieces` of a job with inner = 1."""
+def rows_scratch(job: Any) -> Any:
+    """Scratch memory of `rows`: that of `_lanes`, and a `Workspace`."""
+    soft = np.zeros((8, BLOCK))
+    soft[1] = 1.0
+    mask = zeros(job.x, 2 * LANES)
+    mask[LANES:] = 1.0
+    work = Workspace(
+        exponentials=zeros(job.x, 2 * PART),
+        block=zeros(job.x, BLOCK),
+        tail=zeros(job.x, STEP),
+        mask=mask,
+        sums=np.zeros(2 * LANES),
+        target=soft[0],
+        weight=soft[1],
+        coefficients=soft[2],
+        coefficient_errors=soft[3],
+        costs=soft[4],
+        cost_errors=soft[5],
+        partial=soft[6],
+        partial_errors=soft[7],
+    )
+    return scratch(job), work
+
+
+@jit
+def rows(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
+    """Rows begin_row to end_row of a job with inner = 1; room is from `rows_scratch`."""
     x, grad, probs, weight = job.x, job.grad, job.probs, job.weight
-    outer, classes = job.outer, job.classes
     k = smoothing(job)
     soft = probs.size > 0 or k.off_value != 0.0
     labelled = job.labels.size > 0
-    size = U(classes)
-    s, a, label, ignored = scratch(job)
-    block, terms = zeros(x, BLOCK), zeros(x, BLOCK)
-    room = np.zeros((8, BLOCK))
-    room[1] = 1.0
-    work = SoftTarget(
-        target=room[0],
-        weight=room[1],
-        coefficients=room[2],
-        coefficient_errors=room[3],
-        costs=room[4],
-        cost_errors=room[5],
-        partial=room[6],
-        partial_errors=room[7],
-    )
-    group = U(max(1, min(32, 8192 // classes)))
-    last = U(outer * (piece + 1) // pieces)
-    for row in range(U(outer * piece // pieces), last, group):
-        n = min(group, last - row)
+    softmax = not labelled and probs.size == 0
+    size = U(job.classes)
+    (s, a, label, ignored), work = room
+    exponentials = grad[:0] if job.log_softmax else grad
+    group = max(U1, min(WIDTH, U(UNIT) // size))
+    end = U(end_row)
+    for row in range(U(begin_row), end, group):
+        n = min(group, end - row)
         any_ignored = read_rows(a, label, ignored, row, n, job)
         for v in range(n):
             if not (any_ignored and ignored[v]):
-                s[MAX + v] = _maximum(x, (row + v) * size, (row + v + U1) * size)
+                s[MAX + v] = _maximum(x, (row + v) * size, size)
         begin(s, a, n, soft)
         for v in range(n):
             first = (row + v) * size
             if any_ignored and ignored[v]:
                 continue
+            one = Row(s=s, a=a, first=first, classes=size, lane=v)
+            if soft:
+                _add_soft_target(x, probs, weight, one, k, work)
+            pivot = size
             if labelled:
                 a[LABEL_LOGIT + v] = x[first + label[v]]
-            store = grad.size > 0 and not job.log_softmax
-            _row_sums(
-                x,
-                grad=grad,
-                probs=probs,
-                weight=weight,
-                first=first,
-                classes=size,
-                soft=soft,
-                store=store,
-                k=k,
-                block=block,
-                terms=terms,
-                work=work,
-                s=s,
-                a=a,
-                v=v,
-            )
-            if labelled and store:
+            if labelled and x[first + label[v]] == s[MAX + v]:
+                pivot = label[v]
+            elif soft or not labelled:
+                pivot = _find(x, first, size, s[MAX + v])
+            # Before exponentials replace the logits, of which grad may be the memory.
+            infinite = job.lse.size and s[MAX + v] == np.inf and not _any_nan(x, first, size)
+            _add_exponentials(x, exponentials, one, pivot, work)
+            if pivot == size:
+                leave_out_maximum(a, v)
+            if infinite:
+                a[REST + v] = a[REST_ERROR + v] = 0.0  # the lse is ∞, not NaN
+            if labelled and exponentials.size:
                 a[LABEL_EXP + v] = grad[first + label[v]]
-        any_ignored = finalize(s, a, ignored, any_ignored, row, n, k, job)
+        any_ignored = finalize(s, a, ignored, any_ignored, row=row, n=n, k=k, job=job)
         if grad.size == 0:
             continue
+        if softmax:
+            softmax_factors(s, a, n)
         for v in range(n):
             first = (row + v) * size
             if job.log_softmax:
@@ -339,13 +495,13 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
                         first=first,
                         classes=size,
                         k=k,
-                        block=block,
                         work=work,
                         a=a,
                         v=v,
                     )
+                elif softmax:
+                    _quotients(grad, first, size, a[FACTOR + v], a[FACTOR_ERROR + v])
                 else:
-                    factor, factor_error = a[FACTOR + v], a[FACTOR_ERROR + v]
-                    _off_target_row(grad, first, first + size, factor, factor_error)
+                    _scale(grad, first, size, a[FACTOR + v], a[FACTOR_ERROR + v])
                 if labelled:
                     grad[first + label[v]] = a[LABEL_GRADIENT + v]

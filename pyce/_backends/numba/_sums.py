@@ -60,8 +60,8 @@ def sum_float64(terms: Array, n: Index, partial: Array, partial_error: Array) ->
 sum_terms = by_dtype(sum_float32, sum_float64)
 
 
-def sum_array(values: Array, total: Array) -> None:
-    """total[0] = Σ values for float64 values of any number, correct but for a rounding or two.
+def quotient_of_sum(values: Array, denominator: float, result: Array) -> None:
+    """result[0] = Σ values / denominator for float64 values, correct but for a rounding or two.
 
     Not decorated: `_launch` compiles it with a file in Numba's cache.
     """
@@ -73,4 +73,4 @@ def sum_array(values: Array, total: Array) -> None:
             terms_error[i] += finite_or_zero(error)
     sum_, sum_error = sum_float64(terms, U(BLOCK), partial, partial_error)
     error, _ = sum_float32(terms_error, U(BLOCK), partial, partial_error)
-    total[0] = sum_ + (sum_error + error)
+    result[0] = (sum_ + (sum_error + error)) / denominator
