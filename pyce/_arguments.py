@@ -129,6 +129,14 @@ def fraction(value: Any, what: str) -> float:
     return number
 
 
+def finite(value: Any, what: str) -> float:
+    """A finite number."""
+    number = real(value, what)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite, got {value!r}")
+    return number
+
+
 def reduction_name(value: Any) -> Reduction:
     """`value` if it is one of `REDUCTIONS`."""
     if value not in REDUCTIONS:
@@ -271,6 +279,7 @@ def loss_problem(
     label_smoothing: Any,
     reduction: Any,
     normalizer: Any,
+    lse_square_scale: Any = 0.0,
 ) -> Problem:
     """The `Problem` of the arguments that the losses share, checked. Its outputs are None."""
     # Every small call runs this function, so common cases are written out where that saves time.
@@ -301,6 +310,9 @@ def loss_problem(
     p.ignore_index = -100 if ignore_index == -100 else index_number(ignore_index, "ignore_index")
     p.smoothing = 0.0 if label_smoothing == 0.0 else fraction(label_smoothing, "label_smoothing")
     p.reduction = reduction if reduction == "mean" else reduction_name(reduction)
+    p.lse_square_scale = 0.0
+    if lse_square_scale != 0.0:
+        p.lse_square_scale = finite(lse_square_scale, "lse_square_scale")
     p.normalizer = None if normalizer is None else real(normalizer, "normalizer")
     p.weight = None if weight is None else reals(weight, (p.classes,), "weight")
     p.sample_weight = None

@@ -18,6 +18,10 @@
  *     grad_c = s·(A·p_c − soft_part·b_c − label_part·w_y·[c = y])
  *
  * The loss of a row is multiplied by its sample weight, the gradient by s (row_factors).
+ *
+ * With lse_square_scale λ, and w = w_y or, without a label, 1:
+ *
+ *     loss  += λ·w·lse²,    grad_c += s·2λ·w·lse·p_c
  */
 
 /* What the losses and gradients of eight rows are multiplied by. */
@@ -124,6 +128,43 @@ INLINE void finalize_log(int i, row_state *s) {
     vd_store(s->log + i, vd_add(log, vd_load(s->bad + i)));
 }
 
+/* Adds λ·w·lse² of lanes i…i+7 to their losses; returns its derivative, 2λ·w·lse. */
+static __attribute__((noinline)) vd_pair add_lse_square(const pyce_job *job, int i,
+                                                        const row_state *s, vd_pair *loss) {
+    const pyce_problem *p = job->p;
+    const vd zero = vd_set1(0), m = vd_load(s->max + i), log = vd_load(s->log + i);
+    vd_pair lse = pair_of(vd_add(m, log), zero);
+    if (COMPENSATED) {
+        lse.error = vd_add(error_of_sum(m, log, lse.value), vd_load(s->log_error + i));
+    }
+    vd_pair scale = pair_of(vd_set1(p->lse_square_scale), zero);
+    if (p->weight && p->labels) {
+        scale = pair_scale(scale, label_weights(p->weight, s->label + i, rows_left(s, i)));
+    }
+    const vd_pair half = pair_mul(scale, lse), square = pair_mul(half, lse);
+    *loss = pair_add(*loss, pair_of(square.value, finite_error(square.error)));
+    return pair_add(half, half);
+}
+
+/* Adds derivative·p to the gradients of lanes i…i+7: those of the pivot and the label, and the factor of
+   the others. */
+static __attribute__((noinline)) void add_lse_gradient(const pyce_job *job, int i, row_state *s,
+                                                       vd_pair scale, vd_pair derivative) {
+    const vd zero = vd_set1(0);
+    const vd inverse_error = COMPENSATED ? vd_load(s->inverse_error + i) : zero;
+    const vd_pair inverse = pair_of(vd_load(s->inverse + i), inverse_error);
+    const vd_pair added = pair_mul(pair_mul(scale, derivative), inverse);
+    const vd factor_error = COMPENSATED ? vd_load(s->factor_error + i) : zero;
+    const vd_pair factor = pair_add(pair_of(vd_load(s->factor + i), factor_error), added);
+    vd_store(s->factor + i, factor.value);
+    if (COMPENSATED) vd_store(s->factor_error + i, factor.error);
+    const vd_pair pivot = pair_mul(added, pair_of(vd_load(s->pivot_e + i), zero));
+    vd_store(s->pivot_grad + i, vd_add(vd_load(s->pivot_grad + i), pair_value(pivot)));
+    if (!job->soft) return;
+    const vd_pair label = pair_mul(added, pair_of(vd_load(s->label_e + i), zero));
+    vd_store(s->label_grad + i, vd_add(vd_load(s->label_grad + i), pair_value(label)));
+}
+
 /* The third step: the loss and the factors of the gradient. */
 INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     const pyce_problem *p = job->p;
@@ -153,6 +194,8 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     }
     vd_pair whole = pair_of(part, zero); /* A */
     if (job->soft) loss = finalize_soft(job, i, s, &f, loss, &whole);
+    vd_pair derivative = pair_of(zero, zero);
+    if (p->lse_square_scale != 0) derivative = add_lse_square(job, i, s, &loss);
 
     const vd weighted = vd_mul(loss.value, f.sample_weight);
     vd row_loss = weighted;
@@ -185,6 +228,7 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
         pivot_grad = vd_mul(without_pivot, factor);
     }
     if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));
+    if (p->lse_square_scale != 0) add_lse_gradient(job, i, s, f.scale, derivative);
 }
 
 /* What follows for the rows of some row_states. Each step is done for all rows before the next: a

@@ -22,7 +22,9 @@ INLINE void finalize_sums(const pyce_job *job, row_state *s) {
         vd_store(s->quotient + i, vd_mul(vd_mul(others, sum), both));
         vd_store(s->inverse + i, vd_add(vd_mul(e, both), bad));
         vd_store(s->without_pivot + i, vd_add(less, other));
-        if (job->soft) vd_store(s->pivot_e + i, vd_add(vd_sub(e, other), at_pivot));
+        if (job->soft || job->p->lse_square_scale != 0) {
+            vd_store(s->pivot_e + i, vd_add(vd_sub(e, other), at_pivot));
+        }
         vd_store(s->bad + i, bad);
     }
 }

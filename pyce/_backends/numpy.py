@@ -12,6 +12,11 @@ largest logit, x_k = m, and the exponentials are e_c = exp(x_c − m), so that e
     g_c = s·G·(A·p_c − b_c)
     g_c = s·G·((A − b_c) − A·R/S)    where x_c = m and b_c > A/2
 
+With lse_square_scale λ, and w = w_y or, without a label, 1:
+
+    ℓ   += s·λ·w·lse²
+    g_c += s·G·2λ·w·lse·p_c
+
 No step is a difference of nearly equal numbers: where a one-hot target is a maximum, the last line
 is −s·G·A·R/S, that is A·(p_c − 1) without cancellation.
 
@@ -120,8 +125,8 @@ class _Rows:
 class _LossRows(_Rows):
     """Rows `start` to `stop` of a problem, which are its block `index`, with their targets.
 
-    total: (rows,), A. For labels, b is ε/C·w_c at all classes, the soft-target term, and in
-    addition (1 − ε)·w_y at the label.
+    total, _lse_term: (rows,), A and λ·w·lse; the latter is None if λ is 0. For labels, b is ε/C·w_c
+    at all classes, the soft-target term, and in addition (1 − ε)·w_y at the label.
     """
 
     total: Number
@@ -143,11 +148,16 @@ class _LossRows(_Rows):
                 cuts = [row_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
                 weights = sum(cuts, self.number(0.0))
             self.total = self._off_value * weights + self._b_label
+            scale = p.lse_square_scale * w
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))
             for cut in self.cuts():
                 self.total = self.total + row_sum(self._b(cut))
+            scale = np.full(stop - start, p.lse_square_scale)
+        self._lse_term: Number | None = None
+        if p.lse_square_scale:
+            self._lse_term = (self.maximum + self.log_sum) * scale
 
     def _b(self, cut: slice) -> Number:
         """b at the classes of `cut`, (rows, width); for labels its soft-target term, (width,)."""
@@ -169,6 +179,8 @@ class _LossRows(_Rows):
                 b = self._b(cut)
                 below = -self.exponentials(cut)[0]
                 loss = loss + row_sum(zero_where(rounded(b) == 0.0, b * below))
+        if self._lse_term is not None:
+            loss = loss + self._lse_term * (self.maximum + self.log_sum)
         losses: Array = rounded(loss * sample_weight)
         return losses
 
@@ -177,6 +189,10 @@ class _LossRows(_Rows):
         d, e = self.exponentials(cut)
         at_maximum = rounded(d) == 0.0
         factor = self.total * scale / (1.0 + self.rest)
+        lse_factor: Number = self.number(np.zeros(scale.shape))
+        if self._lse_term is not None:
+            lse_factor = self._lse_term * 2.0 * scale / (1.0 + self.rest)
+            factor = factor + lse_factor
         product = e * factor[:, np.newaxis]
         b = self._b(cut) if self._soft else self.number(np.zeros(at_maximum.shape[1]))
         if self._soft:
@@ -196,7 +212,7 @@ class _LossRows(_Rows):
         total, rest, scale = self.total[row], self.rest[row], scale[row]
         g[row, column] = np.where(
             at_maximum[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
-            rounded((total - b - total * rest / (1.0 + rest)) * scale),
+            rounded((total - b - total * rest / (1.0 + rest)) * scale + lse_factor[row]),
             rounded(e[row, column] * factor[row] - b * scale),
         )
         return g

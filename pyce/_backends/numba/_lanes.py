@@ -66,6 +66,7 @@ MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
     TARGET,  # target probabilities of one class
     WEIGHT,  # class weights of that class
     LABEL_WEIGHT,  # class weight of the label; without labels 0, for softmax 1
+    _LSE_WEIGHT,  # w of the term λ·w·lse²: class weight of the label; without labels 1
     LABEL_LOGIT,
     LABEL_EXP,
     _LABEL_GAP,  # m − x of the label
@@ -77,16 +78,16 @@ MAX, SHIFT, LOWEST, EXPONENT, _SUM, _SUM_ERROR, _TIE_COUNT = _fields(7)
     _LSE,
     LOG,  # log1p(R), R relative to the exponential of the maximum
     LOG_ERROR,
-    FACTOR,  # scale·A/S: exponentials times this are scale·A·p
+    FACTOR,  # scale·(A + 2λ·w·lse)/S: exponentials times this are scale·(A + 2λ·w·lse)·p
     FACTOR_ERROR,
-    _COMPLEMENT,  # scale·A·R/S
+    _COMPLEMENT,  # scale·(A·R − 2λ·w·lse)/S
     _ON_TERM,  # b of the label without the soft-target term
     _ON_TERM_ERROR,
     MAX_EXP,  # the exponential of the maximum
     LABEL_GRADIENT,
     _TOTAL,  # A = Σ b
     _TOTAL_ERROR,
-) = _fields(31)
+) = _fields(32)
 _S_SIZE, _A_SIZE = int(_TIE_COUNT + LANES), int(_TOTAL_ERROR + LANES)
 
 # ---------------------------------------------------------------------------------------------
@@ -229,10 +230,12 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         a[_TOTAL + v] = total
         cost = on_term * a[_LABEL_GAP + v]
         loss = fma(total, log, 0.0 if on_term == 0.0 else cost) + a[SOFT_COST + v]
+        lse_term = k.lse_square_scale * a[_LSE_WEIGHT + v] * (m + log)
+        loss = fma(lse_term, m + log, loss)
         a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
-        factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
-        a[_COMPLEMENT + v] = factor * rest
-        a[FACTOR + v] = factor * unit
+        scale = a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
+        a[_COMPLEMENT + v] = fma(total, rest, -2.0 * lse_term) * scale
+        a[FACTOR + v] = fma(2.0, lse_term, total) * scale * unit
 
 
 @jit
@@ -267,6 +270,15 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         loss_error += finite_or_zero(error) + cost_error
         loss, error = two_sum(loss, a[SOFT_COST + v])
         loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
+        lse, lse_error = two_sum(m, log)
+        lse_error += log_error
+        weight, weight_error = two_product(k.lse_square_scale, a[_LSE_WEIGHT + v])
+        term, term_error = scale_pair(weight, weight_error, lse)
+        term_error += weight * lse_error
+        square, error = scale_pair(term, term_error, lse)
+        loss_error += finite_or_zero(fma(term, lse_error, error))
+        loss, error = two_sum(loss, square)
+        loss_error += finite_or_zero(error)
         sample_weight = a[_SAMPLE_WEIGHT + v]
         loss, error = two_product(loss, sample_weight)
         a[_LOSS + v] = loss + finite_or_zero(fma(loss_error, sample_weight, error)) + invalid
@@ -277,9 +289,16 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         scaled, scaled_error = scale_pair(total, total_error, a[_SCALE + v])
         factor = scaled * inverse + (invalid + a[_NAN + v])
         factor_error = (fma(-factor, sum_, scaled) + scaled_error - factor * sum_error) * inverse
-        a[_COMPLEMENT + v] = fma(factor, rest, fma(factor, rest_error, factor_error * rest))
+        complement = fma(factor, rest, fma(factor, rest_error, factor_error * rest))
+
+        # scale·2λ·w·lse/S in the same way.
+        scaled, scaled_error = scale_pair(2.0 * term, 2.0 * term_error, a[_SCALE + v])
+        added = scaled * inverse + (invalid + a[_NAN + v])
+        added_error = (fma(-added, sum_, scaled) + scaled_error - added * sum_error) * inverse
+        a[_COMPLEMENT + v] = complement - (added + added_error)
+        factor, error = two_sum(factor, added)
         a[FACTOR + v] = factor * UNBIAS
-        a[FACTOR_ERROR + v] = factor_error * UNBIAS
+        a[FACTOR_ERROR + v] = (factor_error + added_error + error) * UNBIAS
 
 
 _finalize_lanes = by_dtype(_finalize_lanes_float32, _finalize_lanes_float64)
@@ -322,7 +341,7 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
             label[v] = U0 if ignored[v] else U(y)
         if job.weight.size:
             for v in range(n):
-                a[LABEL_WEIGHT + v] = job.weight[label[v]]
+                a[LABEL_WEIGHT + v] = a[_LSE_WEIGHT + v] = job.weight[label[v]]
     return any_ignored
 
 
@@ -460,9 +479,11 @@ def log_probability(x: Real, m: Real, log: Real, log_error: Real) -> Real:
 
 @jit
 def smoothing(job: Any) -> Any:
-    """The weights of label smoothing as numbers."""
+    """The fields of `Smoothing` as numbers."""
     k = job.smoothing
-    return Smoothing(on_value=k[0], on_error=k[1], off_value=k[2], off_error=k[3])
+    return Smoothing(
+        on_value=k[0], on_error=k[1], off_value=k[2], off_error=k[3], lse_square_scale=k[4]
+    )
 
 
 @jit_allocating
@@ -483,6 +504,7 @@ def scratch(job: Any) -> Any:
     for v in range(LANES):
         a[WEIGHT + v] = 1.0
         a[LABEL_WEIGHT + v] = label_weight
+        a[_LSE_WEIGHT + v] = 1.0
         a[_SAMPLE_WEIGHT + v] = 1.0
         a[_SCALE + v] = scale
     return s, a, np.zeros(LANES, np.uintp), np.zeros(LANES, np.bool_)
