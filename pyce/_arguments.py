@@ -233,6 +233,27 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
     return out if flags.aligned else np.empty(logits.shape, logits.dtype)
 
 
+def gradient_output(
+    out: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], others: list[Array]
+) -> None:
+    """Check that `out` can receive a result of this shape and dtype, apart from all `others`."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{what} must be a numpy.ndarray, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{what} has shape {out.shape}, expected {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{what} has dtype {out.dtype}, expected {dtype}")
+    for fits, adjective in (
+        (out.flags.c_contiguous, "C-contiguous"),
+        (out.flags.writeable, "writable"),
+        (out.flags.aligned, "aligned"),
+    ):
+        if not fits:
+            raise ValueError(f"{what} must be {adjective}")
+    if any(_overlap(out, other) for other in others):
+        raise ValueError(f"{what} shares memory with another argument")
+
+
 def delivered(result: Array, out: Array | None) -> Array:
     """`out` with the result in it, if `out` was given; else `result`."""
     if out is None or result is out:

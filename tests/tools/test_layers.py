@@ -25,7 +25,8 @@ LAYERS = (
     {"_problem", "_threadpoolctl"},
     {"_arguments", *BACKENDS},
     {"_backends"},
-    {"_binary", "_info", "_loss", "_metrics", "_probabilities", "_settings", "_softmax"},
+    {"_binary", "_info", "_linear_chunks", "_loss", "_metrics", "_probabilities", "_settings"},
+    {"_linear", "_selective", "_softmax"},
     {""},
 )
 LISTED = set().union(*LAYERS)
@@ -82,8 +83,8 @@ def relative(path):
 def test_the_layers_name_what_there_is():
     assert {unit_of(path) for path in MODULES} | {"_pyce"} >= LISTED
     assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= BACKENDS
-    assert [layer(u) for u in ("_types", "_backends.c", "_backends", "_loss", "", "torch")] == [
-        0, 3, 4, 5, 6, 7
+    assert [layer(u) for u in ("_types", "_backends.c", "_backends", "_loss", "_linear", "", "torch")] == [
+        0, 3, 4, 5, 6, 7, 8
     ]  # fmt: skip
 
 
