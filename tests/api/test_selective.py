@@ -57,9 +57,7 @@ def test_any_axis_any_layout_and_several_blocks(backend, monkeypatch):
         np.testing.assert_allclose(
             pyce.selective_log_softmax(logits, y, axis=axis), expected, rtol=1e-6
         )
-        got, entropy = pyce.selective_log_softmax(
-            logits, y[..., 0], axis=axis, return_entropy=True
-        )
+        got, entropy = pyce.selective_log_softmax(logits, y[..., 0], axis=axis, return_entropy=True)
         np.testing.assert_allclose(got, expected[..., 0], rtol=1e-6)
         assert entropy.shape == (3, 4)
     assert pyce.selective_log_softmax(x[0, :, 0], 3).shape == ()

@@ -83,9 +83,8 @@ def relative(path):
 def test_the_layers_name_what_there_is():
     assert {unit_of(path) for path in MODULES} | {"_pyce"} >= LISTED
     assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= BACKENDS
-    assert [layer(u) for u in ("_types", "_backends.c", "_backends", "_loss", "_linear", "", "torch")] == [
-        0, 3, 4, 5, 6, 7, 8
-    ]  # fmt: skip
+    units = ("_types", "_backends.c", "_backends", "_loss", "_linear", "", "torch")
+    assert [layer(unit) for unit in units] == [0, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
