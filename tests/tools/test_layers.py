@@ -169,6 +169,7 @@ def test_import_is_light(run_python):
 def test_public_names():
     assert sorted(pyce.__all__) == sorted(
         [
+            "LinearGradients",
             "__version__",
             "accuracy",
             "backends",
@@ -180,10 +181,13 @@ def test_public_names():
             "get_backend",
             "get_num_threads",
             "info",
+            "linear_cross_entropy",
+            "linear_cross_entropy_with_grad",
             "log_loss",
             "log_softmax",
             "logsumexp",
             "nll_loss",
+            "selective_log_softmax",
             "set_backend",
             "set_num_threads",
             "softmax",
