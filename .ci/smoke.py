@@ -8,6 +8,7 @@ BACKEND must be the backend in use; it is "c" by default.
 import json
 import subprocess
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -41,4 +42,7 @@ for selection in selections([expected]):
         loss, grad = pyce.cross_entropy_with_grad(x, labels)
     np.testing.assert_allclose(loss, right, rtol=1e-12)
     np.testing.assert_allclose(grad, p / 2000, rtol=1e-9, atol=1e-16)
+# On a free-threaded Python, nothing that was imported has switched the GIL on.
+free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+assert not free_threaded or not sys._is_gil_enabled(), "the GIL was enabled"
 print(json.dumps(report))

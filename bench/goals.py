@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from pyce import _cli
 from pyce._bench import results
-from pyce._bench.formats import ratio
 from pyce._bench.report.goal_files import Line, content_of
 from pyce._bench.results import Item, Run
 
@@ -218,7 +217,7 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps(content_of(found), indent=1, ensure_ascii=False))
         return _cli.FINE
     rows = [
-        (line.about, line.workload, line.limit, ratio(line.figure), "" if line.met else "missed")
+        (line.about, line.workload, line.limit, line.measured, "" if line.met else "missed")
         for line in found
     ]
     _cli.table("Goals", ("goal", "workload", "limit", "measured", ""), rows, left=2)

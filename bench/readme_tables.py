@@ -164,8 +164,10 @@ def _how(run: Run, names: list[str]) -> str:
         + f"; {versions}. {others}"
         + "Medians of candidates that take turns on the same buffers. In brackets: "
         f"the ratio to the time of {names[0] if names else 'pyce'}, in bold if it is below 1. The "
-        f"floor is {floor}. pyce's backends and scikit-learn write the gradient to a given array; "
-        "the others, including pyce torch, return a new one."
+        f'floor is {floor}; "× floor" is the median of the ratios of both times in the same round, '
+        "not the quotient of the two medians. pyce's backends and scikit-learn write the gradient "
+        "to a given array; the others, including pyce torch, return a new one."
+        + (f" {run.disturbed}" if run.disturbed else "")
     )
 
 
@@ -181,7 +183,7 @@ def _goals(title: str, lines: list[Line], full: bool) -> list[str]:
 def _table_of_goals(lines: list[Line]) -> str:
     rows = ["| goal | workload | limit | measured |", "| --- | --- | ---: | ---: |"]
     for line in lines:
-        figure = ratio(line.figure) if line.met else f"**{ratio(line.figure)}**"
+        figure = line.measured if line.met else f"**{line.measured}**"
         rows.append(f"| {line.about} | {line.workload} | {line.limit} | {figure} |")
     return "\n".join(rows)
 
@@ -191,7 +193,7 @@ def _missed(title: str, lines: list[Line]) -> str:
     missed: dict[str, list[str]] = {}
     for line in lines:
         if not line.met:
-            figure = f"{line.workload} {ratio(line.figure)} ({line.limit})"
+            figure = f"{line.workload} {line.measured} ({line.limit})"
             missed.setdefault(line.about, []).append(figure)
     met = len(lines) - sum(map(len, missed.values()))
     text = f"**{title}**: {met} of {len(lines)} are met."

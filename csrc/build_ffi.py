@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import cffi
@@ -20,7 +21,7 @@ COMPILE_ARGS = [
     "-std=gnu11",
     "-ffp-contract=off",
     "-fno-math-errno",
-    "-fvisibility=hidden",
+    "-fvisibility=hidden",  # without effect on Windows, where nothing is exported by default
 ]
 COMPILE_ARGS += ["-Wall", "-Wextra", "-Wno-unused-function"]
 if os.environ.get("PYCE_WERROR"):
@@ -33,6 +34,7 @@ def declarations() -> str:
     return re.sub(r"/\*.*?\*/|^#.*?$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
+# cffi chooses the stable ABI wherever Python has one: not in free-threaded builds before 3.15.
 ffi = cffi.FFI()
 ffi.cdef(declarations())
 ffi.set_source(
@@ -42,6 +44,5 @@ ffi.set_source(
     include_dirs=["csrc"],
     depends=[f"csrc/{p.relative_to(FOLDER).as_posix()}" for p in sorted(FOLDER.rglob("*.h"))],
     extra_compile_args=COMPILE_ARGS,
-    extra_link_args=["-pthread"],
-    py_limited_api=True,
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
 )

@@ -90,10 +90,9 @@ static void plan_coefficients(const pyce_problem *p, pyce_job *job) {
 }
 
 /* The pivot: only the label's gradient contains p − 1, except that with smoothing, class weights can
-   bring another class close to it. Softmax in double precision needs S with the largest term left
-   out of the sum; in single precision it needs no pivot. */
+   bring another class close to it. Softmax divides by the sum of all exponentials. */
 static int pivot_of(const pyce_problem *p) {
-    if (p->operation == PYCE_SOFTMAX && p->dtype != PYCE_FLOAT64) return PIVOT_NONE;
+    if (p->operation == PYCE_SOFTMAX) return PIVOT_NONE;
     if (p->labels && !(p->smoothing > 0 && p->weight)) return PIVOT_LABEL;
     return PIVOT_MAX;
 }

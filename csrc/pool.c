@@ -17,7 +17,6 @@
  */
 #include "platform.h"
 
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -35,10 +34,11 @@ typedef struct {
     _Atomic int64_t next;
 } pool_job;
 
-/* A worker thread; every field is protected by the pool's lock. */
+/* A worker thread; every field but `pool` is protected by the pool's lock. */
 typedef struct pool_worker {
     struct pool_worker *next;
-    pthread_t thread;
+    struct pool_state *pool;
+    platform_thread thread;
     int number;
     int asleep;
     int processor;         /* that it was last seen on, or −1 */
@@ -46,10 +46,10 @@ typedef struct pool_worker {
     platform_cpus allowed; /* what it may use apart from that: what its caller may */
 } pool_worker;
 
-typedef struct {
+typedef struct pool_state {
     atomic_flag in_use; /* by a caller */
-    pthread_mutex_t lock;
-    pthread_cond_t published, finished;
+    platform_lock lock;
+    platform_condition published, finished;
     /* Protected by the lock; what is atomic is also read without it, as a hint. */
     pool_job *job;
     int open_places;              /* workers that may still join */
@@ -63,7 +63,7 @@ typedef struct {
 } pool_state;
 
 static _Atomic(pool_state *) pool;
-static pthread_key_t scratch_key;
+static platform_key scratch_key;
 static int have_key;
 
 /* -- scratch memory: one growing buffer for each thread -------------------------------------------- */
@@ -81,10 +81,10 @@ static void free_scratch(void *buffer) {
 
 /* The calling thread's buffer of at least `size` bytes, aligned to 64 bytes, or NULL. */
 static void *scratch_memory(size_t size) {
-    scratch_buffer *b = pthread_getspecific(scratch_key);
+    scratch_buffer *b = platform_get_value(scratch_key);
     if (!b) {
         b = calloc(1, sizeof *b);
-        if (!b || pthread_setspecific(scratch_key, b)) {
+        if (!b || platform_set_value(scratch_key, b)) {
             free(b);
             return NULL;
         }
@@ -104,8 +104,8 @@ static void *scratch_memory(size_t size) {
 static void forget_in_child(void) { atomic_store(&pool, NULL); }
 
 __attribute__((constructor)) static void load(void) {
-    have_key = pthread_key_create(&scratch_key, free_scratch) == 0;
-    pthread_atfork(NULL, NULL, forget_in_child);
+    have_key = platform_create_key(&scratch_key, free_scratch) == 0;
+    platform_on_fork(forget_in_child);
 }
 
 static pool_state *pool_of_process(void) {
@@ -114,9 +114,9 @@ static pool_state *pool_of_process(void) {
     pool_state *made = calloc(1, sizeof *made);
     if (!made) return NULL;
     atomic_flag_clear(&made->in_use);
-    pthread_mutex_init(&made->lock, NULL);
-    pthread_cond_init(&made->published, NULL);
-    pthread_cond_init(&made->finished, NULL);
+    platform_init_lock(&made->lock);
+    platform_init_condition(&made->published);
+    platform_init_condition(&made->finished);
     if (atomic_compare_exchange_strong(&pool, &current, made)) return made;
     free(made); /* another thread was first */
     return current;
@@ -134,11 +134,6 @@ static void draw_pieces(pool_job *job, void *scratch) {
 }
 
 /* -- workers --------------------------------------------------------------------------------------- */
-
-typedef struct {
-    pool_state *pool;
-    pool_worker *self;
-} worker_arguments;
 
 /* With the lock held: whether there is a job to join that is not the one counted by `seen`. */
 static int can_join(const pool_state *p, uint64_t seen) {
@@ -168,9 +163,9 @@ static int wait_for_job(pool_state *p, pool_worker *self, uint64_t *seen) {
     while (!can_join(p, *seen) && self->number < p->limit) {
         p->spinning++;
         self->processor = platform_processor();
-        pthread_mutex_unlock(&p->lock);
+        platform_release(&p->lock);
         for (int i = 0; i < SPINS_FOR_JOB && p->publication == *seen; i++) platform_pause();
-        pthread_mutex_lock(&p->lock);
+        platform_acquire(&p->lock);
         p->spinning--;
         if (can_join(p, *seen) || self->number >= p->limit) break;
         if (p->publication != *seen) { /* published and withdrawn meanwhile */
@@ -178,7 +173,7 @@ static int wait_for_job(pool_state *p, pool_worker *self, uint64_t *seen) {
             continue;
         }
         self->asleep = 1;
-        pthread_cond_wait(&p->published, &p->lock);
+        platform_wait(&p->published, &p->lock);
         self->asleep = 0;
     }
     return self->number < p->limit;
@@ -193,42 +188,37 @@ static void remove_worker(pool_state *p, pool_worker *worker) {
     p->workers--;
 }
 
-static void *run_worker(void *arguments) {
-    const worker_arguments given = *(worker_arguments *)arguments;
-    free(arguments);
-    pool_state *p = given.pool;
+static platform_thread_result run_worker(void *argument) {
+    pool_worker *self = argument;
+    pool_state *p = self->pool;
     /* A thread inherits the floating-point environment of its creator. */
     (void)pyce_fpenv_enter();
     uint64_t seen = 0;
-    pthread_mutex_lock(&p->lock);
-    while (wait_for_job(p, given.self, &seen)) {
+    platform_acquire(&p->lock);
+    while (wait_for_job(p, self, &seen)) {
         seen = p->publication;
         p->open_places--;
         p->joined++;
         pool_job *job = p->job;
-        pthread_mutex_unlock(&p->lock);
+        platform_release(&p->lock);
         void *scratch = scratch_memory(job->work->scratch);
         if (scratch) draw_pieces(job, scratch); /* without memory the others do the work */
-        pthread_mutex_lock(&p->lock);
-        if (--p->joined == 0) pthread_cond_signal(&p->finished);
+        platform_acquire(&p->lock);
+        if (--p->joined == 0) platform_wake_one(&p->finished);
     }
-    remove_worker(p, given.self);
-    pthread_mutex_unlock(&p->lock);
-    return NULL;
+    remove_worker(p, self);
+    platform_release(&p->lock);
+    return 0;
 }
 
 /* With the lock held: create one worker. Returns whether the system permitted it. */
-static int create_worker(pool_state *p, const pthread_attr_t *attributes) {
-    worker_arguments *arguments = malloc(sizeof *arguments);
+static int create_worker(pool_state *p) {
     pool_worker *made = calloc(1, sizeof *made);
-    if (arguments && made) {
-        arguments->pool = p;
-        arguments->self = made;
-        made->number = p->workers;
-        made->excluded = made->processor = -1;
-    }
-    if (!arguments || !made || pthread_create(&made->thread, attributes, run_worker, arguments)) {
-        free(arguments);
+    if (!made) return 0;
+    made->pool = p;
+    made->number = p->workers;
+    made->excluded = made->processor = -1;
+    if (platform_start_thread(&made->thread, run_worker, made)) {
         free(made);
         return 0;
     }
@@ -241,42 +231,32 @@ static int create_worker(pool_state *p, const pthread_attr_t *attributes) {
 /* With the lock held: have at least `count` workers, fewer if the system refuses. */
 static void ensure_workers(pool_state *p, int count) {
     if (p->limit < count) p->limit = count;
-    if (p->workers >= count) return;
-    /* Signals are handled by the threads of the application: workers inherit a mask of all. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (p->workers < count && create_worker(p, &attributes)) {
+    while (p->workers < count && create_worker(p)) {
     }
-    pthread_attr_destroy(&attributes);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* -- callers --------------------------------------------------------------------------------------- */
 
 static void share(pool_state *p, pool_job *job, int helpers, void *scratch) {
-    pthread_mutex_lock(&p->lock);
+    platform_acquire(&p->lock);
     ensure_workers(p, helpers);
     place_workers(p);
     p->job = job;
     p->open_places = helpers;
     p->publication++;
-    pthread_cond_broadcast(&p->published);
-    pthread_mutex_unlock(&p->lock);
+    platform_wake_all(&p->published);
+    platform_release(&p->lock);
     draw_pieces(job, scratch);
-    pthread_mutex_lock(&p->lock);
+    platform_acquire(&p->lock);
     p->job = NULL;
     p->open_places = 0;
     if (p->joined) {
-        pthread_mutex_unlock(&p->lock);
+        platform_release(&p->lock);
         for (int i = 0; i < SPINS_FOR_WORKERS && p->joined; i++) platform_pause();
-        pthread_mutex_lock(&p->lock);
-        while (p->joined) pthread_cond_wait(&p->finished, &p->lock);
+        platform_acquire(&p->lock);
+        while (p->joined) platform_wait(&p->finished, &p->lock);
     }
-    pthread_mutex_unlock(&p->lock);
+    platform_release(&p->lock);
 }
 
 int pyce_pool_run(const pyce_work *work, int threads) {
@@ -301,12 +281,12 @@ int pyce_pool_run(const pyce_work *work, int threads) {
 void pyce_pool_limit(int threads) {
     pool_state *p = atomic_load(&pool);
     if (!p || p->workers < threads) return;
-    pthread_mutex_lock(&p->lock);
+    platform_acquire(&p->lock);
     if (p->limit > threads - 1) {
         p->limit = threads - 1;
-        pthread_cond_broadcast(&p->published);
+        platform_wake_all(&p->published);
     }
-    pthread_mutex_unlock(&p->lock);
+    platform_release(&p->lock);
 }
 
 int pyce_pool_is_warm(void) {

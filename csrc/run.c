@@ -161,6 +161,7 @@ __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
     job.grad_scale = p->grad_loss / denominator;
     const double error = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
     job.grad_scale_error = isfinite(error) ? error : 0;
+    job.all_valid = valid_rows == rows;
 
     const int reduce = pyce_has_loss(p) && p->reduction != PYCE_NONE;
     const int64_t tiles = (rows + job.tile - 1) / job.tile;

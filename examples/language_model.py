@@ -183,11 +183,13 @@ def added_memory(call: Callable[[], None]) -> int:
     """Peak memory of the process in the call, minus that before it, in bytes; 0 if not Linux."""
 
     def status(field: str) -> int:
-        text = Path("/proc/self/status").read_text()
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(text.partition(f"{field}:")[2].split()[0])
 
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # the high-water mark starts anew
     except OSError:
         call()
         return 0
@@ -276,7 +278,11 @@ def measure(settings: Settings) -> dict:
 
 def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = (
+        re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8"))
+        if cpuinfo.exists()
+        else None
+    )
     return (
         f"{name[1] if name else platform.machine()} with {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}, torch {torch.__version__}, "
@@ -388,7 +394,7 @@ def main() -> None:
         pyce.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
     figures = measure(settings)
-    (options.json or options.output / "figures.json").write_text(json.dumps(figures))
+    (options.json or options.output / "figures.json").write_text(json.dumps(figures), "utf-8")
     (options.output / "report.md").write_text(report(figures), encoding="utf-8")
     draw(figures, options.output / "language-model.png")
     print(f"\n{report(figures)}\nPicture and figures are in {options.output}")

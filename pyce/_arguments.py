@@ -38,6 +38,52 @@ def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype, copy=False)
 
 
+def as_array(value: Any, what: str) -> Array:
+    """`value` as an array of any dtype.
+
+    TypeError if it is a masked array with masked elements, or contains one; or if it is a tensor of
+    PyTorch that NumPy cannot read. ValueError if it is a list whose parts differ in length.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if _is_masked(value):
+        raise TypeError(
+            f"{what} has masked elements, and masks are not used: give masked rows the label "
+            "ignore_index or the sample_weight 0, and masked classes the logit -inf"
+        )
+    try:
+        return np.asarray(value)
+    except (TypeError, RuntimeError) as error:
+        if type(value).__module__.partition(".")[0] != "torch":
+            raise
+        raise TypeError(
+            f"{what} is a tensor that NumPy cannot read ({error}): pyce.torch takes tensors"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{what} is not an array: {error}") from None
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether `value` is a masked array with masked elements, or a list that contains one."""
+    if isinstance(value, (list, tuple)):
+        kinds = set(map(type, value))
+        if any(issubclass(kind, (list, tuple, np.ma.MaskedArray)) for kind in kinds):
+            return any(map(_is_masked, value))
+        return False
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
+
+
+def _described(value: Any, array: Array) -> str:
+    """What an argument of an unfit dtype is, for an error message."""
+    if value is None:
+        return "None"
+    if array.dtype.kind != "O":
+        return str(array.dtype)
+    if hasattr(value, "to_numpy"):  # of pandas, with dtypes that may be missing
+        return "object: .to_numpy(dtype=...) converts it"
+    return "an array of Python objects"
+
+
 def floating(value: Any, what: str) -> tuple[Array, str]:
     """`value` as an aligned array of one of the four dtypes, in native byte order, and its dtype's
     name. Python numbers become float64.
@@ -45,7 +91,7 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
     if type(value) is np.ndarray:
         array: Array = value
     else:
-        array = np.asarray(value)
+        array = as_array(value, what)
         if array.dtype.kind in "iub" and not hasattr(value, "dtype"):
             array = array.astype(np.float64)  # Python integers, or booleans
         elif array.dtype.kind == "f" and isinstance(value, (list, tuple)):
@@ -56,7 +102,8 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
         name = dtype_name(native)
         if name is None:
             raise TypeError(
-                f"{what} must be float16, bfloat16, float32 or float64, got {array.dtype}"
+                f"{what} must be float16, bfloat16, float32 or float64, got "
+                f"{_described(value, array)}"
             )
         array = _converted(array, native)
     if not array.flags.aligned:
@@ -72,7 +119,7 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
     ndim = len(shape)
     if ndim == 0:
         raise ValueError(f"{what} must have at least one dimension, got shape ()")
-    index = operator.index(axis)
+    index = integer(axis, "axis")
     if not -ndim <= index < ndim:
         raise ValueError(f"axis {index} is out of range for {what} of shape {shape}")
     index %= ndim
@@ -85,9 +132,9 @@ def class_axis(axis: Any, shape: tuple[int, ...], what: str = "logits") -> int:
 
 def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
     """Real numbers of exactly `shape` as a C-contiguous, aligned float64 array."""
-    array = np.asarray(value)
+    array = as_array(value, what)
     if array.dtype.kind not in "fiu" and dtype_name(array.dtype) is None:
-        raise TypeError(f"{what} must be real numbers, got {array.dtype}")
+        raise TypeError(f"{what} must be real numbers, got {_described(value, array)}")
     if array.shape != shape:
         raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
     if array.dtype is not _FLOAT64:
@@ -97,9 +144,9 @@ def reals(value: Any, shape: tuple[int, ...], what: str) -> Array:
 
 def broadcast(value: Any, shape: tuple[int, ...], what: str, *, exact: bool = False) -> Array:
     """Real numbers or booleans broadcast to `shape`; with `exact`, they must have that shape."""
-    array = np.asarray(value)
+    array = as_array(value, what)
     if array.dtype.kind not in "fiub" and dtype_name(array.dtype) is None:
-        raise TypeError(f"{what} must be real numbers, got {array.dtype}")
+        raise TypeError(f"{what} must be real numbers, got {_described(value, array)}")
     if array.dtype.kind in "iub":
         array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
     try:
@@ -112,13 +159,18 @@ def broadcast(value: Any, shape: tuple[int, ...], what: str, *, exact: bool = Fa
 
 
 def real(value: Any, what: str) -> float:
-    """A single real number as a float."""
-    if isinstance(value, (str, bytes)) or np.ndim(value) != 0:
-        raise TypeError(f"{what} must be a number, got {value!r}")
-    try:
-        return float(value)
-    except TypeError:
-        raise TypeError(f"{what} must be a number, got {value!r}") from None
+    """A single real number as a float; also an array of it without dimensions."""
+    if type(value) is float:
+        return value
+    array = as_array(value, what)
+    is_number = array.dtype.kind in "fiub" or dtype_name(array.dtype) is not None
+    # Objects are numbers of other types, such as fractions.
+    if array.ndim == 0 and (is_number or array.dtype.kind == "O"):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{what} must be a real number, got {value!r}")
 
 
 def fraction(value: Any, what: str) -> float:
@@ -139,14 +191,22 @@ def finite(value: Any, what: str) -> float:
 
 def reduction_name(value: Any) -> Reduction:
     """`value` if it is one of `REDUCTIONS`."""
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {value!r}")
     return cast(Reduction, str(value))
 
 
+def integer(value: Any, what: str) -> int:
+    """An integer of any type as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} must be an integer, got {value!r}") from None
+
+
 def index_number(value: Any, what: str) -> int:
     """An integer that fits int64."""
-    number = operator.index(value)
+    number = integer(value, what)
     if not INDEX_LIMIT.min <= number <= INDEX_LIMIT.max:
         raise ValueError(f"{what} must fit a 64-bit integer, got {number}")
     return number
@@ -161,13 +221,27 @@ def positive_number(value: Any, what: str) -> int:
 
 
 def indices(
-    target: Array, positions: tuple[int, ...], logits: Array, classes: int, ignore_index: int
+    target: Array,
+    positions: tuple[int, ...],
+    shape: tuple[int, ...],
+    what: str,
+    classes: int,
+    ignore_index: int,
 ) -> Array:
-    """Integer targets as a flat, C-contiguous int32 or int64 array, one per row."""
+    """Integer targets as a flat, C-contiguous int32 or int64 array, one per row.
+
+    `shape` is that of the logits, which errors call `what`.
+    """
+    if target.shape == shape:
+        raise ValueError(
+            f"integer target of shape {target.shape} does not fit {what} of shape {shape}: class "
+            f"indices have the shape {positions}; one-hot rows and other probabilities must be "
+            "floating, as target.astype(float) makes them"
+        )
     if target.shape != positions:
         raise ValueError(
-            f"index target of shape {target.shape} does not fit logits of shape {logits.shape}: "
-            f"expected {positions}, the logits' shape without the class axis"
+            f"index target of shape {target.shape} does not fit {what} of shape {shape}: "
+            f"expected {positions}, that shape without the class axis"
         )
     if target.dtype.kind == "u" and target.dtype.itemsize == 8:
         _refuse_large(target, classes, ignore_index)
@@ -193,22 +267,31 @@ def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
         raise label_error(row, int(target.ravel()[row]), classes, ignore_index)
 
 
-def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], ...]) -> Array:
+def output(
+    out: Any,
+    logits: Array,
+    given: Any,
+    others: tuple[tuple[Any, Any], ...],
+    what: str = "the logits",
+) -> Array:
     """The aligned array for a result in the logits' shape and dtype: `out`, checked, or a new one.
 
     `given` is what the caller passed as logits, and `others` are the other arguments, each as it
     was passed and as it is used. ValueError if `out` shares memory with one of them, except that it
-    may be exactly the logits. If `out` is not aligned, the result is a new array, which `delivered`
-    copies to `out`.
+    may be exactly the logits. If `out` is not aligned, or in the byte order of logits that are not
+    native, the result is a new array, which `delivered` copies to `out`.
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy.ndarray, got {type(out).__name__}")
+    if _is_masked(out):
+        raise TypeError("out has masked elements, and masks are not used: out.data has no mask")
     if out.shape != logits.shape:
-        raise ValueError(f"out has shape {out.shape}, but the logits have shape {logits.shape}")
-    if out.dtype != logits.dtype:
-        raise TypeError(f"out has dtype {out.dtype}, but the logits have dtype {logits.dtype}")
+        raise ValueError(f"out must have the shape {logits.shape} of {what}, got {out.shape}")
+    native = out.dtype == logits.dtype
+    if not native and not (isinstance(given, np.ndarray) and given.dtype == out.dtype):
+        raise TypeError(f"out must have the dtype {logits.dtype} of {what}, got {out.dtype}")
     flags = out.flags
     if not flags.carray:  # contiguous, writable and aligned
         if not flags.c_contiguous:
@@ -221,7 +304,9 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
         if owns and out is not other and type(other) is np.ndarray and other.flags.owndata:
             continue
         if _overlap(out, other) and not _same_memory(out, other):
-            raise ValueError("out overlaps the logits: it must be exactly them or share no memory")
+            raise ValueError(
+                f"out overlaps {what}: it must be exactly the same memory, or share none"
+            )
     for passed, used in others:
         other = passed if isinstance(passed, np.ndarray) else used
         if other is None or (
@@ -230,7 +315,7 @@ def output(out: Any, logits: Array, given: Any, others: tuple[tuple[Any, Any], .
             continue
         if _overlap(out, other):
             raise ValueError("out shares memory with another argument")
-    return out if flags.aligned else np.empty(logits.shape, logits.dtype)
+    return out if native and flags.aligned else np.empty(logits.shape, logits.dtype)
 
 
 def gradient_output(
@@ -301,25 +386,29 @@ def loss_problem(
     reduction: Any,
     normalizer: Any,
     lse_square_scale: Any = 0.0,
+    what: str = "logits",
 ) -> Problem:
-    """The `Problem` of the arguments that the losses share, checked. Its outputs are None."""
+    """The `Problem` of the arguments that the losses share, checked. Its outputs are None.
+
+    `what` is what the caller calls the logits.
+    """
     # Every small call runs this function, so common cases are written out where that saves time.
     if type(logits) is np.ndarray and logits.dtype in NAMES and logits.flags.aligned:
         x: Array = logits
         name = NAMES[x.dtype]
     else:
-        x, name = floating(logits, "logits")
+        x, name = floating(logits, what)
     shape = x.shape
     ndim = len(shape)
     p = Problem()
-    if axis == -1 and ndim == 2 and shape[1]:
+    if type(axis) is int and axis == -1 and ndim == 2 and shape[1]:
         p.axis = 1
         p.outer = p.rows = shape[0]
         p.classes = shape[1]
         p.inner = 1
         positions: tuple[int, ...] = shape[:1]
     else:
-        p.axis = k = class_axis(axis, shape)
+        p.axis = k = class_axis(axis, shape, what)
         p.outer = math.prod(shape[:k])
         p.classes = shape[k]
         p.inner = math.prod(shape[k + 1 :])
@@ -328,12 +417,14 @@ def loss_problem(
     p.logits = x
     p.dtype_name = name
     p.contiguous = x.flags.c_contiguous
-    p.ignore_index = -100 if ignore_index == -100 else index_number(ignore_index, "ignore_index")
-    p.smoothing = 0.0 if label_smoothing == 0.0 else fraction(label_smoothing, "label_smoothing")
-    p.reduction = reduction if reduction == "mean" else reduction_name(reduction)
-    p.lse_square_scale = 0.0
-    if lse_square_scale != 0.0:
-        p.lse_square_scale = finite(lse_square_scale, "lse_square_scale")
+    common = type(ignore_index) is int and ignore_index == -100
+    p.ignore_index = -100 if common else index_number(ignore_index, "ignore_index")
+    common = type(label_smoothing) is float and label_smoothing == 0.0
+    p.smoothing = 0.0 if common else fraction(label_smoothing, "label_smoothing")
+    common = type(reduction) is str and reduction == "mean"
+    p.reduction = "mean" if common else reduction_name(reduction)
+    common = type(lse_square_scale) is float and lse_square_scale == 0.0
+    p.lse_square_scale = 0.0 if common else finite(lse_square_scale, "lse_square_scale")
     p.normalizer = None if normalizer is None else real(normalizer, "normalizer")
     p.weight = None if weight is None else reals(weight, (p.classes,), "weight")
     p.sample_weight = None
@@ -348,17 +439,19 @@ def loss_problem(
         if t.shape == positions and (t.dtype is _INT64) and t.flags.carray and ndim == 2:
             p.labels = t
         else:
-            p.labels = indices(t, positions, x, p.classes, p.ignore_index)
+            p.labels = indices(t, positions, shape, what, p.classes, p.ignore_index)
     else:
-        if t.shape == positions and dtype_name(t.dtype.newbyteorder("=")):
+        if dtype_name(t.dtype.newbyteorder("=")) is None:
+            raise _target_error(target, t)
+        if t.shape == positions:
             raise TypeError(
                 f"target is {t.dtype} but shaped like class indices: indices must be integers, "
-                "probabilities must have the logits' shape"
+                f"probabilities must have the shape {shape} of {what}"
             )
         t, _ = floating(t, "target")
         if t.shape != shape:
             raise ValueError(
-                f"probability target of shape {t.shape} does not fit logits of shape {shape}"
+                f"probability target of shape {t.shape} does not fit {what} of shape {shape}"
             )
         p.probs = t
         p.labels = None
@@ -367,7 +460,23 @@ def loss_problem(
 
 
 def _as_target(target: Any) -> Array:
-    array = np.asarray(target)
+    array = as_array(target, "target")
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(target, "dtype"):
         return array.astype(np.int64)  # NumPy makes float64 of an empty list
     return array
+
+
+def _target_error(target: Any, array: Array) -> TypeError:
+    """The error for a target that is neither integer nor floating."""
+    kind = array.dtype.kind
+    if kind == "O" and array.size and all(isinstance(label, str) for label in array.flat):
+        kind = "U"
+    advice = {
+        "b": ": .astype(int) makes class indices of booleans, .astype(float) one-hot rows",
+        "U": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
+        "S": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
+    }.get(kind, "")
+    return TypeError(
+        "target must be class indices of an integer dtype, or probabilities of float16, bfloat16, "
+        f"float32 or float64, got {_described(target, array)}{advice}"
+    )

@@ -68,7 +68,8 @@ def binary_cross_entropy(
 
         w · (v · t · softplus(−x) + (1 − t) · softplus(x)),
 
-    where 0 times infinity is 0.
+    where a product with a factor of 0 is 0, even if another factor is infinite or NaN: pos_weight =
+    inf of a label without positives has no effect.
 
     Parameters
     ----------
@@ -159,7 +160,8 @@ def binary_cross_entropy_with_grad(
 
         w · (v · t · softplus(−x) + (1 − t) · softplus(x)),
 
-    where 0 times infinity is 0.
+    where a product with a factor of 0 is 0, even if another factor is infinite or NaN: pos_weight =
+    inf of a label without positives has no effect.
 
     With p = 1/(1 + exp(−x)) and D the number of elements for "mean", else 1, its gradient is
 

@@ -27,9 +27,8 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
     """Raise `Unusable` that says what to install, unless all modules can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise Unusable(
-            f"`python -m pyce {command}` needs {', '.join(missing)}: pip install 'pyce[{extra}]'"
-        )
+        advice = f"pip install 'pyce-kernels[{extra}]'"
+        raise Unusable(f"`python -m pyce {command}` needs {', '.join(missing)}: {advice}")
 
 
 def writable(path: Path) -> None:
@@ -117,7 +116,7 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open until the program ends
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="pyce")
 

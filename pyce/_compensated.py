@@ -84,6 +84,11 @@ class Pair:
 Number = Any  # a Pair, an array or a float
 
 
+def product(a: Number, b: Number) -> Number:
+    """a·b, and 0 where one of them is 0, whatever the other is."""
+    return zero_where((rounded(a) == 0.0) | (rounded(b) == 0.0), a * b)
+
+
 def rounded(number: Number) -> Any:
     """The float64 nearest to a pair; anything else as it is."""
     if isinstance(number, Pair):

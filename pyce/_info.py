@@ -91,4 +91,21 @@ def describe() -> str:
             "WARNING: pyce runs WITHOUT its C kernels, many times slower than it could.",
             f"WARNING: {missing}",
         ]
+    if _other_distribution():
+        lines += [
+            "",
+            "WARNING: the distribution pyce is installed besides pyce-kernels, and has files in",
+            "WARNING: the same folder: pip uninstall both, then pip install pyce-kernels",
+        ]
     return "\n".join(lines)
+
+
+def _other_distribution() -> bool:
+    """Whether a distribution is installed that shares the name of the import, but not its own."""
+    from importlib import metadata  # which takes longer to import than pyce
+
+    try:
+        metadata.distribution("pyce")
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -121,7 +121,9 @@ def cross_entropy(
         s · Σ_c b_c · (lse − x_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
 
     where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
-    smoothing that is s · w_y · (lse − x_y). A term with b_c = 0 is 0 even if x_c is infinite.
+    smoothing that is s · w_y · (lse − x_y). A product with a factor of 0 is 0, whatever the other
+    factors are: an infinite w_c has no effect where t_c = 0, and a row with s = 0 has the loss 0,
+    even if its logits are NaN.
 
     Parameters
     ----------
@@ -333,7 +335,9 @@ def cross_entropy_with_grad(
         s · Σ_c b_c · (lse − x_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
 
     where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
-    smoothing that is s · w_y · (lse − x_y). A term with b_c = 0 is 0 even if x_c is infinite.
+    smoothing that is s · w_y · (lse − x_y). A product with a factor of 0 is 0, whatever the other
+    factors are: an infinite w_c has no effect where t_c = 0, and a row with s = 0 has the loss 0,
+    even if its logits are NaN.
 
     With p_c = exp(x_c − lse), A = Σ_c b_c, and D the denominator of the mean (1 for "sum" and
     "none"), the gradient of a row is
@@ -546,6 +550,9 @@ def cross_entropy_backward(
 
     Notes
     -----
+    A row that is ignored or whose coefficients s · w_c · t_c are all 0 has the gradient 0, whatever
+    its logits and its `grad_loss` are.
+
     Every normal number of the gradient is within 4 units in the last place of the exact value, the
     target's too; with soft targets, smoothing or `lse_square_scale`, where A · p_c, b_c and the
     term with lse may cancel, of the largest of them. A row that contains NaN or +inf, or only −inf,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyce
+from pyce import _threads
 
 # Libraries whose versions may explain a difference.
 _LIBRARIES = ("numpy", "numba", "llvmlite", "torch", "jax", "optax", "scikit-learn")
@@ -108,9 +108,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return _threads._affinity()
 
 
 def caches() -> dict[str, int]:
@@ -118,7 +116,7 @@ def caches() -> dict[str, int]:
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, of, size = ((index / name).read_text().strip() for name in _CACHE)
+            level, of, size = ((index / name).read_text("utf-8").strip() for name in _CACHE)
         except OSError:
             continue
         if of != "Instruction" and size.endswith("K"):

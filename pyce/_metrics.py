@@ -80,12 +80,12 @@ def accuracy(
         raise ValueError(f"top_k must be at least 1, got {k}")
     x, _ = arguments.floating(logits, "logits")
     class_axis = arguments.class_axis(axis, x.shape)
-    t = np.asarray(target)
-    if (t.shape == x.shape and t.dtype.kind in "iubf") or dtype_name(t.dtype):
-        t = np.argmax(t, axis=class_axis) if t.shape == x.shape else t
+    t = arguments.as_array(target, "target")
+    if t.shape == x.shape and (t.dtype.kind in "iubf" or dtype_name(t.dtype)):
+        target = np.argmax(t, axis=class_axis)
     p = arguments.loss_problem(
         x,
-        t,
+        target,
         axis=axis,
         weight=None,
         sample_weight=None,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pyce import _arguments as arguments
 from pyce import _fpenv
+from pyce._compensated import product
 from pyce._dtypes import compute_dtype
 from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
@@ -84,7 +85,8 @@ def nll_loss(
         s · Σ_c b_c · (−log_probs_c),    b_c = w_c · ((1 − ε) · t_c + ε/C),
 
     where t are the target's probabilities: for a class index y, 1 at y and 0 elsewhere. Without
-    smoothing that is −s · w_y · log_probs_y. A term with b_c = 0 is 0 even if log_probs_c is −inf.
+    smoothing that is −s · w_y · log_probs_y. A product with a factor of 0 is 0, even if log_probs_c
+    is −inf or a weight infinite.
 
     Parameters
     ----------
@@ -154,6 +156,7 @@ def nll_loss(
         label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
+        what="log_probs",
     )
     return _loss(p, lambda values: np.negative(values, dtype=np.float64))
 
@@ -307,6 +310,7 @@ def log_loss(
         label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
+        what="probs",
     )
 
     def minus_log(values: Array) -> Array:
@@ -331,7 +335,7 @@ def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
         if p.probs is not None or p.smoothing:
             _add_soft_targets(p, values, minus_log, losses)
         if p.sample_weight is not None:
-            losses *= p.sample_weight
+            losses[...] = np.where(p.sample_weight == 0.0, 0.0, losses * p.sample_weight)
     valid = p.valid()
     if valid is not None:
         losses[~valid] = 0.0
@@ -349,8 +353,8 @@ def _add_labels(
     classes = np.where(labels == p.ignore_index, 0, labels)
     at_label = np.take_along_axis(values, classes.reshape(*p.positions, 1), axis=-1).reshape(-1)
     on_value = 1.0 - p.smoothing
-    b = on_value if p.weight is None else on_value * p.weight[classes]
-    losses += _product(np.broadcast_to(b, losses.shape), minus_log(at_label))
+    b = on_value if p.weight is None else product(on_value, p.weight[classes])
+    losses += _term(np.broadcast_to(b, losses.shape), minus_log(at_label))
 
 
 def _add_soft_targets(
@@ -364,10 +368,10 @@ def _add_soft_targets(
         target = np.full(block.shape, p.smoothing / p.classes)
         if probs is not None:
             t = probs[index].reshape(-1, p.classes).astype(np.float64)
-            target = target + (1.0 - p.smoothing) * t
-        losses[start:stop] += _product(target * weight, block).sum(axis=-1)
+            target = target + product(1.0 - p.smoothing, t)
+        losses[start:stop] += _term(product(target, weight), block).sum(axis=-1)
 
 
-def _product(b: Array, minus_log: Array) -> Array:
+def _term(b: Array, minus_log: Array) -> Array:
     """b · minus_log, where 0 times infinity or NaN is 0."""
     return np.multiply(b, minus_log, out=np.zeros(minus_log.shape), where=b != 0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyce import _fpenv
-from pyce._compensated import precise_sum
+from pyce._compensated import precise_sum, product
 from pyce._dtypes import compute_dtype
 from pyce._types import Array, Reduction, Scalar
 
@@ -136,7 +136,8 @@ class Problem:
         if self.weight is not None and self.labels is not None:
             classes = self.labels if valid is None else np.where(valid, self.labels, 0)
             of_class = self.weight[classes]
-            weight = of_class if weight is None else of_class * weight
+            with np.errstate(all="ignore"):
+                weight = of_class if weight is None else product(of_class, weight)
         if weight is None:
             return float(self.rows if valid is None else np.count_nonzero(valid))
         return precise_sum(weight if valid is None else weight[valid])
@@ -146,7 +147,7 @@ class Problem:
         with np.errstate(all="ignore"):
             scale = np.full(self.rows, self.grad_loss, np.float64)
             if self.sample_weight is not None:
-                scale *= self.sample_weight
+                scale = np.where(self.sample_weight == 0.0, 0.0, scale * self.sample_weight)
             return scale / self.denominator()
 
     def reduce(self, losses: Array) -> Scalar | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 from typing import SupportsIndex, cast
 
@@ -81,7 +80,9 @@ def set_backend(name: BackendChoice) -> None:
 class use_backend:
     """Run on the named backend inside a with block, in this thread and task only.
 
-    Blocks can be nested.
+    Blocks can be nested, and threads can enter the same object at the same time. A thread that is
+    started inside the block runs on the backend as well if Python starts threads with the caller's
+    context (`sys.flags.thread_inherit_context`), as free-threaded builds do by default.
 
     Parameters
     ----------
@@ -104,10 +105,9 @@ class use_backend:
 
     def __init__(self, name: BackendChoice) -> None:
         self._name = name
-        self._tokens: list[Token[BackendChoice | None]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_backends.choose(self._name))
+        _backends.choose(self._name)
 
     def __exit__(
         self,
@@ -115,7 +115,7 @@ class use_backend:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _backends.unchoose(self._tokens.pop())
+        _backends.unchoose()
 
 
 def set_num_threads(n: SupportsIndex) -> None:

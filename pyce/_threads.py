@@ -1,15 +1,17 @@
 """How many threads a call may use: the number asked for, limited by what the process may run on.
 
 The number asked for is that of `ask`, else of PYCE_NUM_THREADS, else of OMP_NUM_THREADS, else
-unlimited. The limits are the CPU affinity of the calling thread, read at every large call; the CPU
-quotas of the process's control group and its ancestors (cgroup versions 1 and 2), read at most once
-a second; the limit set through threadpoolctl; and `at_most` of the calling code.
+unlimited. The limits are the CPU affinity of the calling thread, read at every large call (on
+Windows that of the process; macOS has none); the CPU quotas of the process's control group and its
+ancestors (cgroup versions 1 and 2), read at most once a second; the limit set through
+threadpoolctl; and `at_most` of the calling code.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +95,27 @@ def _affinity() -> int:
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on every system
-        return os.cpu_count() or 1
+        return _affinity_on_windows() or os.cpu_count() or 1
+
+
+def _affinity_on_windows() -> int:
+    """The number of processors in the affinity mask of the process.
+
+    0 on other systems, and where Windows reports no mask, since the process uses processors of
+    several groups (there are more than 64).
+    """
+    if sys.platform != "win32":
+        return 0
+    import ctypes
+
+    kernel = ctypes.WinDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.GetProcessAffinityMask.argtypes = [ctypes.c_void_p] + 2 * [ctypes.c_void_p]
+    mask, of_system = ctypes.c_size_t(), ctypes.c_size_t()
+    both = ctypes.byref(mask), ctypes.byref(of_system)
+    if not kernel.GetProcessAffinityMask(kernel.GetCurrentProcess(), *both):
+        return 0
+    return mask.value.bit_count()
 
 
 def _quota_now() -> float:

@@ -40,7 +40,8 @@ try:
     from threadpoolctl import threadpool_limits
 except ImportError as error:
     raise ImportError(
-        f"pyce.sklearn needs scikit-learn 1.6 or later: pip install 'pyce[sklearn]' ({error})"
+        "pyce.sklearn needs scikit-learn 1.6 or later: pip install 'pyce-kernels[sklearn]'"
+        f" ({error})"
     ) from error
 
 __all__ = ["SoftmaxRegression"]

@@ -227,7 +227,10 @@ def _locks(tmp_path_factory, request):
         yield None
         return
     folder = tmp_path_factory.getbasetemp().parent
-    with open(folder / "turn", "w") as turn, open(folder / "running", "w") as running:
+    with (
+        open(folder / "turn", "w", encoding="utf-8") as turn,
+        open(folder / "running", "w", encoding="utf-8") as running,
+    ):
         yield turn, running
 
 

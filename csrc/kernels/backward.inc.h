@@ -28,11 +28,19 @@ INLINE lse_factors factors_from_lse(const pyce_job *job, int64_t row, int count,
     lse_factors f;
     f.to_p = exp_of(vd_sub(v_eight(norm.shift, 0), lse), v_eight(norm.exponent, 0));
     f.scale = vd_set1(job->grad_scale);
-    if (p->weight) f.scale = vd_mul(f.scale, label_weights(p->weight, label, count));
+    vd coefficient = vd_set1(1.0); /* 0 where w_y or the sample weight is */
+    if (p->weight) {
+        const vd weight = label_weights(p->weight, label, count);
+        f.scale = vd_mul(f.scale, weight);
+        coefficient = vd_drop(vd_eq(weight, vd_set1(0)), coefficient);
+    }
     if (p->sample_weight) {
-        f.scale = vd_mul(f.scale, vd_loadn(p->sample_weight + row, count, 0));
+        const vd weight = vd_loadn(p->sample_weight + row, count, 0);
+        f.scale = vd_mul(f.scale, weight);
+        coefficient = vd_drop(vd_eq(weight, vd_set1(0)), coefficient);
     }
     if (p->grad_losses) f.scale = vd_mul(f.scale, vd_loadn(p->grad_losses + row, count, 0));
+    f.scale = vd_drop(vd_eq(coefficient, vd_set1(0)), f.scale);
     return f;
 }
 /* Of one row: the factor of e, and with rest = Σ e without the label, the gradient at the label. */
@@ -62,14 +70,16 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
     const pyce_block unit = {.scale = 1};
     writer w, *before = 0;
     next_block none = {0, 0, 0};
+    unsummed last_block = {0};
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
         const int64_t at = k * PYCE_BLOCK;
         const element *block = gather(x + at * a->class_stride, a->class_stride, n, room->in);
         real *e = room->e[k & 1];
-        double error;
-        blocks[k].sum =
-            exp_block(block, n, &norm, index_within(label, at, n), e, before, &none, &error);
+        exp_block(block, n, &norm, e, before, &none, &last_block);
+        last_block = unsummed_block(blocks + k, index_within(label, at, n), e, n, 0);
+        /* A writer changes e where the factor is too small. */
+        if (is_too_small(s.factor[0])) sum_block(&last_block);
         element *out = g->class_stride == 1 ? result + at : room->out;
         w = writer_of(job, &s, 0, &unit, at, n, e, 0, out);
         before = &w;
@@ -79,6 +89,7 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
             before = 0;
         }
     }
+    sum_block(&last_block);
     if (before) write_all(before);
 }
 

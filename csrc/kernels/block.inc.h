@@ -48,11 +48,6 @@ INLINE int pivot_of(const pyce_job *job, const element *x, int n, real max, int 
 
 /* -- exponentials --------------------------------------------------------------------------------- */
 
-/* The normaliser of one row, or of one block of it. */
-typedef struct {
-    real shift, magic, least;
-} row_normaliser;
-
 INLINE row_normaliser first_lane(const normaliser *norm) {
     real shift[LANES], magic[LANES], least[LANES];
     v_store(shift, norm->shift);
@@ -68,13 +63,34 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
     return norm;
 }
 
+/* What a loop along a row computes exponentials with. Where a target has FEW_REGISTERS, a step's data
+   leave no room for constants: each step loads them where it uses them. A compiler that sees that they
+   do not change would keep them on the stack instead, and HIDE prevents that. */
+typedef struct {
+    normaliser all;
+    const row_normaliser *row; /* the same in memory, or NULL */
+    const exp_constants *constants;
+} row_exponential;
+
+INLINE row_exponential exponential_of(const row_normaliser *row) {
+    row_exponential f = {all_lanes(row), FEW_REGISTERS ? row : 0, &constants_of_exp};
+    HIDE(f.constants);
+    return f;
+}
+HOT void row_exps(vreal v[], const int count, const row_exponential *f) {
+    exps_with(v, count, &f->all, f->row, f->constants);
+}
+
 /* `steps` times STEP_VECTORS vectors: with `writes`, as many of `w` are written, none of which contains
    a special class; then e of x is stored to `e` (which may be where those of `w` stood); and the
-   maximum of as many numbers of the `next` block is taken. What comes after that is prefetched. */
+   maximum of as many numbers of the `next` block is taken; and as many exponentials from `other`, of
+   the block before, are added to *total. What comes after that is prefetched. */
 HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real *e, const writer *w,
-                   const element *next, vreal *max, const int writes, const int soft,
-                   const int streaming) {
-    const normaliser norm = all_lanes(row);
+                   const element *next, vreal *max, const real *other, vsum *total,
+                   const int writes, const int soft, const int streaming, const int softmax) {
+    const row_exponential f = exponential_of(row);
+    vsum in_registers, *sum = FEW_REGISTERS ? total : &in_registers;
+    *sum = *total;
     vreal m0 = *max, m1 = m0;
     const real *from = writes ? w->e + w->at : 0, *b = soft ? w->b + w->at : 0;
     element *to = writes ? w->out + w->at : 0;
@@ -86,7 +102,7 @@ HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real 
                 const vreal before = v_load(from + j * LANES);
                 const vreal g = soft ? scaled_soft(w, before, v_load(b + j * LANES),
                                                    (int)(b - w->b) + j * LANES, LANES)
-                                     : scaled(w, before);
+                                     : scaled(w, before, softmax);
                 if (streaming) {
                     m_stream(to + j * LANES, g);
                 } else {
@@ -102,75 +118,115 @@ HOT void exp_steps(const element *x, int steps, const row_normaliser *row, real 
             __builtin_prefetch((const char *)(next + AHEAD) + j, 0, 2);
         }
         UNROLL
+        for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(sum, other + j * LANES);
+        other += STEP;
+        UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + j * LANES);
-        exps(v, STEP_VECTORS, norm);
+        row_exps(v, STEP_VECTORS, &f);
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v_store(e + j * LANES, v[j]);
         e += STEP;
         x += STEP;
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) {
-            vreal *m = j % 2 ? &m1 : &m0;
+            vreal *m = j % 2 && !FEW_REGISTERS ? &m1 : &m0;
             *m = v_max(m_load(next + j * LANES), *m);
         }
         next += STEP;
     }
     *max = v_max(m0, m1);
+    *total = *sum;
 }
 /* One function for each kind, so that the loop has the registers to itself. */
 static __attribute__((noinline)) void exp_only(const element *x, int steps,
                                                const row_normaliser *norm, real *e, const writer *w,
-                                               const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 0, 0, 0);
+                                               const element *next, vreal *max, const real *other,
+                                               vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 0, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_write(const element *x, int steps,
                                                 const row_normaliser *norm, real *e,
-                                                const writer *w, const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 0);
+                                                const writer *w, const element *next, vreal *max,
+                                                const real *other, vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_stream(const element *x, int steps,
                                                  const row_normaliser *norm, real *e,
-                                                 const writer *w, const element *next, vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 0, 1);
+                                                 const writer *w, const element *next, vreal *max,
+                                                 const real *other, vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 0, 1, 0);
+}
+static __attribute__((noinline)) void
+exp_write_softmax(const element *x, int steps, const row_normaliser *norm, real *e, const writer *w,
+                  const element *next, vreal *max, const real *other, vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 0, 0, 1);
+}
+static __attribute__((noinline)) void exp_stream_softmax(const element *x, int steps,
+                                                         const row_normaliser *norm, real *e,
+                                                         const writer *w, const element *next,
+                                                         vreal *max, const real *other,
+                                                         vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 0, 1, 1);
 }
 static __attribute__((noinline)) void exp_write_soft(const element *x, int steps,
                                                      const row_normaliser *norm, real *e,
                                                      const writer *w, const element *next,
-                                                     vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 0);
+                                                     vreal *max, const real *other, vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 1, 0, 0);
 }
 static __attribute__((noinline)) void exp_stream_soft(const element *x, int steps,
                                                       const row_normaliser *norm, real *e,
                                                       const writer *w, const element *next,
-                                                      vreal *max) {
-    exp_steps(x, steps, norm, e, w, next, max, 1, 1, 1);
+                                                      vreal *max, const real *other, vsum *total) {
+    exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 1, 1, 0);
 }
 
 /* What is left of a block after whole steps: n < STEP. */
 INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real *e) {
-    const normaliser norm = all_lanes(row);
+    const row_exponential f = exponential_of(row);
     /* `e` has room for whole vectors; those past n become 0. */
     for (int c = 0; c < n; c += LANES) {
         const int left = n - c;
-        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
-        v_store(e + c, exp1(v, norm));
+        vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        row_exps(&v, 1, &f);
+        v_store(e + c, v);
     }
 }
 
-/* Σ e of n classes without the pivot, which is −1 where there is none. The exponentials are read back
-   from the nearest cache: in the loop that computes them, the sums in double precision would take
-   registers and conversions that it lacks. `e` is zero up to the end of the last vector. */
-INLINE vsum sum_of_e(real *e, int n, int pivot) {
-    vsum sum = sum_zero();
-    real saved = 0;
+/* Σ e of n classes. The exponentials are read back from the nearest cache: in the loop that computes
+   them, converting them to double precision takes longer. `e` is zero up to the end of the last vector. */
+INLINE void sum_of_e(vsum *sum, const real *e, int n) {
+    for (int c = 0; c < n; c += LANES) sum_add_from(sum, e + c);
+}
+
+/* A block whose exponentials are not yet added up, which is done while those of the next block are
+   computed; these may take their place. */
+typedef struct {
+    real *e; /* NULL where there is none */
+    pyce_block *block;
+    real pivot_e; /* e[pivot], which is 0 meanwhile */
+    int n;
+    int pivot; /* within the block, or −1 */
+    int kept;  /* whether e[pivot] is needed afterwards */
+} unsummed;
+
+INLINE unsummed unsummed_block(pyce_block *block, int pivot, real *e, int n, int kept) {
+    unsummed u = {e, block, 0, n, pivot, kept};
     if (pivot >= 0) {
-        saved = e[pivot];
+        u.pivot_e = e[pivot];
         e[pivot] = 0;
     }
-    for (int c = 0; c < n; c += LANES) sum_add_from(&sum, e + c);
-    if (pivot >= 0) e[pivot] = saved;
-    return sum;
+    return u;
 }
+/* Adds up the rest of a block of which `done` classes are in `sum`. */
+INLINE void sum_rest(unsummed *u, vsum sum, int done) {
+    if (!u->e) return;
+    sum_of_e(&sum, u->e + done, u->n - done);
+    u->block->sum = sum_total(sum, &u->block->sum_error);
+    if (u->pivot >= 0 && u->kept) u->e[u->pivot] = u->pivot_e;
+    u->e = 0;
+}
+INLINE void sum_block(unsummed *u) { sum_rest(u, sum_zero(), 0); }
 
 /* The block after the one whose exponentials are computed, and its maximum. */
 typedef struct {
@@ -179,22 +235,19 @@ typedef struct {
     real max;
 } next_block;
 
-/* Exponentials of a block whose normaliser is known, while `w` (if any) is written and the maximum of
-   the next block is found; their sum without the pivot, and its error. */
-static __attribute__((noinline)) double exp_block(const element *x, int n, const normaliser *norm,
-                                                  int pivot, real *e, writer *w, next_block *next,
-                                                  double *error) {
+/* Exponentials of a block whose normaliser is known, while `w` (if any) is written, the maximum of the
+   next block is found, and the block `last` (which is not shorter) is added up. */
+static __attribute__((noinline)) void exp_block(const element *x, int n, const normaliser *norm,
+                                                real *e, writer *w, next_block *next,
+                                                unsummed *last) {
     const row_normaliser row = first_lane(norm);
     vreal max = v_set1((real)-INFINITE);
+    vsum sum = sum_zero(), dropped = sum;
     int seen = 0; /* classes of the next block whose maximum is known */
     if (w) write_head(w);
-    for (int c = 0; c < n;) {
+    int c = 0;
+    while (n - c >= STEP) {
         int steps = (n - c) / STEP;
-        if (!steps) {
-            if (w) write_until(w, n);
-            exp_partial(x + c, n - c, &row, e + c);
-            break;
-        }
         const int fit = w ? vectors_before_special(w) / STEP_VECTORS : 0;
         if (fit) {
             if (fit < steps) steps = fit;
@@ -211,23 +264,30 @@ static __attribute__((noinline)) double exp_block(const element *x, int n, const
             ahead = next->x + c;
         }
         vreal *found = ahead == x + c ? &none : &max;
+        const real *other = (last->e ? last->e : e) + c;
+        vsum *total = last->e ? &sum : &dropped;
         if (!fit) {
-            exp_only(x + c, steps, &row, e + c, 0, ahead, found);
+            exp_only(x + c, steps, &row, e + c, 0, ahead, found, other, total);
         } else if (w->b) {
             (w->streaming ? exp_stream_soft : exp_write_soft)(x + c, steps, &row, e + c, w, ahead,
-                                                              found);
+                                                              found, other, total);
+        } else if (is_softmax(w->job)) {
+            (w->streaming ? exp_stream_softmax : exp_write_softmax)(x + c, steps, &row, e + c, w,
+                                                                    ahead, found, other, total);
         } else {
-            (w->streaming ? exp_stream : exp_write)(x + c, steps, &row, e + c, w, ahead, found);
+            (w->streaming ? exp_stream : exp_write)(x + c, steps, &row, e + c, w, ahead, found,
+                                                    other, total);
         }
         if (fit) w->at += steps * STEP;
         c += steps * STEP;
     }
     if (w) write_rest(w);
+    sum_rest(last, sum, c);
+    exp_partial(x + c, n - c, &row, e + c);
     if (next->x) {
         max = v_max(vector_max(next->x + seen, next->n - seen), max);
         next->max = v_reduce_max(max);
     }
-    return sum_total(sum_of_e(e, n, pivot), error);
 }
 
 /* -- statistics --------------------------------------------------------------------------------------- */
@@ -275,14 +335,15 @@ static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const
     if (one) block->soft_loss = sum_distance_one(block->soft_loss, max, n);
 }
 
-/* The statistics of n classes from `first` on, from their maximum; e is stored. `label` is the label
-   within the block, or −1. */
+/* The statistics of n classes from `first` on, from their maximum; e is stored, and kept or not. `label`
+   is the label within the block, or −1. The block's sum follows from `last`, which is the block before. */
 static void block_statistics(const pyce_job *job, const element *x, int64_t first, int n, real max,
-                             int label, const real *b, real *e, pyce_block *block, writer *w,
-                             next_block *next) {
+                             int label, const real *b, real *e, int kept, pyce_block *block,
+                             writer *w, next_block *next, unsummed *last) {
     const normaliser norm = normalise(v_set1(max));
     *block = (pyce_block){.max = max, .pivot = pivot_of(job, x, n, max, label)};
-    block->sum = exp_block(x, n, &norm, (int)block->pivot, e, w, next, &block->sum_error);
+    exp_block(x, n, &norm, e, w, next, last);
+    *last = unsummed_block(block, (int)block->pivot, e, n, kept);
     if (job->soft) soft_statistics(job, x, b, first, n, max, block);
 }
 
@@ -316,8 +377,14 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
         block->scale = block->max == -INFINITE
                            ? 0
                            : exp_of_one(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
-        compensated_add(&row->sum, sum * block->scale, &row->sum_error);
+        const double product = sum * block->scale;
+        compensated_add(&row->sum, product, &row->sum_error);
         if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
+        /* The sum of a row's probabilities shows this error, which no loss or gradient does. */
+        if (COMPENSATED && is_softmax(job)) {
+            const double error = __builtin_fma(sum, block->scale, -product);
+            row->sum_error += error - error == 0 ? error : 0;
+        }
         if (!job->soft) continue;
         compensated_add(&row->soft_sum, block->soft_sum, &row->soft_sum_error);
         if (COMPENSATED) row->soft_sum_error += block->soft_sum_error;
@@ -328,7 +395,9 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
         if (block->soft_sum == 0) continue;
         /* From the block's maximum, where it is finite, to the row's. */
         const double block_max = block->max - block->max == 0 ? block->max : 0;
-        const double distance = max - block_max, further = distance * block->soft_sum;
+        const double distance = max - block_max;
+        if (distance == 0) continue;
+        const double further = distance * block->soft_sum;
         compensated_add(&row->soft_loss, further, &row->soft_loss_error);
         if (further - further != 0) continue;
         row->soft_loss_error += __builtin_fma(distance, block->soft_sum, -further);

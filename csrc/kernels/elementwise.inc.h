@@ -38,9 +38,11 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
             if (label == ignore) continue;
             const double w = p->weight ? p->weight[label] : 1.0;
             const double s = p->sample_weight ? p->sample_weight[i] : 1.0;
-            const double product = w * s;
+            const double product = w == 0 || s == 0 ? 0 : w * s;
+            const double product_error = __builtin_fma(w, s, -product);
             compensated_add(&sum[i & 7], product, &error[i & 7]);
-            error[i & 7] += __builtin_fma(w, s, -product);
+            /* 0 · inf, and the error of an infinite product, are NaN. */
+            if (product_error - product_error == 0) error[i & 7] += product_error;
         }
         double total = 0, total_error = 0;
         for (int i = 0; i < 8; i++) {
@@ -63,11 +65,8 @@ static int64_t labels64(const pyce_problem *p, int64_t begin, int64_t end, int64
 
 /* -- Bernoulli -------------------------------------------------------------------------------- */
 
-/* a·b, and 0 where a is 0 whatever b is. */
-INLINE vd product_or_0(vd a, vd b) { return vd_drop(vd_eq(a, vd_set1(0)), vd_mul(a, b)); }
-
 /* loss = w·(pw·t·softplus(−x) + (1 − t)·softplus(x)) with softplus(x) = max(x, 0) + log1p(e^−|x|),
- * and its derivative w·((1 − t)·σ(x) − pw·t·σ(−x)). */
+ * and its derivative w·((1 − t)·σ(x) − pw·t·σ(−x)). A factor of 0 makes its term 0. */
 INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd minus = vd_sub(zero, x);
@@ -79,16 +78,19 @@ INLINE vd bernoulli8(vd x, vd t, vd w, vd pw, vd *grad) {
     const vd log = vd_log1p(e, 1, &error);
     (void)error;
     const vd positive = vd_add(vd_max(x, zero), log), negative = vd_add(vd_max(minus, zero), log);
-    const vd yes = vd_mul(pw, t), no = vd_sub(one, t);
+    const vd yes = product_or_0(pw, t), no = vd_sub(one, t);
     const vd loss = vd_add(product_or_0(yes, negative), product_or_0(no, positive));
     const vd inverse = vd_div(one, vd_add(one, e));
     const vdm up = vd_nlt(x, zero);
     const vd large = inverse, small = vd_mul(e, inverse);
     const vd sigma = vd_select(up, large, small), other = vd_select(up, small, large);
     const vd keep_nan = vd_drop(vd_eq(x, x), x);
-    *grad = vd_add(vd_mul(w, vd_sub(vd_mul(no, sigma), vd_mul(yes, other))), keep_nan);
-    const vd all = vd_add(loss, keep_nan);
-    return vd_add(product_or_0(w, all), vd_drop(vd_eq(all, all), all));
+    const vd slope = vd_sub(product_or_0(no, sigma), product_or_0(yes, other));
+    /* 0 where all coefficients are 0: x may be NaN, and w infinite. */
+    const vd some = vd_add(vd_drop(vd_eq(yes, zero), one), vd_drop(vd_eq(no, zero), one));
+    const vdm nothing = vd_eq(vd_drop(vd_eq(w, zero), some), zero);
+    *grad = vd_drop(nothing, vd_mul(w, vd_add(slope, keep_nan)));
+    return vd_drop(nothing, vd_mul(w, vd_add(loss, keep_nan)));
 }
 
 /* n of eight numbers from number i on; 1 where there is no array. */

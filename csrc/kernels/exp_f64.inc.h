@@ -21,20 +21,45 @@ ALIGNED static const double exp_table_error[8] = {0,
 #define EXP_6 0x1.6c1b7131a0993p-10
 #define EXP_7 0x1.a01e2c15a33f3p-13
 
-HOT void exps(vd v[], const int count, normaliser s) {
+typedef struct {
+    double log2_e, ln2_hi, ln2_lo, c7, c6, c5, c4, c3, half;
+} exp_constants;
+static const exp_constants constants_of_exp = {EXP_STEPS * LOG2_E,
+                                               LN2_HI / EXP_STEPS,
+                                               LN2_LO / EXP_STEPS,
+                                               EXP_7,
+                                               EXP_6,
+                                               EXP_5,
+                                               EXP_4,
+                                               EXP_3,
+                                               0.5};
+
+HOT void exps_with(vd v[], const int count, const normaliser *s, const row_normaliser *row,
+                   const exp_constants *k) {
     vd r[8], q[8], t[8];
-    TOGETHER v[j] = vd_sub(v[j], s.shift);
-    TOGETHER t[j] = vd_fma(v[j], vd_set1(EXP_STEPS * LOG2_E), s.magic);
-    TOGETHER r[j] = vd_sub(t[j], s.magic);
-    TOGETHER q[j] = vd_fnma(r[j], vd_set1(LN2_HI / EXP_STEPS), v[j]);
-    TOGETHER r[j] = vd_fnma(r[j], vd_set1(LN2_LO / EXP_STEPS), q[j]);
-    TOGETHER q[j] = vd_fma(vd_set1(EXP_7), r[j], vd_set1(EXP_6));
-    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(EXP_5));
-    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(EXP_4));
-    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(EXP_3));
-    TOGETHER q[j] = vd_fma(q[j], r[j], vd_set1(0.5));
+    vd c = row ? vd_set1(row->shift) : s->shift;
+    TOGETHER v[j] = vd_sub(v[j], c);
+    c = vd_set1(k->log2_e);
+    TOGETHER t[j] = vd_fma(v[j], c, s->magic);
+    TOGETHER r[j] = vd_sub(t[j], s->magic);
+    c = vd_set1(k->ln2_hi);
+    TOGETHER q[j] = vd_fnma(r[j], c, v[j]);
+    c = vd_set1(k->ln2_lo);
+    TOGETHER r[j] = vd_fnma(r[j], c, q[j]);
+    const vd c7 = vd_set1(k->c7);
+    c = vd_set1(k->c6);
+    TOGETHER q[j] = vd_fma(c7, r[j], c);
+    c = vd_set1(k->c5);
+    TOGETHER q[j] = vd_fma(q[j], r[j], c);
+    c = vd_set1(k->c4);
+    TOGETHER q[j] = vd_fma(q[j], r[j], c);
+    c = vd_set1(k->c3);
+    TOGETHER q[j] = vd_fma(q[j], r[j], c);
+    c = vd_set1(k->half);
+    TOGETHER q[j] = vd_fma(q[j], r[j], c);
     TOGETHER v[j] = vd_fma(vd_mul(r[j], r[j]), q[j], vd_lookup(t[j], exp_table_error));
     TOGETHER q[j] = vd_add(v[j], r[j]);
     TOGETHER v[j] = vd_raise(vd_lookup(t[j], exp_table), t[j]);
-    TOGETHER v[j] = vd_fma_keep(vd_nlt(t[j], s.least), v[j], q[j], v[j]);
+    c = row ? vd_set1(row->least) : s->least;
+    TOGETHER v[j] = vd_fma_keep(vd_nlt(t[j], c), v[j], q[j], v[j]);
 }

@@ -111,10 +111,14 @@ INLINE lane_rows rows_at(const pyce_job *job, int64_t row, int64_t end) {
 
 /* -- rows of one block ------------------------------------------------------------------------------ */
 
-static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const lane_scratch *memory,
-                       double *losses, double *sums) {
+/* The next lane blocks of a tile, at most `batch`; the losses of rows from `tile` on go to `losses`.
+   Returns the number of rows. */
+static __attribute__((noinline)) int64_t general_batch(const pyce_job *job, int64_t row,
+                                                       int64_t end, int batch,
+                                                       const lane_scratch *memory,
+                                                       const pyce_operand *to, double *losses) {
     const pyce_problem *p = job->p;
-    const int classes = (int)p->classes, batch = batch_size(job), write = pyce_has_result(p);
+    const int classes = (int)p->classes;
     row_state states[BATCH];
     lane_rows rows[BATCH];
     lane_scratch room[BATCH];
@@ -122,67 +126,90 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
     normaliser norm[BATCH];
     const real *b[BATCH] = {0};
     int step[BATCH] = {0};
-    for (int t = 0; t < batch; t++) {
-        room[t] = *memory;
-        room[t].x += t * classes * LANES;
-        room[t].b += t * classes * LANES;
+    const int64_t first = row;
+    int count = 0;
+    for (; count < batch && row < end; count++) {
+        room[count] = *memory;
+        room[count].x += count * classes * LANES;
+        room[count].b += count * classes * LANES;
+        rows[count] = rows_at(job, row, end);
+        rows[count].to = to;
+        load_labels(p, rows + count, states + count);
+        prefetch_rows(job, rows + count, classes);
+        max[count] = load_and_max(job, rows + count, 0, classes, room[count].x);
+        row += rows[count].n;
     }
+    for (int t = 0; t < count; t++) norm[t] = normalise(max[t]);
+    for (int t = 0; t < count; t++) {
+        pivot[t] = lane_block_statistics(job, rows + t, 0, classes, max[t], norm[t], room + t,
+                                         b + t, step + t, states + t);
+        if (job->soft) {
+            v_to_doubles(pivot[t], states[t].pivot);
+            soft_of_special(b[t], step[t], states + t);
+        }
+    }
+    finalize_rows(job, states, count);
+    for (int t = 0; t < count; t++) {
+        const row_state *s = states + t;
+        double *loss = losses + (s->row - first);
+        for (int i = 0; i < s->n; i += 8) {
+            vd_storen(loss + i, rows_left(s, i), vd_load(s->loss + i));
+        }
+        if (p->operation == PYCE_LOG_SOFTMAX) {
+            load_lane_block(&p->logits, rows + t, 0, classes, room[t].x);
+            log_lane_block(s, classes, room[t].x);
+            store_lane_block(job, rows + t, 0, classes, room[t].x);
+        } else if (pyce_has_result(p)) {
+            const vreal factor = v_from_doubles(s->factor);
+            if (is_plain_gradient(job, rows + t, classes, factor)) {
+                int place[LANES];
+                real at[LANES];
+                v_store(at, pivot[t]);
+                for (int i = 0; i < LANES; i++) place[i] = (int)at[i];
+                write_plain_gradient(rows + t, classes, room[t].x, factor, pivot[t],
+                                     v_from_doubles(s->pivot_grad), place);
+            } else {
+                write_lane_block(job, rows + t, 0, classes, room + t, s, 0, step[t], b[t], pivot[t],
+                                 rows[t].label);
+            }
+        }
+    }
+    return row - first;
+}
+
+#if COMPENSATED
+#define is_index_job(job) 0
+#define index_batch(job, row, end, batch, memory, to, losses) 0
+#else
+#include "few_index.inc.h"
+#endif
+
+static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const lane_scratch *memory,
+                       double *losses, double *sums) {
+    const pyce_problem *p = job->p;
+    const int classes = (int)p->classes, batch = batch_size(job);
+    const int by_index = is_index_job(job);
     /* Rows one after the other are streamed as one piece, since they begin and end within lines. */
     const pyce_operand *g = &p->result;
-    const int staged = write && job->streaming && p->inner == 1 && g->class_stride == 1 &&
-                       !g->offsets && g->outer_stride == classes;
+    const int staged = pyce_has_result(p) && job->streaming && p->inner == 1 &&
+                       g->class_stride == 1 && !g->offsets && g->outer_stride == classes;
     pyce_operand stage = *g;
     for (int64_t row = begin; row < end;) {
         const int64_t tile = row / job->tile * job->tile;
         const int64_t tile_end = tile + job->tile < end ? tile + job->tile : end;
         element *out = 0, *from = 0;
-        const int64_t first = row;
         if (staged) {
             out = (element *)g->data + row * classes;
             from = memory->stage + (uintptr_t)out % 64 / sizeof(element);
             stage.data = (void *)((uintptr_t)from - (uintptr_t)(row * classes) * sizeof(element));
         }
-        int count = 0;
-        for (; count < batch && row < tile_end; count++) {
-            rows[count] = rows_at(job, row, tile_end);
-            if (staged) rows[count].to = &stage;
-            load_labels(p, rows + count, states + count);
-            prefetch_rows(job, rows + count, classes);
-            max[count] = load_and_max(job, rows + count, 0, classes, room[count].x);
-            row += rows[count].n;
-        }
-        for (int t = 0; t < count; t++) norm[t] = normalise(max[t]);
-        for (int t = 0; t < count; t++) {
-            pivot[t] = lane_block_statistics(job, rows + t, 0, classes, max[t], norm[t], room + t,
-                                             b + t, step + t, states + t);
-            if (job->soft) {
-                v_to_doubles(pivot[t], states[t].pivot);
-                soft_of_special(b[t], step[t], states + t);
-            }
-        }
-        finalize_rows(job, states, count);
-        for (int t = 0; t < count; t++) {
-            const row_state *s = states + t;
-            double *to = losses + (s->row - tile);
-            for (int i = 0; i < s->n; i += 8) {
-                vd_storen(to + i, rows_left(s, i), vd_load(s->loss + i));
-            }
-            if (p->operation == PYCE_LOG_SOFTMAX) {
-                load_lane_block(&p->logits, rows + t, 0, classes, room[t].x);
-                log_lane_block(s, classes, room[t].x);
-                store_lane_block(job, rows + t, 0, classes, room[t].x);
-            } else if (write) {
-                const vreal factor = v_from_doubles(s->factor);
-                if (is_plain_gradient(job, rows + t, classes, factor)) {
-                    write_plain_gradient(rows + t, classes, room[t].x, factor, pivot[t],
-                                         v_from_doubles(s->pivot_grad));
-                } else {
-                    write_lane_block(job, rows + t, 0, classes, room + t, s, 0, step[t], b[t],
-                                     pivot[t], rows[t].label);
-                }
-            }
-        }
-        if (staged) stream_out(out, from, (row - first) * classes);
+        const pyce_operand *to = staged ? &stage : g;
+        double *loss = losses + (row - tile);
+        int64_t n = 0;
+        if (by_index) n = index_batch(job, row, tile_end, batch, memory, to, loss);
+        if (!n) n = general_batch(job, row, tile_end, by_index ? 1 : batch, memory, to, loss);
+        row += n;
+        if (staged) stream_out(out, from, n * classes);
         if (row == tile_end) reduce_tile(job, tile, tile_end, losses, sums);
     }
     if (job->streaming) memory_fence();
@@ -314,7 +341,7 @@ INLINE size_t lane_block_classes(const pyce_job *job) {
 static size_t few_scratch(const pyce_job *job) {
     const size_t classes = lane_block_classes(job), batch = (size_t)batch_size(job);
     const size_t blocks = (size_t)job->blocks * LANES * sizeof(pyce_block);
-    return (classes * (2 * batch * LANES + 1) + 64) * sizeof(real) + blocks +
+    return (classes * (2 * batch * LANES + 1) + batch * LANES + 64) * sizeof(real) + blocks +
            (batch * LANES * classes * sizeof(element) + 64) + 320;
 }
 
@@ -322,7 +349,7 @@ static void few_rows(const pyce_job *job, int64_t begin, int64_t end, void *scra
     const size_t classes = lane_block_classes(job), batch = (size_t)batch_size(job);
     char *at = scratch;
     lane_scratch room;
-    room.x = carve(&at, batch * classes * LANES * sizeof(real));
+    room.x = carve(&at, batch * (classes + 1) * LANES * sizeof(real));
     room.b = carve(&at, batch * classes * LANES * sizeof(real));
     room.coefficients = carve(&at, classes * sizeof(real));
     room.stage = carve(&at, batch * LANES * classes * sizeof(element) + 64);

@@ -22,11 +22,15 @@
  * With lse_square_scale λ, and w = w_y or, without a label, 1:
  *
  *     loss  += λ·w·lse²,    grad_c += s·2λ·w·lse·p_c
+ *
+ * A row whose coefficients are all 0 (its sample weight, or w_y or all b, and λ·w) has the loss and the
+ * gradient 0, whatever its logits are: its results are exactly 0, of which the writers make zeros
+ * (is_zero_row).
  */
 
 /* What the losses and gradients of eight rows are multiplied by. */
 typedef struct {
-    vd_pair label;    /* label_part·w_y, 0 where the row is ignored or has no label */
+    vd_pair label;    /* label_part·w_y, 0 where the row is ignored, has no label or weighs 0 */
     vd_pair scale;    /* s: grad_loss·sample weight/denominator, times the row's own grad_loss */
     vd sample_weight; /* 0 where the row is ignored */
     vdm ignored;
@@ -60,12 +64,16 @@ INLINE row_factors find_factors(const pyce_job *job, int i, const row_state *s) 
     }
     if (job->unweighted) return f;
     if (p->weight && p->labels) {
-        f.label = pair_scale(f.label, label_weights(p->weight, s->label + i, left));
+        const vd weight = label_weights(p->weight, s->label + i, left);
+        const vd part = product_or_0(f.label.value, weight);
+        f.label = pair_scale(f.label, weight);
+        f.label.value = part;
     }
     if (p->sample_weight) {
         const vd weight = vd_loadn(p->sample_weight + row + i, left, 0);
         f.sample_weight = vd_drop(f.ignored, weight);
         f.scale = pair_scale(f.scale, weight);
+        f.label.value = vd_drop(vd_eq(weight, zero), f.label.value);
     }
     if (p->grad_losses) {
         f.scale = pair_scale(f.scale, vd_loadn(p->grad_losses + row + i, left, 0));
@@ -116,6 +124,37 @@ INLINE vd bad_rows(const pyce_problem *p, int i, vd max, vd others, const row_st
    soft-target term adds in the third; log_softmax_of. */
 #include FINALIZE_INC
 
+/* λ·w of lanes i…i+7. */
+INLINE vd_pair lse_square_scales(const pyce_problem *p, int i, const row_state *s) {
+    const vd_pair scale = pair_of(vd_set1(p->lse_square_scale), vd_set1(0));
+    if (!p->weight || !p->labels) return scale;
+    return pair_scale(scale, label_weights(p->weight, s->label + i, rows_left(s, i)));
+}
+
+/* Rows i…i+7 of soft targets whose coefficients are all 0. Σ b and Σ b·(m − x) tell, which may also
+   cancel: they are asked only where the result would be NaN. */
+INLINE vdm without_coefficients(const pyce_problem *p, int i, const row_state *s,
+                                const row_factors *f) {
+    const vd zero = vd_set1(0), one = vd_set1(1.0);
+    const vd doubtful = vd_mul(vd_load(s->log + i), f->scale.value);
+    vd some = vd_drop(vd_eq(f->label.value, zero), one);
+    some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_sum + i), zero), one));
+    some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_loss + i), zero), one));
+    some = vd_add(some, vd_keep(vd_eq(vd_sub(doubtful, doubtful), zero), one));
+    if (p->lse_square_scale != 0) {
+        const vd scale = lse_square_scales(p, i, s).value;
+        some = vd_add(some, vd_drop(vd_eq(scale, zero), one));
+    }
+    return vd_eq(vd_drop(vd_eq(f->sample_weight, zero), some), zero);
+}
+
+/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale, the factor
+   of e may be 0 while the gradients at the pivot and the label are not. */
+INLINE int is_zero_row(const pyce_job *job, const row_state *s, int lane) {
+    if (s->factor[lane] != 0 || s->pivot_grad[lane] != 0) return 0;
+    return !job->soft || (s->soft_factor[lane] == 0 && s->label_grad[lane] == 0);
+}
+
 /* The second step: lse − m = log(1 + others/e_m). */
 INLINE void finalize_log(int i, row_state *s) {
     const vd q = vd_load(s->quotient + i);
@@ -137,32 +176,31 @@ static __attribute__((noinline)) vd_pair add_lse_square(const pyce_job *job, int
     if (COMPENSATED) {
         lse.error = vd_add(error_of_sum(m, log, lse.value), vd_load(s->log_error + i));
     }
-    vd_pair scale = pair_of(vd_set1(p->lse_square_scale), zero);
-    if (p->weight && p->labels) {
-        scale = pair_scale(scale, label_weights(p->weight, s->label + i, rows_left(s, i)));
-    }
-    const vd_pair half = pair_mul(scale, lse), square = pair_mul(half, lse);
+    const vd_pair half = pair_mul(lse_square_scales(p, i, s), lse), square = pair_mul(half, lse);
     *loss = pair_add(*loss, pair_of(square.value, finite_error(square.error)));
     return pair_add(half, half);
 }
 
-/* Adds derivative·p to the gradients of lanes i…i+7: those of the pivot and the label, and the factor of
-   the others. */
+/* Adds derivative·p to the gradients of lanes i…i+7: to those of the pivot and the label, and to the
+   factor of the others, which remains 0 in rows of `nothing`. */
 static __attribute__((noinline)) void add_lse_gradient(const pyce_job *job, int i, row_state *s,
-                                                       vd_pair scale, vd_pair derivative) {
+                                                       vd_pair scale, vd_pair derivative,
+                                                       vdm nothing) {
     const vd zero = vd_set1(0);
     const vd inverse_error = COMPENSATED ? vd_load(s->inverse_error + i) : zero;
     const vd_pair inverse = pair_of(vd_load(s->inverse + i), inverse_error);
-    const vd_pair added = pair_mul(pair_mul(scale, derivative), inverse);
+    vd_pair added = pair_mul(pair_mul(scale, derivative), inverse);
+    added.value = vd_drop(nothing, vd_drop(vd_eq(derivative.value, zero), added.value));
+    added.error = vd_drop(nothing, finite_error(added.error));
     const vd factor_error = COMPENSATED ? vd_load(s->factor_error + i) : zero;
     const vd_pair factor = pair_add(pair_of(vd_load(s->factor + i), factor_error), added);
     vd_store(s->factor + i, factor.value);
-    if (COMPENSATED) vd_store(s->factor_error + i, factor.error);
-    const vd_pair pivot = pair_mul(added, pair_of(vd_load(s->pivot_e + i), zero));
-    vd_store(s->pivot_grad + i, vd_add(vd_load(s->pivot_grad + i), pair_value(pivot)));
+    if (COMPENSATED) vd_store(s->factor_error + i, finite_error(factor.error));
+    const vd pivot = pair_value(pair_scale(added, vd_load(s->pivot_e + i)));
+    vd_store(s->pivot_grad + i, vd_add(vd_load(s->pivot_grad + i), pivot));
     if (!job->soft) return;
-    const vd_pair label = pair_mul(added, pair_of(vd_load(s->label_e + i), zero));
-    vd_store(s->label_grad + i, vd_add(vd_load(s->label_grad + i), pair_value(label)));
+    const vd label = pair_value(pair_scale(added, vd_load(s->label_e + i)));
+    vd_store(s->label_grad + i, vd_add(vd_load(s->label_grad + i), label));
 }
 
 /* The third step: the loss and the factors of the gradient. */
@@ -205,11 +243,12 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
         row_loss = vd_add(weighted, finite_error(error));
     }
     row_loss = vd_add(row_loss, vd_sub(log, log));
-    vd_store(s->loss + i, vd_drop(f.ignored, row_loss));
+    const vdm nothing = job->soft ? without_coefficients(p, i, s, &f) : unlabelled;
+    vd_store(s->loss + i, vd_drop(nothing, row_loss));
 
     const vd without_pivot = vd_load(s->without_pivot + i);
     const vd scaled = vd_mul(scale, whole.value);
-    const vd factor = vd_mul(scaled, inverse);
+    const vd factor = vd_drop(nothing, vd_mul(scaled, inverse));
     vd_store(s->factor + i, factor);
     vd pivot_grad;
     if (COMPENSATED) {
@@ -218,17 +257,27 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
             scale, whole.error,
             vd_fma(f.scale.error, whole.value, vd_fma(scale, whole.value, vd_sub(zero, scaled))));
         const vd product_error = vd_fma(scaled, inverse, vd_sub(zero, factor));
-        const vd factor_error = vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
-                                                             vd_mul(scaled_error, inverse)));
+        const vd factor_error =
+            vd_drop(nothing,
+                    finite_error(vd_add(product_error, vd_fma(scaled, vd_load(s->inverse_error + i),
+                                                              vd_mul(scaled_error, inverse)))));
         vd_store(s->factor_error + i, factor_error);
         const vd error = vd_fma(vd_load(s->without_pivot_error + i), factor,
                                 vd_mul(without_pivot, factor_error));
-        pivot_grad = vd_fma(without_pivot, factor, error);
+        pivot_grad = vd_fma(without_pivot, factor, finite_error(error));
     } else {
         pivot_grad = vd_mul(without_pivot, factor);
     }
     if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));
-    if (p->lse_square_scale != 0) add_lse_gradient(job, i, s, f.scale, derivative);
+    if (p->lse_square_scale != 0) add_lse_gradient(job, i, s, f.scale, derivative, nothing);
+    vd_store(s->pivot_grad + i, vd_drop(nothing, vd_load(s->pivot_grad + i)));
+    if (!job->soft) return;
+    vd_store(s->label_grad + i, vd_drop(nothing, vd_load(s->label_grad + i)));
+    vd_store(s->soft_factor + i, vd_drop(nothing, vd_load(s->soft_factor + i)));
+    if (COMPENSATED) {
+        const vd soft_error = finite_error(vd_load(s->soft_factor_error + i));
+        vd_store(s->soft_factor_error + i, vd_drop(nothing, soft_error));
+    }
 }
 
 /* What follows for the rows of some row_states. Each step is done for all rows before the next: a
@@ -253,7 +302,10 @@ static void reduce_tile(const pyce_job *job, int64_t begin, int64_t end, double 
     if (to) {
         for (int64_t i = 0; i < n; i++) to[begin + i] = (real)losses[i];
     } else if (sums) {
-        for (int64_t i = n; i < job->tile; i++) losses[i] = 0;
-        sums[begin / job->tile] = sum_of_tile(losses, job->tile, COMPENSATED);
+        /* A half of the tile that has no rows adds 0, which only makes a sum of −0 to 0. */
+        int64_t rows = job->tile;
+        while (rows / 2 >= n) rows /= 2;
+        for (int64_t i = n; i < rows; i++) losses[i] = 0;
+        sums[begin / job->tile] = sum_of_tile(losses, rows, COMPENSATED) + 0.0;
     }
 }

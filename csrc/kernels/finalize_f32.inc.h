@@ -1,29 +1,55 @@
 /* Finalizing rows whose e are floats, in double precision. */
 
+/* Of eight rows. */
+typedef struct {
+    vd quotient;      /* others/e_m */
+    vd inverse;       /* 1/S */
+    vd without_pivot; /* S − e_o */
+    vd others;        /* S − e_m; not finite where a logit is NaN or infinite */
+} row_quotients;
+
+/* m, x_o, rest as in finalize.inc.h; `exact_e` is e_m; `max_e` is e(m), which rest contains, and
+   `pivot_e` is e_o, both 0 where the pivot is the maximum. */
+INLINE row_quotients quotients_of(vd m, vd pivot_x, vd rest, vd exact_e, vd max_e, vd pivot_e) {
+    row_quotients r;
+    const vd other = vd_drop(vd_eq(m, pivot_x), exact_e);
+    const vd less = vd_sub(rest, max_e);
+    r.others = vd_add(less, pivot_e);
+    const vd sum = vd_add(r.others, exact_e);
+    /* One division for both quotients: nothing here exceeds 2^200. */
+    const vd both = vd_div(vd_set1(1.0), vd_mul(exact_e, sum));
+    r.quotient = vd_mul(vd_mul(r.others, sum), both);
+    r.inverse = vd_mul(exact_e, both);
+    r.without_pivot = vd_add(less, other);
+    return r;
+}
+
 INLINE void finalize_sums(const pyce_job *job, row_state *s) {
     const vf max = v_from_doubles(s->max), pivot_x = v_from_doubles(s->pivot_x);
     const normaliser norm = normalise(max);
     vd exact_e[2];
-    exp_max(max, norm, exact_e);
+    vf max_e;
+    exp_max(max, norm, exact_e, &max_e);
+    if (job->p->operation == PYCE_SOFTMAX) {
+        /* The sum of the numbers that are written: no quotient exceeds 1, and they add up to 1. */
+        exact_e[0] = v_eight(max_e, 0);
+        exact_e[1] = v_eight(max_e, 8);
+    }
     const vfm at_max = vf_eq(max, pivot_x);
-    /* Where the pivot is not the maximum, the kernels' sum contains its e(m), to be subtracted. */
-    const vf max_e = vf_drop(at_max, exp1(max, norm));
+    max_e = vf_drop(at_max, max_e);
     const vf pivot_e = vf_drop(at_max, exp1(pivot_x, norm));
     if (job->soft) v_to_doubles(exp1(v_from_doubles(s->label_x), norm), s->label_e);
     for (int i = 0; i < s->n; i += 8) {
-        const vd m = vd_load(s->max + i), e = exact_e[i / 8];
-        const vd other = vd_drop(vd_eq(m, vd_load(s->pivot_x + i)), e);
+        const vd m = vd_load(s->max + i), o = vd_load(s->pivot_x + i), e = exact_e[i / 8];
         const vd at_pivot = v_eight(pivot_e, i);
-        const vd less = vd_sub(vd_load(s->rest + i), v_eight(max_e, i));
-        const vd others = vd_add(less, at_pivot), sum = vd_add(others, e);
-        const vd bad = bad_rows(job->p, i, m, others, s);
-        /* One division for both quotients: nothing here exceeds 2^200. */
-        const vd both = vd_div(vd_set1(1.0), vd_mul(e, sum));
-        vd_store(s->quotient + i, vd_mul(vd_mul(others, sum), both));
-        vd_store(s->inverse + i, vd_add(vd_mul(e, both), bad));
-        vd_store(s->without_pivot + i, vd_add(less, other));
+        const row_quotients r =
+            quotients_of(m, o, vd_load(s->rest + i), e, v_eight(max_e, i), at_pivot);
+        const vd bad = bad_rows(job->p, i, m, r.others, s);
+        vd_store(s->quotient + i, r.quotient);
+        vd_store(s->inverse + i, vd_add(r.inverse, bad));
+        vd_store(s->without_pivot + i, r.without_pivot);
         if (job->soft || job->p->lse_square_scale != 0) {
-            vd_store(s->pivot_e + i, vd_add(vd_sub(e, other), at_pivot));
+            vd_store(s->pivot_e + i, vd_add(vd_keep(vd_eq(m, o), e), at_pivot));
         }
         vd_store(s->bad + i, bad);
     }
@@ -41,14 +67,15 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vd all = vd_fma(soft_part, soft_sum, part);
     const vd pivot_b = vd_mul(soft_part, vd_load(s->pivot_b + i));
     const vd same = vd_keep(vd_eq(vd_load(s->pivot + i), vd_load(s->label + i)), vd_set1(1.0));
-    /* A·p − b, from the smaller of p and 1 − p. */
+    /* A·p − b, from the smaller of p and 1 − p; from p where A is infinite. */
     const vd ratio = vd_mul(without_pivot, inverse);
     const vd p_pivot = vd_mul(vd_load(s->pivot_e + i), inverse);
     const vd p_label = vd_mul(vd_load(s->label_e + i), inverse);
     const vd at_pivot = vd_add(pivot_b, vd_mul(part, same));
-    const vd pivot_grad =
-        vd_select(vd_nlt(ratio, vd_set1(0.5)), vd_sub(vd_mul(all, p_pivot), at_pivot),
-                  vd_sub(vd_sub(all, at_pivot), vd_mul(all, ratio)));
+    const vd nan_or_0 = vd_sub(all, all);
+    const vd pivot_grad = vd_select(vd_nlt(vd_add(ratio, nan_or_0), vd_set1(0.5)),
+                                    vd_sub(vd_mul(all, p_pivot), at_pivot),
+                                    vd_sub(vd_sub(all, at_pivot), vd_mul(all, ratio)));
     vd_store(s->pivot_grad + i, vd_mul(scale, pivot_grad));
     const vd at_label = vd_fma(soft_part, vd_load(s->label_b + i), part);
     vd_store(s->label_grad + i, vd_mul(scale, vd_sub(vd_mul(all, p_label), at_label)));

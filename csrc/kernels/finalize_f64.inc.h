@@ -15,7 +15,9 @@ INLINE void finalize_sums(const pyce_job *job, row_state *s) {
     const normaliser norm = normalise(m);
     const vd max_e = exp1(m, norm), other_e = exp1(pivot_x, norm);
     if (job->soft) vd_store(s->label_e, exp1(vd_load(s->label_x), norm));
-    const vd_pair e_m = exp_of_max(m, norm);
+    /* Of softmax S is the sum of the numbers that are written: see finalize_f32.inc.h. */
+    const vd_pair e_m =
+        job->p->operation == PYCE_SOFTMAX ? pair_of(max_e, zero) : exp_of_max(m, norm);
     const vd e = e_m.value;
 
     const vdm at_max = vd_eq(m, pivot_x);
@@ -65,8 +67,11 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const double *weight = job->p->weight;
     const vd zero = vd_set1(0);
     const vd_pair soft_part = pair_of(vd_set1(job->soft_part), vd_set1(job->soft_part_error));
-    const vd_pair soft_sum = pair_of(vd_load(s->soft_sum), vd_load(s->soft_sum_error));
-    const vd_pair soft_loss = pair_of(vd_load(s->soft_loss), vd_load(s->soft_loss_error));
+    /* The errors of infinite sums are NaN. */
+    const vd_pair soft_sum =
+        pair_of(vd_load(s->soft_sum), finite_error(vd_load(s->soft_sum_error)));
+    const vd_pair soft_loss =
+        pair_of(vd_load(s->soft_loss), finite_error(vd_load(s->soft_loss_error)));
     const vd_pair log = pair_of(vd_load(s->log), vd_load(s->log_error));
     const vd_pair inverse = pair_of(vd_load(s->inverse), vd_load(s->inverse_error));
     const vd_pair without_pivot =
@@ -85,13 +90,15 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vdm same = vd_eq(vd_load(s->pivot), vd_load(s->label));
     const vd_pair label_part = pair_select(same, f->label, pair_of(zero, zero));
     const vd_pair at_pivot = pair_add(label_part, pair_mul(soft_part, pivot_b));
-    /* A·p − b, from the smaller of p and 1 − p. */
+    /* A·p − b, from the smaller of p and 1 − p; from p where A is infinite. */
+    const vd nan_or_0 = vd_sub(whole->value, whole->value);
     const vd_pair ratio = pair_mul(without_pivot, inverse);
     const vd_pair p_pivot = pair_mul(pair_of(vd_load(s->pivot_e), zero), inverse);
     const vd_pair p_label = pair_mul(pair_of(vd_load(s->label_e), zero), inverse);
-    const vd_pair pivot_grad = pair_select(
-        vd_nlt(ratio.value, vd_set1(0.5)), pair_sub(pair_mul(*whole, p_pivot), at_pivot),
-        pair_sub(pair_sub(*whole, at_pivot), pair_mul(*whole, ratio)));
+    const vd_pair pivot_grad =
+        pair_select(vd_nlt(vd_add(ratio.value, nan_or_0), vd_set1(0.5)),
+                    pair_sub(pair_mul(*whole, p_pivot), at_pivot),
+                    pair_sub(pair_sub(*whole, at_pivot), pair_mul(*whole, ratio)));
     vd_store(s->pivot_grad, pair_value(pair_mul(f->scale, pivot_grad)));
     const vd_pair at_label = pair_add(f->label, pair_mul(soft_part, label_b));
     const vd_pair label_grad = pair_sub(pair_mul(*whole, p_label), at_label);

@@ -85,9 +85,12 @@ INLINE void load_transposed(const element *x, const pyce_operand *a, const lane_
 /* Rows that lie one after the other, all LANES of them, can be loaded and stored four classes at a
    time. Rows of two or three classes are read and written as four elements; what lies there is the
    next row, so they must be packed. */
-INLINE int by_fours(const pyce_operand *a, const lane_rows *rows, int n) {
-    return ROWS_BY_FOURS && rows->n == LANES && n > 1 && a->class_stride == 1 && !a->offsets &&
+INLINE int fits_fours(const pyce_operand *a, int64_t n) {
+    return ROWS_BY_FOURS && n > 1 && a->class_stride == 1 && !a->offsets &&
            (n >= 4 || a->outer_stride == n);
+}
+INLINE int by_fours(const pyce_operand *a, const lane_rows *rows, int n) {
+    return rows->n == LANES && fits_fours(a, n);
 }
 /* The class after c at which the next four begin: the last four of n overlap those before them. */
 INLINE int next_four(int c, int n) { return c + 8 <= n ? c + 4 : n - 4; }
@@ -135,14 +138,18 @@ static void load_lane_block(const pyce_operand *a, const lane_rows *rows, int64_
     }
 }
 
+/* Whether vectors of every class are aligned, from `out` on. */
+INLINE int streams(const pyce_operand *g, const element *out) {
+    const size_t size = LANES * sizeof(element);
+    return (uintptr_t)out % size == 0 && (size_t)g->class_stride * sizeof(element) % size == 0;
+}
+
 INLINE void store_adjacent(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                            const real *block) {
     const pyce_operand *g = rows->to;
-    const size_t size = LANES * sizeof(element);
     element *out = (element *)g->data + offset_of(g, rows->outer) + first * g->class_stride;
     out += rows->inner;
-    if (rows->n == LANES && job->streaming && (uintptr_t)out % size == 0 &&
-        (size_t)g->class_stride * sizeof(element) % size == 0) {
+    if (rows->n == LANES && job->streaming && streams(g, out)) {
         for (int c = 0; c < n; c++) m_stream(out + c * g->class_stride, v_load(block + c * LANES));
     } else if (rows->n == LANES) {
         for (int c = 0; c < n; c++) m_store(out + c * g->class_stride, v_load(block + c * LANES));
@@ -486,13 +493,14 @@ INLINE vreal real_errors(const double *exact, const double *errors, vreal rounde
 
 /* factors[i] = s->factor[i]·scales[i] with their errors; factors that are too small are lifted, and e
    in `block` lowered. */
-static __attribute__((noinline)) void lift_factors(const row_state *s, const double *scales, int n,
-                                                   real *block, double *factors, double *errors) {
+static __attribute__((noinline)) void lift_factors(const pyce_job *job, const row_state *s,
+                                                   const double *scales, int n, real *block,
+                                                   double *factors, double *errors) {
     real lift[LANES];
     int lifted = 0;
     for (int i = 0; i < LANES; i++) {
         errors[i] = COMPENSATED ? s->factor_error[i] : 0;
-        factors[i] = lifted_factor(s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
+        factors[i] = lifted_factor(job, s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
         lifted |= lift[i] != 1;
     }
     if (!lifted) return;
@@ -511,17 +519,21 @@ static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
     const double *exact = s->factor, *exact_errors = s->factor_error;
     vreal factor = v_from_doubles(s->factor);
     const vreal size = v_max(factor, v_sub(zero, factor));
+    int clear = !rows->all_valid; /* rows of zeros */
     if (scales || v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) >= 0) {
-        lift_factors(s, scales, n, block, factors, errors);
+        lift_factors(job, s, scales, n, block, factors, errors);
         exact = factors;
         exact_errors = errors;
         factor = v_from_doubles(factors);
+        for (int i = 0; i < LANES; i++) clear |= is_zero_row(job, s, i);
     }
     const vreal error = COMPENSATED ? v_from_doubles(exact_errors) : zero;
     const vreal pivot_grad = v_from_doubles(s->pivot_grad);
-    if (job->p->operation == PYCE_SOFTMAX) {
+    if (is_softmax(job)) {
+        const vreal factor_error = real_errors(exact, exact_errors, factor);
         for (int c = 0; c < n; c++) {
-            v_store(block + c * LANES, v_scaled(v_load(block + c * LANES), factor, error));
+            const vreal e = v_load(block + c * LANES);
+            v_store(block + c * LANES, quotient_of(e, factor, factor_error));
         }
     } else if (job->soft) {
         const vreal label_grad = v_from_doubles(s->label_grad);
@@ -546,9 +558,11 @@ static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t
             at = v_add(at, one);
         }
     }
-    if (!rows->all_valid) {
+    if (clear) {
         real valid[LANES];
-        for (int i = 0; i < LANES; i++) valid[i] = (real)rows->valid[i];
+        for (int i = 0; i < LANES; i++) {
+            valid[i] = (rows->all_valid || rows->valid[i]) && !is_zero_row(job, s, i);
+        }
         const vmask mask = v_eq(v_load(valid), one);
         for (int c = 0; c < n; c++) {
             v_store(block + c * LANES, v_keep(mask, v_load(block + c * LANES)));
@@ -565,9 +579,9 @@ INLINE int is_plain_gradient(const pyce_job *job, const lane_rows *rows, int n, 
            rows->separate && by_fours(rows->to, rows, n) &&
            v_first(v_nlt(v_set1((real)LEAST_FACTOR), size)) < 0;
 }
-/* Writes it, scaled on the way to memory. */
+/* Writes it, scaled on the way to memory. Above COMPARED_CLASSES, `place` has the pivots as well. */
 INLINE void write_plain_gradient(const lane_rows *rows, int n, const real *block, vreal factor,
-                                 vreal pivot, vreal pivot_grad) {
+                                 vreal pivot, vreal pivot_grad, const int *place) {
     const pyce_operand *g = rows->to;
     element *out = (element *)g->data + rows->row * g->outer_stride;
     const int width = n < 4 ? n : 4, compare = n <= COMPARED_CLASSES;
@@ -583,12 +597,11 @@ INLINE void write_plain_gradient(const lane_rows *rows, int n, const real *block
         if (c + 4 >= n) break;
     }
     if (compare) return;
-    real grads[LANES], place[LANES];
+    real grads[LANES];
     v_store(grads, pivot_grad);
-    v_store(place, pivot);
     UNROLL
     for (int i = 0; i < LANES; i++) {
         if (place[i] < 0) continue;
-        m_storen(out + i * g->outer_stride + (int64_t)place[i], 1, v_set1(grads[i]));
+        m_storen(out + i * g->outer_stride + place[i], 1, v_set1(grads[i]));
     }
 }

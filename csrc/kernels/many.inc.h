@@ -23,6 +23,7 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
     const int64_t label = label_of(job->p, row);
     if (!is_valid(job->p, row)) return;
     next_block next = {0, 0, 0};
+    unsummed before = {0};
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
         const int64_t at = k * PYCE_BLOCK;
@@ -30,9 +31,10 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
         const real *b = job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
         const real max = next.x == block ? next.max : block_max(block, n);
         next = block_after(job, block, n, k, last);
-        block_statistics(job, block, at, n, max, index_within(label, at, n), b, room->e[0],
-                         blocks + k, 0, &next);
+        block_statistics(job, block, at, n, max, index_within(label, at, n), b, room->e[0], 0,
+                         blocks + k, 0, &next, &before);
     }
+    sum_block(&before);
 }
 
 static void finalize_row(const pyce_job *job, int64_t row, pyce_block *blocks, row_state *s) {
@@ -50,7 +52,8 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
     const pyce_operand *a = &job->p->logits, *g = &job->p->result;
     const element *x = (const element *)a->data + offset_of(a, row);
     element *result = (element *)g->data + offset_of(g, row);
-    const int valid = is_valid(job->p, row);
+    const int gradient = job->p->operation <= PYCE_BACKWARD;
+    const int valid = is_valid(job->p, row) && !(gradient && is_zero_row(job, s, 0));
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
         const int64_t at = k * PYCE_BLOCK;
@@ -66,8 +69,8 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
                 job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
             const normaliser norm = block_normaliser(blocks + k);
             next_block none = {0, 0, 0};
-            double error;
-            exp_block(block, n, &norm, -1, room->e[0], 0, &none, &error);
+            unsummed nothing = {0};
+            exp_block(block, n, &norm, room->e[0], 0, &none, &nothing);
             writer w = writer_of(job, s, 0, blocks + k, at, n, room->e[0], b, out);
             write_all(&w);
         }
@@ -144,7 +147,7 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
     const int store = pyce_has_result(p);
     const int compute = now->row >= 0 && is_valid(p, now->row);
     int write = store && before->row >= 0;
-    if (write && !is_valid(p, before->row)) {
+    if (write && (!is_valid(p, before->row) || is_zero_row(job, &before->state, 0))) {
         zero_row(job, before->row);
         write = 0;
     }
@@ -152,6 +155,7 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
     element *result = 0;
     int64_t label = -1;
     next_block next = {0, 0, 0};
+    unsummed last = {0};
     if (compute) {
         x = (const element *)a->data + offset_of(a, now->row);
         label = label_of(p, now->row);
@@ -176,8 +180,8 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
             real *e = store ? now->e + at : room->e[0];
             const real max = next.x == block ? next.max : block_max(block, n);
             next = block_after(job, block, n, k, job->blocks);
-            block_statistics(job, block, at, n, max, index_within(label, at, n), b, e,
-                             now->blocks + k, writing, &next);
+            block_statistics(job, block, at, n, max, index_within(label, at, n), b, e, store,
+                             now->blocks + k, writing, &next, &last);
         } else if (writing) {
             write_all(writing);
         }
@@ -185,6 +189,7 @@ static void next_row(const pyce_job *job, many_row *now, many_row *before, block
             scatter(room->out, n, result + at * g->class_stride, g->class_stride);
         }
     }
+    sum_block(&last);
     if (now->row >= 0) finalize_row(job, now->row, now->blocks, &now->state);
 }
 

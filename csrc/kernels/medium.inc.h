@@ -54,20 +54,26 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 /* -- exponentials --------------------------------------------------------------------------------- */
 
 /* Three things in one loop, so that none waits for the others: with `writes`, the row before, whose e
-   stand where this row's go, is written; with `adds`, the e of another row of the unit are added up;
-   and e of x is stored. */
+   stand where this row's go, is written: e·*row_factor, or with `softmax` e·(row_factor[0] +
+   row_factor[1]); with `adds`, the e of another row of the unit are added to *total (in memory, where
+   a target has FEW_REGISTERS); and e of x is stored. */
 HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
-                 real row_factor, element *out, const int adds, const real *other, vsum *total) {
-    const normaliser norm = all_lanes(row);
-    const vreal factor = v_set1(row_factor);
-    vsum sum = sum_zero();
+                 const int softmax, const real *row_factor, element *out, const int adds,
+                 const real *other, vsum *total) {
+    const row_exponential f = exponential_of(row);
+    const vreal factor = v_set1(writes ? *row_factor : 0);
+    const vreal factor_error = v_set1(softmax ? row_factor[1] : 0);
+    vsum in_registers, *sum = FEW_REGISTERS ? total : &in_registers;
+    if (adds) *sum = *total;
     int c = 0;
     for (; c + STEP <= n; c += STEP) {
         vreal v[STEP_VECTORS];
         if (writes) {
             UNROLL
             for (int j = 0; j < STEP_VECTORS; j++) {
-                m_store(out + c + j * LANES, v_mul(v_load(e + c + j * LANES), factor));
+                const vreal before = v_load(e + c + j * LANES);
+                m_store(out + c + j * LANES, softmax ? quotient_of(before, factor, factor_error)
+                                                     : v_mul(before, factor));
             }
         }
         UNROLL
@@ -76,19 +82,21 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
         }
         if (adds) {
             UNROLL
-            for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(&sum, other + c + j * LANES);
+            for (int j = 0; j < STEP_VECTORS; j++) sum_add_from(sum, other + c + j * LANES);
         }
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v[j] = m_load(x + c + j * LANES);
-        exps(v, STEP_VECTORS, norm);
+        row_exps(v, STEP_VECTORS, &f);
         UNROLL
         for (int j = 0; j < STEP_VECTORS; j++) v_store(e + c + j * LANES, v[j]);
     }
     for (; c < n; c += LANES) {
         const int left = n - c;
-        if (adds) sum_add_from(&sum, other + c);
+        if (adds) sum_add_from(sum, other + c);
         if (writes) {
-            const vreal g = v_mul(v_load(e + c), factor);
+            const vreal before = v_load(e + c);
+            const vreal g =
+                softmax ? quotient_of(before, factor, factor_error) : v_mul(before, factor);
             if (left >= LANES) {
                 m_store(out + c, g);
             } else {
@@ -96,31 +104,43 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
             }
         }
         /* There is room for whole vectors, and e past the last class is 0. */
-        const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
-        v_store(e + c, exp1(v, norm));
+        vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)-INFINITE);
+        row_exps(&v, 1, &f);
+        v_store(e + c, v);
     }
-    if (adds) *total = sum;
+    if (adds) *total = *sum;
 }
 /* One function for each kind, so that the loop has the registers to itself. */
 static __attribute__((noinline)) void exp_row_only(const element *x, int n,
                                                    const row_normaliser *norm, real *e) {
-    exp_row(x, n, norm, e, 0, 0, 0, 0, 0, 0);
+    exp_row(x, n, norm, e, 0, 0, 0, 0, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_row_write(const element *x, int n,
                                                     const row_normaliser *norm, real *e,
                                                     const real *factor, element *out) {
-    exp_row(x, n, norm, e, 1, *factor, out, 0, 0, 0);
+    exp_row(x, n, norm, e, 1, 0, factor, out, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_row_add(const element *x, int n,
                                                   const row_normaliser *norm, real *e,
                                                   const real *other, vsum *total) {
-    exp_row(x, n, norm, e, 0, 0, 0, 1, other, total);
+    exp_row(x, n, norm, e, 0, 0, 0, 0, 1, other, total);
 }
 static __attribute__((noinline)) void exp_row_write_add(const element *x, int n,
                                                         const row_normaliser *norm, real *e,
                                                         const real *factor, element *out,
                                                         const real *other, vsum *total) {
-    exp_row(x, n, norm, e, 1, *factor, out, 1, other, total);
+    exp_row(x, n, norm, e, 1, 0, factor, out, 1, other, total);
+}
+static __attribute__((noinline)) void exp_row_softmax(const element *x, int n,
+                                                      const row_normaliser *norm, real *e,
+                                                      const real *factor, element *out) {
+    exp_row(x, n, norm, e, 1, 1, factor, out, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_row_softmax_add(const element *x, int n,
+                                                          const row_normaliser *norm, real *e,
+                                                          const real *factor, element *out,
+                                                          const real *other, vsum *total) {
+    exp_row(x, n, norm, e, 1, 1, factor, out, 1, other, total);
 }
 
 /* -- writing ------------------------------------------------------------------------------------------ */
@@ -170,6 +190,14 @@ INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *
             c = n;
         }
     }
+    if (is_softmax(job)) {
+        const vreal f_error = v_set1(factor_error);
+        for (; c + LANES <= n; c += LANES) {
+            m_store(out + c, quotient_of(v_load(e + c), factor, f_error));
+        }
+        if (c < n) m_storen(out + c, n - c, quotient_of(v_load(e + c), factor, f_error));
+        return;
+    }
     for (; c + LANES <= n; c += LANES) m_store(out + c, v_mul(v_load(e + c), factor));
     if (c < n) m_storen(out + c, n - c, v_mul(v_load(e + c), factor));
     write_special(job, s, i, out);
@@ -180,7 +208,8 @@ INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *
 INLINE int is_plain_row(const pyce_job *job, const unit *u, int i) {
     return !COMPENSATED && !job->soft && job->p->operation != PYCE_LOG_SOFTMAX &&
            job->p->result.class_stride == 1 && (!job->streaming || u->stage) &&
-           is_valid(job->p, u->state.row + i) && !is_too_small(u->state.factor[i]);
+           is_valid(job->p, u->state.row + i) && !is_too_small(u->state.factor[i]) &&
+           !is_zero_row(job, &u->state, i);
 }
 /* Where row i of the unit is written to: contiguous rows only. */
 INLINE element *unit_result(const pyce_job *job, const unit *u, int i) {
@@ -201,7 +230,7 @@ INLINE void write_unit_row(const pyce_job *job, unit *u, int i) {
     const int streams = job->streaming && !u->stage; /* row by row */
     if (u->stage) out = stage_of(job, u) + (int64_t)i * n;
     real *e = u->e + i * u->stride;
-    if (!is_valid(p, row)) {
+    if (!is_valid(p, row) || (p->operation <= PYCE_BACKWARD && is_zero_row(job, s, i))) {
         for (int c = 0; c < n; c++) out[c] = 0;
     } else if (p->operation == PYCE_LOG_SOFTMAX) {
         write_log_softmax(unit_row(job, u, i), n, s, i, out);
@@ -282,12 +311,17 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
         real *e = u->e + i * u->stride;
         const real *other = last >= 0 ? u->e + last * u->stride : 0;
         if (together) {
-            const real factor = (real)before->state.factor[i];
+            real factor[2];
+            factor[0] = round_to_real(before->state.factor[i], 0, factor + 1);
             element *out = unit_result(job, before, i);
-            if (other) {
-                exp_row_write_add(x, n, &norm, e, &factor, out, other, &sums[last]);
+            if (other && is_softmax(job)) {
+                exp_row_softmax_add(x, n, &norm, e, factor, out, other, &sums[last]);
+            } else if (is_softmax(job)) {
+                exp_row_softmax(x, n, &norm, e, factor, out);
+            } else if (other) {
+                exp_row_write_add(x, n, &norm, e, factor, out, other, &sums[last]);
             } else {
-                exp_row_write(x, n, &norm, e, &factor, out);
+                exp_row_write(x, n, &norm, e, factor, out);
             }
             write_special(job, &before->state, i, out);
         } else if (other) {
@@ -319,7 +353,7 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
     }
     if (last >= 0) {
         real *e = u->e + last * u->stride;
-        sums[last] = sum_of_e(e, n, -1);
+        sum_of_e(&sums[last], e, n);
         if (last_pivot >= 0) e[last_pivot] = last_e;
     }
     if (write) flush_unit(job, before);

@@ -15,6 +15,12 @@ INLINE vd error_of_finite_sum(vd a, vd b, vd sum) {
 INLINE vd finite_error(vd error) { return vd_keep(vd_eq(vd_sub(error, error), vd_set1(0)), error); }
 INLINE vd error_of_sum(vd a, vd b, vd sum) { return finite_error(error_of_finite_sum(a, b, sum)); }
 
+/* a·b, and 0 where one of them is 0, whatever the other is. */
+INLINE vd product_or_0(vd a, vd b) {
+    const vd zero = vd_set1(0);
+    return vd_drop(vd_eq(b, zero), vd_drop(vd_eq(a, zero), vd_mul(a, b)));
+}
+
 /* An unevaluated sum value + error: error is small compared with value. */
 typedef struct {
     vd value, error;

@@ -3,13 +3,16 @@
  */
 #define TARGET avx2
 #define TARGET_NAME "avx2"
-/* Every processor with AVX2 and FMA has F16C, which older compilers cannot ask for. */
-#define TARGET_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define TARGET_SUPPORTED cpu_has(CPU_AVX2 | CPU_FMA)
+
+#include "cpu_x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define TARGET_END _Pragma("clang attribute pop")
 #else
+#pragma GCC push_options
+#define TARGET_END _Pragma("GCC pop_options")
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
@@ -18,6 +21,18 @@
 #endif
 
 #include <immintrin.h>
+/* clang-format off: in the order of dependence */
+#if defined(_MSC_VER)
+/* With Microsoft's headers, clang up to 18 includes only what the whole file is compiled for. */
+#include <pmmintrin.h>
+#include <tmmintrin.h>
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#endif
+/* clang-format on */
 #include <stdint.h>
 #include <string.h>
 
@@ -26,6 +41,10 @@
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 2
 #define VD_STEP 2
+/* Whether a step leaves no registers for constants and sums (see row_exponential in block.inc.h). HIDE(p)
+   hides from the compiler what the pointer p points to. */
+#define FEW_REGISTERS 1
+#define HIDE(p) __asm__("" : "+r"(p))
 /* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
    in lanes are compared with each class. */
 #define VF_LANE_STEP 1

@@ -3,11 +3,9 @@
  */
 #define TARGET avx512
 #define TARGET_NAME "avx512"
-/* __builtin_cpu_supports also asks whether the operating system saves the registers. */
-#define TARGET_SUPPORTED                                                                           \
-    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                    \
-     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                   \
-     __builtin_cpu_supports("fma"))
+#define TARGET_SUPPORTED cpu_has(CPU_AVX512 | CPU_FMA)
+
+#include "cpu_x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                      \
@@ -15,6 +13,8 @@
     apply_to = function)
 #define TARGET_END _Pragma("clang attribute pop")
 #else
+#pragma GCC push_options
+#define TARGET_END _Pragma("GCC pop_options")
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
@@ -23,6 +23,24 @@
 #endif
 
 #include <immintrin.h>
+/* clang-format off: in the order of dependence */
+#if defined(_MSC_VER)
+/* With Microsoft's headers, clang up to 18 includes only what the whole file is compiled for. */
+#include <pmmintrin.h>
+#include <tmmintrin.h>
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vldqintrin.h>
+#endif
+/* clang-format on */
 #include <stdint.h>
 #include <string.h>
 
@@ -31,6 +49,8 @@
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 4
 #define VD_STEP 4
+#define FEW_REGISTERS 0
+#define HIDE(p) ((void)(p))
 /* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
    in lanes are compared with each class. */
 #define VF_LANE_STEP 2

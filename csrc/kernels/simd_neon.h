@@ -23,6 +23,8 @@
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 1
 #define VD_STEP 1
+#define FEW_REGISTERS 0
+#define HIDE(p) ((void)(p))
 /* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
    in lanes are compared with each class. */
 #define VF_LANE_STEP 1

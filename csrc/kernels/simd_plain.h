@@ -6,8 +6,10 @@
  * targets agree bit for bit (except in the payload of NaN), so results do not depend on the
  * instruction set.
  */
+#include "cpu_x86.h"
+
 #ifndef PLAIN_FMA_SUPPORTED /* a test defines it as 0 */
-#define PLAIN_FMA_SUPPORTED __builtin_cpu_supports("fma")
+#define PLAIN_FMA_SUPPORTED cpu_has(CPU_FMA)
 #endif
 #ifndef TARGET
 #define TARGET plain
@@ -45,6 +47,8 @@
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 1
 #define VD_STEP 1
+#define FEW_REGISTERS 0
+#define HIDE(p) ((void)(p))
 /* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows
    in lanes are compared with each class. */
 #define VF_LANE_STEP 1

@@ -2,14 +2,17 @@
 
 static const real ones[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
 
-/* b = w·((1 − ε)·t + ε/C) of eight classes, with its rounding error. */
+/* b = w·((1 − ε)·t + ε/C) of eight classes, with its rounding error. Infinite w have no influence where
+   the other factor is 0, nor the other way round. */
 INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
     const vd on = vd_set1(job->on_value), off = vd_set1(job->off_value), zero = vd_set1(0);
-    const vd product = vd_mul(on, t), b = vd_add(product, off);
+    const vd product = vd_drop(vd_eq(on, zero), vd_mul(on, t)), b = vd_add(product, off);
     const vd product_error = vd_fma(on, t, vd_sub(zero, product));
     const vd error = vd_add(error_of_sum(product, off, b), product_error);
     const vd value_error = vd_fma(vd_set1(job->on_value_error), t, vd_set1(job->off_value_error));
-    return pair_mul(pair_of(b, vd_add(error, value_error)), pair_of(w, zero));
+    const vd_pair blended = pair_mul(pair_of(b, vd_add(error, value_error)), pair_of(w, zero));
+    const vd value = vd_drop(vd_eq(w, zero), vd_drop(vd_eq(b, zero), blended.value));
+    return pair_of(value, finite_error(blended.error));
 }
 
 /* Of n classes from `first` on, at outer position o and inner position i: b in the compute type. Of

@@ -33,8 +33,8 @@ INLINE void sum_add_errors(vsum *s, const vf errors[8]) {
     (void)s;
     (void)errors;
 }
-/* Adds b·(max − x), 0 where b is 0 whatever x is. With `one`, b is 1 everywhere and only
-   x is added: see sum_distance. */
+/* Adds b·(max − x), 0 where one of them is 0 whatever the other is. With `one`, b is 1 everywhere and
+   only x is added: see sum_distance. */
 INLINE void sum_add_loss(vsum *s, int one, vf b, vf b_error, vf max, vf x) {
     (void)b_error;
     if (one) {
@@ -42,6 +42,7 @@ INLINE void sum_add_loss(vsum *s, int one, vf b, vf b_error, vf max, vf x) {
         return;
     }
     x = vf_select(vf_eq(b, vf_set1(0)), max, x);
+    b = vf_drop(vf_eq(x, max), b);
     const vd lo = vd_sub(vf_widen_lo(max), vf_widen_lo(x));
     const vd hi = vd_sub(vf_widen_hi(max), vf_widen_hi(x));
     s->lo = vd_fma(vf_widen_lo(b), lo, s->lo);

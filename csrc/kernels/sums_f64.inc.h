@@ -46,8 +46,8 @@ INLINE void sum_add_loss(vsum *s, int one, vd b, vd b_error, vd max, vd x) {
     const vd product = vd_mul(b, distance);
     const vd product_error = vd_fma(b, distance, vd_sub(zero, product));
     const vd error = vd_fma(b, distance_error, vd_fma(b_error, distance, product_error));
-    const vdm none = vd_eq(b, zero);
-    sum_add(s, vd_drop(none, product));
+    const vdm none = vd_eq(b, zero), at_max = vd_eq(distance, zero);
+    sum_add(s, vd_drop(at_max, vd_drop(none, product)));
     s->error = vd_add(s->error, vd_drop(none, finite_error(error)));
 }
 /* sum_add_loss adds up the distances themselves. */

@@ -47,6 +47,11 @@ typedef struct {
     vreal least; /* magic plus the n of EXP_RANGE below the maximum: e is 0 below it */
 } normaliser;
 
+/* The normaliser of one row, or of one block of it. */
+typedef struct {
+    real shift, magic, least;
+} row_normaliser;
+
 INLINE normaliser normaliser_from(vreal shift, vreal exponent, vreal least) {
     normaliser r;
     r.shift = shift;
@@ -67,13 +72,18 @@ INLINE normaliser normalise(vreal max) {
 
 /* -- e of the compute type ------------------------------------------------------------------------ */
 
-/* exps computes e of `count` vectors in place, each operation for all of them before the next: one
-   vector's operations form a dependent chain that is longer than a processor looks ahead. */
+/* exps_with computes e of `count` vectors in place, each operation for all of them before the next: one
+   vector's operations form a dependent chain that is longer than a processor looks ahead. Each constant
+   is loaded for all of them just before its use. `row` is NULL, or the same normaliser as `s`; see
+   row_exponential in block.inc.h. */
 #define TOGETHER                                                                                   \
     UNROLL                                                                                         \
     for (int j = 0; j < count; j++)
 #include EXP_INC
 
+HOT void exps(vreal v[], const int count, normaliser s) {
+    exps_with(v, count, &s, 0, &constants_of_exp);
+}
 INLINE vreal exp1(vreal x, normaliser s) {
     exps(&x, 1, s);
     return x;

@@ -1,5 +1,8 @@
 /* Results along the class axis: out_c = factor·e_c − soft_factor·b_c, except at two special classes,
  * the pivot and the label, whose gradients finalize.inc.h computes.
+ *
+ * Softmax is e_c/S, rounded once: the error of the factor 1/S counts. So no probability is above 1, as S
+ * is at least e_c, and the error of a row's sum is that of rounding its probabilities.
  */
 
 /* -- factors too small for the compute type ----------------------------------------------------------- */
@@ -9,10 +12,14 @@
 INLINE int is_too_small(double factor) {
     return __builtin_fabs(factor) < LEAST_FACTOR && factor != 0;
 }
+INLINE int is_softmax(const pyce_job *job) { return job->p->operation == PYCE_SOFTMAX; }
+
 /* factor·scale with its error in *error (in: of factor); *lift is what e must be multiplied by. */
-INLINE double lifted_factor(double factor, double scale, double *error, real *lift) {
+INLINE double lifted_factor(const pyce_job *job, double factor, double scale, double *error,
+                            real *lift) {
     double product = factor * scale;
     *error *= scale;
+    if (is_softmax(job)) *error += __builtin_fma(factor, scale, -product);
     *lift = 1;
     if (is_too_small(product)) {
         product = factor * BIAS_FACTOR * scale;
@@ -50,7 +57,7 @@ INLINE writer writer_of(const pyce_job *job, const row_state *s, int lane, const
                         int64_t first, int n, real *e, const real *b, element *out) {
     double error = COMPENSATED ? s->factor_error[lane] : 0;
     real lift;
-    const double factor = lifted_factor(s->factor[lane], block->scale, &error, &lift);
+    const double factor = lifted_factor(job, s->factor[lane], block->scale, &error, &lift);
     if (lift != 1) {
         for (int c = 0; c < n; c++) e[c] *= lift;
     }
@@ -77,8 +84,15 @@ INLINE writer writer_of(const pyce_job *job, const row_state *s, int lane, const
     return w;
 }
 
-INLINE vreal scaled(const writer *w, vreal e) {
-    return v_scaled(e, v_set1(w->factor), v_set1(w->factor_error));
+/* e·(factor + error), rounded once. */
+INLINE vreal quotient_of(vreal e, vreal factor, vreal error) {
+    return v_fma(e, factor, v_mul(e, error));
+}
+
+/* `softmax`: whether the result is a probability. */
+INLINE vreal scaled(const writer *w, vreal e, const int softmax) {
+    const vreal factor = v_set1(w->factor), error = v_set1(w->factor_error);
+    return softmax ? quotient_of(e, factor, error) : v_scaled(e, factor, error);
 }
 
 /* t: n numbers from w->b + at. */
@@ -90,7 +104,7 @@ INLINE vreal scaled_soft(const writer *w, vreal e, vreal t, int at, int n) {
 }
 
 INLINE vreal result_at(const writer *w, vreal e, int at, int n) {
-    if (!w->b) return scaled(w, e);
+    if (!w->b) return scaled(w, e, is_softmax(w->job));
     const vreal t = n == LANES ? v_load(w->b + at) : v_loadn(w->b + at, n, 0);
     return scaled_soft(w, e, t, at, n);
 }
@@ -129,10 +143,12 @@ INLINE void write_vectors(writer *w, int count) {
         for (; at < end; at += LANES) {
             write_vector(w, at, with_special(w, result_at(w, v_load(e + at), at, LANES), at));
         }
+    } else if (is_softmax(w->job)) {
+        for (; at < end; at += LANES) write_vector(w, at, scaled(w, v_load(e + at), 1));
     } else if (w->streaming) {
-        for (; at < end; at += LANES) m_stream(w->out + at, scaled(w, v_load(e + at)));
+        for (; at < end; at += LANES) m_stream(w->out + at, scaled(w, v_load(e + at), 0));
     } else {
-        for (; at < end; at += LANES) m_store(w->out + at, scaled(w, v_load(e + at)));
+        for (; at < end; at += LANES) m_store(w->out + at, scaled(w, v_load(e + at), 0));
     }
     w->at = at;
 }

@@ -1,19 +1,19 @@
 """The protocol of backends, their registry, and the choice between them.
 
 A backend is one module or package in this package with the names of the protocol `Backend`. To add
-one, write it, add a line to `_REGISTRY` and its name to the types in `pyce._types`; tests and
-benchmarks take it from the registry. Backends import neither each other nor the registry nor the
-argument checks: they get a `Problem`, rely on it, and write to its arrays.
+one, write it, add a line to `_REGISTRY` with the function that imports it, and its name to the
+types in `pyce._types`; tests and benchmarks take it from the registry. Backends import neither each
+other nor the registry nor the argument checks: they get a `Problem`, rely on it, and write to its
+arrays.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from pyce._problem import Problem
@@ -147,16 +147,68 @@ class AtAddresses(Protocol):
         """
 
 
-# In order of preference: name, module that must be importable, what to do if it is not.
-# `preference` says when Numba precedes C.
-_REGISTRY: tuple[tuple[BackendName, str | None, str], ...] = (
-    (
-        "c",
-        "pyce._pyce",
-        "the C extension was not built: reinstall pyce where a C compiler is found",
-    ),
-    ("numba", "numba", "numba is not installed: pip install 'pyce[numba]'"),
-    ("numpy", None, ""),
+# Each backend is imported by a statement, not by a computed name: tools that freeze a program, such
+# as PyInstaller, include the modules that import statements name.
+
+
+def _import_c() -> Any:
+    from pyce._backends import c
+
+    return c
+
+
+def _import_numba() -> Any:
+    from pyce._backends import numba
+
+    return numba
+
+
+def _import_numpy() -> Any:
+    from pyce._backends import numpy
+
+    return numpy
+
+
+def _why_not_c() -> str | None:
+    reason = None
+    try:
+        # The extension imports it as well, but tools that freeze a program cannot see that.
+        import _cffi_backend  # noqa: F401
+    except ImportError as error:
+        reason = f"the C extension needs cffi: pip install cffi ({error})"
+    else:
+        try:
+            import pyce._pyce  # noqa: F401
+        except ImportError as error:
+            reason = f"{_why_no_extension(error)} ({error})"
+    if reason:
+        _broken["c"] = reason
+    return reason
+
+
+def _why_no_extension(error: ImportError) -> str:
+    """What to do about an error at the import of the extension, when cffi can be imported."""
+    if not isinstance(error, ModuleNotFoundError) or error.name != "pyce._pyce":
+        return "the C extension cannot be loaded"
+    if not os.path.isdir(os.path.dirname(__file__)):  # an archive, which extensions cannot be in
+        return "the C extension was not included in this program: add pyce._pyce, as a file"
+    return "the C extension was not built: reinstall pyce-kernels where a C compiler is found"
+
+
+def _why_not_numba() -> str | None:
+    # Importing numba takes a second, so it is imported at its first use only.
+    if not importlib.util.find_spec("numba"):
+        return "numba is not installed: pip install 'pyce-kernels[numba]'"
+    return "NUMBA_DISABLE_JIT is set" if _without_jit() else None
+
+
+# In order of preference: name, function that imports it, and function that returns why it cannot be
+# used on this machine, or None for a backend that always can. `preference` says when Numba precedes
+# C.
+_REGISTRY: tuple[tuple[BackendName, Callable[[], Any], Callable[[], str | None] | None], ...] = (
+    ("c", _import_c, _why_not_c),
+    ("numba", _import_numba, _why_not_numba),
+    ("numpy", _import_numpy, None),
 )
 NAMES: tuple[BackendName, ...] = tuple(name for name, _, _ in _REGISTRY)
 
@@ -168,6 +220,8 @@ _auto_reason = ""
 _broken: dict[str, str] = {}
 _default: BackendChoice = "auto"
 _chosen: ContextVar[BackendChoice | None] = ContextVar("pyce_backend", default=None)
+# The values of `_chosen` outside the blocks that this thread or task is in.
+_outer: ContextVar[tuple[BackendChoice | None, ...]] = ContextVar("pyce_outer", default=())
 
 
 def _environment() -> BackendChoice:
@@ -176,7 +230,7 @@ def _environment() -> BackendChoice:
 
 def check_name(name: Any, what: str = "backend") -> BackendChoice:
     """`name` if it is "auto" or a registered backend; else ValueError with the choices."""
-    if name != "auto" and name not in NAMES:
+    if not isinstance(name, str) or (name != "auto" and name not in NAMES):
         raise ValueError(f"{what} must be one of auto, {', '.join(NAMES)}; got {name!r}")
     return cast(BackendChoice, str(name))
 
@@ -187,20 +241,8 @@ def why_not(name: BackendName) -> str | None:
         return None
     if name in _broken:
         return _broken[name]
-    _, module, advice = _REGISTRY[NAMES.index(name)]
-    if module is None:
-        return None
-    if name == "numba":
-        # Importing numba takes a second, so it is imported at its first use only.
-        if not importlib.util.find_spec(module):
-            return advice
-        return "NUMBA_DISABLE_JIT is set" if _without_jit() else None
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        _broken[name] = f"{advice} ({error})"
-        return _broken[name]
-    return None
+    _, _, reason = _REGISTRY[NAMES.index(name)]
+    return reason() if reason else None
 
 
 def _without_jit() -> bool:
@@ -245,7 +287,8 @@ def load(name: BackendName) -> Backend:
     reason = why_not(name)
     if reason is None:
         try:
-            backend = cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+            _, import_backend, _ = _REGISTRY[NAMES.index(name)]
+            backend = cast(Backend, import_backend())
         except ImportError as error:
             reason = _broken[name] = f"{name} can't be imported: {error}"
         else:
@@ -331,14 +374,17 @@ def set_default(name: BackendChoice) -> None:
     _default = name
 
 
-def choose(name: BackendChoice) -> Token[BackendChoice | None]:
-    """Set the backend of this thread or task; returns the token for `unchoose`."""
+def choose(name: BackendChoice) -> None:
+    """Set the backend of this thread or task, until `unchoose`."""
     checked = check_name(name)
     if checked != "auto":
         load(checked)
-    return _chosen.set(name)
+    _outer.set((*_outer.get(), _chosen.get()))
+    _chosen.set(name)
 
 
-def unchoose(token: Token[BackendChoice | None]) -> None:
-    """Undo one `choose`."""
-    _chosen.reset(token)
+def unchoose() -> None:
+    """Undo the last `choose` of this thread or task."""
+    *outer, before = _outer.get()
+    _outer.set(tuple(outer))
+    _chosen.set(before)

@@ -20,6 +20,9 @@ With lse_square_scale λ, and w = w_y or, without a label, 1:
 No step is a difference of nearly equal numbers: where a one-hot target is a maximum, the last line
 is −s·G·A·R/S, that is A·(p_c − 1) without cancellation.
 
+A product with a factor b_c or s that is exactly 0 is 0, whatever the other factor is: a row without
+coefficients has the loss and the gradient 0 even if its logits are NaN.
+
 With float32 and half-type logits, float64 arithmetic makes no error that counts. With float64
 logits the same formulas are computed in pairs of float64 (`pyce._compensated`), so that little more
 than the last rounding remains.
@@ -40,7 +43,17 @@ from typing import Any
 import numpy as np
 
 from pyce import _fpenv
-from pyce._compensated import LOWEST, Number, Pair, exp, log1p, rounded, row_sum, zero_where
+from pyce._compensated import (
+    LOWEST,
+    Number,
+    Pair,
+    exp,
+    log1p,
+    product,
+    rounded,
+    row_sum,
+    zero_where,
+)
 from pyce._dtypes import compute_dtype
 from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Scalar
@@ -127,9 +140,11 @@ class _LossRows(_Rows):
 
     total, _lse_term: (rows,), A and λ·w·lse; the latter is None if λ is 0. For labels, b is ε/C·w_c
     at all classes, the soft-target term, and in addition (1 − ε)·w_y at the label.
+    nothing: (rows,), whether s is 0, or all b and λ·w are.
     """
 
     total: Number
+    nothing: Array
 
     def __init__(self, p: Problem, index: tuple[Any, ...], start: int, stop: int) -> None:
         super().__init__(np.moveaxis(p.logits, p.axis, -1)[index])
@@ -142,45 +157,56 @@ class _LossRows(_Rows):
             # The labels of ignored rows become any class: the rows' results are overwritten.
             self._labels = np.clip(p.labels[start:stop], 0, p.classes - 1)
             w = np.ones(stop - start) if p.weight is None else p.weight[self._labels]
-            self._b_label = self._on_value * w
+            self._b_label = product(self._on_value, w)
+            self.nothing = rounded(self._b_label) == 0.0
+            if self._soft and np.any(rounded(self._off_value) != 0.0):
+                self.nothing &= p.weight is not None and not p.weight.any()
             weights: Number = float(p.classes)
             if p.weight is not None and self._soft:
                 cuts = [row_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
                 weights = sum(cuts, self.number(0.0))
             self.total = self._off_value * weights + self._b_label
-            scale = p.lse_square_scale * w
+            scale = product(self.number(p.lse_square_scale), w)
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))
+            self.nothing = np.ones(stop - start, bool)
             for cut in self.cuts():
-                self.total = self.total + row_sum(self._b(cut))
-            scale = np.full(stop - start, p.lse_square_scale)
+                b = self._b(cut)
+                self.total = self.total + row_sum(b)
+                self.nothing &= ~np.any(rounded(b) != 0.0, axis=1)
+            scale = self.number(np.full(stop - start, p.lse_square_scale))
         self._lse_term: Number | None = None
         if p.lse_square_scale:
-            self._lse_term = (self.maximum + self.log_sum) * scale
+            self.nothing &= rounded(scale) == 0.0
+            self._lse_term = product(scale, self.maximum + self.log_sum)
+        if p.sample_weight is not None:
+            self.nothing |= p.sample_weight[start:stop] == 0.0
 
     def _b(self, cut: slice) -> Number:
         """b at the classes of `cut`, (rows, width); for labels its soft-target term, (width,)."""
         b = self._off_value
         if self._probs is not None:
-            b = self._on_value * _float64(self._probs[..., cut]) + b
-        return b * (np.ones(cut.stop - cut.start) if self._weight is None else self._weight[cut])
+            b = product(self._on_value, _float64(self._probs[..., cut])) + b
+        return product(
+            b, np.ones(cut.stop - cut.start) if self._weight is None else self._weight[cut]
+        )
 
     def losses(self, sample_weight: Array | float) -> Array:
         """ℓ, float64 (rows,)."""
         loss: Number = self.total * self.log_sum
-        # A term with b_c = 0 is 0 even if x_c is infinite.
+        # A term with b_c = 0 is 0 even if x_c is infinite, and at the maximum even if b_c is.
         if self._probs is None:
             at_label = np.take_along_axis(self._x, self._labels.reshape(*self._x.shape[:-1], 1), -1)
             below = self.number(self.maximum) - _float64(at_label)[:, 0]
-            loss = loss + zero_where(rounded(self._b_label) == 0.0, self._b_label * below)
+            loss = loss + product(self._b_label, below)
         if self._soft:
             for cut in self.cuts():
                 b = self._b(cut)
                 below = -self.exponentials(cut)[0]
-                loss = loss + row_sum(zero_where(rounded(b) == 0.0, b * below))
+                loss = loss + row_sum(product(b, below))
         if self._lse_term is not None:
-            loss = loss + self._lse_term * (self.maximum + self.log_sum)
+            loss = loss + product(self._lse_term, self.maximum + self.log_sum)
         losses: Array = rounded(loss * sample_weight)
         return losses
 
@@ -189,15 +215,15 @@ class _LossRows(_Rows):
         d, e = self.exponentials(cut)
         at_maximum = rounded(d) == 0.0
         factor = self.total * scale / (1.0 + self.rest)
-        lse_factor: Number = self.number(np.zeros(scale.shape))
+        lse_factor: Number = None
         if self._lse_term is not None:
-            lse_factor = self._lse_term * 2.0 * scale / (1.0 + self.rest)
+            lse_factor = product(self._lse_term * 2.0, scale) / (1.0 + self.rest)
             factor = factor + lse_factor
-        product = e * factor[:, np.newaxis]
+        difference = e * factor[:, np.newaxis]
         b = self._b(cut) if self._soft else self.number(np.zeros(at_maximum.shape[1]))
         if self._soft:
-            product = product - b * scale[:, np.newaxis]
-        g: Array = rounded(product)
+            difference = difference - b * scale[:, np.newaxis]
+        g: Array = rounded(difference)
         # The elements with a large b are computed again: of labels the one at the label, of
         # probabilities those at a maximum with b_c > A/2.
         if self._probs is None:
@@ -210,10 +236,18 @@ class _LossRows(_Rows):
             row, column = np.nonzero(at_maximum & (np.abs(rounded(b)) > half[:, np.newaxis]))
             b = b[row, column]
         total, rest, scale = self.total[row], self.rest[row], scale[row]
+        others = total - b if self._soft else 0.0  # Σ b of the other classes
+        sure = (others - total * rest / (1.0 + rest)) * scale
+        unsure = e[row, column] * factor[row] - b * scale
+        if lse_factor is not None:
+            sure = sure + lse_factor[row]
+        elif not self._soft:
+            # Of an infinite b both terms are infinite, but A·(p − 1) is not NaN.
+            unsure = np.where(np.isinf(rounded(b)), rounded(-b * scale), rounded(unsure))
         g[row, column] = np.where(
             at_maximum[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
-            rounded((total - b - total * rest / (1.0 + rest)) * scale + lse_factor[row]),
-            rounded(e[row, column] * factor[row] - b * scale),
+            rounded(sure),
+            rounded(unsure),
         )
         return g
 
@@ -258,13 +292,14 @@ def _run(p: Problem, losses: Array | None) -> None:
     valid = p.valid()
     scale = None if p.grad is None else p.row_scale()
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
-        ignored: Array | slice = slice(0) if valid is None else ~valid[start:stop]
+        ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
             rows = _LossRows(p, index, start, stop)
+            nothing = rows.nothing | ignored
             if losses is not None:
                 s = 1.0 if p.sample_weight is None else p.sample_weight[start:stop]
                 loss, lse = rows.losses(s), rows.lse()
-                loss[ignored] = lse[ignored] = 0.0
+                loss[nothing] = lse[ignored] = 0.0
                 losses[start:stop] = loss
                 if p.lse is not None:
                     p.lse[start:stop] = lse
@@ -274,7 +309,7 @@ def _run(p: Problem, losses: Array | None) -> None:
                 out = np.moveaxis(p.grad, p.axis, -1)[index]
                 for cut in rows.cuts():
                     g = rows.gradient(cut, scale[start:stop])
-                    g[ignored] = 0.0
+                    g[nothing] = 0.0
                     _store(out[..., cut], g)
 
 
@@ -327,12 +362,13 @@ def binary_cross_entropy(
     grad: Array | None,
     scale: float,
 ) -> float:
-    """With positive = w·v·t and negative = w·(1 − t), where v is the positive weight:
+    """With positive = v·t and negative = 1 − t, where v is the positive weight:
 
-        ℓ = positive·softplus(−x) + negative·softplus(x)
-        g = scale·(negative·σ(x) − positive·σ(−x))
+        ℓ = w·(positive·softplus(−x) + negative·softplus(x))
+        g = scale·w·(negative·σ(x) − positive·σ(−x))
 
     u = exp(−|x|) gives softplus(±x) = max(±x, 0) + log1p(u), and σ(±x) = 1/(1 + u) or u/(1 + u).
+    Products with a coefficient of 0 are 0.
     """
     number: Any = Pair if x.dtype == np.float64 else np.asarray
     sums = []
@@ -343,23 +379,23 @@ def binary_cross_entropy(
             positive = number(t[here].astype(np.float64))
             negative = 1.0 - positive
             if pos_weight is not None:
-                positive = positive * pos_weight[here]
-            if weight is not None:
-                positive, negative = positive * weight[here], negative * weight[here]
+                positive = product(positive, pos_weight[here].astype(np.float64))
+            w = 1.0 if weight is None else weight[here].astype(np.float64)
+            # Both coefficients are 0, or the weight is.
+            nothing = (rounded(positive) == 0.0) & (rounded(negative) == 0.0) | (w == 0.0)
             u = np.exp(-np.abs(logits))
             log1p_u = np.log1p(u)
-            losses = 0.0
+            losses = number(np.zeros(logits.shape))
             for coefficient, sign in ((positive, -1.0), (negative, 1.0)):
                 softplus = number(np.maximum(sign * logits, 0.0)) + log1p_u
-                # 0 times infinity is 0.
-                nothing = (rounded(coefficient) == 0.0) & np.isinf(rounded(softplus))
-                losses = zero_where(nothing, coefficient * softplus) + losses
-            losses = rounded(losses)
+                losses = losses + product(coefficient, softplus)
+            losses = rounded(zero_where(nothing, losses * w))
             sums.append(losses.sum())
             if loss is not None:
                 loss[here] = losses
             if grad is not None:
                 sigmoid = number(np.where(logits < 0.0, u, 1.0)) / (number(1.0) + u)
                 sigmoid_of_minus = number(np.where(logits < 0.0, 1.0, u)) / (number(1.0) + u)
-                grad[here] = rounded((negative * sigmoid - positive * sigmoid_of_minus) * scale)
+                slope = product(negative, sigmoid) - product(positive, sigmoid_of_minus)
+                grad[here] = rounded(zero_where(nothing, slope * w * scale))
     return float(np.sum(sums))

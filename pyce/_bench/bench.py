@@ -301,6 +301,8 @@ def show_times(run: Run) -> None:
             rows,
             left=2,
         )
+    if run.disturbed:
+        print(f"Note: {run.disturbed}")
 
 
 def _cell(item: Item | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -124,7 +125,7 @@ def _plain(change: Change) -> dict[str, object]:
         "workload": workload,
         "operation": operation,
         "candidate": candidate,
-        "ratio": change.ratio,
+        "ratio": None if math.isnan(change.ratio) else change.ratio,
         "p": change.p,
         "verdict": change.verdict,
     }
@@ -133,8 +134,8 @@ def _plain(change: Change) -> dict[str, object]:
 def _show(base: Run, found: list[Change], everything: bool) -> None:
     rows = [
         (*change.key, f"{change.ratio:.2f}", f"{change.p:.1g}", change.verdict)
-        for change in sorted(found, key=lambda change: -change.ratio)
-        if everything or change.verdict not in ("same", "unknown")
+        for change in sorted(found, key=lambda c: -math.inf if math.isnan(c.ratio) else -c.ratio)
+        if everything or change.verdict not in ("same", "unknown") or math.isnan(change.ratio)
     ]
     if rows:
         _cli.table(
@@ -150,4 +151,7 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
     counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
     print(f"against {base.path.name} of {base.when[:10]} {base.commit}: {counted}")
     if counts["unknown"]:
-        print("unknown: too few blocks for a verdict, because a single call takes long")
+        print(
+            "unknown: too few blocks for a verdict, because a single call takes long, or times "
+            "that are not positive numbers"
+        )

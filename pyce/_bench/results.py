@@ -17,6 +17,9 @@ The `extra_info` of each item holds:
 `machine_info["pyce"]` of the file is `_machine.fingerprint()`, and the bandwidth of memory in bytes
 per second: "bandwidth": {"read": …, "copy": …}. With `bench --isa`, the fingerprint's `isa` is the
 instruction set that C was held to, and its `kind` names both that and the widest one.
+
+`machine_info["others"]` is the mean number of processors that other programs used during the run,
+or None where that is not known.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from pyce._bench.others import DISTURBED
 from pyce._cli import Unusable
 
 Key = tuple[str, str, str]  # workload, operation, candidate
@@ -67,7 +71,12 @@ class Run:
     def items(self) -> dict[Key, Item]:
         found = {}
         for one in self.content["benchmarks"]:
-            item = Item(one["extra_info"], float(one["stats"]["median"]))
+            try:
+                item = Item(one["extra_info"], float(one["stats"]["median"]))
+                for name in ("blocks", "over_floor"):
+                    item.about[name] = [float(number) for number in item.about[name]]
+            except (TypeError, ValueError):
+                raise Unusable(f"{self.path} has something other than numbers as times") from None
             found[item.key] = item
         return found
 
@@ -75,6 +84,17 @@ class Run:
     def machine(self) -> dict[str, Any]:
         about: dict[str, Any] = self.content["machine_info"]["pyce"]
         return about
+
+    @property
+    def disturbed(self) -> str:
+        """A sentence about other programs that ran during the run; "" if they hardly did."""
+        others = self.content["machine_info"].get("others")
+        if others is None or others < DISTURBED:
+            return ""
+        return (
+            f"During the run, other programs used {others:.2g} processors on average, which "
+            "makes times longer and ratios less certain."
+        )
 
     @property
     def commit(self) -> str:
@@ -117,10 +137,30 @@ def load(path: Path) -> Run:
     return Run(path, content)
 
 
+class Lacking(Unusable, KeyError):
+    """A file lacks an entry that the files of `bench` and `check` have."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Entries(dict[str, Any]):
+    """A JSON object of the file `path`; an entry that it lacks raises `Lacking`."""
+
+    def __init__(self, path: Path, entries: dict[str, Any]) -> None:
+        super().__init__(entries)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise Lacking(
+            f"{self._path} lacks {name!r}: it was changed, or written by another version of pyce"
+        )
+
+
 def read(path: Path) -> Any:
-    """Read a JSON file. Raises `Unusable` if that fails."""
+    """Read a JSON file. Raises `Unusable` if that fails, and later for an entry that it lacks."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=partial(_Entries, path))
     except OSError as error:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:

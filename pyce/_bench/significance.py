@@ -37,7 +37,8 @@ class Change:
 
     ratio   : time after over time before, in the view that changed less; above 1 is slower
     p       : the larger p of the two two-sided tests, corrected for the number of tests
-    verdict : "slower", "faster", "same", or "unknown" if there are too few blocks
+    verdict : "slower", "faster", "same", or "unknown" if there are too few blocks, or if a time is
+              not a positive number; ratio is then NaN and p is 1
     """
 
     key: Key
@@ -48,11 +49,24 @@ class Change:
 
 def compare(before: Run, after: Run) -> list[Change]:
     """A `Change` for each of pyce's own items that both runs measured, in the order of `after`."""
-    pairs = [
+    both = [
         (key, before.items[key], item)
         for key, item in after.items.items()
         if key in before.items and item.about["kind"] in ("backend", "variant")
     ]
+    pairs = [(key, old, new) for key, old, new in both if is_measured(old) and is_measured(new)]
+    found = {change.key: change for change in _changes(pairs)}
+    return [found.get(key) or Change(key, math.nan, 1.0, "unknown") for key, _, _ in both]
+
+
+def is_measured(item: Item) -> bool:
+    """Whether all times of an item are positive numbers."""
+    times = [item.seconds, *(value for view in _VIEWS for value in view(item))]
+    return bool(seconds(item)) and all(0.0 < value < math.inf for value in times)
+
+
+def _changes(pairs: list[tuple[Key, Item, Item]]) -> list[Change]:
+    """The changes of (key, before, after) that have been measured."""
     views = [[(view(old), view(new)) for view in _VIEWS] for _, old, new in pairs]
     p_values = holm([max(_p(old, new) for old, new in pair) for pair in views])
     changes = [[_ratio(old, new) for old, new in pair] for pair in views]

@@ -152,8 +152,8 @@ def _errors(
         low &= np.sign(wide) * np.sign(right.hi) >= 0.0
         low &= (right.hi != 0.0) | (np.abs(wide) <= oracle.smallest_subnormal(got.dtype))
     error = np.where(normal, error, np.where(low, 0.0, np.inf))
-    if kind == "log_softmax":
-        error = np.where(wide > 0.0, np.inf, error)
+    if kind in ("softmax", "log_softmax"):
+        error = np.where(wide > (1.0 if kind == "softmax" else 0.0), np.inf, error)
     return error, normal
 
 

@@ -23,7 +23,7 @@ anyway, and the backward pass returns it. CPU tensors only.
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("pyce.torch needs PyTorch: pip install 'pyce[torch]'") from error
+    raise ImportError("pyce.torch needs PyTorch: pip install 'pyce-kernels[torch]'") from error
 
 from pyce.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from pyce.torch._patched import patched

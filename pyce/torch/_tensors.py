@@ -99,7 +99,7 @@ def as_array(tensor: Tensor) -> Any:
         import ml_dtypes
     except ImportError as error:
         raise ImportError(
-            "pyce.torch needs ml_dtypes here, for bfloat16: pip install 'pyce[torch]'"
+            "pyce.torch needs ml_dtypes here, for bfloat16: pip install 'pyce-kernels[torch]'"
         ) from error
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 

@@ -121,7 +121,7 @@ class LRCurve:
         Raises
         ------
         ImportError
-            If `to` is a file and matplotlib is not installed: pip install 'pyce[training]'.
+            If `to` is a file and matplotlib is not installed: pip install 'pyce-kernels[training]'.
         TypeError
             If `to` is neither axes nor a path.
         OSError
@@ -140,7 +140,7 @@ class LRCurve:
                 from matplotlib.figure import Figure
             except ImportError:
                 raise ImportError(
-                    "LRCurve.plot needs matplotlib: pip install 'pyce[training]'"
+                    "LRCurve.plot needs matplotlib: pip install 'pyce-kernels[training]'"
                 ) from None
             figure = Figure(figsize=(6.4, 4.0), layout="constrained")
             axes = self._draw(figure.add_subplot())

@@ -21,7 +21,10 @@ _DEEP, _FLOATS = "16-bit L", "L of floats"
 
 
 class _Picture(NamedTuple):
-    """An image of Pillow, and its mode. Images of _DEEP and _FLOATS have Pillow's mode F."""
+    """An image of Pillow, and its mode. Images of _DEEP and _FLOATS have Pillow's mode F.
+
+    float64 numbers, for which Pillow has no mode, stay an array (H, W).
+    """
 
     mode: str
     image: Any
@@ -37,7 +40,8 @@ def presize(
 ) -> Array:
     """Resize images of different sizes to one size, and return them as one array.
 
-    Pillow resizes them with bilinear interpolation, and with antialiasing where they shrink.
+    Pillow resizes them with bilinear interpolation, and with antialiasing where they shrink. Arrays
+    of float64, which Pillow would round to float32, are resized by the same formula in float64.
 
     Parameters
     ----------
@@ -50,7 +54,8 @@ def presize(
         Height and width of the results in pixels; one number for both.
     method : {"crop", "squash"}
         "crop" keeps the aspect ratio: it cuts the longer side equally at both ends to the ratio of
-        `size`. "squash" resizes both sides independently.
+        `size`, by fractions of a pixel where that is exact. "squash" resizes both sides
+        independently.
     mode : {"L", "RGB", "RGBA"}, optional
         Convert all images to gray, color, or color with alpha. It is needed if their modes differ.
         A conversion to RGB drops the alpha channel. Images of floats cannot be converted.
@@ -68,7 +73,7 @@ def presize(
     Raises
     ------
     ImportError
-        If Pillow is not installed: pip install 'pyce[training]'.
+        If Pillow is not installed: pip install 'pyce-kernels[training]'.
     TypeError
         If an image is none of these; the message names its index. If `images` is one image.
     ValueError
@@ -90,7 +95,7 @@ def presize(
     try:
         import PIL.Image as pillow
     except ImportError:
-        raise ImportError("presize needs Pillow: pip install 'pyce[training]'") from None
+        raise ImportError("presize needs Pillow: pip install 'pyce-kernels[training]'") from None
     height, width = _size(size)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
@@ -204,7 +209,8 @@ def _of_array(array: Array) -> _Picture:
     if array.ndim == 2 and array.dtype.kind == "u" and array.itemsize == 2:
         return _Picture(_DEEP, _of_floats(array))
     if array.ndim == 2 and array.dtype.kind == "f":
-        return _Picture(_FLOATS, _of_floats(array))
+        wide = array.dtype.itemsize > 4
+        return _Picture(_FLOATS, array.astype(np.float64) if wide else _of_floats(array))
     raise TypeError(
         f"is an array of {array.dtype} and the shape {array.shape}: uint8 is needed, or bool, "
         "uint16 or floats of two dimensions"
@@ -232,15 +238,55 @@ def _resized(picture: _Picture, height: int, width: int, method: str) -> _Pictur
     import PIL.Image as pillow
 
     image = picture.image
-    box = (0.0, 0.0, float(image.width), float(image.height))
-    if method == "crop":
-        scale = min(image.width / width, image.height / height)
-        left = (image.width - width * scale) / 2
-        top = (image.height - height * scale) / 2
-        box = (left, top, image.width - left, image.height - top)
+    if isinstance(image, np.ndarray):
+        across, down = image.shape[1], image.shape[0]
+    else:
+        across, down = image.size
+    box = crop_box(across, down, width, height)
+    if method == "squash":
+        box = (0.0, 0.0, float(across), float(down))
+    if isinstance(image, np.ndarray):
+        if (across, down) != (width, height):
+            image = _bilinear(image, height, box[1], box[3])
+            image = _bilinear(image.T, width, box[0], box[2]).T
+        return _Picture(picture.mode, image)
     return _Picture(
         picture.mode, image.resize((width, height), pillow.Resampling.BILINEAR, box=box)
     )
+
+
+def crop_box(across: int, down: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest box with the ratio width:height in the middle of `across` by `down` pixels.
+
+    Left, top, right and bottom, each the float nearest to the exact fraction. Computed from rounded
+    ratios, a side that is not cut could lie outside of the image by a rounding error.
+    """
+    if across * height <= down * width:  # as wide as the image
+        cut = down * width - across * height
+        return (0.0, cut / (2 * width), float(across), (2 * width * down - cut) / (2 * width))
+    cut = across * height - down * width
+    return (cut / (2 * height), 0.0, (2 * height * across - cut) / (2 * height), float(down))
+
+
+def _bilinear(values: Array, size: int, begin: float, end: float) -> Array:
+    """Resize begin…end of the first axis to `size` as Pillow's BILINEAR does, in float64.
+
+    The weights of the pixels around the center of a pixel of the result are a triangle, which
+    reaches as far on either side as a pixel of the image or of the result, whichever is larger.
+    """
+    scale = (end - begin) / size
+    reach = max(scale, 1.0)
+    centers = begin + (np.arange(size) + 0.5) * scale
+    first = np.floor(centers - reach).astype(int)
+    pixels = first[:, np.newaxis] + np.arange(int(2.0 * reach) + 3)
+    weights = 1.0 - np.abs(pixels + 0.5 - centers[:, np.newaxis]) / reach
+    weights[(weights < 0.0) | (pixels < 0) | (pixels >= len(values))] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    result = np.zeros((size, values.shape[1]))
+    for pixel, weight in zip(pixels.T, weights.T, strict=True):
+        here = weight != 0.0  # a pixel that is not finite affects its own neighbours alone
+        result[here] += weight[here, np.newaxis] * values[pixel[here]]
+    return result
 
 
 def _numbers(picture: _Picture, dtype: np.dtype[Any]) -> Array:

@@ -154,6 +154,39 @@ def test_a_row_alone_is_the_row_in_a_batch(c_backend, dtype, classes):
 
 
 @by_dtype
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_few_classes_with_index_targets(c_backend, dtype, classes, ignored):
+    """Sixteen rows together are computed in one way, unless NaN or infinity is among them."""
+    rows = 7 * 16 + 5
+    x, y = make(classes, rows, dtype)
+    y[y < 0] = 1
+    unusual = [16, 37, 63, 70, 80, 101]
+    x[16, y[16]] = x[37, (y[37] + 1) % classes] = np.nan
+    x[63, y[63]] = x[70, (y[70] + 1) % classes] = np.inf
+    x[80, y[80]] = -np.inf
+    x[101] = -np.inf
+    if ignored:
+        unusual += [47, 88]
+        y[[32, 47, 88, 111]] = -100
+        x[88] = np.nan
+    # Some gradients have factors below the normal numbers.
+    for axis, data, scale in ((-1, x, 1.0), (0, np.ascontiguousarray(x.T), -1e-37)):
+        loss, grad, lse = pyce.cross_entropy_with_grad(
+            data, y, axis=axis, reduction="none", return_lse=True
+        )
+        back = pyce.cross_entropy_backward(scale, data, y, lse, axis=axis, reduction="sum")
+        whole = (loss, np.moveaxis(grad, axis, -1), lse, np.moveaxis(back, axis, -1))
+        forward = pyce.cross_entropy(data, y, axis=axis, reduction="none", return_lse=True)
+        assert digest(forward) == digest((loss, lse))
+        for row in (*range(0, 64, 5), *unusual):
+            part = slice(row, row + 1)
+            got = pyce.cross_entropy_with_grad(x[part], y[part], reduction="none", return_lse=True)
+            back = pyce.cross_entropy_backward(scale, x[part], y[part], got[2], reduction="sum")
+            assert digest((*got, back)) == digest(value[part] for value in whole), row
+
+
+@by_dtype
 @by_classes
 @widest_isa
 def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):

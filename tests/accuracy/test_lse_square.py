@@ -110,6 +110,75 @@ def test_bad_rows_and_the_square_of_the_lse(backend):
     assert np.isfinite(loss[4])
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("classes", [3, 100, 2500])
+def test_rows_without_coefficients(backend, dtype, classes):
+    """A weight of 0 makes the term 0 as well; class weights of probabilities do not belong to it."""
+    rng = np.random.default_rng(classes)
+    x, y = rng.normal(size=(6, classes)).astype(dtype), np.full(6, 1)
+    weight, s = np.full(classes, 0.5), np.ones(6)
+    y[1] = weight[0] = 0
+    weight[-1] = np.inf  # of no row
+    s[4] = 0.0
+    x[[1, 4]] = np.nan
+    valid = np.array([0, 2, 3, 5])
+    options = {"lse_square_scale": 0.5, "reduction": "none"}
+    plain = {**options, "sample_weight": s[valid]}
+    for target, given in ((y, {"weight": weight}), (np.eye(classes)[y], {})):
+        with_nan = x.copy()
+        if target is not y:
+            with_nan[1] = 0.0
+        loss, grad, lse = pyce.cross_entropy_with_grad(
+            with_nan, target, sample_weight=s, return_lse=True, **given, **options
+        )
+        above = np.where(s == 0.0, np.inf, 1.0)
+        again = pyce.cross_entropy_backward(
+            above, with_nan, target, lse, sample_weight=s, **given, **options
+        )
+        bare = {"weight": np.full(classes, 0.5)} if given else {}
+        exact = oracle.reference(x[valid], target[valid], **bare, **plain)
+        check_loss(loss[valid], exact.loss)
+        for g in (grad, again):
+            check_array(g[valid], exact.grad, exact.terms)
+            assert (g[4] == 0).all()
+        assert loss[4] == 0
+        if given:
+            assert loss[1] == 0
+            assert (grad[1] == 0).all()
+            assert (again[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_probabilities_of_zero_leave_the_term(backend, dtype):
+    """lse² belongs to the row and not to its classes."""
+    for classes in (3, 100, 2500):
+        x = np.zeros((3, classes), dtype)
+        x[1] = np.nan
+        options = {"lse_square_scale": 1.0, "reduction": "none"}
+        loss, grad = pyce.cross_entropy_with_grad(x, np.zeros(x.shape), **options)
+        lse = np.log(classes)
+        np.testing.assert_allclose(loss[[0, 2]], lse**2, rtol=1e-6)
+        np.testing.assert_allclose(grad[[0, 2]], 2 * lse / classes, rtol=1e-6)
+        assert np.isnan(loss[1])
+        assert np.isnan(grad[1]).all()
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+def test_the_terms_cancel_in_all_classes_but_the_label(backend, dtype):
+    """A + 2λ·lse = 0: the gradient is −1 at the label and 0 elsewhere."""
+    for classes in (1, 3, 100, 2500):
+        x = np.full((20, classes), -np.inf, dtype)
+        x[:, 0] = -1.0
+        for options in ({}, {"label_smoothing": 0.5}):
+            if classes > 1 and options:
+                continue  # −inf at classes with b > 0
+            _, grad = pyce.cross_entropy_with_grad(
+                x, [0] * 20, lse_square_scale=0.5, reduction="none", **options
+            )
+            assert (grad[:, 0] == -1).all()
+            assert (grad[:, 1:] == 0).all()
+
+
 def test_a_scale_of_zero_changes_nothing(backend):
     x, y, _ = cases.Case("spread25", 100, ROWS).make(np.float32)
     one = pyce.cross_entropy_with_grad(x, y, lse_square_scale=0)
@@ -130,6 +199,6 @@ def test_a_scale_that_is_not_finite(backend, value):
     for call in calls:
         with pytest.raises(ValueError, match="lse_square_scale must be finite, got"):
             call(lse_square_scale=value)
-        with pytest.raises(TypeError, match="lse_square_scale must be a number"):
+        with pytest.raises(TypeError, match="lse_square_scale must be a real number"):
             call(lse_square_scale="1")
     assert (out == 7).all()

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -232,7 +233,63 @@ def test_list_of_floating_indices(backend):
     ids=lambda t: f"{t.dtype}{t.ndim}",
 )
 def test_targets_of_other_dtypes(backend, target):
-    check(TypeError, ["target"], X, target)
+    words = ["target", "class indices", "integer", "probabilities", target.dtype.kind != "O"]
+    words[-1] = str(target.dtype) if words[-1] else "Python objects"
+    check(TypeError, words, X, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Y > 0, ["bool", ".astype(int)", ".astype(float)"]),
+        ((Y > 0).tolist(), ["bool", ".astype(int)"]),
+        (list("abcdea"), ["<U1", "numpy.unique"]),
+        (np.array(list("abcdea"), object), ["Python objects", "numpy.unique"]),
+        (np.array(list("abcdea"), "S"), ["|S1", "numpy.unique"]),
+        (None, ["None"]),
+        ([None] * ROWS, ["Python objects"]),
+        (Y.astype("timedelta64[s]"), ["timedelta64[s]"]),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_labels_that_are_not_integers(backend, target, words):
+    """The message says what a target may be, and how to make it of this one."""
+    for call in (pyce.cross_entropy, pyce.nll_loss, pyce.log_loss, pyce.accuracy):
+        with pytest.raises(TypeError, match="target must be class indices") as caught:
+            call(T, target)
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_one_hot_targets_of_integers(backend):
+    """They have the shape of the logits, but an integer dtype."""
+    one_hot = np.eye(CLASSES, dtype=int)[Y]
+    check(ValueError, [(6, 5), (6,), "one-hot", "target.astype(float)"], X, one_hot)
+    expected = pyce.cross_entropy(X, Y)
+    np.testing.assert_allclose(pyce.cross_entropy(X, one_hot.astype(float)), expected)
+    assert pyce.accuracy(X, one_hot) == pyce.accuracy(X, Y)
+
+
+def test_errors_name_the_argument_as_the_caller_knows_it(backend):
+    for call, name in (
+        (pyce.nll_loss, "log_probs"),
+        (pyce.log_loss, "probs"),
+        (pyce.cross_entropy, "logits"),
+        (pyce.accuracy, "logits"),
+    ):
+        for kind, arguments, options in (
+            (TypeError, (X.astype(int), Y), {}),
+            (TypeError, (X, Y.astype(float)), {}),
+            (ValueError, (X, Y[:2]), {}),
+            (ValueError, (X, np.eye(4)), {}),
+            (ValueError, (X, Y), {"axis": 2}),
+            (ValueError, (X[:, :0], Y), {}),
+            (ValueError, (1.0, Y), {}),
+        ):
+            with pytest.raises(kind) as caught:
+                call(*arguments, **options)
+            assert re.search(rf"(?<!\w){name}(?!\w)", str(caught.value)), str(caught.value)
+            assert name == "logits" or "logits" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weight", "sample_weight"])
@@ -249,12 +306,88 @@ def test_numbers_that_are_not(backend):
     for bad in ("1.0", [1.0, 2.0], 1j):
         with pytest.raises(TypeError, match="grad_loss"):
             pyce.cross_entropy_backward(bad, X, Y, LSE)
-    with pytest.raises(TypeError):
-        pyce.cross_entropy(X, Y, axis=1.5)
-    with pytest.raises(TypeError):
-        pyce.cross_entropy(X, Y, ignore_index=1.5)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"threads must be an integer, got 1\.5"):
         pyce.set_num_threads(1.5)
+
+
+NOT_NUMBERS = [
+    "1",
+    b"1",
+    1j,
+    np.complex128(1.0),
+    np.timedelta64(1, "s"),
+    np.array("1"),
+    np.array(["1"]),
+    np.array([0.5]),
+    np.array(0.5 + 0j),
+    np.array(1, "timedelta64[s]"),
+    {},
+    None,
+]
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+def test_options_of_other_types(backend, value):
+    for name in ("axis", "ignore_index", "label_smoothing", "normalizer"):
+        if value is not None or name != "normalizer":
+            check(TypeError, [name], X, Y, **{name: value})
+    with pytest.raises(TypeError, match="grad_loss must be a real number"):
+        pyce.cross_entropy_backward(value, X, Y, LSE)
+    with pytest.raises(TypeError, match="top_k must be an integer"):
+        pyce.accuracy(X, Y, top_k=value)
+    with pytest.raises(TypeError, match="axis must be an integer"):
+        pyce.softmax(X, axis=value)
+    if value is not None:
+        with pytest.raises(TypeError, match="eps must be a real number"):
+            pyce.log_loss(T, Y, eps=value)
+    check(ValueError, ["reduction", "mean", "sum", "none"], X, Y, reduction=value)
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        pyce.binary_cross_entropy(X, T, reduction=value)
+    with pytest.raises(ValueError, match="auto, c, numba, numpy"):
+        pyce.set_backend(value)
+    with pytest.raises(ValueError, match="auto, c, numba, numpy"), pyce.use_backend(value):
+        pass
+
+
+@pytest.mark.parametrize("value", [np.array("mean"), np.array(["mean"]), ["mean"]], ids=repr)
+def test_names_that_are_arrays(backend, value):
+    check(ValueError, ["reduction", "mean", "sum", "none"], X, Y, reduction=value)
+    with pytest.raises(ValueError, match="auto, c, numba, numpy"):
+        pyce.set_backend(np.array("numpy"))
+
+
+def test_numbers_in_arrays_without_dimensions(backend):
+    """They count as numbers, and so do fractions, decimals and integers of NumPy."""
+    expected = pyce.cross_entropy(X, Y, label_smoothing=0.25, normalizer=2.0, ignore_index=1)
+    for smoothing in (np.array(0.25), np.float32(0.25), Fraction(1, 4), Decimal("0.25")):
+        for index in (np.array(1), np.int8(1), np.uint64(1)):
+            got = pyce.cross_entropy(
+                X,
+                Y,
+                label_smoothing=smoothing,
+                normalizer=np.array(2),
+                ignore_index=index,
+                axis=np.array(-1),
+                reduction=np.str_("mean"),
+            )
+            assert got == expected
+
+
+def test_a_tensor_that_numpy_cannot_read(backend):
+    torch = pytest.importorskip("torch")
+    tensor = torch.zeros(ROWS, CLASSES, dtype=torch.bfloat16)
+    for call in (pyce.softmax, lambda x: pyce.cross_entropy(x, Y)):
+        with pytest.raises(TypeError, match=r"pyce\.torch takes tensors"):
+            call(tensor)
+
+
+def test_frames_with_dtypes_of_pandas(backend):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X).astype("Float64")
+    with pytest.raises(TypeError, match=r"logits must be .*\.to_numpy\(dtype=...\) converts it"):
+        pyce.cross_entropy(frame, Y)
+    expected = pyce.cross_entropy(X, Y)
+    assert pyce.cross_entropy(frame.to_numpy(dtype=np.float64), Y) == expected
 
 
 # ---------------------------------------------------------------------------------------------
@@ -418,7 +551,7 @@ def test_unfit_out(backend, kind, word, out):
     for call in calls:
         with pytest.raises(kind, match=word) as caught:
             call()
-        messages.add(str(caught.value))
+        messages.add(re.sub(r"\bx\b", "the logits", str(caught.value)))
         assert np.asarray(out).tobytes() == before
     assert len(messages) == 1
 

@@ -36,7 +36,7 @@ def need(gigabytes):
     if IN_CI:
         return
     try:
-        with open("/proc/meminfo") as lines:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
             known = dict(line.split(":") for line in lines)
         available = int(known["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):

@@ -1,6 +1,7 @@
 """Which memory a call writes: `out`, in place, and never an input."""
 
 import numpy as np
+import pytest
 from samples import by_classes, by_dtype, sample
 
 import pyce
@@ -66,3 +67,23 @@ def test_inputs_are_never_written(backend):
     pyce.binary_cross_entropy_with_grad(x, t, weight=w, pos_weight=w)
     for a, copy in zip(inputs, copies, strict=True):
         np.testing.assert_array_equal(a, copy)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_out_in_the_byte_order_of_the_logits(backend, in_place):
+    x, y = sample(5)
+    expected = pyce.cross_entropy_with_grad(x, y)[1], pyce.softmax(x)
+    swapped = x.astype(x.dtype.newbyteorder())
+    for right, call in zip(
+        expected,
+        (
+            lambda x, out: pyce.cross_entropy_with_grad(x, y, out=out)[1],
+            lambda x, out: pyce.softmax(x, out=out),
+        ),
+        strict=True,
+    ):
+        given = swapped.copy()
+        out = given if in_place else np.empty_like(swapped)
+        assert call(given, out) is out
+        assert out.dtype == swapped.dtype
+        np.testing.assert_array_equal(out, right)

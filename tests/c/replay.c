@@ -15,6 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+#endif
 
 #include "pyce.h"
 #include "pyce_bench.h"
@@ -309,6 +313,9 @@ int main(int argc, char **argv) {
         }
     }
     pyce_set_thread_thresholds(1 << 10, 1 << 10); /* threads share small work as well */
+#if defined(_WIN32)
+    _setmode(_fileno(stdin), _O_BINARY);
+#endif
     char magic[8];
     get(magic, sizeof magic);
     if (memcmp(magic, "PYCECALL", 8)) {

@@ -1,18 +1,21 @@
-/* Several threads call the library while another one resizes its pool and the process forks.
+/* Several threads call the library while another one resizes its pool and the process forks. Without
+ * forks, threads begin and end meanwhile: on Windows, and under ThreadSanitizer.
  *
  *     threads [SECONDS]
  *
  * The exit status is 0 if every result has the same bytes, else 1. `make sanitize-threads` runs the
  * program under ThreadSanitizer, which does not support threads in a forked child, and without it.
  */
-#include <pthread.h>
+#include "platform.h"
+
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if !defined(_WIN32)
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
+#endif
 
 #include "pool.h"
 #include "pyce.h"
@@ -24,6 +27,12 @@
 #endif
 #endif
 
+#if defined(_WIN32) || defined(__SANITIZE_THREAD__)
+#define FORKS 0
+#else
+#define FORKS 1
+#endif
+
 enum { CALLERS = 6, SHAPES = 4, MOST = 40000 };
 
 static const struct {
@@ -33,7 +42,7 @@ static const struct {
 static float logits[MOST], expected[SHAPES][MOST];
 static int64_t labels[4000];
 static double expected_total;
-static _Atomic int wrong, stop;
+static _Atomic int wrong, stop, running;
 
 static int run(int which, int threads, float *grad) {
     float loss;
@@ -52,7 +61,16 @@ static int right(int which, int threads, float *grad) {
            total == expected_total;
 }
 
-static void *caller(void *argument) {
+static void rest(void) {
+#if defined(_WIN32)
+    Sleep(1);
+#else
+    const struct timespec pause = {.tv_nsec = 200000};
+    nanosleep(&pause, NULL);
+#endif
+}
+
+static platform_thread_result caller(void *argument) {
     unsigned seed = (unsigned)(uintptr_t)argument;
     float *grad = malloc(sizeof *grad * MOST);
     while (grad && !stop) {
@@ -60,20 +78,68 @@ static void *caller(void *argument) {
         if (!right((int)(seed >> 16) % SHAPES, 1 + (int)(seed >> 20) % 5, grad)) wrong = 1;
     }
     free(grad);
-    return NULL;
+    running--;
+    return 0;
 }
 
-static void *resizer(void *argument) {
+static platform_thread_result resizer(void *argument) {
     unsigned seed = 1;
     (void)argument;
     while (!stop) {
         seed = seed * 1103515245u + 12345u;
         pyce_pool_limit(1 + (int)(seed >> 16) % 5);
-        const struct timespec pause = {.tv_nsec = 200000};
-        nanosleep(&pause, NULL);
+        rest();
     }
-    return NULL;
+    running--;
+    return 0;
 }
+
+static void start(platform_thread_result (*run)(void *), int argument) {
+    platform_thread thread;
+    running++;
+    if (platform_start_thread(&thread, run, (void *)(uintptr_t)argument)) {
+        running--;
+        wrong = 1;
+    }
+}
+
+static int all_right(void) {
+    static float grad[MOST];
+    int fine = 1;
+    for (int i = 0; i < SHAPES; i++) fine &= right(i, 3, grad);
+    return fine;
+}
+
+#if FORKS
+static void come_and_go(void) {
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(30);
+        _exit(!all_right());
+    }
+    int status = 1;
+    if (child < 0 || waitpid(child, &status, 0) < 0 || status) {
+        fprintf(stderr, "child %d: %s, status %d\n", (int)child, strerror(errno), status);
+        wrong = 1;
+    }
+}
+#else
+static _Atomic int gone;
+
+static platform_thread_result visitor(void *argument) {
+    (void)argument;
+    if (!all_right()) wrong = 1;
+    gone = 1;
+    running--;
+    return 0;
+}
+
+static void come_and_go(void) {
+    gone = 0;
+    start(visitor, 0);
+    while (!gone && !wrong) rest();
+}
+#endif
 
 int main(int count, char **words) {
     const double seconds = count > 1 ? atof(words[1]) : 10;
@@ -86,34 +152,17 @@ int main(int count, char **words) {
                                   1, &expected_total)) {
         return 1;
     }
-    pthread_t threads[CALLERS + 1];
-    for (int i = 0; i < CALLERS; i++) {
-        pthread_create(threads + i, NULL, caller, (void *)(uintptr_t)(i + 1));
-    }
-    pthread_create(threads + CALLERS, NULL, resizer, NULL);
-    struct timespec begin, now;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    int forks = 0;
+    for (int i = 1; i <= CALLERS; i++) start(caller, i);
+    start(resizer, 0);
+    const int64_t begin = platform_now_ns();
+    int rounds = 0;
     do {
-#if defined(__SANITIZE_THREAD__)
-        sleep(1);
-#else
-        const pid_t child = fork();
-        if (child == 0) {
-            alarm(30);
-            static float grad[MOST];
-            int fine = 1;
-            for (int i = 0; i < SHAPES; i++) fine &= right(i, 3, grad);
-            _exit(!fine);
-        }
-        int status = 1;
-        if (child < 0 || waitpid(child, &status, 0) < 0 || status) wrong = 1;
-        forks++;
-#endif
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((double)(now.tv_sec - begin.tv_sec) < seconds && !wrong);
+        come_and_go();
+        rounds++;
+    } while ((double)(platform_now_ns() - begin) < seconds * 1e9 && !wrong);
     stop = 1;
-    for (int i = 0; i <= CALLERS; i++) pthread_join(threads[i], NULL);
-    printf("%d forks, %s\n", forks, wrong ? "WRONG" : "all right");
+    while (running) rest();
+    printf("%d %s, %s\n", rounds, FORKS ? "forks" : "threads began and ended",
+           wrong ? "WRONG" : "all right");
     return wrong;
 }

@@ -467,4 +467,4 @@ def test_a_missing_library_is_named(run_python):
     for missing in ("sklearn", "scipy.optimize"):
         code = f"import sys; sys.modules[{missing!r}] = None; import pyce.sklearn"
         error = run_python("-c", code, check=False).stderr.strip().splitlines()[-1]
-        assert error.startswith("ImportError: ") and "pip install 'pyce[sklearn]'" in error
+        assert error.startswith("ImportError: ") and "pip install 'pyce-kernels[sklearn]'" in error

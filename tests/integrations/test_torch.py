@@ -337,7 +337,7 @@ def test_pytorch_is_asked_for_by_the_name_of_the_extra(run_python):
         "try: pyce.torch\n"
         "except ImportError as error: print(error)"
     )
-    assert "pip install 'pyce[torch]'" in run_python("-c", code).stdout
+    assert "pip install 'pyce-kernels[torch]'" in run_python("-c", code).stdout
 
 
 # ---------------------------------------------------------------------------------------------

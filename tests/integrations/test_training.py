@@ -23,5 +23,5 @@ def test_a_missing_library_is_named_with_its_extra(run_python, module, code):
         "except ImportError as error:\n    print(error)"
     )
     said = run_python("-c", code).stdout
-    assert "pip install 'pyce[training]'" in said
+    assert "pip install 'pyce-kernels[training]'" in said
     assert said.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import one_isa
 
 from pyce.training import SGD, LinearClassifier, presize, train
+from pyce.training._presize import crop_box
 
 
 @pytest.fixture
@@ -322,3 +324,64 @@ def test_presized_images_train(pillow, backend):
     model = LinearClassifier(36, 2, seed=0)
     optimizer = SGD(model.parameters, lr=0.5)
     assert train(model, x, labels, optimizer, epochs=10, progress=False).accuracy[-1] == 1
+
+
+def exact_box(across, down, width, height):
+    """`crop_box` in fractions."""
+    scale = min(Fraction(across, width), Fraction(down, height))
+    left, top = (across - width * scale) / 2, (down - height * scale) / 2
+    return left, top, across - left, down - top
+
+
+def test_the_crop_box_is_that_of_exact_arithmetic():
+    """And within the image, for all sizes from 1 to 5000."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 5001, (20_000, 4))
+    sizes[:5000] = np.exp(rng.uniform(0, np.log(5000), (5000, 4))).astype(int)
+    sizes[5000:10_000, 3] = sizes[5000:10_000, 2]
+    for across, down, width, height in sizes.tolist():
+        box = crop_box(across, down, width, height)
+        assert box == tuple(map(float, exact_box(across, down, width, height)))
+        assert 0 <= box[0] < box[2] <= across and 0 <= box[1] < box[3] <= down
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (600, 450, 224),
+        (600, 450, 28),
+        (4032, 3024, 91),
+        (3024, 4032, 91),
+        (640, 480, (600, 453)),
+        (1024, 768, 331),
+        (333, 500, 150),
+        (1, 25, 7),
+        (5000, 1, 3),
+        (1, 1, 299),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_ordinary_sizes_are_cropped(pillow, width, height, size, dtype):
+    found = presize([np.full((height, width), 51, dtype)], size, dtype=dtype)
+    assert found.shape == (1, *(size if isinstance(size, tuple) else (size, size)))
+    np.testing.assert_allclose(found, 51, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (31, 20), (8, 6), (5, 7), (1, 1), (3, 90)])
+@pytest.mark.parametrize("method", ["crop", "squash"])
+def test_float64_keeps_its_digits(pillow, height, width, method):
+    """Images of float64 are resized as those of float32, by the same formula without rounding."""
+    image = np.random.default_rng(0).normal(size=(height, width))
+    found = presize([image], (8, 6), method, dtype=np.float64)[0]
+    single = presize([image.astype(np.float32)], (8, 6), method, dtype=np.float64)[0]
+    np.testing.assert_allclose(found, single, rtol=1e-5, atol=1e-6)
+    # float32 cannot tell these from a constant.
+    tiny = presize([1.0 + 1e-12 * image], (8, 6), method, dtype=np.float64)[0]
+    np.testing.assert_allclose((tiny - 1.0) * 1e12, found, rtol=0, atol=2e-3)
+    swapped = image.astype(image.dtype.newbyteorder())
+    np.testing.assert_array_equal(presize([swapped], (8, 6), method, dtype=float)[0], found)
+    # Unchanged if there is nothing to do, and a pixel that is NaN affects its neighbours alone.
+    np.testing.assert_array_equal(presize([image], (height, width), method, dtype=float)[0], image)
+    spoilt = np.zeros((40, 40))
+    spoilt[0, 0] = np.nan
+    assert np.isnan(presize([spoilt], 10, method, dtype=float)).sum() <= 4

@@ -1,9 +1,13 @@
 """`pyce.info()` and the command `python -m pyce`, which prints it."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pyce
+
+ROOT = str(Path(pyce.__file__).parents[1])
 
 
 def test_info(backend):
@@ -64,3 +68,22 @@ def test_command_tells_what_is_wrong(run_python):
     assert done.returncode == 2
     assert "cuda" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_command_tells_of_a_distribution_in_the_same_folder(run_python, tmp_path):
+    """The distribution pyce, or this project under its earlier name."""
+    assert "pip uninstall both" not in run_python("-m", "pyce", PYTHONPATH=ROOT).stdout
+    info = tmp_path / "pyce-2.0.0.dist-info"
+    info.mkdir()
+    text = "Metadata-Version: 2.1\nName: pyce\nVersion: 2.0.0\n"
+    (info / "METADATA").write_text(text, encoding="utf-8")
+    path = os.pathsep.join([ROOT, str(tmp_path)])
+    assert "pip uninstall both" in run_python("-m", "pyce", PYTHONPATH=path).stdout
+
+
+def test_files_are_opened_with_an_encoding(run_python):
+    """Python warns of others, and some projects turn that warning into an error."""
+    options = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
+    run_python(*options, "-c", "import pyce; pyce.info()")
+    run_python(*options, "-m", "pyce")
+    run_python(*options, "-c", "from pyce import _machine; _machine.fingerprint()")

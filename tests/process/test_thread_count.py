@@ -1,13 +1,16 @@
 """The number of threads: the setting, and the limits of CPU affinity and control groups."""
 
+import json
 import math
 import os
+import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import pyce
-from pyce import _threads
+from pyce import _machine, _threads
 
 
 def test_set_num_threads():
@@ -34,6 +37,72 @@ def test_threads_are_limited_by_the_process(monkeypatch):
     monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
     assert pyce.get_num_threads() == 4
+
+
+def kernel32(mask, works):
+    """A stand-in for the library with the affinity mask of a process on Windows."""
+
+    def get_mask(process, of_process, of_system):
+        of_process._obj.value, of_system._obj.value = mask, 0xFF
+        return works
+
+    return mock.Mock(GetProcessAffinityMask=mock.Mock(side_effect=get_mask))
+
+
+@pytest.mark.parametrize(
+    ("mask", "works", "expected"), [(0b1011, 1, 3), (2**64 - 1, 1, 64), (0, 1, 96), (3, 0, 96)]
+)
+def test_threads_are_limited_by_the_affinity_mask_on_windows(monkeypatch, mask, works, expected):
+    """A process on several groups of processors has no mask: then by the number of processors."""
+    libraries = {"kernel32": kernel32(mask, works)}
+    monkeypatch.setattr("ctypes.WinDLL", libraries.__getitem__, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
+    pyce.set_num_threads(10**6)
+    assert pyce.get_num_threads() == expected
+    assert _machine.processors() == expected
+
+
+# What Windows lacks of the standard library and of the file system.
+WITHOUT_POSIX = """
+import builtins, importlib, os, runpy, signal, subprocess, sys
+import numpy as np
+if os.environ["PYCE_BACKEND"] == "numba":
+    importlib.import_module("numba")
+for name in ("fork", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "getuid",
+             "geteuid", "getloadavg", "sysconf", "uname", "killpg", "setsid", "wait", "waitpid"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGALRM", "SIGKILL", "SIGUSR1", "SIGHUP", "alarm", "pthread_sigmask"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+
+def without(function):
+    def call(path=".", *rest, **options):
+        if str(path).startswith(("/proc", "/sys")):
+            raise FileNotFoundError(path)
+        return function(path, *rest, **options)
+    return call
+
+builtins.open, os.listdir = without(open), without(os.listdir)
+import pyce, pyce._machine
+assert pyce.get_num_threads() == pyce._machine.processors() == os.cpu_count()
+x, y = np.float32(np.random.default_rng(0).normal(size=(3000, 100))), np.zeros(3000, int)
+loss, grad = pyce.cross_entropy_with_grad(x, y)
+assert loss > 0 and abs(grad.sum()) < 1e-3
+pyce._machine.fingerprint()
+sys.argv = ["pyce", "--json"]
+runpy.run_module("pyce", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_nothing_needs_what_windows_lacks(backend, run_python):
+    done = run_python("-c", WITHOUT_POSIX, **backend.environment)
+    assert json.loads(done.stdout)["backend"] == backend.name
 
 
 AFFINITY = """
@@ -183,6 +252,6 @@ def test_a_control_group_with_a_strange_name(tmp_path):
     except OSError:  # not on every file system
         assert cgroup_quota(path, tmp_path / "fs") == float("inf")
         return
-    with open(group + b"/cpu.max", "w") as file:
+    with open(group + b"/cpu.max", "w", encoding="utf-8") as file:
         file.write("200000 100000\n")
     assert cgroup_quota(path, tmp_path / "fs") == 2

@@ -21,6 +21,16 @@ ORDERS = {
     ),
 }
 
+# Test isolation and notebooks import modules again.
+CLEAR = "for name in [n for n in sys.modules if n.split('.')[0] == 'pyce']: del sys.modules[name]"
+AGAIN = {
+    "reload": "import importlib, pyce\nimportlib.reload(pyce)\nimport threadpoolctl",
+    "reload, both known": "import importlib, pyce, threadpoolctl\nimportlib.reload(pyce)",
+    "cleared": f"import sys, pyce\n{CLEAR}\nimport pyce, threadpoolctl",
+    "cleared, both known": f"import sys, pyce, threadpoolctl\n{CLEAR}\nimport pyce",
+    "three times": f"import sys, pyce\n{CLEAR}\nimport pyce\n{CLEAR}\nimport pyce, threadpoolctl",
+}
+
 LIMIT = """
 import os, sys
 import numpy as np
@@ -57,6 +67,35 @@ def test_in_any_order(backend, run_python):
         variables = {"OPENBLAS_NUM_THREADS": "1", **backend.environment}
         done = run_python("-c", code + "\n" + LIMIT, **variables)
         assert done.stdout.split() == ["fine"], order
+
+
+@needs_proc
+def test_a_second_import(run_python):
+    """The finder of the first import is replaced; limits act on the module that is imported now."""
+    if "c" not in pyce.backends():
+        return
+    for again in AGAIN.values():
+        done = run_python("-c", f"{again}\n{LIMIT}", OPENBLAS_NUM_THREADS="1")
+        assert done.stdout.split() == ["fine"], again
+
+
+def test_a_finder_that_searches_all_finders(run_python):
+    """Another finder that does as pyce's does: they do not ask each other without end."""
+    code = """
+import sys, pyce
+
+class Other:
+    def find_spec(self, name, path=None, target=None):
+        if name == "threadpoolctl":
+            for finder in sys.meta_path:
+                if finder is not self and (spec := finder.find_spec(name, path, target)):
+                    return spec
+
+sys.meta_path.insert(1, Other())
+import threadpoolctl
+print(sum(i['user_api'] == 'pyce' for i in threadpoolctl.threadpool_info()))
+"""
+    assert run_python("-c", code).stdout.split() == ["1" if "c" in pyce.backends() else "0"]
 
 
 def test_it_is_not_imported(run_python):

@@ -110,12 +110,20 @@ def run_of(**options):
 
 
 def written_run(
-    tmp_path, name, items, kind="some-kind", when="2026-01-01T00:00:00", floor=1.0, **machine
+    tmp_path,
+    name,
+    items,
+    kind="some-kind",
+    when="2026-01-01T00:00:00",
+    floor=1.0,
+    others=None,
+    **machine,
 ):
     """A file with `items`: {(workload, operation, candidate): [time over the floor, by block]}.
 
     `machine` holds parts of the fingerprint that differ from `MACHINE`. `floor` is how many times
-    as fast it was as one that takes a microsecond.
+    as fast it was as one that takes a microsecond, `others` how many processors other programs
+    used.
     """
     benchmarks = []
     for (workload, operation, who), over in items.items():
@@ -133,7 +141,10 @@ def written_run(
         }
         benchmarks.append({"extra_info": info, "stats": {"median": statistics.median(over) * 1e-6}})
     content = {
-        "machine_info": {"pyce": {**MACHINE, "kind": kind, "pyce": "1.0", **machine}},
+        "machine_info": {
+            "pyce": {**MACHINE, "kind": kind, "pyce": "1.0", **machine},
+            "others": others,
+        },
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
         "datetime": when,
         "benchmarks": benchmarks,

@@ -32,7 +32,7 @@ def test_a_missing_extra(run_python, module, arguments):
     done = run_python("-c", code, check=False)
     assert done.returncode == UNUSABLE
     assert f"needs {module}" in done.stderr
-    assert "pip install 'pyce[bench]'" in done.stderr
+    assert "pip install 'pyce-kernels[bench]'" in done.stderr
 
 
 def test_tables_without_rich(run_python):

@@ -1,5 +1,6 @@
 """`python -m pyce compare`: which differences between two runs are significant."""
 
+import copy
 import json
 import re
 
@@ -177,3 +178,79 @@ def test_other_files_are_refused(tmp_path, content):
         path.write_text(content)
     with pytest.raises(Unusable, match=re.escape(str(path))):
         results.load(path)
+
+
+def without(content, path):
+    """A copy of a file's content without the entry at `path`."""
+    made = copy.deepcopy(content)
+    part = made
+    for name in path[:-1]:
+        part = part[name]
+    del part[path[-1]]
+    return made
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("datetime",),
+        ("benchmarks",),
+        ("machine_info",),
+        ("machine_info", "pyce", "kind"),
+        ("benchmarks", 0, "stats"),
+        ("benchmarks", 0, "stats", "median"),
+        *(("benchmarks", 0, "extra_info", name) for name in ("workload", "operation", "blocks")),
+        *(("benchmarks", 0, "extra_info", name) for name in ("candidate", "kind", "over_floor")),
+    ],
+    ids=lambda path: path[-1],
+)
+def test_a_file_that_lacks_an_entry(compared, capsys, tmp_path, path):
+    """One line says which file and entry, whichever of the two files it is."""
+    whole = written_run(tmp_path, "whole.json", noisy(1))
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(without(whole.content, path)))
+    orders = [(broken, whole.path), (whole.path, broken)]
+    # Only the date of the earlier file is shown.
+    for files in orders[:1] if path == ("datetime",) else orders:
+        status, text, errors = compared(*files)
+        assert status == UNUSABLE
+        assert errors.startswith("pyce: ") and errors.count("\n") == 1
+        assert str(broken) in errors
+        assert text == ""
+    assert main(["report", str(broken), "-o", str(tmp_path / "report")]) == UNUSABLE
+    errors = capsys.readouterr().err
+    assert errors.startswith("pyce: ") and errors.count("\n") == 1 and str(broken) in errors
+
+
+@pytest.mark.parametrize("value", ["fast", None, [1.0]])
+def test_a_file_whose_times_are_not_numbers(compared, tmp_path, value):
+    whole = written_run(tmp_path, "whole.json", noisy(1))
+    content = copy.deepcopy(whole.content)
+    content["benchmarks"][0]["stats"]["median"] = value
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    status, _, errors = compared(tmp_path / "broken.json", whole.path)
+    assert status == UNUSABLE and "broken.json" in errors
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("part", ["median", "blocks", "over_floor"])
+def test_times_that_are_no_times_are_unknown(compared, tmp_path, value, part):
+    """They are not "same", and the other items are compared as if they were not there."""
+    before = written_run(tmp_path, "a.json", noisy(1))
+    content = written_run(tmp_path, "b.json", noisy(2, 1.3)).content
+    entry = content["benchmarks"][5]
+    if part == "median":
+        entry["stats"]["median"] = value
+    else:
+        entry["extra_info"][part] = [value] * 8
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    for files in ((before.path, tmp_path / "b.json"), (tmp_path / "b.json", before.path)):
+        status, text, _ = compared(*files, "--json")
+        changes = json.loads(text)["changes"]
+        assert [c["workload"] for c in changes if c["verdict"] == "unknown"] == ["w5"]
+        assert changes[5]["ratio"] is None
+        verdict = "slower" if files[0] is before.path else "faster"
+        assert [c["workload"] for c in changes if c["verdict"] == verdict] == ["w0", "w1", "w2"]
+        assert status == (FAILED if verdict == "slower" else FINE)
+        status, text, _ = compared(*files)
+        assert "w5" in text and "1 unknown" in text and "not positive numbers" in text

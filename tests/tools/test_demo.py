@@ -276,7 +276,7 @@ def test_a_missing_extra(run_python, module):
     code += "from pyce.__main__ import main; sys.exit(main(['demo']))"
     done = run_python("-c", code, check=False)
     assert (done.returncode, done.stdout) == (UNUSABLE, "")
-    wanted = f"pyce: `python -m pyce demo` needs {module}: pip install 'pyce[training]'\n"
+    wanted = f"pyce: `python -m pyce demo` needs {module}: pip install 'pyce-kernels[training]'\n"
     assert done.stderr == wanted
 
 

@@ -1,14 +1,21 @@
 """Packages, pinned versions and the workflows of CI agree with the tree."""
 
+import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from setuptools import Extension
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parents[2]
 if not (ROOT / "setup.py").exists():
@@ -55,11 +62,177 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(packed):
 
 
 def test_the_sdist_has_what_building_needs(packed):
-    listed = set((packed / "pyce.egg-info" / "SOURCES.txt").read_text().splitlines())
+    listed = set((packed / "pyce_kernels.egg-info" / "SOURCES.txt").read_text().splitlines())
     assert files(ROOT / "csrc") | files(ROOT / "pyce") <= listed
     docs = {n for n in files(ROOT / "docs") if "/." not in n and not n.endswith(".toml")}
     assert files(ROOT / "examples") | docs <= listed
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= listed
+
+
+def test_windows_compiles_with_clang(monkeypatch, tmp_path):
+    """Setuptools' class for Microsoft's compiler gets clang-cl, and options that it understands."""
+
+    class Compiler:
+        compiler_type = "msvc"
+        initialized = False
+
+        def initialize(self):
+            self.initialized, self.cc = True, "cl.exe"
+            self.compile_options = ["/nologo", "/O2", "/W3", "/GL", "/DNDEBUG", "/MD"]
+
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    use_clang = runpy.run_path(str(ROOT / "setup.py"))["use_clang"]
+    clang = tmp_path / "clang-cl"
+    clang.write_text("")
+    clang.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    compiler = Compiler()
+    extension = Extension(
+        "a", [], extra_compile_args=["-O2", "-std=gnu11"], extra_link_args=["-pthread"]
+    )
+    use_clang(compiler, extension)
+    assert compiler.initialized
+    assert compiler.cc == str(clang)
+    assert compiler.compile_options == ["/nologo", "/O2", "/W3", "/DNDEBUG", "/MD"]
+    assert extension.extra_compile_args == ["/clang:-O2", "/clang:-std=gnu11"]
+    assert extension.extra_link_args == []
+    clang.unlink()
+    with pytest.raises(CompileError, match="clang-cl is needed"):
+        use_clang(Compiler(), extension)
+
+
+# `setup.py bdist_wheel` in a Python with or without a GIL. Instead of compiling for a minute, it
+# copies a file to the place of the extension.
+BUILD_WHEEL = """
+import runpy, shutil, sys, sysconfig
+from pathlib import Path
+sysconfig.get_config_vars()["Py_GIL_DISABLED"] = {free_threaded}
+from setuptools.command import build_ext
+
+def build(self, extension):
+    if not {compiles}:
+        raise OSError("no compiler")
+    path = Path(self.get_ext_fullpath(extension.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy("README.md", path)
+
+build_ext.build_ext.build_extension = build
+sys.argv = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", "dist"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of what building needs."""
+    place = tmp_path_factory.mktemp("copy")
+    ignore = shutil.ignore_patterns("*.so", "*.o", "__pycache__", "_pyce.c")
+    for folder in ("csrc", "pyce"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    return place
+
+
+def wheel(copy, **options):
+    """Of a wheel that is built there: tag, names of the extensions, metadata and messages."""
+    shutil.rmtree(copy / "dist", ignore_errors=True)
+    command = [sys.executable, "-W", "ignore", "-c", BUILD_WHEEL.format(**options)]
+    variables = {k: v for k, v in os.environ.items() if k != "PYCE_REQUIRE_C"}
+    done = subprocess.run(
+        command, cwd=copy, capture_output=True, text=True, timeout=120, env=variables
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (copy / "dist").iterdir()
+    with zipfile.ZipFile(path) as file:
+        names = [n for n in file.namelist() if n.endswith((".so", ".pyd"))]
+        (info,) = (n.removesuffix("/WHEEL") for n in file.namelist() if n.endswith("/WHEEL"))
+        about = file.read(f"{info}/WHEEL").decode()
+    name, _, tag = path.stem.split("-", 2)
+    assert name == "pyce_kernels" and f"Tag: {tag}\n" in about
+    return tag, [n.removeprefix("pyce/_pyce") for n in names], about, done.stderr
+
+
+@pytest.mark.parametrize("free_threaded", [0, 1])
+def test_the_tag_of_a_wheel_with_the_extension(copy, free_threaded):
+    """The stable ABI where there is one: free-threaded Python has none before 3.15."""
+    tag, names, about, _ = wheel(copy, free_threaded=free_threaded, compiles=True)
+    cpython, stable = sys.implementation.name == "cpython", sys.version_info >= (3, 15)
+    assert "Root-Is-Purelib: false" in about
+    if not cpython or (free_threaded and not stable):
+        version = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+        assert not cpython or tag.startswith(f"{version}-{version}")
+        assert names == [sysconfig.get_config_var("EXT_SUFFIX")]
+    else:
+        python = "cp315" if stable else "cp310"
+        assert tag.startswith(f"{python}-abi3.abi3t-" if free_threaded else f"{python}-abi3-")
+        assert len(names) == 1 and "abi3" in names[0]
+
+
+@pytest.mark.parametrize("free_threaded", [0, 1])
+def test_the_tag_of_a_wheel_without_the_extension(copy, free_threaded):
+    """Nothing of an earlier build is left in it, and the message names what to install."""
+    wheel(copy, free_threaded=free_threaded, compiles=True)
+    tag, names, about, said = wheel(copy, free_threaded=free_threaded, compiles=False)
+    assert (tag, names) == ("py3-none-any", [])
+    assert "Root-Is-Purelib: true" in about
+    assert "WITHOUT its C kernels" in said and "--no-cache-dir pyce-kernels\n" in said
+
+
+# ---------------------------------------------------------------------------------------------
+# The name of the distribution, which is not that of the import
+
+
+def tree():
+    """The text files of the project, without what is built and measured."""
+    made = re.compile(
+        r"(?:^|/)(?:\.(?!ci/|github/)|build/|dist/|__pycache__|bench/(?:results|baselines)/)"
+    )
+    for path in sorted(ROOT.rglob("*")):
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix in {".so", ".png", ".pyc", ".o"} or made.search(name) or path.is_dir():
+            continue
+        if not name.endswith(("test_packaging.py", "test_documentation.py")):
+            yield name, path.read_text(encoding="utf-8", errors="replace")
+
+
+def wrong_advice(text):
+    """Every command or requirement in a text that names the distribution `pyce`."""
+    command = r"\b(?:pip|pip3|pipx|uv|uv pip|uv tool) (?:install|add|download|run)\b[^\n#]*"
+    for found in re.finditer(command, text):
+        if re.search(r"(?<![\w./-])pyce(?![\w-]|\.\w|/)", found[0]):
+            yield found[0]
+    yield from re.findall(r"(?<![\w.])pyce\[(?!\{)[a-z]+[^\]]*\]", text)
+
+
+def test_no_advice_installs_another_project():
+    assert {name: found for name, text in tree() if (found := list(wrong_advice(text)))} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install pyce", True),
+        ("pip install --upgrade 'pyce[numba]'", True),
+        ("python -m pip install numpy pyce  # both", True),
+        ("uv add pyce", True),
+        ("needs 'pyce[torch]'", True),
+        ('all = ["pyce[numba,torch]"]', True),
+        ("pip install pyce-kernels", False),
+        ("pip install 'pyce-kernels[numba]'", False),
+        ("pip install '.[bench]'", False),
+        ('machine["pyce"][0]', False),
+    ],
+)
+def test_wrong_advice_is_found(text, wrong):
+    assert bool(list(wrong_advice(text))) == wrong
+
+
+def test_the_readme_says_that_the_names_differ():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 'name = "pyce-kernels"' in PROJECT
+    assert len(re.findall(r"unrelated project", text)) == 1
 
 
 # ---------------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ from pyce._backends.numba._math import (
     log1p,
     log1p_short,
     normaliser,
+    product_or_zero,
     scale_pair,
+    scale_pair_or_zero,
     two_product,
     two_sum,
     unit_float32,
@@ -153,32 +155,32 @@ def collect(s: Array, a: Array, n: Index) -> None:
 
 @jit
 def coefficient_float32(t: Real, weight: Real, k: Any) -> Real:
-    """b = weight·((1 − ε)·t + ε/C)."""
-    return weight * fma(t, k.on_value, k.off_value)
+    """b = weight·((1 − ε)·t + ε/C); 0 if a factor is, whatever the other is."""
+    t = 0.0 if k.on_value == 0.0 else t
+    return product_or_zero(weight, fma(t, k.on_value, k.off_value))
 
 
 @jit
 def coefficient_float64(t: Real, weight: Real, k: Any) -> Any:
-    """b = weight·((1 − ε)·t + ε/C) as a pair."""
-    u, u_error = scale_pair(k.on_value, k.on_error, t)
+    """b = weight·((1 − ε)·t + ε/C) as a pair; 0 if a factor is, whatever the other is."""
+    u, u_error = scale_pair_or_zero(k.on_value, k.on_error, t)
     u, error = two_sum(u, k.off_value)
-    return scale_pair(u, u_error + (error + k.off_error), weight)
+    return scale_pair_or_zero(u, u_error + (error + k.off_error), weight)
 
 
 @jit
 def cost_float32(b: Real, m: Real, x: Real) -> Real:
-    """b·(m − x); 0 if b = 0, also for x = −inf."""
-    cost = b * (m - x)
-    return 0.0 if b == 0.0 else cost
+    """b·(m − x); 0 if b = 0, also for x = −inf, and if x = m, also for an infinite b."""
+    return product_or_zero(b, m - x)
 
 
 @jit
 def cost_float64(b: Real, b_error: Real, m: Real, x: Real) -> Any:
-    """b·(m − x) as a pair; 0 if b = 0, also for x = −inf."""
+    """b·(m − x) as a pair; 0 if b = 0 or x = m, as `cost_float32`."""
     gap, gap_error = two_sum(m, -x)
     cost, error = two_product(b, gap)
     error = finite_or_zero(error + fma(b, gap_error, b_error * gap))
-    return 0.0 if b == 0.0 else cost, 0.0 if b == 0.0 else error
+    return 0.0 if (b == 0.0) | (gap == 0.0) else cost, 0.0 if b == 0.0 else error
 
 
 @jit
@@ -224,18 +226,23 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         log += rest - rest  # NaN if a logit is: the maximum may not show it
         a[LOG + v] = log + invalid
         a[_LSE + v] = m + log
-        on_term = a[LABEL_WEIGHT + v] * k.on_value
+        on_term = product_or_zero(a[LABEL_WEIGHT + v], k.on_value)
         total = a[SOFT_TOTAL + v] + on_term
         a[_ON_TERM + v] = on_term
         a[_TOTAL + v] = total
-        cost = on_term * a[_LABEL_GAP + v]
-        loss = fma(total, log, 0.0 if on_term == 0.0 else cost) + a[SOFT_COST + v]
-        lse_term = k.lse_square_scale * a[_LSE_WEIGHT + v] * (m + log)
-        loss = fma(lse_term, m + log, loss)
+        cost = product_or_zero(on_term, a[_LABEL_GAP + v])
+        loss = fma(total, log, cost) + a[SOFT_COST + v]
+        factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
+        a[_COMPLEMENT + v] = factor * rest
+        if k.lse_square_scale != 0.0:
+            lse_scale = product_or_zero(k.lse_square_scale, a[_LSE_WEIGHT + v])
+            lse_term = product_or_zero(lse_scale, m + log)
+            loss += product_or_zero(lse_term, m + log)
+            added = product_or_zero(2.0 * lse_term, a[_SCALE + v]) / (1.0 + rest)
+            a[_COMPLEMENT + v] -= added
+            factor += added
         a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
-        scale = a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
-        a[_COMPLEMENT + v] = fma(total, rest, -2.0 * lse_term) * scale
-        a[FACTOR + v] = fma(2.0, lse_term, total) * scale * unit
+        a[FACTOR + v] = factor * unit
 
 
 @jit
@@ -251,9 +258,9 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         a[LOG_ERROR + v] = log_error
         a[_LSE + v] = m + (log + log_error)
 
-        on_term, on_term_error = scale_pair(k.on_value, k.on_error, a[LABEL_WEIGHT + v])
+        on_term, on_term_error = scale_pair_or_zero(k.on_value, k.on_error, a[LABEL_WEIGHT + v])
         total, total_error = two_sum(a[SOFT_TOTAL + v], on_term)
-        total_error += on_term_error + a[SOFT_TOTAL_ERROR + v]
+        total_error = finite_or_zero(total_error + (on_term_error + a[SOFT_TOTAL_ERROR + v]))
         a[_ON_TERM + v] = on_term
         a[_ON_TERM_ERROR + v] = on_term_error
         a[_TOTAL + v] = total
@@ -264,21 +271,24 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         gap = a[_LABEL_GAP + v]
         cost, error = two_product(on_term, gap)
         error = finite_or_zero(error + fma(on_term, a[_LABEL_GAP_ERROR + v], on_term_error * gap))
-        cost = 0.0 if on_term == 0.0 else cost
+        cost = 0.0 if (on_term == 0.0) | (gap == 0.0) else cost
         cost_error = 0.0 if on_term == 0.0 else error
         loss, error = two_sum(loss, cost)
         loss_error += finite_or_zero(error) + cost_error
         loss, error = two_sum(loss, a[SOFT_COST + v])
         loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
-        lse, lse_error = two_sum(m, log)
-        lse_error += log_error
-        weight, weight_error = two_product(k.lse_square_scale, a[_LSE_WEIGHT + v])
-        term, term_error = scale_pair(weight, weight_error, lse)
-        term_error += weight * lse_error
-        square, error = scale_pair(term, term_error, lse)
-        loss_error += finite_or_zero(fma(term, lse_error, error))
-        loss, error = two_sum(loss, square)
-        loss_error += finite_or_zero(error)
+        lse_term, lse_term_error = 0.0, 0.0  # λ·w·lse
+        if k.lse_square_scale != 0.0:
+            lse, lse_error = two_sum(m, log)
+            lse_error += log_error
+            weight = a[_LSE_WEIGHT + v]
+            weight, weight_error = scale_pair_or_zero(k.lse_square_scale, 0.0, weight)
+            lse_term, error = scale_pair_or_zero(weight, weight_error, lse)
+            lse_term_error = finite_or_zero(fma(weight, lse_error, error))
+            square, error = scale_pair_or_zero(lse_term, lse_term_error, lse)
+            loss_error += finite_or_zero(fma(lse_term, lse_error, error))
+            loss, error = two_sum(loss, square)
+            loss_error += finite_or_zero(error)
         sample_weight = a[_SAMPLE_WEIGHT + v]
         loss, error = two_product(loss, sample_weight)
         a[_LOSS + v] = loss + finite_or_zero(fma(loss_error, sample_weight, error)) + invalid
@@ -289,16 +299,22 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         scaled, scaled_error = scale_pair(total, total_error, a[_SCALE + v])
         factor = scaled * inverse + (invalid + a[_NAN + v])
         factor_error = (fma(-factor, sum_, scaled) + scaled_error - factor * sum_error) * inverse
-        complement = fma(factor, rest, fma(factor, rest_error, factor_error * rest))
-
-        # scale·2λ·w·lse/S in the same way.
-        scaled, scaled_error = scale_pair(2.0 * term, 2.0 * term_error, a[_SCALE + v])
-        added = scaled * inverse + (invalid + a[_NAN + v])
-        added_error = (fma(-added, sum_, scaled) + scaled_error - added * sum_error) * inverse
-        a[_COMPLEMENT + v] = complement - (added + added_error)
-        factor, error = two_sum(factor, added)
+        factor_error = finite_or_zero(factor_error)
+        error = finite_or_zero(fma(factor, rest_error, factor_error * rest))
+        a[_COMPLEMENT + v] = fma(factor, rest, error)
         a[FACTOR + v] = factor * UNBIAS
-        a[FACTOR_ERROR + v] = (factor_error + added_error + error) * UNBIAS
+        a[FACTOR_ERROR + v] = factor_error * UNBIAS
+        if k.lse_square_scale != 0.0:
+            # scale·2λ·w·lse/S in the same way.
+            scaled, scaled_error = scale_pair_or_zero(lse_term, lse_term_error, 2.0 * a[_SCALE + v])
+            added = scaled * inverse + (invalid + a[_NAN + v])
+            error = (fma(-added, sum_, scaled) + scaled_error - added * sum_error) * inverse
+            added_error = finite_or_zero(error)
+            a[_COMPLEMENT + v] -= added + added_error
+            factor, error = two_sum(factor, added)
+            error = finite_or_zero(error) + (factor_error + added_error)
+            a[FACTOR + v] = factor * UNBIAS
+            a[FACTOR_ERROR + v] = error * UNBIAS
 
 
 _finalize_lanes = by_dtype(_finalize_lanes_float32, _finalize_lanes_float64)
@@ -348,8 +364,12 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
 @jit
 def finalize(
     s: Array, a: Array, ignored: Array, any_ignored: bool, row: Index, n: Index, k: Any, job: Any
-) -> None:
-    """From the sums of rows row:row+n: write losses and lse, compute the gradient at the labels."""
+) -> bool:
+    """From the sums of rows row:row+n: write losses and lse, compute the gradient at the labels.
+
+    Mark rows whose coefficients are all 0 in `ignored`, since their losses and gradients are 0,
+    too. Are some rows marked?
+    """
     if job.labels.size:
         for v in range(n):
             gap, gap_error = two_sum(a[MAX_64 + v], -a[LABEL_LOGIT + v])
@@ -368,14 +388,45 @@ def finalize(
                 job.losses[row + v] = 0.0
             if ignored[v] and job.lse.size:
                 job.lse[row + v] = 0.0
+    if job.weight.size or job.sample_weight.size or job.probs.size:
+        soft = job.probs.size > 0 or k.off_value != 0.0
+        for v in range(n):
+            if _without_coefficients(a, v, soft, k):
+                ignored[v] = True
+                any_ignored = True
+                if job.losses.size:
+                    job.losses[row + v] = 0.0
     if job.labels.size:
         for v in range(n):
-            off_term, off_term_error = scale_pair(k.off_value, k.off_error, a[LABEL_WEIGHT + v])
+            off_term, off_term_error = scale_pair_or_zero(
+                k.off_value, k.off_error, a[LABEL_WEIGHT + v]
+            )
             b, error = two_sum(off_term, a[_ON_TERM + v])
             b_error = off_term_error + (error + a[_ON_TERM_ERROR + v])
             top = a[_LABEL_GAP + v] == 0.0
             terms = gradient_terms(a, v)
-            a[LABEL_GRADIENT + v] = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
+            g = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
+            if abs(b) == np.inf and k.off_value == 0.0 and k.lse_square_scale == 0.0:
+                # A·(p − 1), although A·p and b are both infinite.
+                g = -terms.complement if top else -b * terms.scale
+            a[LABEL_GRADIENT + v] = g
+    return any_ignored
+
+
+@jit
+def _without_coefficients(a: Array, v: Index, soft: bool, k: Any) -> Any:
+    """Whether the sample weight of lane v is 0, or all its b and λ·w are.
+
+    Of a soft-target term Σ b and Σ b·(m − x) tell, which may also cancel: they are asked only where
+    the result would be NaN.
+    """
+    nothing = a[_ON_TERM + v] == 0.0
+    nothing &= product_or_zero(k.lse_square_scale, a[_LSE_WEIGHT + v]) == 0.0
+    if soft:
+        doubtful = a[LOG + v] + a[_SCALE + v] + a[_SAMPLE_WEIGHT + v]
+        sums_are_0 = (a[SOFT_TOTAL + v] == 0.0) & (a[SOFT_COST + v] == 0.0)
+        nothing = nothing & sums_are_0 & (doubtful - doubtful != 0.0)
+    return nothing | (a[_SAMPLE_WEIGHT + v] == 0.0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -416,7 +467,8 @@ def _pair_gradient(e: Real, row: Any, b: Real, b_error: Real, top: Any) -> Real:
     p, p_error = scale_pair(row.factor, row.factor_error, e)
     q, q_error = scale_pair(b, b_error, row.scale)
     sure = ((row.total - b) + (row.total_error - b_error)) * row.scale - row.complement
-    return sure if top and abs(b) > 0.5 * abs(row.total) else (p - q) + (p_error - q_error)
+    unsure = (p - q) + finite_or_zero(p_error - q_error)
+    return sure if top and abs(b) > 0.5 * abs(row.total) else unsure
 
 
 @jit

@@ -44,6 +44,20 @@ def finite_or_zero(a: Real) -> Real:
     return a if a - a == 0.0 else 0.0
 
 
+@jit
+def product_or_zero(a: Real, b: Real) -> Real:
+    """a·b, and 0 if one of them is 0, whatever the other is."""
+    return 0.0 if (a == 0.0) | (b == 0.0) else a * b
+
+
+@jit
+def scale_pair_or_zero(a: Real, a_error: Real, factor: Real) -> Any:
+    """`scale_pair`, and 0 if a or the factor is 0, whatever the other is."""
+    p, p_error = scale_pair(a, a_error, factor)
+    zero = (a == 0.0) | (factor == 0.0)
+    return 0.0 if zero else p, 0.0 if zero else finite_or_zero(p_error)
+
+
 # ---------------------------------------------------------------------------------------------
 # exp
 #

@@ -321,7 +321,7 @@ def rows(piece: Index, pieces: Index, job: Any) -> None:
             )
             if labelled and store:
                 a[LABEL_EXP + v] = grad[first + label[v]]
-        finalize(s, a, ignored, any_ignored, row, n, k, job)
+        any_ignored = finalize(s, a, ignored, any_ignored, row, n, k, job)
         if grad.size == 0:
             continue
         for v in range(n):

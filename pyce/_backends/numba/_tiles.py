@@ -238,7 +238,7 @@ def tiles(piece: Index, pieces: Index, job: Any) -> None:
         if labelled:
             for v in range(n):
                 a[LABEL_EXP + v] = tile[label[v] * lanes + v]
-        finalize(s, a, ignored, any_ignored, row, n, k, job)
+        any_ignored = finalize(s, a, ignored, any_ignored, row, n, k, job)
         if grad.size == 0:
             continue
         if job.log_softmax:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from pyce._bench.formats import ratio
+
 
 class Line(NamedTuple):
     """One goal on one workload: the figure measured, its limit as "≤ 1.25" or "≥ 7"."""
@@ -19,6 +21,15 @@ class Line(NamedTuple):
     figure: float
     limit: str
     met: bool
+
+    @property
+    def measured(self) -> str:
+        """The figure with three digits, or with more if a missed limit has the same three."""
+        limit = float(self.limit.split()[1])
+        digits = 3
+        while not self.met and float(f"{self.figure:.{digits}g}") == limit and digits < 17:
+            digits += 1
+        return f"{self.figure:.{digits}g}" if digits > 3 else ratio(self.figure)
 
 
 def content_of(lines: list[Line]) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def _machine(shown: Shown) -> Section:
         ["pyce", about["pyce"] + (f", commit {run.commit}" if run.commit else "")],
         ["libraries", ", ".join(f"{name} {v}" for name, v in about["versions"].items())],
         ["measured", run.when.replace("T", " ")[:19]],
+        ["other programs", run.disturbed],
         ["file", run.path.name],
         ["kind of machine", about["kind"]],
     ]
@@ -278,7 +279,7 @@ def _goals(lines: list[Line]) -> Section:
         if not line.met:
             bad.add(number)
             word = f"missed by {_missed(line)}"
-        cells.append([line.about, line.workload, word, line.limit, ratio(line.figure)])
+        cells.append([line.about, line.workload, word, line.limit, line.measured])
     table = Table(["goal", "workload", "", "limit", "measured"], cells, 3, bad=bad)
     text = f"{len(lines) - len(bad)} of {len(lines)} are met."
     return Section("Goals", "goals", text, tables=[table])

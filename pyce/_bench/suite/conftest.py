@@ -9,13 +9,16 @@ import pytest
 from pyce import _machine
 from pyce._bench import floors
 from pyce._bench.measure import Effort, Timings
+from pyce._bench.others import Others
 from pyce._bench.suite.plan import Plan
 
 PLAN = pytest.StashKey[Plan]()
+OTHERS = pytest.StashKey[Others]()
 
 
 def pytest_configure(config: Any) -> None:
     given = config.pluginmanager.getplugin("pyce-bench")
+    config.stash[OTHERS] = Others()
     config.stash[PLAN] = plan = given.plan if given else Plan()
     if config.getoption("benchmark_disable"):
         plan.effort = Effort(blocks=1, rounds=1, seconds=0, most=0)
@@ -49,6 +52,7 @@ def plan(request: Any) -> Plan:
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     machine_info["pyce"] = {**_machine.fingerprint(), "bandwidth": floors.bandwidth()}
+    machine_info["others"] = config.stash[OTHERS].processors()
 
 
 class in_turn:

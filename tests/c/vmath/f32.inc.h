@@ -23,9 +23,15 @@ static void maxima(const float *max, double *e, float *exponents) {
         const vf m = vf_load(max + i);
         const normaliser s = normalise(m);
         vd exact[2];
-        exp_max(m, s, exact);
+        vf rounded;
+        exp_max(m, s, exact, &rounded);
         vd_store(e + i, exact[0]);
         vd_store(e + i + 8, exact[1]);
+        float found[16], expected[16];
+        vf_store(found, rounded);
+        vf_store(expected, exp1(m, s));
+        /* A number that no bound allows. */
+        if (memcmp(found, expected, sizeof found)) e[i] = -1;
         vf_store(exponents + i, s.exponent);
     }
 }

@@ -27,7 +27,12 @@ BY_HAND = (
     (r"csrc/kernels/medium\.inc\.h", "            e[pivot] = 0;", ";", "pivot not excluded"),
     (_KERNELS, "        *at[i] = 0;", ";", "pivot not excluded"),
     # The pivot's exponential is not restored.
-    (_KERNELS, "if (pivot >= 0) e[pivot] = saved;", "", "pivot not restored"),
+    (
+        _KERNELS,
+        "if (u->pivot >= 0 && u->kept) u->e[u->pivot] = u->pivot_e;",
+        "",
+        "pivot not restored",
+    ),
     (_KERNELS, "*at[i] = pivot_e[i];", ";", "pivot not restored"),
     # Not the largest of all.
     (_KERNELS, "return v_max(m0, m1);", "return m0;", "wrong maximum"),

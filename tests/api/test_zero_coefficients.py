@@ -1,0 +1,230 @@
+"""0 · inf = 0 · NaN = 0: a factor that is exactly 0 makes its term 0, on every backend.
+
+The coefficient of a class is b = s·w·((1 − ε)·t + ε/C), with the sample weight s, the class weight
+w and the target's probability t. The expected values here are computed from the definition.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from samples import by_float, every_way, near, sample
+
+import pyce
+
+INF, NAN = math.inf, math.nan
+# Few, some and many classes use different kernels.
+by_classes = pytest.mark.parametrize("classes", [3, 100, 2500])
+
+
+def times(a, b):
+    """a·b, 0 if one of them is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.where((a == 0) | (b == 0), 0.0, np.multiply(a, b))
+
+
+def expected_rows(x, target, weight, s, smoothing):
+    """Losses and gradients of float64 rows (N, C) from their definition."""
+    rows, classes = x.shape
+    labels = np.ndim(target) == 1
+    t = np.eye(classes)[target] if labels else target
+    b = times(s[:, np.newaxis], times(weight, times(1.0 - smoothing, t) + smoothing / classes))
+    with np.errstate(all="ignore"):
+        m = x.max(1, keepdims=True)
+        lse = m + np.log(np.exp(x - m).sum(1, keepdims=True))
+        p = np.exp(x - lse)
+        losses = np.where(b == 0, 0.0, b * (lse - x)).sum(1)
+        if labels and not smoothing:
+            gradients = b[np.arange(rows), target, np.newaxis] * (p - t)
+        else:
+            gradients = b.sum(1, keepdims=True) * p - b
+    bad = np.isnan(lse[:, 0]) | np.isinf(lse[:, 0])
+    losses[bad] = gradients[bad] = NAN
+    nothing = (b == 0).all(1)
+    losses[nothing] = gradients[nothing] = 0.0
+    return losses, gradients
+
+
+def check(x, target, *, weight=None, sample_weight=None, smoothing=0.0, axis=-1):
+    """Compare losses and gradients, fused and from the saved lse, with `expected_rows`."""
+    rows, classes = x.shape
+    w = np.ones(classes) if weight is None else weight
+    s = np.ones(rows) if sample_weight is None else sample_weight
+    wide = x.astype(np.float64)
+    losses, gradients = expected_rows(wide, target, w, s, smoothing)
+    options = {
+        "weight": weight,
+        "sample_weight": sample_weight,
+        "label_smoothing": smoothing,
+        "axis": axis,
+    }
+    layout = (lambda a: np.ascontiguousarray(a.T)) if axis == 0 else (lambda a: a)
+    target = layout(target) if np.ndim(target) == 2 else target
+    loss, grad, back = every_way(layout(x), target, reduction="none", **options)
+    size = 1.0 + np.abs(gradients[np.isfinite(gradients)]).max(initial=0.0)
+    near(loss, losses, x.dtype, size)
+    near(layout(grad), gradients, x.dtype, size)
+    near(layout(back), gradients, x.dtype, size)
+    near(pyce.cross_entropy(layout(x), target, reduction="sum", **options), losses.sum(), x.dtype)
+    if np.isfinite(wide).all():
+        p = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True))
+        p -= wide.max(1, keepdims=True)
+        for values, function in ((p, pyce.nll_loss), (np.exp(p), pyce.log_loss)):
+            got = function(layout(values), target, reduction="none", **options)
+            near(got, losses, np.float32, size)
+
+
+@by_classes
+@by_float
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_of_classes_without_a_target(backend, dtype, classes, value, axis):
+    """Counts of absent classes, 1/0: index labels and probabilities that are 0 there."""
+    x, y = sample(classes, rows=9)
+    x = x.astype(dtype)
+    y %= classes - 1
+    weight = np.linspace(0.5, 2.0, classes)
+    weight[-1] = value
+    check(x, y, weight=weight, axis=axis)
+    t = np.random.default_rng(1).random(x.shape)
+    t[:, -1] = 0.0
+    check(x, t, weight=weight, axis=axis)
+    # Smoothing gives the class a part of every target.
+    loss = pyce.cross_entropy(x, y, weight=weight, label_smoothing=0.1, reduction="none")
+    np.testing.assert_array_equal(loss, np.full(9, value))
+
+
+@by_classes
+@by_float
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+def test_an_infinite_weight_at_the_target(backend, dtype, classes, soft):
+    """An infinite loss in these rows, also where the target is the maximum; none in the others."""
+    x, y = sample(classes, rows=9)
+    x = x.astype(dtype)
+    x[1, y[1]] = 30.0
+    weight = np.ones(classes)
+    weight[y[:2]] = INF
+    check(x, np.eye(classes)[y] if soft else y, weight=weight)
+    mean, grad = pyce.cross_entropy_with_grad(x, y, weight=weight)
+    assert np.isnan(mean)
+    assert (grad[~np.isin(y, y[:2])] == 0).all()
+
+
+@by_classes
+@by_float
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_without_coefficients(backend, dtype, classes, poison, soft, axis):
+    """Whatever their logits are: by the sample weight, by the class weight, by the target."""
+    x, y = sample(classes, rows=20)
+    x = x.astype(dtype)
+    s, weight = np.linspace(0.5, 2.0, 20), np.linspace(0.5, 2.0, classes)
+    bad = [0, 3, 17]
+    x[bad, -1] = poison
+    x[3] = poison
+    s[bad] = 0.0
+    target = np.random.default_rng(1).random(x.shape) if soft else y
+    check(x, target, sample_weight=s, weight=weight, axis=axis)
+    check(x, target, sample_weight=s, smoothing=0.25, axis=axis)
+    y[bad] = 0
+    weight[0] = 0.0
+    target = np.eye(classes)[y] if soft else y
+    s[bad] = INF, NAN, 1.0
+    check(x, target, sample_weight=s, weight=weight, axis=axis)
+    if soft:
+        target[bad] = 0.0
+        check(x, target, axis=axis)
+        check(x, target, sample_weight=s, axis=axis)
+
+
+@by_float
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_denominators_skip_coefficients_of_zero(backend, dtype, value):
+    """Σ w_y·s counts a product with a factor 0 as 0."""
+    x, y = sample(rows=6)
+    x = x.astype(dtype)
+    y[:] = 1
+    y[2] = 0
+    s, weight = np.ones(6), np.ones(5)
+    weight[0], s[2] = 0.0, value
+    keep = np.arange(6) != 2
+    mean, grad, back = every_way(x, y, sample_weight=s, weight=weight)
+    expected, exact = pyce.cross_entropy_with_grad(x[keep], y[keep])
+    near(mean, expected, dtype)
+    for g in (grad, back):
+        near(g[keep], exact, dtype)
+        assert (g[2] == 0).all()
+
+
+@by_classes
+@by_float
+@pytest.mark.parametrize("value", [INF, NAN])
+def test_grad_loss_of_rows_without_coefficients(backend, dtype, classes, value):
+    """A gradient from above that is not finite, at ignored rows and at those of weight 0."""
+    x, y = sample(classes, rows=9)
+    x = x.astype(dtype)
+    y[:] = 1
+    y[[0, 4]] = -100
+    y[5] = 0
+    weight, s = np.ones(classes), np.ones(9)
+    weight[0] = s[7] = 0.0
+    nothing = np.isin(np.arange(9), [0, 4, 5, 7])
+    above = np.where(nothing, value, 2.0)
+    _, lse = pyce.cross_entropy(x, y, reduction="none", return_lse=True)
+    options = {"weight": weight, "sample_weight": s, "reduction": "none"}
+    got = pyce.cross_entropy_backward(above, x, y, lse, **options)
+    expected = pyce.cross_entropy_backward(np.full(9, 2.0), x, y, lse, **options)
+    assert (got[nothing] == 0).all()
+    np.testing.assert_array_equal(got, expected)
+
+
+def softplus(x):
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x))) if x == x else x
+
+
+def expected_element(x, t, w, v):
+    """Loss and gradient of binary cross-entropy from its definition."""
+    yes, no = float(times(v, t)), 1.0 - t
+    if w == 0.0 or (yes == 0.0 and no == 0.0):
+        return 0.0, 0.0
+    p = NAN if x != x else 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0
+    q = NAN if x != x else 1.0 / (1.0 + math.exp(x)) if x < 700 else 0.0
+    loss = float(times(yes, softplus(-x)) + times(no, softplus(x)))
+    slope = float(times(no, p) - times(yes, q))
+    return (w * loss, w * slope) if x == x else (NAN, NAN)
+
+
+@by_float
+def test_binary_cross_entropy(backend, dtype):
+    """Every combination of extreme logits, targets, weights and positive weights."""
+    grids = np.meshgrid(
+        [0.0, -1.5, 2.0, 30.0, INF, -INF, NAN],
+        [0.0, 1.0, 0.25],
+        [1.0, 0.0, INF, NAN, 2.5],
+        [1.0, 0.0, INF, NAN, 3.0],
+    )
+    x, t, w, v = (grid.ravel() for grid in grids)
+    loss, grad = pyce.binary_cross_entropy_with_grad(
+        x.astype(dtype), t, weight=w, pos_weight=v, reduction="none"
+    )
+    expected = [expected_element(*map(float, four)) for four in zip(x, t, w, v, strict=True)]
+    near(loss, [one for one, _ in expected], dtype)
+    near(grad, [one for _, one in expected], dtype)
+    np.testing.assert_array_equal(
+        pyce.binary_cross_entropy(x.astype(dtype), t, weight=w, pos_weight=v, reduction="none"),
+        loss,
+    )
+
+
+@by_float
+def test_weights_from_counts_of_absent_labels(backend, dtype):
+    """pos_weight = negatives/positives of a label without positives."""
+    t = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    x = np.array([[0.5, -1.0], [0.2, -2.0], [2.0, 0.1]]).astype(dtype)
+    with np.errstate(divide="ignore"):
+        pos_weight = (len(t) - t.sum(0)) / t.sum(0)
+    loss, grad = pyce.binary_cross_entropy_with_grad(x, t, pos_weight=pos_weight, reduction="none")
+    wide = x[:, 1].astype(np.float64)
+    near(loss[:, 1], np.logaddexp(0.0, wide), dtype)
+    near(grad[:, 1], 1.0 / (1.0 + np.exp(-wide)), dtype)

@@ -1,0 +1,75 @@
+"""What other programs take during a measurement, and where it is said."""
+
+import multiprocessing
+import sys
+import time
+
+import pytest
+from bench_scripts import readme_tables
+from run_files import written_run
+
+from pyce._bench import bench
+from pyce._bench import others as others_module
+from pyce._bench.others import Others
+from pyce._bench.report.goal_files import Line
+
+
+def spin(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_another_process_is_counted_and_this_one_is_not():
+    other = multiprocessing.get_context("spawn").Process(target=spin, args=(3.0,))
+    other.start()
+    time.sleep(1.5)  # until it runs
+    others = Others()
+    spin(1.0)
+    with_it = others.processors()
+    other.join()
+    # The kernel's clock ticks every 10 ms. Other tests may run at the same time, which adds
+    # to it; with more processes than processors, the two share them.
+    assert with_it >= 0.4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_this_process_is_not_counted(monkeypatch):
+    times = iter([others_module._Times(0.0, 10.0, 1.0), others_module._Times(2.0, 13.0, 3.5)])
+    monkeypatch.setattr(others_module, "_now", lambda: next(times))
+    assert Others().processors() == 0.25
+
+
+@pytest.mark.parametrize("text", ["", "cpu 1 2 3\n", "cpu a b c d e f g h\n"])
+def test_an_unknown_proc_gives_none(monkeypatch, tmp_path, text):
+    stat = tmp_path / "stat"
+    stat.write_text(text)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: stat.open())
+    assert Others().processors() is None
+
+
+ITEMS = {
+    ("64x10", "fused", "floor"): [1.0],
+    ("64x10", "fused", "pyce c"): [2.0],
+}
+
+
+@pytest.mark.parametrize(("others", "said"), [(None, False), (0.05, False), (0.7, True)])
+def test_a_disturbed_run_says_so(tmp_path, capsys, others, said):
+    run = written_run(tmp_path, "a.json", ITEMS, others=others)
+    assert bool(run.disturbed) is said
+    assert ("0.7 processors" in run.disturbed) is said
+    bench.show_times(run)
+    assert ("other programs used 0.7 processors" in capsys.readouterr().out) is said
+
+
+def test_a_missed_goal_never_looks_like_its_limit():
+    assert Line("a", "b", 2.0201, "≤ 2", False).measured == "2.02"
+    assert Line("a", "b", 2.0004, "≤ 2", False).measured == "2.0004"
+    assert Line("a", "b", 6.99999, "≥ 7", False).measured == "6.99999"
+    assert Line("a", "b", 1.99999, "≤ 2", True).measured == "2"
+    assert Line("a", "b", 234.56, "≤ 2", False).measured == "235"
+    assert readme_tables._missed("Goals", [Line("a", "b", 2.0004, "≤ 2", False)]).endswith(
+        "a: b 2.0004 (≤ 2)."
+    )
