@@ -17,9 +17,23 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 class LinearGradients(NamedTuple):
-    """The derivatives of the loss, each in the shape and dtype of what it is the derivative of.
+    """The gradients of `linear_cross_entropy_with_grad`, a named tuple.
 
-    `linear_bias` is None if there is no bias.
+    Attributes
+    ----------
+    input : ndarray
+        The derivative with respect to the hidden states, in their shape and dtype, (..., D).
+    linear_weight : ndarray
+        The derivative with respect to the weight of the linear layer, of shape (C, D).
+    linear_bias : ndarray or None
+        The derivative with respect to the bias, of shape (C,); None if there is no bias.
+
+    Examples
+    --------
+    >>> hidden, weight = np.ones((2, 3)), np.zeros((4, 3))
+    >>> _, grads = pyce.linear_cross_entropy_with_grad(hidden, weight, [0, 1])
+    >>> print(grads.linear_weight[:, 0], grads.linear_bias)
+    [-0.25 -0.25  0.25  0.25] None
     """
 
     input: Array
@@ -154,7 +168,7 @@ def linear_cross_entropy(
 
     The loss of a row with hidden state h is that of `cross_entropy` with the logits
 
-        x = κ · tanh(z/κ),    z = α · (W · h + b),    or x = z without `softcap`.
+        x = κ · tanh(z/κ),    z = α · (W · h + β),    or x = z without `softcap`.
 
     A row's loss is s · Σ_c b_c · (lse − x_c) with lse = log Σ_c exp(x_c), the row's sample weight s
     and b_c = w_c · ((1 − ε) · t_c + ε/C), where w are the class weights, ε the smoothing and t the
@@ -168,12 +182,12 @@ def linear_cross_entropy(
         The hidden states: float16, bfloat16, float32 or float64, of shape (..., D). Half types are
         converted to float32 for the products, chunk by chunk.
     linear_weight : array_like
-        The weight of the linear layer, in the dtype of `input`, of shape (C, D).
+        W, the weight of the linear layer, in the dtype of `input`, of shape (C, D).
     target : array_like
         Class indices of any integer dtype, of shape (...); or probabilities, floating and of shape
         (..., C), which need not add up to 1.
     linear_bias : array_like, optional
-        The bias of the linear layer, in the dtype of `input`, of shape (C,).
+        β, the bias of the linear layer, in the dtype of `input`, of shape (C,).
     weight : array_like, optional
         Weight of each class in the loss: real numbers of shape (C,), used as given.
     sample_weight : array_like, optional
@@ -225,11 +239,19 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The products are those of NumPy's BLAS library, on as many threads as it uses. A logit differs
-    from the exact one by the rounding of a sum of D products; from the logits on, accuracy is that
-    of `cross_entropy`. The loss of a row depends on the chunk only if the BLAS library rounds its
-    logits otherwise in products of other sizes: by at most 2γ · max_c Σ_d |h_d · W_cd| times
-    Σ_c |b_c|, where γ = D·u/(1 − D·u) and u = 2⁻²⁴ for float32 and 2⁻⁵³ for float64.
+    The products are those of NumPy's BLAS library, on as many threads as it uses; from the logits
+    on, accuracy is that of `cross_entropy`. The loss of a row depends on the chunk only if the BLAS
+    library rounds its logits otherwise in products of other sizes. Two values of one logit differ
+    by at most
+
+        Δ = 2γ · |α| · max_c (Σ_d |h_d · W_cd| + |β_c|) + 16 · u · κ,    γ = n·u/(1 − n·u),
+
+    where n = D + 3, u is 2⁻²⁴ for float32 and 2⁻⁵³ for float64, and the last term is absent without
+    `softcap`. Two values of the loss differ by at most
+
+        |s| · (2 · Δ · Σ_c |b_c| + |v · λ| · (2 · |lse| + Δ) · Δ)
+
+    and 4 units in the last place of the larger of the loss without λ and |s · v · λ| · lse².
 
     The name is that of ``torch.nn.functional.linear_cross_entropy``.
 
@@ -404,13 +426,13 @@ def linear_cross_entropy_with_grad(
 
     The loss of a row with hidden state h is that of `cross_entropy` with the logits
 
-        x = κ · tanh(z/κ),    z = α · (W · h + b),    or x = z without `softcap`.
+        x = κ · tanh(z/κ),    z = α · (W · h + β),    or x = z without `softcap`.
 
     A row's loss is s · Σ_c b_c · (lse − x_c) with lse = log Σ_c exp(x_c), the row's sample weight s
     and b_c = w_c · ((1 − ε) · t_c + ε/C), where w are the class weights, ε the smoothing and t the
     target's probabilities: for a class index y, 1 at y and 0 elsewhere.
 
-    With G the derivative of the loss with respect to W · h + b of all rows, of shape (rows, C), the
+    With G the derivative of the loss with respect to W · h + β of all rows, of shape (rows, C), the
     gradients are G · W for `input`, Gᵀ · `input` for `linear_weight` and the sum of the rows of G
     for `linear_bias`. Logits and G exist in chunks of rows, G in place of the logits.
 
@@ -420,12 +442,12 @@ def linear_cross_entropy_with_grad(
         The hidden states: float16, bfloat16, float32 or float64, of shape (..., D). Half types are
         converted to float32 for the products, chunk by chunk.
     linear_weight : array_like
-        The weight of the linear layer, in the dtype of `input`, of shape (C, D).
+        W, the weight of the linear layer, in the dtype of `input`, of shape (C, D).
     target : array_like
         Class indices of any integer dtype, of shape (...); or probabilities, floating and of shape
         (..., C), which need not add up to 1.
     linear_bias : array_like, optional
-        The bias of the linear layer, in the dtype of `input`, of shape (C,).
+        β, the bias of the linear layer, in the dtype of `input`, of shape (C,).
     weight : array_like, optional
         Weight of each class in the loss: real numbers of shape (C,), used as given.
     sample_weight : array_like, optional
@@ -495,11 +517,20 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    The products are those of NumPy's BLAS library, on as many threads as it uses. A logit differs
-    from the exact one by the rounding of a sum of D products; from the logits on, accuracy is that
-    of `cross_entropy`. The loss of a row depends on the chunk only if the BLAS library rounds its
-    logits otherwise in products of other sizes: by at most 2γ · max_c Σ_d |h_d · W_cd| times
-    Σ_c |b_c|, where γ = D·u/(1 − D·u) and u = 2⁻²⁴ for float32 and 2⁻⁵³ for float64.
+    The products are those of NumPy's BLAS library, on as many threads as it uses; from the logits
+    on, accuracy is that of `cross_entropy`. The loss of a row depends on the chunk only if the BLAS
+    library rounds its logits otherwise in products of other sizes. Two values of one logit differ
+    by at most
+
+        Δ = 2γ · |α| · max_c (Σ_d |h_d · W_cd| + |β_c|) + 16 · u · κ,    γ = n·u/(1 − n·u),
+
+    where n = D + 3, u is 2⁻²⁴ for float32 and 2⁻⁵³ for float64, and the last term is absent without
+    `softcap`. Two values of the loss differ by at most
+
+        |s| · (2 · Δ · Σ_c |b_c| + |v · λ| · (2 · |lse| + Δ) · Δ)
+
+    and 4 units in the last place of the larger of the loss without λ and |s · v · λ| · lse².
+
     The gradients are sums over rows and classes, rounded as products of these sizes are.
 
     The name is that of ``torch.nn.functional.linear_cross_entropy``. Leaving out columns with small
@@ -580,9 +611,8 @@ def _checked(
         if bias_name != name:
             raise TypeError(f"input is {name}, but linear_bias is {bias_name}: they must be alike")
     positions = x.shape[:-1]
-    t = np.asarray(target)
-    expected = positions if t.dtype.kind in "iu" else (*positions, w.shape[0])
-    if t.shape != expected and not (t.size == 0 and t.shape == positions):
+    t = arguments.as_array(target, "target")
+    if t.dtype.kind in "iuf" and t.shape not in (positions, (*positions, w.shape[0])):
         raise ValueError(
             f"target of shape {t.shape} does not fit input of shape {x.shape} and linear_weight of "
             f"shape {w.shape}: expected {positions} for class indices, "
@@ -591,7 +621,7 @@ def _checked(
     # The problem of all rows, in which zeros of no size stand for the logits.
     dtype = compute_dtype(name)
     nothing = np.broadcast_to(dtype.type(0), (*positions, w.shape[0]))
-    full = arguments.loss_problem(nothing, target, axis=-1, **options)
+    full = arguments.loss_problem(nothing, target, axis=-1, what="the logits", **options)
     full.check_labels()
     if softcap is not None:
         softcap = arguments.finite(softcap, "softcap")

@@ -122,7 +122,7 @@ def selective_log_softmax(
     x, name = arguments.floating(logits, "logits")
     k = arguments.class_axis(axis, x.shape)
     positions = x.shape[:k] + x.shape[k + 1 :]
-    at = np.asarray(index)
+    at = arguments.as_array(index, "index")
     if at.size == 0 and at.dtype.kind == "f" and not hasattr(index, "dtype"):
         at = at.astype(np.int64)
     if at.dtype.kind not in "iu":

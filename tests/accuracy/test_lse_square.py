@@ -113,7 +113,7 @@ def test_bad_rows_and_the_square_of_the_lse(backend):
 @pytest.mark.parametrize("dtype", cases.FLOATS)
 @pytest.mark.parametrize("classes", [3, 100, 2500])
 def test_rows_without_coefficients(backend, dtype, classes):
-    """A weight of 0 makes the term 0 as well; class weights of probabilities do not belong to it."""
+    """A weight of 0 makes the term 0 as well."""
     rng = np.random.default_rng(classes)
     x, y = rng.normal(size=(6, classes)).astype(dtype), np.full(6, 1)
     weight, s = np.full(classes, 0.5), np.ones(6)

@@ -83,6 +83,8 @@ def test_bad_arguments(backend):
     for index in ([0, 1, 2], 0, [[[0]], [[1]]]):
         with pytest.raises(ValueError, match=r"does not fit logits of shape \(2, 3\)"):
             pyce.selective_log_softmax(x, index)
+    with pytest.raises(TypeError, match="index has masked elements"):
+        pyce.selective_log_softmax(x, np.ma.masked_equal([0, 1], 1))
     with pytest.raises(TypeError, match="index must be integers, got float64"):
         pyce.selective_log_softmax(x, [0.0, 1.0])
     for temperature in (0.0, -1.0, np.inf, np.nan):
