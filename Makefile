@@ -22,7 +22,7 @@ DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
-CLIENT_TEST_NEEDS := $(TEST_NEEDS) pyinstaller
+CLIENT_NEEDS := $(TEST_NEEDS) pyinstaller transformers accelerate lightning skorch
 
 RESULTS := bench/results
 # ISA=avx2 holds the C backend to that instruction set in every benchmark.
@@ -131,8 +131,8 @@ mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
 test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py
 
-test-clients: .venv/.test-clients $(EXTENSION) ## run programs that use pyce through other tools, one of them frozen
-	$(BIN)/python -m pytest tests/integrations/test_clients.py
+test-clients: .venv/.test-clients $(EXTENSION) ## run programs that use pyce through other libraries, one of them frozen
+	$(BIN)/python -m pytest tests/integrations/test_clients.py tests/integrations/test_torch_libraries.py tests/integrations/test_torch_clients.py
 
 test-exhaustive: .venv/.test $(EXTENSION) ## check the exponential of every float, and more than 2^31 logits: minutes
 	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py tests/api/test_linear.py
@@ -277,7 +277,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.test-clients: $(BIN)/python constraints.txt Makefile
-	$(PIP) $(CLIENT_TEST_NEEDS)
+	$(PIP) $(CLIENT_NEEDS)
 	@touch $@
 
 .venv/.wheel: $(BIN)/python constraints.txt Makefile

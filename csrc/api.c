@@ -9,6 +9,7 @@
  */
 #include "fpenv.h"
 #include "internal.h"
+#include "kernels/half_types.h"
 
 int pyce_run(pyce_problem *p) {
     if (!p || (uintptr_t)p % _Alignof(pyce_problem)) return PYCE_BAD_ARGUMENT;
@@ -50,6 +51,26 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .reduced = reduction == PYCE_NONE ? NULL : loss,
     };
     return pyce_run(&p);
+}
+
+int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
+                          int64_t classes, int64_t inner, uintptr_t logits, uintptr_t labels,
+                          uintptr_t weight, uintptr_t grad, double smoothing, int64_t ignore_index,
+                          uintptr_t loss, int loss_dtype) {
+    const int half = loss_dtype == PYCE_FLOAT16 || loss_dtype == PYCE_BFLOAT16;
+    if (half ? dtype == PYCE_FLOAT64 || reduction == PYCE_NONE || !loss || loss % _Alignof(uint16_t)
+             : loss_dtype != (dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32)) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    float single;
+    const int status = pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes,
+                                          inner, (const void *)logits, (const int64_t *)labels,
+                                          (const double *)weight, (void *)grad, smoothing,
+                                          ignore_index, half ? (void *)&single : (void *)loss);
+    if (half && status == PYCE_OK) {
+        *(uint16_t *)loss = loss_dtype == PYCE_FLOAT16 ? to_f16(single) : to_bf16(single);
+    }
+    return status;
 }
 
 int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,

@@ -92,6 +92,15 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
                        const double *weight, void *grad, double smoothing, int64_t ignore_index,
                        void *loss);
 
+/* The same with addresses as numbers, 0 for NULL: a Python program has the addresses of tensors, and to
+ * make pointers of them would take as long as a small batch. `loss_dtype` is the
+ * dtype of the loss: that of pyce_cross_entropy, or for the reduced loss of any dtype but
+ * PYCE_FLOAT64 a half type, to which it is rounded. */
+int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
+                          int64_t classes, int64_t inner, uintptr_t logits, uintptr_t labels,
+                          uintptr_t weight, uintptr_t grad, double smoothing, int64_t ignore_index,
+                          uintptr_t loss, int loss_dtype);
+
 /* The Bernoulli loss of n elements; all arrays are contiguous and PYCE_FLOAT32 or PYCE_FLOAT64.
  * weight, pos_weight, losses and grad may be NULL, and grad may be the logits. Writes the sum of the
  * weighted losses to *total, and the gradient times `scale` to grad. Returns a status. */

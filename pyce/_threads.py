@@ -1,10 +1,10 @@
 """How many threads a call may use: the number asked for, limited by what the process may run on.
 
-The number asked for is that of `ask`, else of PYCE_NUM_THREADS, else of OMP_NUM_THREADS, else
-unlimited. The limits are the CPU affinity of the calling thread, read at every large call (on
-Windows that of the process; macOS has none); the CPU quotas of the process's control group and its
-ancestors (cgroup versions 1 and 2), read at most once a second; the limit set through
-threadpoolctl; and `at_most` of the calling code.
+The number asked for is that of `ask`, else of PYCE_NUM_THREADS, else 1 in a worker of PyTorch's
+DataLoader, else of OMP_NUM_THREADS, else unlimited. The limits are the CPU affinity of the calling
+thread, read at every large call (on Windows that of the process; macOS has none); the CPU quotas of
+the process's control group and its ancestors (cgroup versions 1 and 2), read at most once a second;
+the limit set through threadpoolctl; and `at_most` of the calling code.
 """
 
 from __future__ import annotations
@@ -82,7 +82,15 @@ def _wanted() -> int:
         return _positive(text)
     # OMP_NUM_THREADS may be a list, one number per nesting level. OpenMP reports its errors.
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if _is_data_loader_worker():
+        return 1
     return max(1, int(text)) if text.isdigit() else 2**31 - 1
+
+
+def _is_data_loader_worker() -> bool:
+    """Whether this process is a worker of PyTorch's DataLoader, where PyTorch uses one thread."""
+    worker = sys.modules.get("torch.utils.data._utils.worker")
+    return getattr(worker, "_worker_info", None) is not None
 
 
 def _positive(text: str) -> int:

@@ -43,6 +43,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "half_types.h"
 
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 1
@@ -392,43 +393,6 @@ CALLED void vf_store_rows(float *p, int64_t stride, const vf r[4], int last) {
 }
 
 /* -- half types, widened to and rounded from float --------------------------------------------- */
-
-CALLED float bits_float(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-CALLED uint32_t float_bits(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    return bits;
-}
-CALLED float from_bf16(uint16_t h) { return bits_float((uint32_t)h << 16); }
-CALLED uint16_t to_bf16(float f) {
-    const uint32_t bits = float_bits(f);
-    if (f != f) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-CALLED float from_f16(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
-    const uint32_t rest = (uint32_t)(h & 0x7fff);
-    if (rest >= 0x7c00) return bits_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    if (rest >= 0x400) return bits_float(sign | (rest + ((127 - 15) << 10)) << 13);
-    const float small = (float)rest * 0x1p-24f; /* subnormal, exact */
-    return sign ? -small : small;
-}
-CALLED uint16_t to_f16(float f) {
-    const uint32_t bits = float_bits(f);
-    const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    const uint32_t size = bits & 0x7fffffff;
-    if (size > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (size >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to 2^16 or more */
-    if (size < 0x38800000) {
-        /* Subnormal: adding 0.5 rounds at 2^-24, the spacing of the subnormals. */
-        return (uint16_t)(sign | (float_bits(bits_float(size) + 0.5f) - float_bits(0.5f)));
-    }
-    return (uint16_t)(sign | ((size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13));
-}
 
 CALLED vf vf_loadn_f16(const uint16_t *p, int n, float fill) {
     vf r = vf_set1(fill);

@@ -97,7 +97,12 @@ class AtAddresses(Protocol):
 
     def __call__(
         self,
-        *,
+        loss: int,
+        lse: int,
+        grad: int,
+        loss_dtype: str,
+        grad_loss: float,
+        grad_losses: int,
         dtype: str,
         reduction: str,
         outer: int,
@@ -111,11 +116,7 @@ class AtAddresses(Protocol):
         smoothing: float,
         ignore_index: int,
         most_threads: Callable[[], int],
-        loss: int = 0,
-        lse: int = 0,
-        grad: int = 0,
-        grad_loss: float = 1.0,
-        grad_losses: int = 0,
+        /,
     ) -> bool:
         """Compute loss and gradient, or the gradient from a saved lse; whether that was done.
 
@@ -125,6 +126,12 @@ class AtAddresses(Protocol):
 
         Parameters
         ----------
+        loss_dtype
+            "float16" or "bfloat16" to round the reduced loss to that; only for labels without
+            `lse` and logits that are not float64. Else "".
+        grad_loss, grad_losses
+            Without `loss`, the derivative of the final result with respect to the loss: a number,
+            or with "none" float64 for each row. With `loss`, 1 and 0.
         dtype
             "float16", "bfloat16", "float32" or "float64", that of the logits and the gradient.
         reduction
@@ -137,9 +144,6 @@ class AtAddresses(Protocol):
             `probs_dtype`, are the target. `weight` is float64 (classes,). `loss` is written: one
             element, or with "none" one for each row, in float64 for float64 logits, else in
             float32. `lse`, float64, is written as well, or read if there is no `loss`.
-        grad_loss, grad_losses
-            Without `loss`, the derivative of the final result with respect to the loss: a number,
-            or with "none" float64 for each row.
         smoothing, ignore_index
             As in `Problem`.
         most_threads

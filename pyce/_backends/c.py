@@ -32,6 +32,8 @@ _DTYPES = {
     "float16": lib.PYCE_FLOAT16,
     "bfloat16": lib.PYCE_BFLOAT16,
 }
+# The dtype of the loss, for each dtype of logits.
+_LOSSES = {n: lib.PYCE_FLOAT64 if n == "float64" else lib.PYCE_FLOAT32 for n in _DTYPES}
 _REDUCTIONS = {
     "mean": lib.PYCE_MEAN,
     "sum": lib.PYCE_SUM,
@@ -52,7 +54,6 @@ _NULL = ffi.NULL
 _PROBLEM = ffi.typeof("pyce_problem *")
 _INT64S = ffi.typeof("int64_t[]")
 _DOUBLES = ffi.typeof("double[]")
-_LABEL = ffi.typeof("int64_t *")
 _DOUBLE = ffi.typeof("double *")
 _VOID = ffi.typeof("void *")
 _new = ffi.new
@@ -60,6 +61,7 @@ _from_buffer = ffi.from_buffer
 _cast = ffi.cast
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
+_cross_entropy_at = lib.pyce_cross_entropy_at
 
 
 def isas() -> list[str]:
@@ -166,7 +168,12 @@ def _contiguous(operation: int, p: Problem, labels: Array) -> Array | None:
 
 
 def at_addresses(
-    *,
+    loss: int,
+    lse: int,
+    grad: int,
+    loss_dtype: str,
+    grad_loss: float,
+    grad_losses: int,
     dtype: str,
     reduction: str,
     outer: int,
@@ -180,17 +187,13 @@ def at_addresses(
     smoothing: float,
     ignore_index: int,
     most_threads: Callable[[], int],
-    loss: int = 0,
-    lse: int = 0,
-    grad: int = 0,
-    grad_loss: float = 1.0,
-    grad_losses: int = 0,
+    /,
 ) -> bool:
     """Cross-entropy in memory that is not a NumPy array; see `AtAddresses`."""
     work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
     threads = 1 if work < _serial_below else min(_threads.budget(), most_threads())
     if labels and loss and not lse:
-        return not _cross_entropy(
+        return not _cross_entropy_at(
             _FORWARD_BACKWARD if grad else _FORWARD,
             _DTYPES[dtype],
             _REDUCTIONS[reduction],
@@ -198,13 +201,14 @@ def at_addresses(
             outer,
             classes,
             inner,
-            _cast(_VOID, logits),
-            _cast(_LABEL, labels),
-            _cast(_DOUBLE, weight) if weight else _NULL,
-            _cast(_VOID, grad) if grad else _NULL,
+            logits,
+            labels,
+            weight,
+            grad,
             smoothing,
             ignore_index,
-            _cast(_VOID, loss),
+            loss,
+            _DTYPES[loss_dtype] if loss_dtype else _LOSSES[dtype],
         )
     c = _new(_PROBLEM)
     c.dtype = _DTYPES[dtype]

@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         action="append",
         metavar="NAME",
-        help="only workloads with this name or description, its beginning, or a pattern like "
+        help="only the workload of this name, or those whose name or description begins so or is "
+        "matched by a pattern like "
         "'*x1000*'; may be given more than once",
     )
     add("--dtype", type=_cli.listed(DTYPES), help="only these: " + ",".join(DTYPES))

@@ -16,6 +16,9 @@ from pyce._bench.floors import floor
 from pyce._bench.workloads import Data, Workload
 from pyce._selection import Selection
 
+# PyTorch's losses and pyce.torch's are compared for probabilities as well, and without a gradient.
+OF_TORCH = ("torch", "torch.compile", "pyce torch")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -42,6 +45,8 @@ class Candidate:
 
     def does(self, workload: Workload, operation: str) -> bool:
         """Whether the candidate is measured for this operation of this workload."""
+        if self.name in OF_TORCH:
+            return workload.target in ("index", "probabilities") and operation != "backward"
         if self.kind == "peer":
             return workload.target == "index" and operation != "backward"
         if self.kind == "variant":
@@ -92,7 +97,9 @@ def variants() -> list[Candidate]:
         return []
     threads = pyce.get_num_threads()
     found = [
-        Candidate("pyce torch", "variant", _torch_step, threads, "c", spins=True),
+        Candidate(
+            "pyce torch", "variant", _calls_of(peers.torch_on_pyce), threads, "c", spins=True
+        ),
         Candidate("pyce c, in place", "variant", calls.in_place, threads, "c", result=False),
         Candidate("pyce c, plain", "variant", calls.plain, threads, "c", result=False),
     ]
@@ -101,11 +108,6 @@ def variants() -> list[Candidate]:
         narrow = Candidate("pyce c, avx2", "variant", calls.operation, threads, "c", "avx2")
         found.append(narrow)
     return found
-
-
-def _torch_step(data: Data, operation: str) -> Call:
-    """Loss and gradient of `pyce.torch` through autograd, called as PyTorch's own loss is."""
-    return peers.torch_on_pyce(data)[1]
 
 
 def others(names: list[str]) -> list[Candidate]:

@@ -184,15 +184,14 @@ def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None
     data.grad.fill(np.nan)  # or the gradient of the previous candidate would pass
     result = call()
     try:
-        if operation == "forward":
-            data.check_loss(result, tolerance)
-        elif operation == "fused":
-            loss = result[0]
+        if operation != "backward":
+            loss = result if operation == "forward" else result[0]
             # PyTorch rounds the losses of half types to their dtype.
-            rounded = loss.dtype.itemsize == 2
+            rounded = getattr(getattr(loss, "dtype", None), "itemsize", 0) == 2
             data.check_loss(loss, TOLERANCE[data.workload.dtype] if rounded else tolerance)
+        if operation == "fused":
             data.check_grad(_as_array(result[1]), tolerance)
-        else:
+        elif operation == "backward":
             data.check_grad(result, tolerance)
     except AssertionError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -66,8 +66,10 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
         leaf = torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     else:
         leaf = torch.from_numpy(x)
-    # PyTorch expects the classes on axis 1, where all workloads with index targets have them.
     target = torch.from_numpy(data.target)
+    # PyTorch expects the classes on axis 1: images that have them last are in channels-last memory.
+    if images := x.ndim > 2 and data.workload.axis == -1:
+        leaf = leaf.movedim(-1, 1)
     reduction = data.options.get("reduction", "mean")
     leaf.requires_grad_()
 
@@ -79,7 +81,7 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
         leaf.grad = None
         loss = loss_of(leaf, target, reduction=reduction)
         loss.backward()
-        return loss.detach(), leaf.grad
+        return loss.detach(), leaf.grad.movedim(1, -1) if images else leaf.grad
 
     return forward, fused
 

@@ -77,7 +77,12 @@ class Workload:
 
 WORKLOADS = (
     Workload((64, 10), "MNIST-like head", quick=True),
+    Workload((64, 10), "MNIST-like head", dtype="bfloat16"),
+    Workload((64, 10), "MNIST-like head", dtype="float16"),
+    Workload((64, 10), "MNIST-like head", dtype="float64"),
+    Workload((64, 10), "MNIST-like head, distillation", target="probabilities"),
     Workload((128, 1000), "ImageNet head, small batch", quick=True),
+    Workload((256, 1000), "ImageNet head, medium batch"),
     Workload((1024, 1000), "ImageNet head", quick=True),
     Workload((8192, 100), "CIFAR-100 head, large batch", quick=True),
     Workload((65536, 10), "ten classes, large batch", quick=True),
@@ -89,6 +94,9 @@ WORKLOADS = (
     Workload((256, 262144), "Gemma 3"),
     Workload((1, 16_777_216), "one huge row", quick=True),
     Workload((8, 21, 512, 512), "segmentation, classes on axis 1", axis=1, quick=True),
+    Workload((2, 5, 64, 64), "small segmentation, classes on axis 1", axis=1),
+    Workload((2, 64, 64, 5), "small segmentation, channels-last"),
+    Workload((2, 256, 256, 2), "two classes, channels-last"),
     Workload((1024, 1000), "ImageNet head", dtype="bfloat16", quick=True),
     Workload((1024, 1000), "ImageNet head", dtype="float16", quick=True),
     Workload((1024, 1000), "ImageNet head", dtype="float64", quick=True),
@@ -107,13 +115,13 @@ WORKLOADS = (
 def matching(patterns: Iterable[str]) -> list[Workload]:
     """The workloads whose name or description begins with a pattern or matches it.
 
-    Patterns have `*` and `?` as in a shell and ignore case. Raises ValueError if a pattern matches
-    no workload.
+    A pattern that is the whole name of a workload matches only that one. Patterns have `*` and `?`
+    as in a shell and ignore case. Raises ValueError if a pattern matches no workload.
     """
     found = set()
     for pattern in patterns:
         wanted = pattern.lower()
-        matched = {
+        matched = {workload for workload in WORKLOADS if workload.name == wanted} or {
             workload
             for workload in WORKLOADS
             for text in (workload.name, workload.stands_for.lower())

@@ -14,6 +14,7 @@ What PyTorch has to differentiate again is computed by `_Formulas` in PyTorch's 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from pyce.torch._tracing import (
     graph_is_retained,
     is_batched,
     is_compiling,
+    saved_tensors_hooks,
     transforms_active,
 )
 
@@ -56,6 +58,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 # autograd.Function.apply also handles torch.func's transforms, for which `cross_entropy` calls
 # PyTorch's own function; its base class does not, and is faster.
 apply = super(torch.autograd.Function, _CrossEntropy).apply
+# What the engine calls; PyTorch's own method would look the function up again in every pass.
+_CrossEntropy._backward_cls.apply = _CrossEntropy.backward
 
 
 def save(
@@ -67,6 +71,8 @@ def save(
     """
     ctx.set_materialize_grads(False)
     ctx.options = options
+    if saved_tensors_hooks() is not None:
+        ctx.has_hooks = True
     if options[3] == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
@@ -74,19 +80,21 @@ def save(
         ctx.save_for_backward(saved, target, weight)
 
 
-def backward(ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None) -> Any:
+def backward(
+    ctx: Any, grad_loss: Tensor | None, grad_saved: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from those of the loss and of the saved tensor."""
     saved = ctx.saved_tensors
-    gradient = saved[0]
     if len(saved) == 4:
         return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+    gradient, target, weight = saved
     if grad_saved is None:  # nearly always
-        return None if grad_loss is None else _scaled(gradient, grad_loss), None
-    formulas = _Formulas(*saved, *ctx.options[:3])
+        return None if grad_loss is None else _scaled(ctx, gradient, target, grad_loss), None
+    formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
     second = formulas.curvature(gradient, grad_saved)
     if grad_loss is None:
         return second, None
-    return _scaled(gradient, grad_loss) + second, None  # `_scaled` may overwrite `gradient`
+    return _scaled(ctx, gradient, target, grad_loss) + second, None  # may overwrite `gradient`
 
 
 def _from_lse(
@@ -122,27 +130,49 @@ def _differentiable(grad_loss: Tensor) -> bool:
     return bool(transforms_active() or forward_mode() or is_batched(grad_loss))
 
 
-def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
-    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it."""
+def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
+    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
+
+    It is 0 for an ignored row, whatever the gradient of its loss.
+    """
     rows = grad_loss.dim()
     if (
         torch.is_grad_enabled()
-        or is_compiling()
         or graph_is_retained()
         or type(gradient) is not Tensor
+        or hasattr(ctx, "has_hooks")
+        or is_compiling()
+        or dispatch_modes()
         or transforms_active()
         or forward_mode()
         or is_batched(grad_loss)
     ):
-        return (gradient * (grad_loss.unsqueeze(1) if rows else grad_loss)).to(gradient.dtype)
+        return _product(gradient, target, grad_loss, ctx.options[1])
+    gradient = gradient.detach_()  # of the graph for gradients of gradients
     if not rows:
         number = grad_loss.item()
     elif any(grad_loss.stride()) or not grad_loss.numel():
-        return gradient.mul_(grad_loss.unsqueeze(1))
+        factor = grad_loss
+        if not target.is_floating_point():
+            factor = factor.masked_fill(target == ctx.options[1], 0.0)
+        return gradient.mul_(factor.unsqueeze(1))
     else:
         # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
         number = grad_loss[(0,) * rows].item()
-    return gradient if number == 1.0 else gradient.mul_(number)
+    if number == 1.0:
+        return gradient
+    if not math.isfinite(number):
+        return _product(gradient, target, grad_loss, ctx.options[1])
+    return gradient.mul_(number)
+
+
+def _product(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:
+    """grad_loss · gradient in operations that PyTorch can differentiate, batch and trace."""
+    axis = 1 if gradient.dim() > 1 else 0
+    factor = grad_loss.unsqueeze(axis) if grad_loss.dim() else grad_loss
+    if not target.is_floating_point():
+        factor = torch.where(target.long().unsqueeze(axis) == ignore_index, 0.0, factor)
+    return (gradient * factor).to(gradient.dtype)
 
 
 class _Formulas:
@@ -174,26 +204,28 @@ class _Formulas:
         self.on_value = 1.0 - label_smoothing
         off_value = label_smoothing / classes
         factor: Any = 1.0
+        self.ignored = None
         if target.is_floating_point():
             self.target = self.weights * (self.on_value * target.to(dtype) + off_value)
             if reduction == "mean":
                 factor = 1.0 / max(1, like.numel() // classes)
         else:
             index = target.long().unsqueeze(axis)
-            valid = (index != ignore_index).to(dtype)
-            index = torch.where(index != ignore_index, index, 0)
+            self.ignored = index == ignore_index
+            valid = (~self.ignored).to(dtype)
+            index = torch.where(self.ignored, 0, index)
             weight_of_row = self.weights.expand(like.shape).gather(axis, index) * valid
             self.target = (self.weights * off_value * valid).scatter_add(
                 axis, index, self.on_value * weight_of_row
             )
             if reduction == "mean":
-                factor = torch.where(valid == 0, 0.0, 1.0 / weight_of_row.sum())
+                factor = torch.where(self.ignored, 0.0, 1.0 / weight_of_row.sum())
         self.factor = factor
         self.total = self.target.sum(axis, keepdim=True)
 
     def gradient(self, input: Tensor, grad_loss: Tensor) -> Tensor:
         """grad_loss · ∂loss/∂input."""
-        p = input.to(self.dtype).softmax(self.axis)
+        p = self._of_valid(input.to(self.dtype)).softmax(self.axis)
         gradient = self._of_rows(grad_loss) * self.factor * (self.total * p - self.target)
         return gradient.to(input.dtype)
 
@@ -211,11 +243,17 @@ class _Formulas:
         """
         p = gradient.to(self.dtype) + self.factor * self.target
         total = self.factor * self.total
-        direction = direction.to(self.dtype)
+        direction = self._of_valid(direction.to(self.dtype))
         mean = (p * direction).sum(self.axis, keepdim=True) / torch.where(total == 0, 1.0, total)
         return (p * (direction - mean)).to(gradient.dtype)
 
     def _of_rows(self, grad_loss: Tensor) -> Tensor:
         """The gradient of the loss, in a shape that broadcasts against the logits."""
         row = grad_loss.to(self.dtype)
-        return row.unsqueeze(self.axis) if row.dim() or self.target.dim() == 1 else row
+        return self._of_valid(
+            row.unsqueeze(self.axis) if row.dim() or self.target.dim() == 1 else row
+        )
+
+    def _of_valid(self, values: Tensor) -> Tensor:
+        """The values, and 0 for ignored rows: 0 · NaN would be NaN."""
+        return values if self.ignored is None else torch.where(self.ignored, 0.0, values)

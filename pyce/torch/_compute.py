@@ -30,11 +30,12 @@ SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass on
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
 
 _REDUCTIONS = arguments.REDUCTIONS
-# A scalar of the dtype in which the loss is computed, for each dtype of logits.
+_LABELS = 6  # the place of the labels in the arguments of `at_addresses`
+# A scalar of each dtype of logits, and one of the dtype in which their loss is computed: to imitate
+# a tensor takes less time than to describe it.
+_SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in DTYPE_NAMES}
 _LOSSES = {
-    dtype: torch.empty(
-        (), dtype=torch.float64 if dtype is torch.float64 else torch.float32, device="cpu"
-    )
+    dtype: _SCALARS[torch.float64 if dtype is torch.float64 else torch.float32]
     for dtype in DTYPE_NAMES
 }
 
@@ -51,20 +52,26 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the tensor that `save` names.
 
-    The loss has the dtype of the logits, or is float32 with `float32_loss`. A gradient has the
-    memory layout of the logits if these are contiguous with the class axis last or first, as they
-    are in channels-last memory, and is C-contiguous otherwise.
+    The loss has the dtype of the logits, or is float32 with `float32_loss`. The gradient of float16
+    logits is float32: it is rounded when it has been scaled. A gradient has the memory layout of
+    the logits if these are contiguous with the class axis last or first, as they are in
+    channels-last memory, and is C-contiguous otherwise.
     """
     x, t, axis = input, target, 1 if input.dim() > 1 else 0
+    dtype = input.dtype
     if not input.is_contiguous():
         x, t, axis = _in_memory_order(input, target)
+    if save == SAVE_GRADIENT and dtype is torch.float16:
+        x = x.float()
+    half = "" if float32_loss else HALF_TYPES.get(dtype, "")
     saved = None
     at_addresses = current().at_addresses
     weights = None if weight is None else _float64(weight)
     memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
     done = False
     if at_addresses is not None and memory is not None:
-        like = _LOSSES[x.dtype]
+        rounded = half if reduction != "none" and save != SAVE_LSE and memory[_LABELS] else ""
+        like = _SCALARS[dtype] if rounded else _LOSSES[x.dtype]
         loss = (
             torch.empty_like(like) if reduction != "none" else _empty_rows(x, t, axis, like.dtype)
         )
@@ -75,7 +82,7 @@ def forward(
         elif save == SAVE_LSE:
             saved = _empty_rows(x, t, axis, torch.float64)
             lse = saved.data_ptr()
-        done = at_addresses(**memory, loss=loss.data_ptr(), lse=lse, grad=grad)
+        done = at_addresses(loss.data_ptr(), lse, grad, rounded, 1.0, 0, *memory)
     if not done:
         options: dict[str, Any] = {
             "axis": axis,
@@ -98,10 +105,10 @@ def forward(
             else:
                 array = pyce.cross_entropy(as_array(x), as_array(t), **options)
         loss = torch.from_numpy(np.asarray(array))
-    if saved is not None and save == SAVE_GRADIENT and x is not input:
+    if saved is not None and save == SAVE_GRADIENT and axis != 1 and input.dim() > 1:
         saved = saved.movedim(axis, 1)
-    if not float32_loss and x.dtype in HALF_TYPES:
-        loss = loss.to(x.dtype)
+    if half and loss.dtype is not dtype:
+        loss = loss.to(dtype)
     return loss, saved
 
 
@@ -129,13 +136,9 @@ def backward(
     memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
     done = False
     if at_addresses is not None and memory is not None:
-        done = at_addresses(
-            **memory,
-            lse=contiguous_address(lse),
-            grad=gradient.data_ptr(),
-            grad_loss=factor,
-            grad_losses=0 if rows is None else rows.data_ptr(),
-        )
+        factors = 0 if rows is None else rows.data_ptr()
+        lses = contiguous_address(lse)
+        done = at_addresses(0, lses, gradient.data_ptr(), "", factor, factors, *memory)
     if not done:
         with _threads.at_most(torch.get_num_threads()):
             pyce.cross_entropy_backward(
@@ -163,7 +166,8 @@ def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int
     x, axis = in_memory_order(input)
     if x is not input:
         if target.shape == input.shape:
-            return x, target.movedim(1, axis), axis
+            # Probabilities are copied to the memory order of the logits unless they are in it.
+            return x, target.movedim(1, axis).contiguous(), axis
         if target.shape == _rows(input, 1):
             return x, target, axis
     return input, target, 1 if input.dim() > 1 else 0
@@ -189,8 +193,8 @@ def _memory(
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
-) -> dict[str, Any] | None:
-    """The arguments of the backend's `at_addresses` for the batch; None if it can't be used.
+) -> Any:
+    """The last arguments of the backend's `at_addresses` for the batch; None if it can't be used.
 
     It takes contiguous tensors with int64 labels or probabilities. The backend gets addresses
     instead of NumPy arrays: to make the arrays of a small batch takes as long as to compute its
@@ -198,8 +202,8 @@ def _memory(
     argument gives None, and the way through NumPy raises the error for it.
     """
     shape = x.shape
-    name = DTYPE_NAMES.get(x.dtype)
-    probs_dtype = name
+    dtype = DTYPE_NAMES.get(x.dtype)
+    probs_dtype = dtype
     labels = probs = weights = 0
     if len(shape) == 2 and axis:
         outer, classes = shape
@@ -208,19 +212,20 @@ def _memory(
         outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     else:
         return None
+    place = contiguous_address(t)
     if t.dtype is torch.int64:
-        labels = place = contiguous_address(t)
+        labels = place
         # For matrices, what takes less time than to compare shapes.
         if t.numel() != outer if inner == t.dim() == 1 else t.shape != _rows(x, axis):
             return None
     else:
-        probs = place = contiguous_address(t)
+        probs = place
         probs_dtype = DTYPE_NAMES.get(t.dtype)
         if t.shape != shape:
             return None
     logits = contiguous_address(x)
     if (
-        not (logits and place and name and probs_dtype)
+        not (logits and place and dtype and probs_dtype)
         or reduction not in _REDUCTIONS
         or not (label_smoothing == 0.0 or _is_fraction(label_smoothing))
         or not (ignore_index == -100 or _is_index(ignore_index))
@@ -230,21 +235,21 @@ def _memory(
         weights = contiguous_address(weight)
         if not weights or weight.dtype is not torch.float64 or weight.shape != (classes,):
             return None
-    return {
-        "dtype": name,
-        "reduction": reduction,
-        "outer": outer,
-        "classes": classes,
-        "inner": inner,
-        "logits": logits,
-        "labels": labels,
-        "probs": probs,
-        "probs_dtype": probs_dtype,
-        "weight": weights,
-        "smoothing": float(label_smoothing),
-        "ignore_index": ignore_index,
-        "most_threads": torch.get_num_threads,
-    }
+    return (
+        dtype,
+        reduction,
+        outer,
+        classes,
+        inner,
+        logits,
+        labels,
+        probs,
+        probs_dtype,
+        weights,
+        float(label_smoothing),
+        ignore_index,
+        torch.get_num_threads,
+    )
 
 
 def _float64(weight: Tensor | None) -> Tensor | None:

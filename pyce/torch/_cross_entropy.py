@@ -6,8 +6,11 @@ cross_entropy ─ eager ───────────────► _CrossE
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
+from torch.nn._reduction import get_enum
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from pyce.torch import (
@@ -21,8 +24,8 @@ from pyce.torch._tensors import (
     HALF_TYPES,
     PLAIN_TYPES,
     check_tensor,
-    is_dense,
     is_plain,
+    is_served,
 )
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -32,7 +35,11 @@ from pyce.torch._tracing import (
     transforms_active,
 )
 
-_torch_cross_entropy = torch.nn.functional.cross_entropy
+# What torch.nn.functional.cross_entropy calls, and `patched` replaces.
+_torch_loss = torch._C._nn.cross_entropy_loss
+_STRIDED = torch.strided
+# For float16 logits of at most this many elements, the forward pass saves the gradient in float32.
+_WIDENED = 1 << 16
 
 
 def cross_entropy(
@@ -96,12 +103,12 @@ def cross_entropy(
     Notes
     -----
     PyTorch's own function runs under the transforms of `torch.func`, which need more than a
-    gradient, and in forward-mode differentiation. A call uses at most as many threads as both
-    `torch.get_num_threads` and `pyce.get_num_threads` allow.
+    gradient, in forward-mode differentiation, and for distributed tensors (`DTensor`). A call uses
+    at most as many threads as both `torch.get_num_threads` and `pyce.get_num_threads` allow.
 
-    The gradient of float16 logits is computed in the backward pass and multiplied by the gradient
-    of the loss before it is rounded: losses are scaled in float16 training, and gradients that are
-    rounded before the scaling are 0 too early.
+    The gradient of float16 logits is multiplied by the gradient of the loss before it is rounded:
+    losses are scaled in float16 training, and gradients that are rounded before the scaling are 0
+    too early.
 
     The semantics are those of
     https://docs.pytorch.org/docs/stable/generated/torch.nn.functional.cross_entropy.html, except
@@ -130,7 +137,13 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
     plain = type(input) in PLAIN_TYPES and type(target) in PLAIN_TYPES
-    if not (plain and is_dense(input) and is_dense(target)):
+    if not (
+        plain
+        and input.is_cpu
+        and target.is_cpu
+        and input.layout is target.layout is _STRIDED
+        and not (input.is_nested or target.is_nested)
+    ):
         check_tensor(input, "input")
         check_tensor(target, "target")
         plain = is_plain(input) and is_plain(target)
@@ -141,27 +154,29 @@ def cross_entropy(
         plain = plain and is_plain(weight)
     if ignore_index >= 0 and target.dtype in DTYPE_NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
-    if transforms_active() or (not traced and forward_mode()):
-        return _torch_cross_entropy(
-            input,
-            target,
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
+    if transforms_active() or (not traced and forward_mode()) or not (plain or is_served(input)):
+        return _torch_loss(
+            input, target, weight, get_enum(reduction), ignore_index, label_smoothing
         )
     save = SAVE_NOTHING
     dtype = input.dtype
+    float32_loss = dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
+    intercepted = traced or not plain or dispatch_modes() or tracing_state() is not None
     of_target = target.requires_grad
     if (of_target or input.requires_grad) and torch.is_grad_enabled():
-        save = SAVE_LSE if of_target or dtype is torch.float16 else SAVE_GRADIENT
-    float32_loss = dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
+        narrow = dtype is torch.float16 and (intercepted or input.numel() > _WIDENED)
+        save = SAVE_LSE if of_target or narrow else SAVE_GRADIENT
     options = (reduction, ignore_index, label_smoothing, save, float32_loss)
-    if traced or not plain or dispatch_modes() or tracing_state() is not None:
+    if intercepted:
         return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]
     if save is SAVE_NOTHING:
         return _compute.forward(input, target, weight, *options)[0]
     return apply(input, target, weight, options)[0]
+
+
+def is_left_to_pytorch(input: Tensor) -> bool:
+    """Whether `cross_entropy` calls PyTorch's own function for these logits."""
+    return transforms_active() or (not is_compiling() and forward_mode()) or not is_served(input)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
@@ -264,5 +279,15 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         )
 
 
+def _refuse_script(*_: object) -> NoReturn:
+    """What torch.jit.script asks its argument, and the modules in it, before it compiles them."""
+    raise NotImplementedError(
+        "torch.jit.script cannot compile pyce.torch: use torch.compile, torch.export or "
+        "torch.jit.trace, or script torch.nn.CrossEntropyLoss"
+    )
+
+
+for _public in (cross_entropy, CrossEntropyLoss):
+    setattr(_public, "__prepare_scriptable__", _refuse_script)  # noqa: B010  mypy knows no such name
 # Their public place: it is where pickles find them.
 cross_entropy.__module__ = CrossEntropyLoss.__module__ = "pyce.torch"

@@ -43,7 +43,7 @@ def _forward_fake(
         rows if reduction == "none" else (), dtype=torch.float32 if float32_loss else input.dtype
     )
     if save == SAVE_GRADIENT:
-        return loss, _gradient_fake(input)
+        return loss, _gradient_fake(input.float() if input.dtype is torch.float16 else input)
     return loss, (
         input.new_empty(rows, dtype=torch.float64)
         if save == SAVE_LSE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,13 @@ DTYPE_NAMES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-HALF_TYPES = frozenset({torch.float16, torch.bfloat16})
+HALF_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
 
 _STRIDED = torch.strided
 # For arrays of at least this many bytes NumPy requests huge pages from the system, and PyTorch does
 # not: they reduce the time that the system takes to provide the memory to a quarter.
 _HUGE_PAGES_FROM = 1 << 22
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether `check_tensor` accepts the tensor."""
-    return tensor.is_cpu and tensor.layout is _STRIDED and not tensor.is_nested
 
 
 def check_tensor(tensor: Any, name: str) -> None:
@@ -48,6 +44,12 @@ def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor's type has no __torch_dispatch__ that would have to see an operator."""
     kind = type(tensor)
     return kind in PLAIN_TYPES or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def is_served(tensor: Tensor) -> bool:
+    """Whether the operators of pyce accept the tensor; they have no sharding rules for DTensors."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is None or not isinstance(tensor, distributed.DTensor)
 
 
 def in_memory_order(logits: Tensor) -> tuple[Tensor, int]:

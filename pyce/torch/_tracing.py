@@ -6,6 +6,8 @@ uses stand here.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.autograd import forward_ad
 
@@ -22,6 +24,9 @@ is_batched = torch._C._functorch.is_legacy_batchedtensor
 # Whether the graph that the backward pass walks will be walked again (retain_graph, create_graph).
 # Versions of PyTorch without this function cannot tell: it may be.
 graph_is_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+# The innermost pair of saved-tensor hooks that is active, or None. The argument: ignore those
+# that torch.compile traces.
+saved_tensors_hooks = partial(torch._C._autograd._top_saved_tensors_default_hooks, True)
 
 
 def forward_mode() -> bool:

@@ -778,6 +778,51 @@ def test_the_common_case(dtype, reduction, weighted):
     assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
 
 
+def at_addresses(common, loss_dtype, **changes):
+    """Call pyce_cross_entropy_at with the arguments of a `Common`."""
+    numbers = [
+        int(ffi.cast("uintptr_t", value)) if isinstance(value, ffi.CData) else value
+        for value in {**common.arguments, **changes}.values()
+    ]
+    return lib.pyce_cross_entropy_at(*numbers, number(loss_dtype))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_common_case_at_addresses(dtype, reduction, weighted):
+    common, other = (Common("FORWARD_BACKWARD", dtype, reduction, weighted) for _ in range(2))
+    loss_dtype = "FLOAT64" if dtype == "FLOAT64" else "FLOAT32"
+    assert common.run() == at_addresses(other, loss_dtype) == lib.PYCE_OK
+    assert bytes(ffi.buffer(common.loss)) == bytes(ffi.buffer(other.loss))
+    assert common.raw.arrays["result"].tobytes() == other.raw.arrays["result"].tobytes()
+    for half, convert in (("FLOAT16", np.float16), ("BFLOAT16", ml_dtypes.bfloat16)):
+        if dtype == "FLOAT64" or reduction == "NONE":
+            before = other.raw.memory(), list(other.loss)
+            assert at_addresses(other, half) == lib.PYCE_BAD_ARGUMENT
+            assert (other.raw.memory(), list(other.loss)) == before
+            continue
+        assert at_addresses(other, half) == lib.PYCE_OK
+        found = np.frombuffer(ffi.buffer(other.loss), convert)
+        assert found[0] == convert(common.loss[0])
+        assert found[1] == np.array([common.loss[0]], np.float32).view(convert)[1]  # not written
+
+
+def test_the_common_case_at_addresses_refuses():
+    common = Common(dtype="FLOAT16")
+    before = common.raw.memory(), list(common.loss)
+    odd = ffi.cast("void *", ffi.cast("char *", common.arguments["loss"]) + 1)
+    for loss_dtype, changes in (
+        ("FLOAT64", {}),
+        ("FLOAT16", {"loss": 0}),
+        ("FLOAT16", {"loss": odd}),
+        ("FLOAT16", {"logits": 0}),
+        ("FLOAT32", {"labels": 0}),
+    ):
+        assert at_addresses(common, loss_dtype, **changes) == lib.PYCE_BAD_ARGUMENT
+        assert (common.raw.memory(), list(common.loss)) == before
+
+
 @pytest.mark.parametrize("reduction", ["SUM", "NONE"])
 @pytest.mark.parametrize("operation", ["FORWARD", "FORWARD_BACKWARD"])
 def test_the_common_case_refuses(operation, reduction):

@@ -44,13 +44,15 @@ TARGETS = {
 }
 
 # Loops over lane blocks. Each lane has a normaliser, a pivot and sums of its own, which together
-# with the constants are more than the registers.
+# with the constants are more than the registers. combine_blocks runs once for each block of a row.
 ON_THE_STACK = {
-    ("avx2", "batch_rows"): [4, 20],
+    ("avx2", "general_batch"): [4, 20],
+    ("avx2", "index_batch"): [2, 6],
     ("avx2", "exp_many_classes"): [2],
     ("avx2", "few_rows"): [7, 24, 5],
-    ("avx512", "few_rows"): [1],
-    ("neon", "batch_rows"): [2, 23],
+    ("avx512", "combine_blocks"): [1],
+    ("neon", "general_batch"): [2, 20],
+    ("neon", "index_batch"): [13, 1, 18],
     ("neon", "exp_many_classes"): [1],
     ("neon", "few_rows"): [2, 2, 24],
 }
@@ -62,10 +64,14 @@ ALONG_ROWS = {
     "exp_stream",
     "exp_write_soft",
     "exp_stream_soft",
+    "exp_write_softmax",
+    "exp_stream_softmax",
     "exp_row_only",
     "exp_row_write",
     "exp_row_add",
     "exp_row_write_add",
+    "exp_row_softmax",
+    "exp_row_softmax_add",
 }
 
 

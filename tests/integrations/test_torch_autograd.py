@@ -179,6 +179,71 @@ def test_the_gradient_of_the_loss_scales_the_gradient(dtype, reduction):
 
 @dtypes
 @reductions
+@targets
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_gradient_has_a_graph_only_on_request(dtype, reduction, kind, scale):
+    logits, _ = example(dtype=dtype)
+    target, options = kinds_of_target(dtype=dtype)[kind]
+
+    def grad(**how):
+        loss = (ours(logits, target, reduction=reduction, **options) * scale).sum()
+        return torch.autograd.grad(loss, logits, **how)[0]
+
+    for found in (grad(), grad(retain_graph=True)):
+        assert not found.requires_grad
+        assert found.grad_fn is None
+    assert grad(create_graph=True).requires_grad
+    leaf = logits.detach()
+    for _ in range(3):  # no graph grows from step to step
+        leaf.requires_grad_()
+        loss = ours(leaf, target, reduction=reduction, **options).sum()
+        leaf = leaf.detach() - torch.autograd.grad(loss, leaf)[0]
+        assert leaf.is_leaf
+
+
+@dtypes
+@reductions
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "retained"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_of_an_ignored_row_is_0_whatever_comes_from_above(
+    dtype, reduction, bad, again, smoothing
+):
+    logits, target = example(dtype=dtype)
+    for labels in (target, target.int()):
+        labels[2] = -100
+        loss = ours(logits, labels, reduction=reduction, label_smoothing=smoothing)
+        above = torch.ones_like(loss)
+        (above[2] if reduction == "none" else above).fill_(bad)
+        for how in ({}, {"create_graph": True}):
+            (grad,) = torch.autograd.grad(
+                loss, logits, above, retain_graph=again or bool(how), **how
+            )
+            assert torch.equal(grad[2], torch.zeros(5, dtype=dtype))
+            others = grad[[0, 1, 3, 4, 5]]
+            assert others.isfinite().all() == (reduction == "none")
+            if how and reduction == "none":
+                (second,) = torch.autograd.grad(grad.sum(), logits)
+                assert second.isfinite().all()
+            loss = ours(logits, labels, reduction=reduction, label_smoothing=smoothing)
+
+
+@dtypes
+def test_weights_that_are_not_numbers_at_ignored_rows(dtype):
+    logits, target = example(dtype=dtype)
+    target[2] = -100
+    weight = torch.ones(6, dtype=dtype)
+    grads = []
+    for value in (1.0, float("nan")):
+        weight[2] = value
+        rows = ours(logits, target, reduction="none")
+        loss = torch.where(target != -100, rows * weight, 0.0).sum()
+        grads.append(torch.autograd.grad(loss, logits)[0])
+    assert torch.equal(*grads)
+
+
+@dtypes
+@reductions
 def test_a_graph_may_be_used_again(dtype, reduction):
     """To change a returned gradient does not change the result of another backward pass."""
     logits, target = example(dtype=dtype)
@@ -235,21 +300,50 @@ def saved_by(function):
         return saved, function()
 
 
+def place_of_saved(loss):
+    """The address of the tensor that the backward pass of this loss scales or reads."""
+    return loss.grad_fn.saved_tensors[0].data_ptr()
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (1100, 1024), (2, 5, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_the_gradient_is_saved_and_returned_without_a_copy(shape, dtype, scale):
     logits = torch.randn(shape).to(dtype).requires_grad_()
     target = torch.randint(shape[1], (shape[0], *shape[2:]))
-    saved, loss = saved_by(lambda: ours(logits, target))
+    saved, _ = saved_by(lambda: ours(logits, target))
     assert sorted(n for _, n in saved) == sorted([logits.numel(), target.numel()])
-    (place,) = (p for p, n in saved if n == logits.numel())
+    loss = ours(logits, target)
+    place = place_of_saved(loss)
     assert place != logits.data_ptr()
     loss.backward(torch.tensor(scale, dtype=dtype))
     assert logits.grad.data_ptr() == place
     assert logits.grad.is_contiguous()
     expected = true_step(logits, target)[1] * scale
     assert_close(logits.grad, expected.to(dtype))
+
+
+@dtypes
+@reductions
+@pytest.mark.parametrize("size", [1, 300], ids=["small", "large"])
+def test_hooks_find_the_saved_tensors_unchanged(dtype, reduction, size):
+    logits, target = example(6 * size, 5 * size, dtype)
+    packed = []
+
+    def pack(tensor):
+        packed.append((tensor, tensor.detach().clone()))
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = ours(logits, target, reduction=reduction)
+    scale = torch.rand(loss.shape).to(dtype) + 2
+    (grad,) = torch.autograd.grad(loss, logits, scale)
+    assert packed
+    for tensor, before in packed:
+        assert torch.equal(tensor, before)
+    assert torch.equal(
+        grad, torch.autograd.grad(ours(logits, target, reduction=reduction), logits, scale)[0]
+    )
 
 
 @one_isa
@@ -262,10 +356,11 @@ def test_the_gradient_has_the_memory_layout_of_the_logits(dtype, soft, scale, to
     logits = torch.randn(2, 5, 3, 4).to(dtype).movedim(1, to).contiguous().movedim(to, 1)
     logits.requires_grad_()
     target = torch.rand(2, 5, 3, 4).to(dtype) if soft else torch.randint(5, (2, 3, 4))
-    saved, loss = saved_by(lambda: ours(logits, target))
+    loss = ours(logits, target)
+    place = place_of_saved(loss)
     loss.backward(torch.tensor(scale, dtype=dtype))
     assert logits.grad.stride() == logits.stride()
-    assert dtype is torch.float16 or logits.grad.data_ptr() in [p for p, _ in saved]
+    assert dtype is torch.float16 or logits.grad.data_ptr() == place
     plain = logits.detach().contiguous().requires_grad_()
     expected = ours(plain, target)
     expected.backward(torch.tensor(scale, dtype=dtype))
@@ -278,16 +373,30 @@ def test_the_gradient_has_the_memory_layout_of_the_logits(dtype, soft, scale, to
 
 def test_the_summed_losses_of_rows_need_no_scaling_either():
     logits, target = example()
-    saved, loss = saved_by(lambda: ours(logits, target, reduction="none"))
+    loss = ours(logits, target, reduction="none")
+    place = place_of_saved(loss)
     loss.sum().backward()
-    assert logits.grad.data_ptr() in [p for p, _ in saved]
+    assert logits.grad.data_ptr() == place
 
 
-def test_float16_saves_the_logits_without_a_copy():
-    logits, target = example(dtype=torch.float16)
+def test_many_float16_logits_are_saved_without_a_copy():
+    logits, target = example(300, 300, dtype=torch.float16)
     saved, _ = saved_by(lambda: ours(logits, target))
-    assert sorted(n for _, n in saved) == sorted([6, 6, logits.numel()])
+    assert sorted(n for _, n in saved) == sorted([300, 300, logits.numel()])
     assert logits.data_ptr() in [p for p, _ in saved]
+
+
+@reductions
+def test_few_and_many_float16_logits_have_the_same_gradients(reduction):
+    """Few are computed as float32, of which the gradient is saved."""
+    logits, target = example(300, 300, dtype=torch.float16)
+    some = logits.detach()[:100].requires_grad_()
+    scale = torch.rand(()) * 100
+    rows = ours(logits, target, reduction="none")
+    (whole,) = torch.autograd.grad((rows[:100] * scale).sum(), logits)
+    (part,) = torch.autograd.grad((ours(some, target[:100], reduction="none") * scale).sum(), some)
+    assert torch.equal(rows[:100], ours(some, target[:100], reduction="none"))
+    assert_close(part, whole[:100], rtol=2**-10, atol=2**-24)
 
 
 @one_isa
@@ -300,16 +409,17 @@ def test_the_kernels_read_the_tensors_own_memory(dtype, way, monkeypatch, backen
     if way == "general":
         target = target.int()
 
-    def at_addresses(**arguments):
-        read.extend([arguments["logits"], arguments["labels"]])
-        return there(**arguments)
+    def at_addresses(*arguments):
+        read.extend(arguments[11:13])
+        return there(*arguments)
 
     def with_arrays(x, t, **options):
         read.extend([x.__array_interface__["data"][0], t.__array_interface__["data"][0]])
         return general(x, t, **options)
 
-    with_grad = dtype is not torch.float16
-    name = "cross_entropy_with_grad" if with_grad else "cross_entropy"
+    if dtype is torch.float16:
+        logits = logits.detach()
+    name = "cross_entropy_with_grad" if logits.requires_grad else "cross_entropy"
     general = getattr(pyce, name)
     monkeypatch.setattr(pyce, name, with_arrays)
     if backend.name == "c":

@@ -185,6 +185,14 @@ def test_exported_and_traced():
     assert torch.equal(traced(other, target), ours(other, target))
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a module"])
+def test_scripting_is_refused(inside):
+    found = pyce.torch.CrossEntropyLoss()
+    for what in (torch.nn.Sequential(found), ours) if inside else (found, ours):
+        with pytest.raises(NotImplementedError, match=r"use torch\.compile"):
+            torch.jit.script(what)
+
+
 def test_modes_see_the_operator():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -198,6 +206,24 @@ def test_modes_see_the_operator():
         assert loss.shape == (6,)
         loss.sum().backward()
         assert fake.grad.shape == (6, 5)
+
+
+@dtypes
+@reductions
+def test_a_step_with_its_backward_pass_is_captured(dtype, reduction):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    logits, target = example(dtype=dtype)
+    target[2] = -100
+
+    def gradient(x, scale):
+        return torch.autograd.grad((ours(x, target, reduction=reduction) * scale).sum(), x)[0]
+
+    scale = torch.tensor(3.0)
+    graph = make_fx(gradient)(logits, scale)
+    other = torch.randn(6, 5).to(dtype).requires_grad_()
+    tolerance = {"rtol": 2**-7, "atol": 1e-3} if dtype.itemsize == 2 else {}
+    assert_close(graph(other, 2 * scale), gradient(other, 2 * scale), **tolerance)
 
 
 def test_transforms_get_what_pytorch_computes():
