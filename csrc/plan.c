@@ -85,7 +85,8 @@ static void plan_coefficients(const pyce_problem *p, pyce_job *job) {
         job->soft_part = job->off_value;
         job->soft_part_error = job->off_value_error;
     }
-    job->unweighted = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses;
+    job->unweighted = !(p->weight && p->labels) && !p->sample_weight && !p->grad_losses &&
+                      p->lse_square_scale == 0;
 }
 
 /* The pivot: only the label's gradient contains p − 1, except that with smoothing, class weights can

@@ -68,6 +68,7 @@ typedef struct {
     double grad_loss;            /* factor of the gradient */
     double normalizer;           /* the denominator of PYCE_QUOTIENT */
     double smoothing;
+    double lse_square_scale; /* λ of λ·lse², added to the losses; finite, 0 without a target */
     int64_t ignore_index;
     double *lse;   /* (rows) or NULL: written by the forward, read by PYCE_BACKWARD */
     void *losses;  /* (rows), PYCE_NONE only: float, or double for PYCE_FLOAT64 */

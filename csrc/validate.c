@@ -132,11 +132,13 @@ int pyce_problem_is_valid(const pyce_problem *p) {
     if (__builtin_mul_overflow(rows, PYCE_ROW_OVERHEAD, &work)) return 0;
     if (__builtin_add_overflow(size, work, &work)) return 0;
     if (!(p->smoothing >= 0 && p->smoothing <= 1)) return 0;
+    if (p->lse_square_scale - p->lse_square_scale != 0) return 0;
     if (rows == 0) return 1;
 
     const int backward = p->operation == PYCE_BACKWARD, loss = pyce_has_loss(p);
     const int has_target = loss || backward;
     if (has_target != (p->target != PYCE_NO_TARGET)) return 0;
+    if (!has_target && p->lse_square_scale != 0) return 0;
     const int index = p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
     const int wide = p->target == PYCE_INDEX64;
     const size_t label_size = wide ? sizeof(int64_t) : sizeof(int32_t);

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pyce import _threadpoolctl
 from pyce._binary import binary_cross_entropy, binary_cross_entropy_with_grad
 from pyce._info import info
+from pyce._linear import LinearGradients, linear_cross_entropy, linear_cross_entropy_with_grad
 from pyce._loss import cross_entropy, cross_entropy_backward, cross_entropy_with_grad
 from pyce._metrics import accuracy
 from pyce._probabilities import log_loss, nll_loss
+from pyce._selective import selective_log_softmax
 from pyce._settings import (
     backends,
     get_backend,
@@ -33,6 +35,7 @@ from pyce._softmax import log_softmax, logsumexp, softmax
 from pyce._version import __version__
 
 __all__ = [
+    "LinearGradients",
     "__version__",
     "accuracy",
     "backends",
@@ -44,10 +47,13 @@ __all__ = [
     "get_backend",
     "get_num_threads",
     "info",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",
     "nll_loss",
+    "selective_log_softmax",
     "set_backend",
     "set_num_threads",
     "softmax",

@@ -181,6 +181,14 @@ def fraction(value: Any, what: str) -> float:
     return number
 
 
+def finite(value: Any, what: str) -> float:
+    """A finite number."""
+    number = real(value, what)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite, got {value!r}")
+    return number
+
+
 def reduction_name(value: Any) -> Reduction:
     """`value` if it is one of `REDUCTIONS`."""
     if not isinstance(value, str) or value not in REDUCTIONS:
@@ -310,6 +318,27 @@ def output(
     return out if native and flags.aligned else np.empty(logits.shape, logits.dtype)
 
 
+def gradient_output(
+    out: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], others: list[Array]
+) -> None:
+    """Check that `out` can receive a result of this shape and dtype, apart from all `others`."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{what} must be a numpy.ndarray, got {type(out).__name__}")
+    if out.shape != shape:
+        raise ValueError(f"{what} has shape {out.shape}, expected {shape}")
+    if out.dtype != dtype:
+        raise TypeError(f"{what} has dtype {out.dtype}, expected {dtype}")
+    for fits, adjective in (
+        (out.flags.c_contiguous, "C-contiguous"),
+        (out.flags.writeable, "writable"),
+        (out.flags.aligned, "aligned"),
+    ):
+        if not fits:
+            raise ValueError(f"{what} must be {adjective}")
+    if any(_overlap(out, other) for other in others):
+        raise ValueError(f"{what} shares memory with another argument")
+
+
 def delivered(result: Array, out: Array | None) -> Array:
     """`out` with the result in it, if `out` was given; else `result`."""
     if out is None or result is out:
@@ -356,6 +385,7 @@ def loss_problem(
     label_smoothing: Any,
     reduction: Any,
     normalizer: Any,
+    lse_square_scale: Any = 0.0,
     what: str = "logits",
 ) -> Problem:
     """The `Problem` of the arguments that the losses share, checked. Its outputs are None.
@@ -393,6 +423,8 @@ def loss_problem(
     p.smoothing = 0.0 if common else fraction(label_smoothing, "label_smoothing")
     common = type(reduction) is str and reduction == "mean"
     p.reduction = "mean" if common else reduction_name(reduction)
+    common = type(lse_square_scale) is float and lse_square_scale == 0.0
+    p.lse_square_scale = 0.0 if common else finite(lse_square_scale, "lse_square_scale")
     p.normalizer = None if normalizer is None else real(normalizer, "normalizer")
     p.weight = None if weight is None else reals(weight, (p.classes,), "weight")
     p.sample_weight = None

@@ -26,6 +26,7 @@ def cross_entropy(
     label_smoothing: float = ...,
     reduction: ToScalar = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[False] = ...,
 ) -> Scalar: ...
 
@@ -42,6 +43,7 @@ def cross_entropy(
     label_smoothing: float = ...,
     reduction: ToScalar = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[True],
 ) -> tuple[Scalar, LogSumExp]: ...
 
@@ -58,6 +60,7 @@ def cross_entropy(
     label_smoothing: float = ...,
     reduction: Literal["none"],
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[False] = ...,
 ) -> Losses: ...
 
@@ -74,6 +77,7 @@ def cross_entropy(
     label_smoothing: float = ...,
     reduction: Literal["none"],
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[True],
 ) -> tuple[Losses, LogSumExp]: ...
 
@@ -90,6 +94,7 @@ def cross_entropy(
     label_smoothing: float = ...,
     reduction: Reduction = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: bool = ...,
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
@@ -105,6 +110,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
+    lse_square_scale: float = 0.0,
     return_lse: bool = False,
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]:
     """Softmax cross-entropy of logits against class indices or probabilities.
@@ -146,6 +152,9 @@ def cross_entropy(
     normalizer : float, optional
         Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
         is 0 if all rows are ignored.
+    lse_square_scale : float, default 0.0
+        λ of the z-loss: s · v · λ · lse² is added to each row's loss, where v is w_y for a class
+        index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     return_lse : bool, default False
         Whether to return lse too, which `cross_entropy_backward` needs.
 
@@ -165,7 +174,8 @@ def cross_entropy(
         weights are not real numbers.
     ValueError
         If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
-        if `reduction` is unknown, or if `label_smoothing` is outside [0, 1].
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `lse_square_scale`
+        is not finite.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row.
@@ -177,7 +187,8 @@ def cross_entropy(
 
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
     however confident the model is, because the target's exponential is left out of the sum and
-    the logarithm is taken by log1p.
+    the logarithm is taken by log1p. With `lse_square_scale` in [0, 1], the same holds; with any
+    other, where the terms may cancel, within 2 ULP of the larger.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
@@ -201,6 +212,7 @@ def cross_entropy(
         label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
+        lse_square_scale=lse_square_scale,
     )
     if not p.contiguous:
         p.in_memory_order()
@@ -222,6 +234,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = ...,
     reduction: ToScalar = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[False] = ...,
     out: Array | None = ...,
 ) -> tuple[Scalar, Array]: ...
@@ -239,6 +252,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = ...,
     reduction: ToScalar = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[True],
     out: Array | None = ...,
 ) -> tuple[Scalar, Array, LogSumExp]: ...
@@ -256,6 +270,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = ...,
     reduction: Literal["none"],
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[False] = ...,
     out: Array | None = ...,
 ) -> tuple[Losses, Array]: ...
@@ -273,6 +288,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = ...,
     reduction: Literal["none"],
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: Literal[True],
     out: Array | None = ...,
 ) -> tuple[Losses, Array, LogSumExp]: ...
@@ -290,6 +306,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = ...,
     reduction: Reduction = ...,
     normalizer: float | None = ...,
+    lse_square_scale: float = ...,
     return_lse: bool = ...,
     out: Array | None = ...,
 ) -> tuple[Scalar | Losses, Array] | tuple[Scalar | Losses, Array, LogSumExp]: ...
@@ -306,6 +323,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
+    lse_square_scale: float = 0.0,
     return_lse: bool = False,
     out: Array | None = None,
 ) -> tuple[Scalar | Losses, Array] | tuple[Scalar | Losses, Array, LogSumExp]:
@@ -326,7 +344,8 @@ def cross_entropy_with_grad(
 
         s/D · (A · p_c − b_c),
 
-    which is s/D · w_y · (p_c − [c = y]) for a class index y without smoothing.
+    which is s/D · w_y · (p_c − [c = y]) for a class index y without smoothing. With
+    `lse_square_scale` λ, s/D · 2 · v · λ · lse · p_c is added, as described there.
 
     Parameters
     ----------
@@ -355,6 +374,9 @@ def cross_entropy_with_grad(
     normalizer : float, optional
         Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
         is 0 if all rows are ignored.
+    lse_square_scale : float, default 0.0
+        λ of the z-loss: s · v · λ · lse² is added to each row's loss, where v is w_y for a class
+        index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     return_lse : bool, default False
         Whether to return lse too, which `cross_entropy_backward` needs.
     out : ndarray, optional
@@ -382,8 +404,9 @@ def cross_entropy_with_grad(
         weights are not real numbers, or if `out` is not an array of the logits' dtype.
     ValueError
         If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
-        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `out` has another
-        shape, cannot be written to, is not C-contiguous or shares memory with an argument.
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], if `lse_square_scale` is
+        not finite, or if `out` has another shape, cannot be written to, is not C-contiguous or
+        shares memory with an argument.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row. After any error `out` is as it was.
@@ -397,8 +420,9 @@ def cross_entropy_with_grad(
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
     however confident the model is, because the target's exponential is left out of the sum and the
     logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
-    too, which is computed as the sum over the other classes and not as p − 1. With soft targets or
-    smoothing, A · p_c and b_c may cancel, and the error is within 4 ULP of the larger of the two.
+    too, which is computed as the sum over the other classes and not as p − 1. With soft targets,
+    smoothing or `lse_square_scale`, A · p_c, b_c and the term with lse may cancel, and the error is
+    within 4 ULP of the largest of them.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
@@ -421,6 +445,7 @@ def cross_entropy_with_grad(
         label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
+        lse_square_scale=lse_square_scale,
     )
     # The gradient must share memory with none of these: each as it was passed and as it is used.
     inputs = (
@@ -449,6 +474,7 @@ def cross_entropy_backward(
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     normalizer: float | None = None,
+    lse_square_scale: float = 0.0,
     out: Array | None = None,
 ) -> Array:
     """The gradient of `cross_entropy` with respect to the logits, from the lse of the forward pass.
@@ -459,6 +485,8 @@ def cross_entropy_backward(
     the mean (1 for "sum" and "none"), the gradient of a row is
 
         grad_loss · s/D · (A · p_c − b_c).
+
+    With `lse_square_scale` λ, grad_loss · s/D · 2 · v · λ · lse · p_c is added, as described there.
 
     Parameters
     ----------
@@ -490,6 +518,9 @@ def cross_entropy_backward(
         ignored for class indices, and by Σ sample_weight for probabilities.
     normalizer : float, optional
         Replaces the denominator of "mean".
+    lse_square_scale : float, default 0.0
+        λ of the z-loss: s · v · λ · lse² is added to each row's loss, where v is w_y for a class
+        index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     out : ndarray, optional
         Where to write the gradient: an array in the shape and dtype of `logits`, C-contiguous and
         writable. It may be exactly `logits` (in place) and must not overlap any argument otherwise.
@@ -510,8 +541,9 @@ def cross_entropy_backward(
         `out` is not an array of the logits' dtype.
     ValueError
         If shapes do not fit, if there are no classes or no dimensions, if `axis` is out of range,
-        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], or if `out` has another
-        shape, cannot be written to, is not C-contiguous or shares memory with an argument.
+        if `reduction` is unknown, if `label_smoothing` is outside [0, 1], if `lse_square_scale` is
+        not finite, or if `out` has another shape, cannot be written to, is not C-contiguous or
+        shares memory with an argument.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row. After any error `out` is as it was.
@@ -522,9 +554,10 @@ def cross_entropy_backward(
     its logits and its `grad_loss` are.
 
     Every normal number of the gradient is within 4 units in the last place of the exact value, the
-    target's too; with soft targets or smoothing, where A · p_c and b_c may cancel, of the larger of
-    the two. A row that contains NaN or +inf, or only −inf, has the gradient NaN, and so has a row
-    whose lse is not finite. If a row's lse is not that of its logits, its gradient has no meaning.
+    target's too; with soft targets, smoothing or `lse_square_scale`, where A · p_c, b_c and the
+    term with lse may cancel, of the largest of them. A row that contains NaN or +inf, or only −inf,
+    has the gradient NaN, and so has a row whose lse is not finite. If a row's lse is not that of
+    its logits, its gradient has no meaning.
 
     The formula is the derivative of ``torch.nn.functional.cross_entropy`` and ONNX
     SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in NumPy.
@@ -546,6 +579,7 @@ def cross_entropy_backward(
         label_smoothing=label_smoothing,
         reduction=reduction,
         normalizer=normalizer,
+        lse_square_scale=lse_square_scale,
     )
     if p.reduction == "none":
         p.grad_loss = reals(grad_loss, p.positions, "grad_loss").reshape(-1)

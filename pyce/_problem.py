@@ -39,6 +39,7 @@ class Problem:
         "logits",
         "losses",
         "lse",
+        "lse_square_scale",
         "normalizer",
         "outer",
         "probs",
@@ -63,6 +64,7 @@ class Problem:
     sample_weight: Array | None  # float64 (rows,)
     ignore_index: int
     smoothing: float
+    lse_square_scale: float  # λ of the term λ·lse², finite
     reduction: Reduction
     normalizer: float | None  # replaces the denominator of the mean
     grad_loss: float | Array  # factor of the rows' gradients: one for all, or float64 (rows,)

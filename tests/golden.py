@@ -161,6 +161,8 @@ QUESTIONS = {
     "everything": ("y", {"weight": "w", "sample_weight": "s", "label_smoothing": 0.1}),
     "probabilities": ("t", {"sample_weight": "s"}),
     "weighted probabilities": ("t", {"weight": "w"}),
+    "z-loss": ("y", {"weight": "w", "lse_square_scale": 0.01}),
+    "z-loss of probabilities": ("t", {"sample_weight": "s", "lse_square_scale": 0.01}),
 }
 
 
@@ -193,7 +195,9 @@ def of_softmax(x, out=None):
 
 def reduced(x, y, w, s, t):
     """Means and sums over the rows, and gradients; rows without a finite loss are set to 0."""
-    for question in QUESTIONS:
+    for question, (_, given) in QUESTIONS.items():
+        if "lse_square_scale" in given:
+            continue  # the reduction is the same
         target, options = _asked(question, y, w, s, t)
         losses = pyce.cross_entropy(x, target, axis=1, reduction="none", **options)
         calm = np.where(np.isfinite(losses)[:, None], x, np.asarray(0, x.dtype))

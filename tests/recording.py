@@ -104,7 +104,7 @@ class _Recorder:
         size = ITEM_SIZE[p.dtype]
         w.integers(RUN, p.operation, p.dtype, p.target, p.probs_dtype, p.reduction, THREADS)
         w.integers(p.outer, p.classes, p.inner, p.ignore_index)
-        w.reals(p.grad_loss, p.normalizer, p.smoothing)
+        w.reals(p.grad_loss, p.normalizer, p.smoothing, p.lse_square_scale)
         shape = p.outer, p.classes, p.inner
         w.operand(p.logits, *shape, size)
         in_place = p.result.data == p.logits.data

@@ -5,7 +5,8 @@
 INLINE int lse_suffices(const pyce_job *job, int64_t row) {
     const pyce_problem *p = job->p;
     if (!LSE_SUFFICES || p->operation != PYCE_BACKWARD || job->soft) return 0;
-    if (p->classes <= PYCE_FEW) return 0; /* there the sum costs next to nothing */
+    if (p->lse_square_scale != 0) return 0; /* the label's own exponential counts as well */
+    if (p->classes <= PYCE_FEW) return 0;   /* there the sum costs next to nothing */
     return p->lse[row] >= -0x1p20 && p->lse[row] <= 0x1p20 && is_valid(p, row);
 }
 

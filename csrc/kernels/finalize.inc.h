@@ -19,8 +19,13 @@
  *
  * The loss of a row is multiplied by its sample weight, the gradient by s (row_factors).
  *
- * A row whose coefficients are all 0 (its sample weight, w_y or all b) has the loss and the gradient 0,
- * whatever its logits are: its factors are exactly 0, of which the writers make zeros (is_zero_row).
+ * With lse_square_scale λ, and w = w_y or, without a label, 1:
+ *
+ *     loss  += λ·w·lse²,    grad_c += s·2λ·w·lse·p_c
+ *
+ * A row whose coefficients are all 0 (its sample weight, or w_y or all b, and λ·w) has the loss and the
+ * gradient 0, whatever its logits are: its results are exactly 0, of which the writers make zeros
+ * (is_zero_row).
  */
 
 /* What the losses and gradients of eight rows are multiplied by. */
@@ -119,21 +124,35 @@ INLINE vd bad_rows(const pyce_problem *p, int i, vd max, vd others, const row_st
    soft-target term adds in the third; log_softmax_of. */
 #include FINALIZE_INC
 
+/* λ·w of lanes i…i+7. */
+INLINE vd_pair lse_square_scales(const pyce_problem *p, int i, const row_state *s) {
+    const vd_pair scale = pair_of(vd_set1(p->lse_square_scale), vd_set1(0));
+    if (!p->weight || !p->labels) return scale;
+    return pair_scale(scale, label_weights(p->weight, s->label + i, rows_left(s, i)));
+}
+
 /* Rows i…i+7 of soft targets whose coefficients are all 0. Σ b and Σ b·(m − x) tell, which may also
    cancel: they are asked only where the result would be NaN. */
-INLINE vdm without_coefficients(int i, const row_state *s, const row_factors *f) {
+INLINE vdm without_coefficients(const pyce_problem *p, int i, const row_state *s,
+                                const row_factors *f) {
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd doubtful = vd_mul(vd_load(s->log + i), f->scale.value);
     vd some = vd_drop(vd_eq(f->label.value, zero), one);
     some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_sum + i), zero), one));
     some = vd_add(some, vd_drop(vd_eq(vd_load(s->soft_loss + i), zero), one));
     some = vd_add(some, vd_keep(vd_eq(vd_sub(doubtful, doubtful), zero), one));
+    if (p->lse_square_scale != 0) {
+        const vd scale = lse_square_scales(p, i, s).value;
+        some = vd_add(some, vd_drop(vd_eq(scale, zero), one));
+    }
     return vd_eq(vd_drop(vd_eq(f->sample_weight, zero), some), zero);
 }
 
-/* Whether the result of a finalized row is 0 whatever its e and b are. */
+/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale, the factor
+   of e may be 0 while the gradients at the pivot and the label are not. */
 INLINE int is_zero_row(const pyce_job *job, const row_state *s, int lane) {
-    return s->factor[lane] == 0 && (!job->soft || s->soft_factor[lane] == 0);
+    if (s->factor[lane] != 0 || s->pivot_grad[lane] != 0) return 0;
+    return !job->soft || (s->soft_factor[lane] == 0 && s->label_grad[lane] == 0);
 }
 
 /* The second step: lse − m = log(1 + others/e_m). */
@@ -146,6 +165,42 @@ INLINE void finalize_log(int i, row_state *s) {
         vd_store(s->log_error + i, finite_error(vd_add(log_error, by_q)));
     }
     vd_store(s->log + i, vd_add(log, vd_load(s->bad + i)));
+}
+
+/* Adds λ·w·lse² of lanes i…i+7 to their losses; returns its derivative, 2λ·w·lse. */
+static __attribute__((noinline)) vd_pair add_lse_square(const pyce_job *job, int i,
+                                                        const row_state *s, vd_pair *loss) {
+    const pyce_problem *p = job->p;
+    const vd zero = vd_set1(0), m = vd_load(s->max + i), log = vd_load(s->log + i);
+    vd_pair lse = pair_of(vd_add(m, log), zero);
+    if (COMPENSATED) {
+        lse.error = vd_add(error_of_sum(m, log, lse.value), vd_load(s->log_error + i));
+    }
+    const vd_pair half = pair_mul(lse_square_scales(p, i, s), lse), square = pair_mul(half, lse);
+    *loss = pair_add(*loss, pair_of(square.value, finite_error(square.error)));
+    return pair_add(half, half);
+}
+
+/* Adds derivative·p to the gradients of lanes i…i+7: to those of the pivot and the label, and to the
+   factor of the others, which remains 0 in rows of `nothing`. */
+static __attribute__((noinline)) void add_lse_gradient(const pyce_job *job, int i, row_state *s,
+                                                       vd_pair scale, vd_pair derivative,
+                                                       vdm nothing) {
+    const vd zero = vd_set1(0);
+    const vd inverse_error = COMPENSATED ? vd_load(s->inverse_error + i) : zero;
+    const vd_pair inverse = pair_of(vd_load(s->inverse + i), inverse_error);
+    vd_pair added = pair_mul(pair_mul(scale, derivative), inverse);
+    added.value = vd_drop(nothing, vd_drop(vd_eq(derivative.value, zero), added.value));
+    added.error = vd_drop(nothing, finite_error(added.error));
+    const vd factor_error = COMPENSATED ? vd_load(s->factor_error + i) : zero;
+    const vd_pair factor = pair_add(pair_of(vd_load(s->factor + i), factor_error), added);
+    vd_store(s->factor + i, factor.value);
+    if (COMPENSATED) vd_store(s->factor_error + i, finite_error(factor.error));
+    const vd pivot = pair_value(pair_scale(added, vd_load(s->pivot_e + i)));
+    vd_store(s->pivot_grad + i, vd_add(vd_load(s->pivot_grad + i), pivot));
+    if (!job->soft) return;
+    const vd label = pair_value(pair_scale(added, vd_load(s->label_e + i)));
+    vd_store(s->label_grad + i, vd_add(vd_load(s->label_grad + i), label));
 }
 
 /* The third step: the loss and the factors of the gradient. */
@@ -177,6 +232,8 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     }
     vd_pair whole = pair_of(part, zero); /* A */
     if (job->soft) loss = finalize_soft(job, i, s, &f, loss, &whole);
+    vd_pair derivative = pair_of(zero, zero);
+    if (p->lse_square_scale != 0) derivative = add_lse_square(job, i, s, &loss);
 
     const vd weighted = vd_mul(loss.value, f.sample_weight);
     vd row_loss = weighted;
@@ -186,7 +243,7 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
         row_loss = vd_add(weighted, finite_error(error));
     }
     row_loss = vd_add(row_loss, vd_sub(log, log));
-    const vdm nothing = job->soft ? without_coefficients(i, s, &f) : unlabelled;
+    const vdm nothing = job->soft ? without_coefficients(p, i, s, &f) : unlabelled;
     vd_store(s->loss + i, vd_drop(nothing, row_loss));
 
     const vd without_pivot = vd_load(s->without_pivot + i);
@@ -211,8 +268,9 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     } else {
         pivot_grad = vd_mul(without_pivot, factor);
     }
-    pivot_grad = job->soft ? vd_load(s->pivot_grad + i) : vd_sub(zero, pivot_grad);
-    vd_store(s->pivot_grad + i, vd_drop(nothing, pivot_grad));
+    if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));
+    if (p->lse_square_scale != 0) add_lse_gradient(job, i, s, f.scale, derivative, nothing);
+    vd_store(s->pivot_grad + i, vd_drop(nothing, vd_load(s->pivot_grad + i)));
     if (!job->soft) return;
     vd_store(s->label_grad + i, vd_drop(nothing, vd_load(s->label_grad + i)));
     vd_store(s->soft_factor + i, vd_drop(nothing, vd_load(s->soft_factor + i)));

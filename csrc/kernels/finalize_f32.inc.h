@@ -48,7 +48,9 @@ INLINE void finalize_sums(const pyce_job *job, row_state *s) {
         vd_store(s->quotient + i, r.quotient);
         vd_store(s->inverse + i, vd_add(r.inverse, bad));
         vd_store(s->without_pivot + i, r.without_pivot);
-        if (job->soft) vd_store(s->pivot_e + i, vd_add(vd_keep(vd_eq(m, o), e), at_pivot));
+        if (job->soft || job->p->lse_square_scale != 0) {
+            vd_store(s->pivot_e + i, vd_add(vd_keep(vd_eq(m, o), e), at_pivot));
+        }
         vd_store(s->bad + i, bad);
     }
 }

@@ -31,7 +31,7 @@ typedef struct {
     const pyce_problem *p;
     int pivot;      /* PIVOT_… */
     int soft;       /* SOFT_… */
-    int unweighted; /* no weights of labels or rows */
+    int unweighted; /* no weights of labels or rows, and no lse_square_scale */
     int all_valid;  /* whether no row is ignored */
     int blended;    /* SOFT_PROBS where b are not the targets: class weights or smoothing */
     int streaming;  /* whether results bypass the caches */

@@ -263,6 +263,7 @@ def _loss(operation: int, p: Problem) -> Scalar | None:
         and p.sample_weight is None
         and p.lse is None
         and p.normalizer is None
+        and p.lse_square_scale == 0.0
         and p.dtype_name != "bfloat16"
     ):
         loss = _contiguous(operation, p, labels)
@@ -297,6 +298,7 @@ def _general(operation: int, p: Problem) -> Scalar | None:
     c.threads = _threads_for(p.logits.size, p.rows)
     c.classes = p.classes
     c.smoothing = p.smoothing
+    c.lse_square_scale = p.lse_square_scale
     c.ignore_index = p.ignore_index
     if labels is not None:
         c.target = _INDEX64 if labels.itemsize == 8 else _INDEX32

@@ -12,6 +12,11 @@ largest logit, x_k = m, and the exponentials are e_c = exp(x_c − m), so that e
     g_c = s·G·(A·p_c − b_c)
     g_c = s·G·((A − b_c) − A·R/S)    where x_c = m and b_c > A/2
 
+With lse_square_scale λ, and w = w_y or, without a label, 1:
+
+    ℓ   += s·λ·w·lse²
+    g_c += s·G·2λ·w·lse·p_c
+
 No step is a difference of nearly equal numbers: where a one-hot target is a maximum, the last line
 is −s·G·A·R/S, that is A·(p_c − 1) without cancellation.
 
@@ -133,9 +138,9 @@ class _Rows:
 class _LossRows(_Rows):
     """Rows `start` to `stop` of a problem, which are its block `index`, with their targets.
 
-    total: (rows,), A. For labels, b is ε/C·w_c at all classes, the soft-target term, and in
-    addition (1 − ε)·w_y at the label.
-    nothing: (rows,), whether s or all b are 0.
+    total, _lse_term: (rows,), A and λ·w·lse; the latter is None if λ is 0. For labels, b is ε/C·w_c
+    at all classes, the soft-target term, and in addition (1 − ε)·w_y at the label.
+    nothing: (rows,), whether s is 0, or all b and λ·w are.
     """
 
     total: Number
@@ -161,6 +166,7 @@ class _LossRows(_Rows):
                 cuts = [row_sum(self.number(p.weight[np.newaxis, cut])) for cut in self.cuts()]
                 weights = sum(cuts, self.number(0.0))
             self.total = self._off_value * weights + self._b_label
+            scale = product(self.number(p.lse_square_scale), w)
         elif p.probs is not None:
             self._probs = np.moveaxis(p.probs, p.axis, -1)[index]
             self.total = self.number(np.zeros(stop - start))
@@ -169,6 +175,11 @@ class _LossRows(_Rows):
                 b = self._b(cut)
                 self.total = self.total + row_sum(b)
                 self.nothing &= ~np.any(rounded(b) != 0.0, axis=1)
+            scale = self.number(np.full(stop - start, p.lse_square_scale))
+        self._lse_term: Number | None = None
+        if p.lse_square_scale:
+            self.nothing &= rounded(scale) == 0.0
+            self._lse_term = product(scale, self.maximum + self.log_sum)
         if p.sample_weight is not None:
             self.nothing |= p.sample_weight[start:stop] == 0.0
 
@@ -194,6 +205,8 @@ class _LossRows(_Rows):
                 b = self._b(cut)
                 below = -self.exponentials(cut)[0]
                 loss = loss + row_sum(product(b, below))
+        if self._lse_term is not None:
+            loss = loss + product(self._lse_term, self.maximum + self.log_sum)
         losses: Array = rounded(loss * sample_weight)
         return losses
 
@@ -202,11 +215,15 @@ class _LossRows(_Rows):
         d, e = self.exponentials(cut)
         at_maximum = rounded(d) == 0.0
         factor = self.total * scale / (1.0 + self.rest)
-        product = e * factor[:, np.newaxis]
+        lse_factor: Number = None
+        if self._lse_term is not None:
+            lse_factor = product(self._lse_term * 2.0, scale) / (1.0 + self.rest)
+            factor = factor + lse_factor
+        difference = e * factor[:, np.newaxis]
         b = self._b(cut) if self._soft else self.number(np.zeros(at_maximum.shape[1]))
         if self._soft:
-            product = product - b * scale[:, np.newaxis]
-        g: Array = rounded(product)
+            difference = difference - b * scale[:, np.newaxis]
+        g: Array = rounded(difference)
         # The elements with a large b are computed again: of labels the one at the label, of
         # probabilities those at a maximum with b_c > A/2.
         if self._probs is None:
@@ -222,7 +239,9 @@ class _LossRows(_Rows):
         others = total - b if self._soft else 0.0  # Σ b of the other classes
         sure = (others - total * rest / (1.0 + rest)) * scale
         unsure = e[row, column] * factor[row] - b * scale
-        if not self._soft:
+        if lse_factor is not None:
+            sure = sure + lse_factor[row]
+        elif not self._soft:
             # Of an infinite b both terms are infinite, but A·(p − 1) is not NaN.
             unsure = np.where(np.isinf(rounded(b)), rounded(-b * scale), rounded(unsure))
         g[row, column] = np.where(

@@ -236,11 +236,13 @@ def reference(
     reduction: str = "mean",
     normalizer: float | None = None,
     grad_loss: Any = 1.0,
+    lse_square_scale: float = 0.0,
 ) -> Reference:
     """Loss, lse and gradient of softmax cross-entropy, with the parameters of `pyce`.
 
     A row has the loss sum_c b_c (-log p_c) and the gradient p sum(b) - b with
-    b_c = w_c ((1 - eps) t_c + eps/C).
+    b_c = w_c ((1 - eps) t_c + eps/C). `lse_square_scale` z adds z w_y lse^2, for
+    probabilities z lse^2.
     """
     target = np.asarray(target)
     moved = np.moveaxis(np.asarray(logits).astype(np.float64), axis, -1)
@@ -275,6 +277,9 @@ def reference(
     # Scaling by a power of two keeps products with finfo.min from overflowing.
     huge = np.where(np.abs(cost.hi).max(1, initial=0.0) > 2.0**900, 64, 0)
     losses = (b * cost.scaled(-huge[:, None])).sum().scaled(huge)
+    lse_term = DD(w[y] if hard else np.ones(count)) * lse_square_scale * soft.lse
+    if lse_square_scale:
+        losses = losses + lse_term * soft.lse
     losses = losses.where(~infinite, np.inf).where(~soft.invalid, np.nan)
     with np.errstate(all="ignore"):
         losses = _times(losses, DD(sw)).where(valid, 0.0)
@@ -291,6 +296,10 @@ def reference(
     terms = np.maximum(np.abs((soft.p * b.sum()[:, None]).hi), np.abs(b.hi))
     if hard and not label_smoothing:
         terms = np.abs(grad.hi)
+    if lse_square_scale:
+        added = soft.p * (lse_term * 2.0)[:, None]
+        grad = grad + added
+        terms = np.maximum(terms, np.abs(added.hi))
 
     if reduction == "mean" and normalizer is not None:
         denominator = DD(float(normalizer))

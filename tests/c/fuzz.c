@@ -281,6 +281,7 @@ static void fuzz_run(bytes *b) {
         if (more & 32) p.sample_weight = doubles(b, rows);
         if (more & 64 && p.operation != PYCE_FORWARD) p.grad_losses = doubles(b, rows);
         p.smoothing = flags & 16 ? 0.1 : flags & 32 ? any_double(b) : 0;
+        p.lse_square_scale = flags & 8 ? flags & 32 ? any_double(b) : 1e-3 : 0;
         p.grad_loss = more & 128 ? any_double(b) : 1;
         p.normalizer = flags & 64 ? any_double(b) : 7;
     }
@@ -318,6 +319,7 @@ static void fuzz_fields(bytes *b) {
     p.classes = (int64_t)word(b) >> below(b, 64);
     p.inner = (int64_t)word(b) >> below(b, 64);
     p.smoothing = any_double(b);
+    p.lse_square_scale = any_double(b);
     const uint8_t given = byte(b);
     if (given & 1) p.logits.data = few;
     if (given & 2) p.result.data = few;

@@ -173,6 +173,7 @@ static void replay_run(const char *const *isas) {
     p.grad_loss = real();
     p.normalizer = real();
     p.smoothing = real();
+    p.lse_square_scale = real();
     const int64_t size = item_size[p.dtype];
     operand logits = read_operand(0);
     const int in_place = (int)integer();

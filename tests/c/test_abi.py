@@ -223,6 +223,7 @@ OUT_OF_RANGE = [
     *(("classes", v) for v in (0, -1, LEAST)),
     *(("inner", v) for v in (-1, LEAST)),
     *(("smoothing", v) for v in (-1e-9, 1.0000001, np.nan, np.inf, -np.inf)),
+    *(("lse_square_scale", v) for v in (np.nan, np.inf, -np.inf)),
 ]
 
 

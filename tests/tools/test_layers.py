@@ -25,7 +25,8 @@ LAYERS = (
     {"_problem", "_threadpoolctl"},
     {"_arguments", *BACKENDS},
     {"_backends"},
-    {"_binary", "_info", "_loss", "_metrics", "_probabilities", "_settings", "_softmax"},
+    {"_binary", "_info", "_linear_chunks", "_loss", "_metrics", "_probabilities", "_settings"},
+    {"_linear", "_selective", "_softmax"},
     {""},
 )
 LISTED = set().union(*LAYERS)
@@ -82,9 +83,8 @@ def relative(path):
 def test_the_layers_name_what_there_is():
     assert {unit_of(path) for path in MODULES} | {"_pyce"} >= LISTED
     assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= BACKENDS
-    assert [layer(u) for u in ("_types", "_backends.c", "_backends", "_loss", "", "torch")] == [
-        0, 3, 4, 5, 6, 7
-    ]  # fmt: skip
+    units = ("_types", "_backends.c", "_backends", "_loss", "_linear", "", "torch")
+    assert [layer(unit) for unit in units] == [0, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,7 @@ def test_import_is_light(run_python):
 def test_public_names():
     assert sorted(pyce.__all__) == sorted(
         [
+            "LinearGradients",
             "__version__",
             "accuracy",
             "backends",
@@ -180,10 +181,13 @@ def test_public_names():
             "get_backend",
             "get_num_threads",
             "info",
+            "linear_cross_entropy",
+            "linear_cross_entropy_with_grad",
             "log_loss",
             "log_softmax",
             "logsumexp",
             "nll_loss",
+            "selective_log_softmax",
             "set_backend",
             "set_num_threads",
             "softmax",

@@ -8,6 +8,9 @@ coefficients b_c = w_c·((1 − ε)·t_c + ε/C), A = Σ_c b_c:
     loss     = Σ_c b_c·(m − x_c) + A·log1p(R)
     gradient = A·exp(x_c − m)/S − b_c, but (A − b_c) − A·R/S where x_c = m and b_c > A/2
 
+With lse_square_scale λ, and w = w_y or, without a label, 1, the loss has the term λ·w·lse², and the
+gradient the term 2λ·w·lse·exp(x_c − m)/S.
+
 docs/derivation.md derives them. From the caller to the arithmetic:
 
     __init__     the functions of a backend
@@ -126,7 +129,7 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
             saved_lse=p.lse if backward else None,
             losses=losses,
             lse=None if backward else p.lse,
-            smoothing=np.array([on_value, on_error, off_value, off_error]),
+            smoothing=np.array([on_value, on_error, off_value, off_error, p.lse_square_scale]),
             ignore_index=p.ignore_index,
         )
     )

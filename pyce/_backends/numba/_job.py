@@ -30,7 +30,7 @@ class Job(NamedTuple):
     saved_lse: Array  # float64 (rows,), read: the gradient of a row is NaN if this is not finite
     losses: Array  # float64 (rows,), written
     lse: Array  # float64 (rows,), written
-    smoothing: Array  # float64 (4,): the fields of `Smoothing`
+    smoothing: Array  # float64 (5,): the fields of `Smoothing`
     ignore_index: Index  # the label of rows that are not valid
     outer: Index
     classes: Index
@@ -41,12 +41,13 @@ class Job(NamedTuple):
 
 
 class Smoothing(NamedTuple):
-    """The weights of label smoothing: 1 − ε and ε/C as pairs."""
+    """The weights of label smoothing, 1 − ε and ε/C as pairs, and λ of the term λ·lse²."""
 
     on_value: Real
     on_error: Real
     off_value: Real
     off_error: Real
+    lse_square_scale: Real
 
 
 class BernoulliJob(NamedTuple):

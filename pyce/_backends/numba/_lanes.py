@@ -71,6 +71,7 @@ MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
     TARGET,  # target probabilities of one class
     WEIGHT,  # class weights of that class
     LABEL_WEIGHT,  # class weight of the label; without labels 0, for softmax 1
+    _LSE_WEIGHT,  # w of the term λ·w·lse²: class weight of the label; without labels 1
     LABEL_LOGIT,
     LABEL_EXP,
     _SAMPLE_WEIGHT,
@@ -80,16 +81,16 @@ MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
     _LSE,
     LOG,  # log1p(R), R relative to the exponential of the maximum
     LOG_ERROR,
-    FACTOR,  # scale·A/S: exponentials times this are scale·A·p
+    FACTOR,  # scale·(A + 2λ·w·lse)/S: exponentials times this are scale·(A + 2λ·w·lse)·p
     FACTOR_ERROR,
-    _COMPLEMENT,  # scale·A·R/S
+    _COMPLEMENT,  # scale·(A·R − 2λ·w·lse)/S
     _ON_TERM,  # b of the label without the soft-target term
     _ON_TERM_ERROR,
     MAX_EXP,  # the exponential of the maximum
     LABEL_GRADIENT,
     _TOTAL,  # A = Σ b
     _TOTAL_ERROR,
-) = _fields(28)
+) = _fields(29)
 _S_SIZE, _A_SIZE = int(PIVOT + WIDTH), int(_TOTAL_ERROR + WIDTH)
 
 # ---------------------------------------------------------------------------------------------
@@ -218,9 +219,16 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         a[_TOTAL + v] = total
         cost = product_or_zero(on_term, m - a[LABEL_LOGIT + v])
         loss = fma(total, log, cost) + a[SOFT_COST + v]
-        a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
         factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
         a[_COMPLEMENT + v] = factor * rest
+        if k.lse_square_scale != 0.0:
+            lse_scale = product_or_zero(k.lse_square_scale, a[_LSE_WEIGHT + v])
+            lse_term = product_or_zero(lse_scale, m + log)
+            loss += product_or_zero(lse_term, m + log)
+            added = product_or_zero(2.0 * lse_term, a[_SCALE + v]) / (1.0 + rest)
+            a[_COMPLEMENT + v] -= added
+            factor += added
+        a[_LOSS + v] = loss * a[_SAMPLE_WEIGHT + v] + invalid
         a[FACTOR + v] = factor * unit
 
 
@@ -255,6 +263,18 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         loss_error += finite_or_zero(error) + cost_error
         loss, error = two_sum(loss, a[SOFT_COST + v])
         loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
+        lse_term, lse_term_error = 0.0, 0.0  # λ·w·lse
+        if k.lse_square_scale != 0.0:
+            lse, lse_error = two_sum(m, log)
+            lse_error += log_error
+            weight = a[_LSE_WEIGHT + v]
+            weight, weight_error = scale_pair_or_zero(k.lse_square_scale, 0.0, weight)
+            lse_term, error = scale_pair_or_zero(weight, weight_error, lse)
+            lse_term_error = finite_or_zero(fma(weight, lse_error, error))
+            square, error = scale_pair_or_zero(lse_term, lse_term_error, lse)
+            loss_error += finite_or_zero(fma(lse_term, lse_error, error))
+            loss, error = two_sum(loss, square)
+            loss_error += finite_or_zero(error)
         sample_weight = a[_SAMPLE_WEIGHT + v]
         loss, error = two_product(loss, sample_weight)
         a[_LOSS + v] = loss + finite_or_zero(fma(loss_error, sample_weight, error)) + invalid
@@ -270,6 +290,17 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         a[_COMPLEMENT + v] = fma(factor, rest, error)
         a[FACTOR + v] = factor * UNBIAS
         a[FACTOR_ERROR + v] = factor_error * UNBIAS
+        if k.lse_square_scale != 0.0:
+            # scale·2λ·w·lse/S in the same way.
+            scaled, scaled_error = scale_pair_or_zero(lse_term, lse_term_error, 2.0 * a[_SCALE + v])
+            added = scaled * inverse + (invalid + a[_NAN + v])
+            error = (fma(-added, sum_, scaled) + scaled_error - added * sum_error) * inverse
+            added_error = finite_or_zero(error)
+            a[_COMPLEMENT + v] -= added + added_error
+            factor, error = two_sum(factor, added)
+            error = finite_or_zero(error) + (factor_error + added_error)
+            a[FACTOR + v] = factor * UNBIAS
+            a[FACTOR_ERROR + v] = error * UNBIAS
 
 
 _finalize_lanes = by_dtype(_finalize_lanes_float32, _finalize_lanes_float64)
@@ -313,7 +344,7 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
             label[v] = U0 if ignored[v] else U(y)
         if job.weight.size:
             for v in range(n):
-                a[LABEL_WEIGHT + v] = job.weight[label[v]]
+                a[LABEL_WEIGHT + v] = a[_LSE_WEIGHT + v] = job.weight[label[v]]
     return any_ignored
 
 
@@ -343,7 +374,7 @@ def finalize(
     if job.weight.size or job.sample_weight.size or job.probs.size:
         soft = job.probs.size > 0 or k.off_value != 0.0
         for v in range(n):
-            if _without_coefficients(a, v, soft):
+            if _without_coefficients(a, v, soft, k):
                 ignored[v] = True
                 any_ignored = True
                 if job.losses.size:
@@ -354,13 +385,14 @@ def finalize(
 
 
 @jit
-def _without_coefficients(a: Array, v: Index, soft: bool) -> Any:
-    """Whether the sample weight of lane v is 0, or all its b are.
+def _without_coefficients(a: Array, v: Index, soft: bool, k: Any) -> Any:
+    """Whether the sample weight of lane v is 0, or all its b and λ·w are.
 
     Of a soft-target term Σ b and Σ b·(m − x) tell, which may also cancel: they are asked only where
     the result would be NaN.
     """
     nothing = a[_ON_TERM + v] == 0.0
+    nothing &= product_or_zero(k.lse_square_scale, a[_LSE_WEIGHT + v]) == 0.0
     if soft:
         doubtful = a[LOG + v] + a[_SCALE + v] + a[_SAMPLE_WEIGHT + v]
         sums_are_0 = (a[SOFT_TOTAL + v] == 0.0) & (a[SOFT_COST + v] == 0.0)
@@ -447,7 +479,7 @@ def _label_gradient_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         other = a[LABEL_EXP + v] * a[FACTOR + v] - b * scale
         top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
         g = sure if top and abs(b) > 0.5 * abs(total) else other
-        infinite = (abs(b) == np.inf) & (k.off_value == 0.0)
+        infinite = (abs(b) == np.inf) & (k.off_value == 0.0) & (k.lse_square_scale == 0.0)
         a[LABEL_GRADIENT + v] = _of_infinite(b, scale, a[_COMPLEMENT + v], top) if infinite else g
 
 
@@ -460,7 +492,7 @@ def _label_gradient_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
         terms = gradient_terms(a, v)
         g = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
-        infinite = (abs(b) == np.inf) & (k.off_value == 0.0)
+        infinite = (abs(b) == np.inf) & (k.off_value == 0.0) & (k.lse_square_scale == 0.0)
         a[LABEL_GRADIENT + v] = (
             _of_infinite(b, terms.scale, terms.complement, top) if infinite else g
         )
@@ -514,9 +546,11 @@ def log_probability(x: Real, m: Real, log: Real, log_error: Real) -> Real:
 
 @jit
 def smoothing(job: Any) -> Any:
-    """The weights of label smoothing as numbers."""
+    """The fields of `Smoothing` as numbers."""
     k = job.smoothing
-    return Smoothing(on_value=k[0], on_error=k[1], off_value=k[2], off_error=k[3])
+    return Smoothing(
+        on_value=k[0], on_error=k[1], off_value=k[2], off_error=k[3], lse_square_scale=k[4]
+    )
 
 
 @jit_allocating
@@ -539,6 +573,7 @@ def scratch(job: Any) -> Any:
         s[PIVOT + v] = -1.0
         a[WEIGHT + v] = 1.0
         a[LABEL_WEIGHT + v] = label_weight
+        a[_LSE_WEIGHT + v] = 1.0
         a[_SAMPLE_WEIGHT + v] = 1.0
         a[_SCALE + v] = scale
     return s, a, np.zeros(WIDTH, np.uintp), np.zeros(WIDTH, np.bool_)

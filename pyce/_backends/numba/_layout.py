@@ -23,7 +23,7 @@ _COPIED = 2**15
 _ROW_OVERHEAD = 32
 
 _NO_REALS, _NO_LABELS = np.empty(0), np.empty(0, np.int64)
-_NO_SMOOTHING = np.array([1.0, 0.0, 0.0, 0.0])
+_NO_SMOOTHING = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
 
 
 class Request(NamedTuple):

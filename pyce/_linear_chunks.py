@@ -1,0 +1,313 @@
+"""Cross-entropy of `input @ linear_weight.T`, chunk by chunk of rows: the computation.
+
+A chunk of logits is a product, written to one buffer; the backend turns it into losses and, in
+place, into the gradient G with respect to the logits; two more products take G to the gradients:
+
+    logits             = input · Wᵀ        (n, C)
+    gradient of input  = G · W             (n, D), written where it belongs
+    gradient of W     += Gᵀ · input        (C, D), in blocks of classes that fit a cache
+
+The last one adds to its result. Its product is written to memory for a block of classes, from where
+it is added while it is in the cache, so that no second array has the size of the weight.
+
+Rows that are ignored are left out of all products, so that NaN in them stays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyce import _fpenv
+from pyce._backends import Backend
+from pyce._problem import Problem
+from pyce._types import Array
+
+# Bytes of a block of classes of the weight or of its gradient, and of a block of rows of logits
+# that several elementwise operations share.
+_BLOCK_BYTES = 3 * 2**20
+# If more of the columns than this are kept, leaving out the others does not pay.
+_WORTH_PACKING = 0.6
+# Rows after which the kept columns are counted.
+_COUNT_AFTER = 8
+
+
+@dataclass
+class Head:
+    """The arguments of one call, checked.
+
+    `full` is the problem of all rows; its logits are not read. Arrays are C-contiguous, except that
+    the weight may be the transpose of such an array, and target probabilities may have any strides.
+    """
+
+    full: Problem
+    input: Array  # (rows, D)
+    weight: Array  # (C, D), of the input's dtype
+    bias: Array | None  # (C,), of the input's dtype
+    softcap: float | None
+    logit_scale: float
+    chunk_bytes: int
+    filter_tolerance: float
+    # Outputs; the gradients are None if only the loss is requested.
+    losses: Array  # (rows,)
+    lse: Array  # float64 (rows,)
+    grad_input: Array | None = None
+    grad_weight: Array | None = None
+    grad_bias: Array | None = None
+
+
+class _Blocks:
+    """The weight in the dtype of the computation: whole, or in blocks of classes that are converted
+    one after the other.
+    """
+
+    def __init__(self, weight: Array, dtype: np.dtype[Any]) -> None:
+        self.weight = weight
+        self.is_wide = weight.dtype == dtype
+        classes, features = weight.shape
+        self.width = max(1, min(classes, _BLOCK_BYTES // max(1, features * dtype.itemsize)))
+        self.cuts = [slice(i, min(i + self.width, classes)) for i in range(0, classes, self.width)]
+        self._room = np.empty((self.width, features), dtype)
+
+    def room(self, count: int) -> Array:
+        """Memory for `count` classes, valid until the next call of a method."""
+        return self._room[:count]
+
+    def wide(self, cut: slice | Array) -> Array:
+        """Some classes of the weight, at most `width`."""
+        block = self.weight[cut]
+        return block if self.is_wide else widened(block, self.room(len(block)))
+
+
+def widened(block: Array, out: Array) -> Array:
+    """`out` with the numbers of a block of half types, as float32."""
+    if block.dtype.name == "bfloat16":
+        np.left_shift(block.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
+    else:
+        out[...] = block
+    return out
+
+
+@_fpenv.default
+def run(head: Head, backend: Backend) -> None:
+    """Write the outputs of `head`."""
+    with np.errstate(all="ignore"):
+        _run(head, backend)
+
+
+def _run(head: Head, backend: Backend) -> None:
+    full = head.full
+    dtype = head.losses.dtype
+    classes, features = head.weight.shape
+    with_grad = head.grad_weight is not None
+    valid = full.valid()
+    rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
+    size = rows_of_chunk(head, len(rows))
+    scale = float(np.float64(head.logit_scale) / full.denominator()) if with_grad else 1.0
+
+    # Everything is allocated before anything is written.
+    blocks = _Blocks(head.weight, dtype)
+    logits = np.empty((size, classes), dtype)
+    saved = np.empty_like(logits) if with_grad and head.softcap is not None else None
+    total = head.grad_weight
+    if total is not None and total.dtype != dtype:
+        total = np.empty((classes, features), dtype)
+    total_bias = np.zeros(classes if head.grad_bias is not None else 0)
+    scales = head.logit_scale / (head.softcap or 1.0)
+    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
+
+    if len(rows) < full.rows:
+        head.losses[...] = head.lse[...] = 0
+        if head.grad_input is not None:
+            head.grad_input[...] = 0
+    if total is not None and (len(rows) == 0 or head.filter_tolerance):
+        total[...] = 0
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        part: slice | Array = some
+        if valid is None:
+            part = slice(start, start + len(some))
+        x = head.input[part]
+        if x.dtype != dtype:
+            x = widened(x, np.empty(x.shape, dtype))
+        chunk = logits[: len(some)]
+        scaled = x if scales == 1.0 else x * dtype.type(scales)
+        _multiply(scaled, blocks, chunk)
+        _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(some)])
+        _differentiate(head, backend, chunk, part, some, scale, with_grad)
+        if not with_grad:
+            continue
+        if saved is not None:
+            for block in _row_blocks(chunk):
+                t = saved[: len(some)][block]
+                chunk[block] *= (1.0 - t) * (1.0 + t)
+        if head.grad_bias is not None:
+            total_bias += chunk.sum(axis=0)
+        kept = kept_columns(chunk, head.filter_tolerance) if head.filter_tolerance else None
+        if head.grad_input is not None:
+            head.grad_input[part] = _to_input(chunk, blocks, kept)
+        if total is not None:
+            first = start == 0 and not head.filter_tolerance
+            _add_to_weight(chunk, x, blocks, kept, total, first)
+    if head.grad_weight is not None and total is not head.grad_weight:
+        head.grad_weight[...] = total
+    if head.grad_bias is not None:
+        head.grad_bias[...] = total_bias.astype(dtype)
+
+
+def rows_of_chunk(head: Head, rows: int) -> int:
+    """The number of rows of a chunk: as many as `chunk_bytes` hold, evenly shared among chunks."""
+    classes = len(head.weight)
+    buffers = 2 if head.grad_weight is not None and head.softcap is not None else 1
+    most = max(1, head.chunk_bytes // (classes * head.losses.dtype.itemsize * buffers))
+    if head.filter_tolerance:
+        most = min(most, FILTERED_ROWS)
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
+
+
+# A column is left out if no row of the chunk needs it: fewer rows, fewer columns, but the products
+# of short chunks are slower.
+FILTERED_ROWS = 256
+
+
+def _row_blocks(chunk: Array) -> Iterator[slice]:
+    """The rows of a chunk in blocks that fit a cache."""
+    step = max(1, _BLOCK_BYTES // 4 // max(1, chunk[:1].nbytes))
+    return (slice(i, i + step) for i in range(0, len(chunk), step))
+
+
+def _multiply(x: Array, blocks: _Blocks, out: Array) -> None:
+    """out = x · Wᵀ."""
+    if blocks.is_wide:
+        np.matmul(x, blocks.weight.T, out=out)
+        return
+    for cut in blocks.cuts:
+        np.matmul(x, blocks.wide(cut).T, out=out[:, cut])
+
+
+def _finish_logits(
+    chunk: Array, bias: Array | None, softcap: float | None, saved: Array | None
+) -> None:
+    """Add the bias and apply the softcap; `saved` receives tanh of what is capped."""
+    if bias is None and softcap is None:
+        return
+    for block in _row_blocks(chunk):
+        x = chunk[block]
+        if bias is not None:
+            x += bias
+        if softcap is not None:
+            t = x if saved is None else saved[block]
+            np.tanh(x, out=t)
+            np.multiply(t, x.dtype.type(softcap), out=x)
+
+
+def _differentiate(
+    head: Head,
+    backend: Backend,
+    chunk: Array,
+    part: slice | Array,
+    some: Array,
+    scale: float,
+    with_grad: bool,
+) -> None:
+    """Losses and lse of the rows `part`; with a gradient, it replaces the logits."""
+    full = head.full
+    p = Problem()
+    p.logits, p.dtype_name, p.axis = chunk, chunk.dtype.name, 1
+    p.outer = p.rows = len(chunk)
+    p.classes, p.inner = full.classes, 1
+    p.labels, p.probs, p.contiguous = None, None, True
+    if full.labels is not None:
+        p.labels = full.labels[part]
+    elif full.probs is not None:
+        p.probs = _probabilities(full.probs, part, some)
+        p.contiguous = p.probs.flags.c_contiguous
+    p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
+    p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
+    p.lse_square_scale = full.lse_square_scale
+    p.reduction, p.normalizer, p.grad_loss = "none", None, scale
+    p.losses, p.lse = np.empty(len(chunk), chunk.dtype), np.empty(len(chunk))
+    p.grad = chunk if with_grad else None
+    if with_grad:
+        backend.forward_backward(p)
+    else:
+        backend.forward(p)
+    head.losses[part] = p.losses
+    head.lse[part] = p.lse
+
+
+def _probabilities(probs: Array, part: slice | Array, some: Array) -> Array:
+    """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
+    if probs.ndim == 2 or probs.flags.c_contiguous:
+        found: Array = probs.reshape(-1, probs.shape[-1])[part]
+    else:
+        found = probs[np.unravel_index(some, probs.shape[:-1])]
+    return found
+
+
+def _groups(blocks: _Blocks, kept: Array | None) -> Iterator[slice | Array]:
+    """The columns that are multiplied, as many at a time as a block has."""
+    if kept is None:
+        yield from blocks.cuts
+    else:
+        for i in range(0, len(kept), blocks.width):
+            yield kept[i : i + blocks.width]
+
+
+def _to_input(grad: Array, blocks: _Blocks, kept: Array | None) -> Array:
+    """grad · W over the kept columns, (n, D)."""
+    if kept is None and blocks.is_wide:
+        whole: Array = grad @ blocks.weight
+        return whole
+    total = np.zeros((len(grad), blocks.weight.shape[1]), grad.dtype)
+    for group in _groups(blocks, kept):
+        total += np.ascontiguousarray(grad[:, group]) @ blocks.wide(group)
+    return total
+
+
+def _add_to_weight(
+    grad: Array, x: Array, blocks: _Blocks, kept: Array | None, total: Array, first: bool
+) -> None:
+    """total += gradᵀ · x over the kept columns; with `first`, total is not read."""
+    if first and kept is None:
+        np.matmul(grad.T, x, out=total)
+        return
+    for group in _groups(blocks, kept):
+        columns = grad[:, group]
+        product = np.matmul(columns.T, x, out=blocks.room(columns.shape[1]))
+        total[group] += product
+
+
+def kept_columns(grad: Array, tolerance: float) -> Array | None:
+    """The columns of `grad` (n, C) that some row needs; None if most are, or if there is NaN.
+
+    In each row, the elements of the smallest size are left out whose sizes add up to no more than
+    half of `tolerance` times the sum of all sizes. For a class index without smoothing, that sum is
+    twice the probability of the other classes. Elements up to (tolerance/4)·sum/C are left out
+    unseen, since they add up to no more than half of what is allowed; of the few that remain, as
+    many as the other half allows.
+    """
+    classes = grad.shape[1]
+    kept = np.zeros(classes, np.bool_)
+    sizes = np.empty(classes, grad.dtype)
+    for i, row in enumerate(grad):
+        np.abs(row, out=sizes)
+        norm = float(sizes.sum())
+        if not np.isfinite(norm):
+            return None
+        # The rounding errors of the sums are below 2⁻¹⁰ of them.
+        half = 0.25 * tolerance * norm * (1.0 - 2.0**-10)
+        columns = np.flatnonzero(sizes > half / classes)
+        found = sizes[columns]
+        ordered = np.sort(found)
+        dropped = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), half, "right"))
+        if dropped < len(ordered):
+            kept[columns[found >= ordered[dropped]]] = True
+        enough = i % _COUNT_AFTER == _COUNT_AFTER - 1 or i == len(grad) - 1
+        if enough and np.count_nonzero(kept) > _WORTH_PACKING * classes:
+            return None
+    return np.flatnonzero(kept)
