@@ -14,7 +14,17 @@ LAYERS = {
         *("accuracy", "same_bytes", "special_cases", "check"),
     ),
     "_bench": (
-        *("formats", "workloads", "calls", "floors", "peers", "candidates", "measure", "suite"),
+        *(
+            "formats",
+            "workloads",
+            "calls",
+            "floors",
+            "others",
+            "peers",
+            "candidates",
+            "measure",
+            "suite",
+        ),
         *("results", "significance", "report", "progress", "compare", "demo", "bench"),
     ),
 }
