@@ -4,7 +4,7 @@ A chunk of logits is a product, written to one buffer; the backend turns it into
 place, into the gradient G with respect to the logits; two more products take G to the gradients:
 
     logits             = input · Wᵀ        (n, C)
-    gradient of input  = G · W             (n, D), written where it belongs
+    gradient of input  = G · W             (n, D)
     gradient of W     += Gᵀ · input        (C, D), in blocks of classes that fit a cache
 
 The last one adds to its result. Its product is written to memory for a block of classes, from where

@@ -1,6 +1,8 @@
 """Other libraries: where they agree with pyce, and where docs/semantics.md says that they differ.
 
 Each library is skipped where it is not installed; `make test-peers` installs them all, pinned.
+The file is long because docs/semantics.md names its tests, a line each, and each compares one case
+with every library that has it.
 """
 
 import warnings
