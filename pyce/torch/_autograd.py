@@ -66,7 +66,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
     ) -> Tensor:
         loss, gradient = _compute.forward(input, target, weight, *options)
-        ctx.state = gradient, target, weight, options, input, _versions(input, target, weight)
+        versions = _versions(target, weight)
+        ctx.state = gradient, target, weight, options, versions, input, input._version
         return loss
 
     @staticmethod
@@ -80,18 +81,16 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         retained = graph_is_retained()
         if not retained:
             ctx.state = None
-        gradient, target, weight, options, input, versions = state
-        of_number = not (grad_loss.dim() and (any(grad_loss.stride()) or not grad_loss.numel()))
-        if of_number and not retained and _is_eager(grad_loss):
-            del state  # so that the gradient belongs to autograd alone, which then does not copy it
-            scaled = _compute.scaled(gradient, grad_loss)
-            if scaled is not None:
-                return scaled, None, None, None
-        if versions != _versions(input, target, weight):
+        gradient, target, weight, options, versions, input, version = state
+        if versions != _versions(target, weight) or (
+            torch.is_grad_enabled() and version != input._version
+        ):
             raise RuntimeError(
                 "a tensor that the gradient of the loss needs has been modified by an inplace "
-                "operation: the logits, the target or the weight of pyce.torch.cross_entropy"
+                "operation: the target, the weight, or for second derivatives the logits"
             )
+        if not retained and _is_eager(grad_loss):
+            return _in_place(gradient, target, grad_loss, options[1]), None, None, None
         if torch.is_grad_enabled():
             gradient = _Gradient.apply(input, gradient, target, weight, options)
         return _product(gradient, target, grad_loss, options[1]), None, None, None
@@ -131,9 +130,9 @@ _CrossEntropyOfMany._backward_cls.apply = _CrossEntropyOfMany.backward
 _CrossEntropy._backward_cls.apply = _CrossEntropy.backward
 
 
-def _versions(*tensors: Tensor | None) -> list[int]:
-    """A number for each tensor that changes when it is modified in place."""
-    return [0 if tensor is None else tensor._version for tensor in tensors]
+def _versions(target: Tensor, weight: Tensor | None) -> tuple[int, int]:
+    """Numbers that change when a tensor is modified in place."""
+    return target._version, 0 if weight is None else weight._version
 
 
 def save(
@@ -229,14 +228,19 @@ def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Te
     ):
         return _product(gradient, target, grad_loss, ctx.options[1])
     gradient = gradient.detach_()  # of the graph for gradients of gradients
+    return _in_place(gradient, target, grad_loss, ctx.options[1])
+
+
+def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:
+    """`_product` in the memory of `gradient`, if nothing differentiates, batches or traces it."""
     if grad_loss.dim() and (any(grad_loss.stride()) or not grad_loss.numel()):
         factor = grad_loss
         if not target.is_floating_point():
-            factor = factor.masked_fill(target == ctx.options[1], 0.0)
+            factor = factor.masked_fill(target == ignore_index, 0.0)
         return gradient.mul_(factor.unsqueeze(1))
     # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
     scaled = _compute.scaled(gradient, grad_loss)
-    return _product(gradient, target, grad_loss, ctx.options[1]) if scaled is None else scaled
+    return _product(gradient, target, grad_loss, ignore_index) if scaled is None else scaled
 
 
 def _product(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:

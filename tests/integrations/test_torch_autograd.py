@@ -279,10 +279,14 @@ def test_a_graph_that_is_not_retained_is_used_once(size):
 def test_logits_may_be_overwritten_after_the_loss(size, scale):
     logits, target = example(6 * size, 5 * size)
     expected = true_step(logits, target)[1] * scale
-    own = logits * 1
-    loss = ours(own, target) * scale
-    own.zero_()
-    assert_close(torch.autograd.grad(loss, logits)[0], expected.float())
+    for rows in (False, True):
+        own = logits * 1
+        loss = (ours(own, target, reduction="none") * (scale / len(target))).sum()
+        loss = loss if rows else ours(own, target) * scale
+        own.zero_()
+        for retain in (True, False):
+            (grad,) = torch.autograd.grad(loss, logits, retain_graph=retain)
+            assert_close(grad, expected.float())
 
 
 def test_tensors_that_second_derivatives_need_may_not_be_overwritten():
