@@ -20,9 +20,9 @@ from pyce.torch._tensors import (
     as_array,
     class_axis_in_memory,
     contiguous_address,
-    dense_address,
     empty_gradient,
     in_memory_order,
+    memory_address,
 )
 
 # What the forward pass saves for the backward pass. The words are arguments of the operator
@@ -286,11 +286,11 @@ def _memory(
         elif t.shape != _rows(x, 1 if dimensions > 1 else 0):
             return None
     else:
-        probs = dense_address(t) if t.stride() == x.stride() else contiguous_address(t)
+        probs = memory_address(t) if t.stride() == x.stride() else contiguous_address(t)
         probs_dtype = DTYPE_NAMES.get(t.dtype)
         if t.shape != shape:
             return None
-    logits = dense_address(x)
+    logits = memory_address(x)
     if (
         not (logits and (labels or probs) and dtype and probs_dtype)
         or reduction not in _REDUCTIONS

@@ -96,11 +96,11 @@ def empty_gradient(logits: Tensor, contiguous: bool = False) -> Tensor:
 
 
 def contiguous_address(tensor: Tensor) -> int:
-    """`dense_address` of a contiguous tensor, and 0 of any other."""
-    return dense_address(tensor) if tensor.is_contiguous() else 0
+    """`memory_address` of a contiguous tensor, and 0 of any other."""
+    return memory_address(tensor) if tensor.is_contiguous() else 0
 
 
-def dense_address(tensor: Tensor) -> int:
+def memory_address(tensor: Tensor) -> int:
     """The address of the first element of a tensor whose elements fill a piece of memory.
 
     0 if the tensor is to be negated when it is read, or has no memory: its storage was freed or
