@@ -14,7 +14,6 @@ What PyTorch has to differentiate again is computed by `_Formulas` in PyTorch's 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from pyce.torch._tracing import (
 )
 
 
-class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+class _CrossEntropyOfMany(torch.autograd.Function):  # type: ignore[misc]
     """`_compute.forward` with its derivatives.
 
     The saved tensor is an output as well, although no caller gets it: gradients of gradients then
@@ -55,11 +54,85 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return of_input, of_target, None, None
 
 
+class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """The same for few logits, where PyTorch's part of a call takes most of the time.
+
+    There is one output, and the saved tensors are an attribute. Gradients of gradients go through
+    the logits, which live as long as the graph: too long if they are many.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
+    ) -> Tensor:
+        loss, gradient = _compute.forward(input, target, weight, *options)
+        versions = _versions(target, weight)
+        ctx.state = gradient, target, weight, options, versions, input, input._version
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, None, None, None]:
+        state = ctx.state
+        if state is None:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time, after its saved tensors were "
+                "freed: the first backward pass needs retain_graph=True"
+            )
+        retained = graph_is_retained()
+        if not retained:
+            ctx.state = None
+        gradient, target, weight, options, versions, input, version = state
+        if versions != _versions(target, weight) or (
+            torch.is_grad_enabled() and version != input._version
+        ):
+            raise RuntimeError(
+                "a tensor that the gradient of the loss needs has been modified by an inplace "
+                "operation: the target, the weight, or for second derivatives the logits"
+            )
+        if not retained and _is_eager(grad_loss):
+            return _in_place(gradient, target, grad_loss, options[1]), None, None, None
+        if torch.is_grad_enabled():
+            gradient = _Gradient.apply(input, gradient, target, weight, options)
+        return _product(gradient, target, grad_loss, options[1]), None, None, None
+
+
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
+    """The saved gradient as a function of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        gradient: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: Any,
+    ) -> Tensor:
+        output = gradient.view_as(gradient)
+        ctx.options = options
+        ctx.save_for_backward(output, target, weight)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient, target, weight = ctx.saved_tensors
+        formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
+        second = formulas.curvature(gradient, direction)
+        return second, None, None, None, None
+
+
 # autograd.Function.apply also handles torch.func's transforms, for which `cross_entropy` calls
 # PyTorch's own function; its base class does not, and is faster.
-apply = super(torch.autograd.Function, _CrossEntropy).apply
+apply_to_many = super(torch.autograd.Function, _CrossEntropyOfMany).apply
+apply_to_few = super(torch.autograd.Function, _CrossEntropy).apply
 # What the engine calls; PyTorch's own method would look the function up again in every pass.
+_CrossEntropyOfMany._backward_cls.apply = _CrossEntropyOfMany.backward
 _CrossEntropy._backward_cls.apply = _CrossEntropy.backward
+
+
+def _versions(target: Tensor, weight: Tensor | None) -> tuple[int, int]:
+    """Numbers that change when a tensor is modified in place."""
+    return target._version, 0 if weight is None else weight._version
 
 
 def save(
@@ -130,40 +203,44 @@ def _differentiable(grad_loss: Tensor) -> bool:
     return bool(transforms_active() or forward_mode() or is_batched(grad_loss))
 
 
-def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
-    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
-
-    It is 0 for an ignored row, whatever the gradient of its loss.
-    """
-    rows = grad_loss.dim()
-    if (
+def _is_eager(grad_loss: Tensor) -> bool:
+    """Whether the backward pass is neither differentiated nor traced, batched or intercepted."""
+    return not (
         torch.is_grad_enabled()
-        or graph_is_retained()
-        or type(gradient) is not Tensor
-        or hasattr(ctx, "has_hooks")
         or is_compiling()
         or dispatch_modes()
         or transforms_active()
         or forward_mode()
         or is_batched(grad_loss)
+    )
+
+
+def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
+    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
+
+    It is 0 for an ignored row, whatever the gradient of its loss.
+    """
+    if (
+        graph_is_retained()
+        or type(gradient) is not Tensor
+        or hasattr(ctx, "has_hooks")
+        or not _is_eager(grad_loss)
     ):
         return _product(gradient, target, grad_loss, ctx.options[1])
     gradient = gradient.detach_()  # of the graph for gradients of gradients
-    if not rows:
-        number = grad_loss.item()
-    elif any(grad_loss.stride()) or not grad_loss.numel():
+    return _in_place(gradient, target, grad_loss, ctx.options[1])
+
+
+def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:
+    """`_product` in the memory of `gradient`, if nothing differentiates, batches or traces it."""
+    if grad_loss.dim() and (any(grad_loss.stride()) or not grad_loss.numel()):
         factor = grad_loss
         if not target.is_floating_point():
-            factor = factor.masked_fill(target == ctx.options[1], 0.0)
+            factor = factor.masked_fill(target == ignore_index, 0.0)
         return gradient.mul_(factor.unsqueeze(1))
-    else:
-        # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
-        number = grad_loss[(0,) * rows].item()
-    if number == 1.0:
-        return gradient
-    if not math.isfinite(number):
-        return _product(gradient, target, grad_loss, ctx.options[1])
-    return gradient.mul_(number)
+    # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
+    scaled = _compute.scaled(gradient, grad_loss)
+    return _product(gradient, target, grad_loss, ignore_index) if scaled is None else scaled
 
 
 def _product(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:

@@ -17,7 +17,7 @@ from pyce.torch import (
     _compute,
     _operators,  # noqa: F401  registers torch.ops.pyce.cross_entropy
 )
-from pyce.torch._autograd import apply
+from pyce.torch._autograd import apply_to_few, apply_to_many
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING
 from pyce.torch._tensors import (
     DTYPE_NAMES,
@@ -31,6 +31,7 @@ from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
     is_compiling,
+    saved_tensors_hooks,
     tracing_state,
     transforms_active,
 )
@@ -40,6 +41,8 @@ _torch_loss = torch._C._nn.cross_entropy_loss
 _STRIDED = torch.strided
 # For float16 logits of at most this many elements, the forward pass saves the gradient in float32.
 _WIDENED = 1 << 16
+# At most this many logits live as long as the graph.
+_FEW = 1 << 16
 
 
 def cross_entropy(
@@ -171,7 +174,9 @@ def cross_entropy(
         return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]
     if save is SAVE_NOTHING:
         return _compute.forward(input, target, weight, *options)[0]
-    return apply(input, target, weight, options)[0]
+    if save is SAVE_GRADIENT and input.numel() <= _FEW and saved_tensors_hooks() is None:
+        return apply_to_few(input, target, weight, options)
+    return apply_to_many(input, target, weight, options)[0]
 
 
 def is_left_to_pytorch(input: Tensor) -> bool:

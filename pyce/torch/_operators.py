@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyce.torch import _autograd, _compute
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE
-from pyce.torch._tensors import in_memory_order
+from pyce.torch._tensors import class_axis_in_memory
 
 # Exported programs hold the names of the operators and of their arguments.
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
@@ -66,9 +66,9 @@ def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
 
 def _gradient_fake(input: Tensor) -> Tensor:
     """A gradient in the memory layout that `_compute` gives it."""
-    x, axis = in_memory_order(input)
-    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return gradient if x is input else gradient.movedim(axis, 1)
+    if class_axis_in_memory(input) is None:
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return torch.empty_like(input)
 
 
 # The layout of the gradient follows from the strides of the logits that were traced: compiled code

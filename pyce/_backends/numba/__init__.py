@@ -53,6 +53,7 @@ from pyce._types import Array
 NAME = "numba"
 CHECKS_LABELS = True
 at_addresses = None  # reads NumPy arrays only
+scale_at = None
 
 
 @_fpenv.default
