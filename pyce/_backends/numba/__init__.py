@@ -43,7 +43,7 @@ import numpy as np
 from pyce import _fpenv
 from pyce._backends.numba._job import BernoulliJob
 from pyce._backends.numba._lanes import count_valid
-from pyce._backends.numba._launch import entry_point, launch, run_bernoulli, writable
+from pyce._backends.numba._launch import entry_point, launch, run_bernoulli
 from pyce._backends.numba._layout import Request, run
 from pyce._backends.numba._sums import BLOCK, quotient_of_sum
 from pyce._dtypes import compute_dtype
@@ -92,7 +92,7 @@ def _valid_rows(p: Problem) -> int:
     """The number of rows that are not ignored. Raises IndexError for labels out of range."""
     if p.labels is None:
         return p.rows
-    labels = writable(p.labels)
+    labels = p.labels
     valid: int = entry_point(count_valid, (labels,))(labels, p.ignore_index, p.classes)
     if valid < 0:
         p.check_labels()
