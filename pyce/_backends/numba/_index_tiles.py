@@ -3,7 +3,7 @@
 The formulas are those of `_lanes`, in which the factors of a row are 1 here. Each step is done for
 all blocks of a tile before the next, which gives the processor many short chains of operations
 instead of one long one. Rows whose loss or gradient may be NaN, or whose factor is too small for
-float32, are left to `_lanes`.
+float32, are left to `_lanes`; the others are regular.
 
 With e_c the exponential of class c, m the maximum and o the label, one division gives
 1/(e_m·S), from it 1/S and (S − e_m)/e_m, the argument of log1p, where S is the sum of all e.
@@ -71,10 +71,11 @@ _EXACT_E, _QUOTIENT, _LOG = fields(3)
 
 @jit_allocating
 def index_scratch(job: Any) -> Any:
-    """Scratch memory of `index_tile`: reals, doubles, and the places of the labels in the tile."""
+    """Scratch memory of `index_tile`: reals, doubles, the places of the labels in the tile, and
+    which rows are regular."""
     reals = zeros(job.x, int(_FACTOR + WIDTH))
     doubles = zeros(job.smoothing, int(_LOG + WIDTH))
-    return reals, doubles, np.zeros(WIDTH, np.uintp)
+    return reals, doubles, np.zeros(WIDTH, np.uintp), np.ones(WIDTH, np.bool_)
 
 
 @jit
@@ -163,19 +164,28 @@ def _factors(
 
 
 @jit
-def _is_regular(reals: Array, row: Index, n: Index, saved_lse: Array) -> Any:
-    """Whether all sums and saved lse are finite, and no factor is too small."""
-    regular = True
+def _find_regular(reals: Array, regular: Array, row: Index, n: Index, saved_lse: Array) -> Any:
+    """Mark the rows whose sum and saved lse are finite and whose factor is not too small.
+
+    Are all of them?
+    """
+    every = True
     for v in range(U0, n, LANES):
         m, factor = load(reals, _MAX + v), load(reals, _FACTOR + v)
         factor = factor + (m - m)
         size = larger(factor, -factor)
         size = choose(load(reals, _LABEL + v) < 0.0, spread(_ONE), size)
-        regular &= all_true(size > _LEAST_FACTOR) & all_true(size < _INFINITE)
+        every &= all_true(size > _LEAST_FACTOR) & all_true(size < _INFINITE)
     if saved_lse.size:
         for v in range(n):
-            regular &= saved_lse[row + v] - saved_lse[row + v] == 0.0
-    return regular
+            every &= saved_lse[row + v] - saved_lse[row + v] == 0.0
+    if not every:
+        for v in range(n):
+            size = abs(reals[_FACTOR + v] + (reals[_MAX + v] - reals[_MAX + v]))
+            regular[v] = reals[_LABEL + v] < 0.0 or _LEAST_FACTOR < size < _INFINITE
+            if saved_lse.size:
+                regular[v] &= saved_lse[row + v] - saved_lse[row + v] == 0.0
+    return every
 
 
 @jit
@@ -219,13 +229,12 @@ def _gradient(
 @jit
 def _index_tile_float32(
     tile: Array, room: Any, classes: Index, row: Index, n: Index, job: Any
-) -> bool:
+) -> Any:
     """Replace the logits of rows row:row+n by their gradient, and write losses and lse.
 
-    n is a multiple of LANES. If some row is not regular, the result is False, and what the tile and
-    the outputs then hold is of no use.
+    n is a multiple of LANES. Are all rows regular? The results of the others are of no use.
     """
-    reals, doubles, place = room
+    reals, doubles, place, regular = room
     compare = classes <= U(_COMPARED)
     all_valid = True
     for v in range(U0, n, LANES):
@@ -248,13 +257,37 @@ def _index_tile_float32(
     # Without a gradient, the factor only tells whether the sum is finite.
     scale = job.scale[U0] if job.scale.size else 1.0
     _factors(tile, reals, doubles, classes, n, scale)
-    if not _is_regular(reals, row, n, job.saved_lse):
-        return False
+    every = _find_regular(reals, regular, row, n, job.saved_lse)
     if job.losses.size or job.lse.size:
         _losses(reals, doubles, row, n, job)
     if job.grad.size:
         _gradient(tile, reals, place, classes, n, compare)
-    return True
+    return every
+
+
+@jit
+def _restore_regular_float32(
+    tile: Array, saved: Array, room: Any, classes: Index, row: Index, n: Index, job: Any
+) -> None:
+    """Give regular rows their results again, after `_lanes` has computed all rows of a tile.
+
+    saved is the tile that `index_tile` left. So a row has the same bits whatever its neighbours
+    are.
+    """
+    reals, doubles, _, regular = room
+    for v in range(n):
+        if not regular[v]:
+            continue
+        valid = reals[_LABEL + v] >= 0.0
+        m, log = np.float64(reals[_MAX + v]), doubles[_LOG + v]
+        if job.losses.size:
+            job.losses[row + v] = m - np.float64(reals[_LABEL_X + v]) + log if valid else 0.0
+        if job.lse.size:
+            job.lse[row + v] = m + log if valid else 0.0
+        if job.grad.size:
+            first = v // LANES * classes * LANES + v % LANES
+            for i in range(first, first + classes * LANES, LANES):
+                tile[i] = saved[i]
 
 
 @jit
@@ -264,4 +297,12 @@ def _index_tile_float64(
     return False
 
 
+@jit
+def _restore_regular_float64(
+    tile: Array, saved: Array, room: Any, classes: Index, row: Index, n: Index, job: Any
+) -> None:
+    """`index_tile` computes no row of float64."""
+
+
+restore_regular = by_dtype(_restore_regular_float32, _restore_regular_float64)
 index_tile = by_dtype(_index_tile_float32, _index_tile_float64)

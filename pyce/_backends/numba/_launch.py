@@ -345,7 +345,8 @@ class _Helpers:
                 same = helper.allowed == allowed and (not conflicts or helper.excluded == here)
                 if same or not helper.thread:
                     continue
-                helper.allowed = allowed
+                if helper.allowed != allowed:  # else keep the set that is there
+                    helper.allowed = allowed
                 helper.excluded = here if conflicts else -1
                 os.sched_setaffinity(helper.thread, allowed - {helper.excluded} or allowed)
 

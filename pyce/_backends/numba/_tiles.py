@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyce._backends.numba._index_tiles import index_scratch, index_tile
+from pyce._backends.numba._index_tiles import index_scratch, index_tile, restore_regular
 from pyce._backends.numba._jit import (
     U0,
     U1,
@@ -94,7 +94,8 @@ class Tile(NamedTuple):
     """Scratch memory of `tiles`, in the dtype of the logits except for `at`."""
 
     numbers: Array  # (blocks, classes, LANES), flat; first logits, then exponentials, then results
-    results: Array  # (width·classes + LANES,): results that are written past the caches
+    # (width·classes + LANES,): results that are written past the caches, or are put back later
+    results: Array
     staged: Array  # (4·LANES,): rows that are not written as four classes
     at: Array  # uintp (WIDTH,): index of a row's first class in x
 
@@ -395,7 +396,7 @@ def tiles_scratch(job: Any) -> Any:
     tile = Tile(
         # Fewer than four classes are loaded as four.
         numbers=zeros(job.x, job.width * job.classes + 4 * LANES),
-        results=zeros(job.x, job.width * job.classes + LANES if job.past_caches else 0),
+        results=zeros(job.x, job.width * job.classes + LANES),
         staged=zeros(job.x, 4 * LANES),
         at=np.empty(WIDTH, np.uintp),
     )
@@ -427,22 +428,27 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
     numbers, at = tile.numbers, tile.at
     plain = labelled and not soft and weight.size == 0 and job.sample_weight.size == 0
     plain = plain and job.scale.size <= 1 and k.lse_square_scale == 0.0
+    plain = plain and U(x.itemsize) == U4  # float32
     # If `inner` is large enough for whole runs to be copied, a tile lies within one outer index.
     span = stride if stride >= U16 else U(job.outer) * stride
-    row, end = U(begin_row), U(end_row)
+    row: Index = U(begin_row)
+    end = U(end_row)
     while row < end:
-        n = min(U(job.width), min(end - row, span - row % span))
+        n: Index = min(U(job.width), min(end - row, span - row % span))
         if n > LANES:
             n = n // LANES * LANES
         lanes = (n + LANES - U1) // LANES * LANES
         _locate(row, n, size, stride, at)
         _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
-        if plain and n == lanes:
+        indexed = plain and n == lanes
+        if indexed:
             if index_tile(numbers, for_index, size, row, n, job):
                 if grad.size:
                     _write(tile, stride, size, n, job)
                 row += n
                 continue
+            for i in range(n * size):
+                tile.results[i] = numbers[i]
             _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
         any_ignored = read_rows(a, label, ignored, row, n, job)
         if labelled:
@@ -482,6 +488,9 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
                     if ignored[v]:
                         for c in range(size):
                             numbers[_place(v, c, size)] = 0.0
+        if indexed:
+            restore_regular(numbers, tile.results, for_index, size, row, n, job)
+        if grad.size:
             _write(tile, stride, size, n, job)
         row += n
     if job.past_caches:
