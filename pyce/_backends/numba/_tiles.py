@@ -447,8 +447,8 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
                     _write(tile, stride, size, n, job)
                 row += n
                 continue
-            for i in range(n * size):
-                tile.results[i] = numbers[i]
+            for j in range(n * size):
+                tile.results[j] = numbers[j]
             _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
         any_ignored = read_rows(a, label, ignored, row, n, job)
         if labelled:
