@@ -232,15 +232,23 @@ def _index_tile_float32(
 ) -> Any:
     """Replace the logits of rows row:row+n by their gradient, and write losses and lse.
 
-    n is a multiple of LANES. Are all rows regular? The results of the others are of no use.
+    Lanes past the last row count as ignored. Are all rows regular? The results of the others are of
+    no use.
     """
     reals, doubles, place, regular = room
     compare = classes <= U(_COMPARED)
     all_valid = True
     for v in range(U0, n, LANES):
-        label = load_labels(job.labels, row + v, job.ignore_index)
-        store(reals, _LABEL + v, label)
-        all_valid &= all_true(label > -1.0)
+        if v + LANES <= n:
+            store(reals, _LABEL + v, load_labels(job.labels, row + v, job.ignore_index))
+        else:
+            for i in range(v, v + LANES):
+                reals[_LABEL + i] = -1.0
+            for i in range(v, n):
+                y = job.labels[row + i]
+                if y != job.ignore_index:
+                    reals[_LABEL + i] = y
+        all_valid &= all_true(load(reals, _LABEL + v) > -1.0)
     if not all_valid:
         # What an ignored row holds must not matter.
         for v in range(U0, n, LANES):
@@ -276,15 +284,14 @@ def _restore_regular_float32(
     """
     reals, doubles, _, regular = room
     for v in range(n):
-        if not regular[v]:
-            continue
         valid = reals[_LABEL + v] >= 0.0
         m, log = np.float64(reals[_MAX + v]), doubles[_LOG + v]
-        if job.losses.size:
-            job.losses[row + v] = m - np.float64(reals[_LABEL_X + v]) + log if valid else 0.0
-        if job.lse.size:
-            job.lse[row + v] = m + log if valid else 0.0
-        if job.grad.size:
+        if not valid or (m - m) + (log - log) == 0.0:  # whatever the factor of the gradient is
+            if job.losses.size:
+                job.losses[row + v] = m - np.float64(reals[_LABEL_X + v]) + log if valid else 0.0
+            if job.lse.size:
+                job.lse[row + v] = m + log if valid else 0.0
+        if regular[v] and job.grad.size:
             first = v // LANES * classes * LANES + v % LANES
             for i in range(first, first + classes * LANES, LANES):
                 tile[i] = saved[i]

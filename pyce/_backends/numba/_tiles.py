@@ -440,14 +440,13 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
         lanes = (n + LANES - U1) // LANES * LANES
         _locate(row, n, size, stride, at)
         _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
-        indexed = plain and n == lanes
-        if indexed:
+        if plain:
             if index_tile(numbers, for_index, size, row, n, job):
                 if grad.size:
                     _write(tile, stride, size, n, job)
                 row += n
                 continue
-            for j in range(n * size):
+            for j in range(lanes * size):
                 tile.results[j] = numbers[j]
             _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
         any_ignored = read_rows(a, label, ignored, row, n, job)
@@ -488,7 +487,7 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
                     if ignored[v]:
                         for c in range(size):
                             numbers[_place(v, c, size)] = 0.0
-        if indexed:
+        if plain:
             restore_regular(numbers, tile.results, for_index, size, row, n, job)
         if grad.size:
             _write(tile, stride, size, n, job)
