@@ -51,13 +51,14 @@ from pyce._types import Array
 WIDTH = U(64)
 
 
-def _fields(count: int) -> list[Any]:
+def fields(count: int) -> list[Any]:
+    """The places of fields in scratch memory, each WIDTH numbers long."""
     return [U(i) * WIDTH for i in range(count)]
 
 
 # Fields of s: the maximum, and the normaliser of exponentials; in `_tiles` the label, −1 without,
 # and the class that is left out of the sum, −1 if there is none.
-MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
+MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = fields(6)
 
 # Fields of a.
 (
@@ -90,7 +91,7 @@ MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
     LABEL_GRADIENT,
     _TOTAL,  # A = Σ b
     _TOTAL_ERROR,
-) = _fields(29)
+) = fields(29)
 _S_SIZE, _A_SIZE = int(PIVOT + WIDTH), int(_TOTAL_ERROR + WIDTH)
 
 # ---------------------------------------------------------------------------------------------
