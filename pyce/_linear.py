@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+import sys
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    SupportsIndex,
+    TypedDict,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +21,11 @@ from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._linear_chunks import Head, run
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -41,24 +55,35 @@ class LinearGradients(NamedTuple):
     linear_bias: Array | None
 
 
+class _Options(TypedDict, total=False):
+    """The keyword arguments whose types no result depends on."""
+
+    linear_bias: npt.ArrayLike | None
+    weight: npt.ArrayLike | None
+    sample_weight: npt.ArrayLike | None
+    ignore_index: SupportsIndex
+    label_smoothing: float
+    normalizer: float | None
+    softcap: float | None
+    logit_scale: float
+    lse_square_scale: float
+    chunk_bytes: SupportsIndex | None
+
+
+class _GradOptions(_Options, total=False):
+    filter_tolerance: float | None
+    out: tuple[Array | None, Array | None, Array | None] | None
+
+
 @overload
 def linear_cross_entropy(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Scalar: ...
 
 
@@ -68,18 +93,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Scalar, LogSumExp]: ...
 
 
@@ -89,18 +105,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Losses: ...
 
 
@@ -110,18 +117,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Losses, LogSumExp]: ...
 
 
@@ -131,18 +129,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: bool = ...,
+    **options: Unpack[_Options],
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
 
@@ -291,20 +280,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients]: ...
 
 
@@ -314,20 +292,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients, LogSumExp]: ...
 
 
@@ -337,20 +304,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients]: ...
 
 
@@ -360,20 +316,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients, LogSumExp]: ...
 
 
@@ -383,20 +328,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: bool = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> (
     tuple[Scalar | Losses, LinearGradients] | tuple[Scalar | Losses, LinearGradients, LogSumExp]
 ): ...

@@ -10,6 +10,14 @@ place, into the gradient G with respect to the logits; two more products take G 
 The last one adds to its result. Its product is written to memory for a block of classes, from where
 it is added while it is in the cache, so that no second array has the size of the weight.
 
+The loss alone needs no whole rows of logits: it is combined of the losses over blocks of classes,
+each of many rows, so that the weight is read as few times as possible. With the target in block B,
+
+    lse  = log Σ_b exp(lse_b)
+    loss = lse − x_y = log(exp(loss_B) + Σ_{b≠B} exp(lse_b − x_y))
+
+where loss_B ≥ 0 has the accuracy of the backend, however small it is.
+
 Rows that are ignored are left out of all products, so that NaN in them stays there.
 """
 
@@ -29,6 +37,12 @@ from pyce._types import Array
 # Bytes of a block of classes of the weight or of its gradient, and of a block of rows of logits
 # that several elementwise operations share.
 _BLOCK_BYTES = 3 * 2**20
+# The loss alone: rows of a block and bytes of its logits, and classes that it has at least.
+_FORWARD_ROWS = 1024
+_FORWARD_BYTES = 16 * 2**20
+_FORWARD_CLASSES = 1024
+# Beyond this, the float64 numbers of lse have too few digits for a small loss.
+_LARGE_LSE = 2.0**16
 # If more of the columns than this are kept, leaving out the others does not pay.
 _WORTH_PACKING = 0.6
 # Rows after which the kept columns are counted.
@@ -100,24 +114,46 @@ def run(head: Head, backend: Backend) -> None:
 
 def _run(head: Head, backend: Backend) -> None:
     full = head.full
-    dtype = head.losses.dtype
-    classes, features = head.weight.shape
-    with_grad = head.grad_weight is not None
     valid = full.valid()
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
+    dtype = head.losses.dtype
+    scales = head.logit_scale / (head.softcap or 1.0)
+    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
+    blocks = _Blocks(head.weight, dtype)
+    if head.grad_weight is not None:
+        _with_gradients(head, backend, blocks, rows, scales, bias)
+        return
+    if len(rows) < full.rows:
+        head.losses[...] = head.lse[...] = 0
+    if full.labels is not None and full.smoothing == 0.0 and dtype == np.float32:
+        rows = _by_classes(head, backend, blocks, rows, scales, bias)
     size = rows_of_chunk(head, len(rows))
-    scale = float(np.float64(head.logit_scale) / full.denominator()) if with_grad else 1.0
+    logits = np.empty((min(size, len(rows)), len(head.weight)), dtype)
+    for start in range(0, len(rows), size):
+        part = _part(rows[start : start + size])
+        _, scaled = _hidden(head, part, scales)
+        chunk = logits[: len(scaled)]
+        _multiply(scaled, blocks, chunk)
+        _finish_logits(chunk, bias, head.softcap, None)
+        _differentiate(head, backend, chunk, part, None)
+
+
+def _with_gradients(
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+) -> None:
+    full = head.full
+    dtype = head.losses.dtype
+    classes, features = head.weight.shape
+    size = rows_of_chunk(head, len(rows))
+    scale = float(np.float64(head.logit_scale) / full.denominator())
 
     # Everything is allocated before anything is written.
-    blocks = _Blocks(head.weight, dtype)
     logits = np.empty((size, classes), dtype)
-    saved = np.empty_like(logits) if with_grad and head.softcap is not None else None
+    saved = None if head.softcap is None else np.empty_like(logits)
     total = head.grad_weight
     if total is not None and total.dtype != dtype:
         total = np.empty((classes, features), dtype)
     total_bias = np.zeros(classes if head.grad_bias is not None else 0)
-    scales = head.logit_scale / (head.softcap or 1.0)
-    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
 
     if len(rows) < full.rows:
         head.losses[...] = head.lse[...] = 0
@@ -126,23 +162,15 @@ def _run(head: Head, backend: Backend) -> None:
     if total is not None and (len(rows) == 0 or head.filter_tolerance):
         total[...] = 0
     for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        part: slice | Array = some
-        if valid is None:
-            part = slice(start, start + len(some))
-        x = head.input[part]
-        if x.dtype != dtype:
-            x = widened(x, np.empty(x.shape, dtype))
-        chunk = logits[: len(some)]
-        scaled = x if scales == 1.0 else x * dtype.type(scales)
+        part = _part(rows[start : start + size])
+        x, scaled = _hidden(head, part, scales)
+        chunk = logits[: len(x)]
         _multiply(scaled, blocks, chunk)
-        _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(some)])
-        _differentiate(head, backend, chunk, part, some, scale, with_grad)
-        if not with_grad:
-            continue
+        _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(x)])
+        _differentiate(head, backend, chunk, part, scale)
         if saved is not None:
             for block in _row_blocks(chunk):
-                t = saved[: len(some)][block]
+                t = saved[: len(x)][block]
                 chunk[block] *= (1.0 - t) * (1.0 + t)
         if head.grad_bias is not None:
             total_bias += chunk.sum(axis=0)
@@ -156,6 +184,79 @@ def _run(head: Head, backend: Backend) -> None:
         head.grad_weight[...] = total
     if head.grad_bias is not None:
         head.grad_bias[...] = total_bias.astype(dtype)
+
+
+def _by_classes(
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+) -> Array:
+    """Write losses and lse of `rows` over blocks of classes, for class indices without smoothing.
+
+    Returns the rows that whole rows of logits are needed for: those without a finite result, and
+    those whose logits are large.
+    """
+    full = head.full
+    assert full.labels is not None
+    classes = len(head.weight)
+    size, width = block_of_forward(head, len(rows))
+    room = np.empty(size * width, head.losses.dtype)
+    left = [rows[:0]]
+    for start in range(0, len(rows), size):
+        part = _part(rows[start : start + size])
+        _, scaled = _hidden(head, part, scales)
+        labels = full.labels[part]
+        count = len(labels)
+        others = np.full(count, -np.inf)  # lse of the blocks without the target
+        loss, lse, logit = np.empty(count), np.empty(count), np.empty(count)  # of the target's
+        for first in range(0, classes, width):
+            cut = slice(first, min(first + width, classes))
+            chunk = room[: count * (cut.stop - first)].reshape(count, -1)
+            _multiply(scaled, blocks, chunk, cut)
+            _finish_logits(chunk, None if bias is None else bias[cut], head.softcap, None)
+            own = (labels >= first) & (labels < cut.stop)
+            p = _rows_problem(chunk)
+            p.labels = np.where(own, labels - first, 0)
+            backend.forward(p)
+            assert p.losses is not None
+            assert p.lse is not None
+            others = np.logaddexp(others, np.where(own, -np.inf, p.lse))
+            at = np.flatnonzero(own)
+            loss[at], lse[at], logit[at] = p.losses[at], p.lse[at], chunk[at, p.labels[at]]
+        loss = np.logaddexp(loss, others - logit)
+        lse = np.logaddexp(lse, others)
+        loss += full.lse_square_scale * lse * lse
+        if full.weight is not None:
+            loss *= full.weight[labels]
+        if full.sample_weight is not None:
+            loss *= full.sample_weight[part]
+        head.losses[part], head.lse[part] = loss, lse
+        fine = np.isfinite(loss) & (np.abs(lse) <= _LARGE_LSE)
+        left.append(rows[start : start + size][~fine])
+    return np.concatenate(left)
+
+
+def block_of_forward(head: Head, rows: int) -> tuple[int, int]:
+    """Rows and classes of a block of logits that are computed together for the loss alone."""
+    classes = len(head.weight)
+    most = min(head.chunk_bytes, _FORWARD_BYTES) // head.losses.dtype.itemsize
+    least = min(classes, _FORWARD_CLASSES)
+    chunks = max(1, -(-rows // max(1, min(_FORWARD_ROWS, most // least))))
+    size = max(1, -(-rows // chunks))
+    return size, max(least, min(classes, most // size))
+
+
+def _part(rows: Array) -> slice | Array:
+    """Increasing row numbers: as a slice, which copies nothing, if none is left out."""
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, stop) if stop - first == len(rows) else rows
+
+
+def _hidden(head: Head, part: slice | Array, scales: float) -> tuple[Array, Array]:
+    """The hidden states of some rows, in the dtype of the computation, and times `scales`."""
+    dtype = head.losses.dtype
+    x = head.input[part]
+    if x.dtype != dtype:
+        x = widened(x, np.empty(x.shape, dtype))
+    return x, x if scales == 1.0 else x * dtype.type(scales)
 
 
 def rows_of_chunk(head: Head, rows: int) -> int:
@@ -180,13 +281,16 @@ def _row_blocks(chunk: Array) -> Iterator[slice]:
     return (slice(i, i + step) for i in range(0, len(chunk), step))
 
 
-def _multiply(x: Array, blocks: _Blocks, out: Array) -> None:
-    """out = x · Wᵀ."""
+def _multiply(x: Array, blocks: _Blocks, out: Array, classes: slice = slice(None)) -> None:
+    """out = x · W[classes]ᵀ."""
     if blocks.is_wide:
-        np.matmul(x, blocks.weight.T, out=out)
+        np.matmul(x, blocks.weight[classes].T, out=out)
         return
-    for cut in blocks.cuts:
-        np.matmul(x, blocks.wide(cut).T, out=out[:, cut])
+    first = classes.start or 0
+    for start in range(0, out.shape[1], blocks.width):
+        to = out[:, start : start + blocks.width]
+        some = slice(first + start, first + start + to.shape[1])
+        np.matmul(x, blocks.wide(some).T, out=to)
 
 
 def _finish_logits(
@@ -205,47 +309,49 @@ def _finish_logits(
             np.multiply(t, x.dtype.type(softcap), out=x)
 
 
-def _differentiate(
-    head: Head,
-    backend: Backend,
-    chunk: Array,
-    part: slice | Array,
-    some: Array,
-    scale: float,
-    with_grad: bool,
-) -> None:
-    """Losses and lse of the rows `part`; with a gradient, it replaces the logits."""
-    full = head.full
+def _rows_problem(chunk: Array) -> Problem:
+    """The problem of rows of logits without options, which has no target yet."""
     p = Problem()
     p.logits, p.dtype_name, p.axis = chunk, chunk.dtype.name, 1
     p.outer = p.rows = len(chunk)
-    p.classes, p.inner = full.classes, 1
-    p.labels, p.probs, p.contiguous = None, None, True
+    p.classes, p.inner = chunk.shape[1], 1
+    p.labels = p.probs = p.weight = p.sample_weight = None
+    p.contiguous, p.ignore_index, p.smoothing, p.lse_square_scale = True, -1, 0.0, 0.0
+    p.reduction, p.normalizer, p.grad_loss, p.grad = "none", None, 1.0, None
+    p.losses, p.lse = np.empty(len(chunk), chunk.dtype), np.empty(len(chunk))
+    return p
+
+
+def _differentiate(
+    head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
+) -> None:
+    """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
+    full = head.full
+    p = _rows_problem(chunk)
     if full.labels is not None:
         p.labels = full.labels[part]
     elif full.probs is not None:
-        p.probs = _probabilities(full.probs, part, some)
+        p.probs = _probabilities(full.probs, part)
         p.contiguous = p.probs.flags.c_contiguous
     p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
     p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
     p.lse_square_scale = full.lse_square_scale
-    p.reduction, p.normalizer, p.grad_loss = "none", None, scale
-    p.losses, p.lse = np.empty(len(chunk), chunk.dtype), np.empty(len(chunk))
-    p.grad = chunk if with_grad else None
-    if with_grad:
-        backend.forward_backward(p)
-    else:
+    if scale is None:
         backend.forward(p)
+    else:
+        p.grad, p.grad_loss = chunk, scale
+        backend.forward_backward(p)
     head.losses[part] = p.losses
     head.lse[part] = p.lse
 
 
-def _probabilities(probs: Array, part: slice | Array, some: Array) -> Array:
+def _probabilities(probs: Array, part: slice | Array) -> Array:
     """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
     if probs.ndim == 2 or probs.flags.c_contiguous:
         found: Array = probs.reshape(-1, probs.shape[-1])[part]
     else:
-        found = probs[np.unravel_index(some, probs.shape[:-1])]
+        rows = np.arange(part.start, part.stop) if isinstance(part, slice) else part
+        found = probs[np.unravel_index(rows, probs.shape[:-1])]
     return found
 
 
