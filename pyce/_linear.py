@@ -163,7 +163,7 @@ def linear_cross_entropy(
     and b_c = w_c · ((1 − ε) · t_c + ε/C), where w are the class weights, ε the smoothing and t the
     target's probabilities: for a class index y, 1 at y and 0 elsewhere.
 
-    The logits exist in chunks of rows: nothing else of their size is allocated.
+    The logits exist in chunks of rows or of classes: nothing else of their size is allocated.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def linear_cross_entropy(
         index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     chunk_bytes : int, optional
         The most bytes of logits that exist at a time, by default 64 MiB; at least one row of them
-        always does.
+        always does, or 1024 logits.
     return_lse : bool, default False
         Whether to return lse too.
 
@@ -253,7 +253,7 @@ def linear_cross_entropy(
     >>> print(np.isclose(loss, pyce.cross_entropy(hidden @ weight.T, labels)))
     True
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -410,10 +410,10 @@ def linear_cross_entropy_with_grad(
         always does.
     filter_tolerance : float, optional
         δ in [0, 1]: leaves columns out of the two products with G, which saves time once nearly all
-        probability is in few classes. In each row, the smallest elements of G are dropped whose
-        sizes add up to at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without
-        smoothing, these are the smallest softmax entries that add up to at most δ · (1 − p_y). A
-        column is left out if all rows of a chunk drop it. So each row's G changes by at most
+        probability is in few classes. In each row, elements of G are dropped whose sizes add up to
+        at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without smoothing, these are
+        softmax entries that add up to at most δ · (1 − p_y). The
+        same columns are left out in all rows of a chunk. So each row's G changes by at most
         δ · ‖G‖₁, as a sum of sizes. The loss and the gradient of `linear_bias` are exact. None or 0
         for none.
     return_lse : bool, default False
@@ -480,7 +480,7 @@ def linear_cross_entropy_with_grad(
     >>> print(grads.input.shape, grads.linear_weight.shape, grads.linear_bias)
     (6, 4) (10, 4) None
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -509,7 +509,7 @@ def linear_cross_entropy_with_grad(
     return loss, grads, head.lse.reshape(head.full.positions)
 
 
-def _checked(
+def checked_head(
     input: Any,
     linear_weight: Any,
     target: Any,

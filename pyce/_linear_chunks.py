@@ -43,6 +43,8 @@ _FORWARD_BYTES = 16 * 2**20
 _FORWARD_CLASSES = 1024
 # Sign, exponent and fraction of a float16 that has been shifted by 13 bits: 0x8FFFE000.
 _FLOAT16_BITS = np.int32(0x8FFFE000 - 2**32)
+# The bits of the float32 numbers 0.5, 2⁻¹⁴ and 2¹⁶.
+_HALF_BITS, _FLOAT16_NORMAL, _FLOAT16_LIMIT = (np.uint32(e << 23) for e in (126, 113, 143))
 # Beyond this, the float64 numbers of lse have too few digits for a small loss.
 _LARGE_LSE = 2.0**16
 # If more of the columns than this are kept, leaving out the others does not pay.
@@ -77,6 +79,8 @@ class Head:
     grad_input: Array | None = None
     grad_weight: Array | None = None
     grad_bias: Array | None = None
+    # Divides the logits, after the softcap; 1 with gradients.
+    temperature: float = 1.0
 
 
 class _Blocks:
@@ -122,6 +126,30 @@ def widened(block: Array, out: Array) -> Array:
     return out
 
 
+def narrowed(wide: Array, out: Array) -> Array:
+    """`out` with numbers of the computation, rounded to its dtype."""
+    if out.dtype != np.float16:
+        out[...] = wide
+        return out
+    # NumPy's conversion takes 50 times as long for numbers that are subnormal in float16, as most
+    # elements of a gradient are. Below 2⁻¹⁴ the sum with 0.5 has the rounded number in its last
+    # places; above, half a unit is added before the last 13 bits are cut off, and less for an even
+    # number.
+    step = max(1, _BLOCK_BYTES // 16 // max(1, wide[:1].nbytes))
+    for i in range(0, len(wide), step):
+        part = wide[i : i + step]
+        size = part.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        if size.max() >= _FLOAT16_LIMIT:
+            out[i : i + step] = part  # infinity, NaN, or what becomes infinite
+            continue
+        small = (size.view(np.float32) + np.float32(0.5)).view(np.uint32) - _HALF_BITS
+        half = (size - np.uint32(112 << 23) + np.uint32(0xFFF) + (size >> 13 & 1)) >> 13
+        half = np.where(size < _FLOAT16_NORMAL, small, half)
+        half |= part.view(np.uint32) >> 16 & 0x8000
+        out[i : i + step].view(np.uint16)[...] = half
+    return out
+
+
 @_fpenv.default
 def run(head: Head, backend: Backend) -> None:
     """Write the outputs of `head`."""
@@ -134,9 +162,7 @@ def _run(head: Head, backend: Backend) -> None:
     valid = full.valid()
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
     dtype = head.losses.dtype
-    scales = head.logit_scale / (head.softcap or 1.0)
-    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
-    blocks = _Blocks(head.weight, dtype)
+    scales, bias, blocks = _prepared(head)
     if head.grad_weight is not None:
         _with_gradients(head, backend, blocks, rows, scales, bias)
         return
@@ -144,15 +170,40 @@ def _run(head: Head, backend: Backend) -> None:
         head.losses[...] = head.lse[...] = 0
     if full.labels is not None and full.smoothing == 0.0 and dtype == np.float32:
         rows = _by_classes(head, backend, blocks, rows, scales, bias)
+    for part, chunk in _chunks_of(head, rows, scales, bias, blocks):
+        _differentiate(head, backend, chunk, part, None)
+
+
+def logit_chunks(head: Head) -> Iterator[tuple[slice | Array, Array]]:
+    """Rows, as a slice, and logits (n, C) of chunk after chunk, each valid until the next."""
+    return _chunks_of(head, np.arange(head.full.rows), *_prepared(head))
+
+
+def _prepared(head: Head) -> tuple[float, Array | None, _Blocks]:
+    """The factor of the hidden states, the bias times it, and the weight."""
+    dtype = head.losses.dtype
+    scales = head.logit_scale / (head.softcap or head.temperature)
+    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
+    return scales, bias, _Blocks(head.weight, dtype)
+
+
+def _chunks_of(
+    head: Head, rows: Array, scales: float, bias: Array | None, blocks: _Blocks
+) -> Iterator[tuple[slice | Array, Array]]:
     size = rows_of_chunk(head, len(rows))
-    logits = np.empty((min(size, len(rows)), len(head.weight)), dtype)
+    logits = np.empty((min(size, len(rows)), len(head.weight)), head.losses.dtype)
     for start in range(0, len(rows), size):
         part = _part(rows[start : start + size])
         _, scaled = _hidden(head, part, scales)
         chunk = logits[: len(scaled)]
         _multiply(scaled, blocks, chunk)
-        _finish_logits(chunk, bias, head.softcap, None)
-        _differentiate(head, backend, chunk, part, None)
+        _finish_logits(chunk, bias, _cap(head), None)
+        yield part, chunk
+
+
+def _cap(head: Head) -> float | None:
+    """The factor of tanh; None without a softcap."""
+    return None if head.softcap is None else head.softcap / head.temperature
 
 
 def _with_gradients(
@@ -198,12 +249,12 @@ def _with_gradients(
         if kept is not None:
             if start == 0:
                 total[...] = 0
-            head.grad_input[part] = _packed_products(chunk, x, blocks, kept, total)
+            _store(head.grad_input, part, _packed_products(chunk, x, blocks, kept, total))
             continue
-        head.grad_input[part] = _to_input(chunk, blocks)
+        _store(head.grad_input, part, _to_input(chunk, blocks))
         _add_to_weight(chunk, x, blocks, total, first=start == 0)
     if total is not head.grad_weight:
-        head.grad_weight[...] = total
+        narrowed(total, head.grad_weight)
     if head.grad_bias is not None:
         head.grad_bias[...] = total_bias.astype(dtype)
 
@@ -233,7 +284,7 @@ def _by_classes(
             cut = slice(first, min(first + width, classes))
             chunk = room[: count * (cut.stop - first)].reshape(count, -1)
             _multiply(scaled, blocks, chunk, cut)
-            _finish_logits(chunk, None if bias is None else bias[cut], head.softcap, None)
+            _finish_logits(chunk, None if bias is None else bias[cut], _cap(head), None)
             own = (labels >= first) & (labels < cut.stop)
             p = _rows_problem(chunk)
             p.labels = np.where(own, labels - first, 0)
@@ -378,6 +429,13 @@ def _probabilities(probs: Array, part: slice | Array) -> Array:
         rows = np.arange(part.start, part.stop) if isinstance(part, slice) else part
         found = probs[np.unravel_index(rows, probs.shape[:-1])]
     return found
+
+
+def _store(out: Array, part: slice | Array, rows: Array) -> None:
+    """Write the gradients of some rows of the input."""
+    if rows.dtype != out.dtype:
+        rows = narrowed(rows, np.empty(rows.shape, out.dtype))
+    out[part] = rows
 
 
 def _to_input(grad: Array, blocks: _Blocks) -> Array:
