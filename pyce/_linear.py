@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+import sys
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    SupportsIndex,
+    TypedDict,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +21,11 @@ from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._linear_chunks import Head, run
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -41,24 +55,35 @@ class LinearGradients(NamedTuple):
     linear_bias: Array | None
 
 
+class _Options(TypedDict, total=False):
+    """The keyword arguments whose types no result depends on."""
+
+    linear_bias: npt.ArrayLike | None
+    weight: npt.ArrayLike | None
+    sample_weight: npt.ArrayLike | None
+    ignore_index: SupportsIndex
+    label_smoothing: float
+    normalizer: float | None
+    softcap: float | None
+    logit_scale: float
+    lse_square_scale: float
+    chunk_bytes: SupportsIndex | None
+
+
+class _GradOptions(_Options, total=False):
+    filter_tolerance: float | None
+    out: tuple[Array | None, Array | None, Array | None] | None
+
+
 @overload
 def linear_cross_entropy(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Scalar: ...
 
 
@@ -68,18 +93,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Scalar, LogSumExp]: ...
 
 
@@ -89,18 +105,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Losses: ...
 
 
@@ -110,18 +117,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Losses, LogSumExp]: ...
 
 
@@ -131,18 +129,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: bool = ...,
+    **options: Unpack[_Options],
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
 
@@ -174,7 +163,7 @@ def linear_cross_entropy(
     and b_c = w_c · ((1 − ε) · t_c + ε/C), where w are the class weights, ε the smoothing and t the
     target's probabilities: for a class index y, 1 at y and 0 elsewhere.
 
-    The logits exist in chunks of rows: nothing else of their size is allocated.
+    The logits exist in chunks of rows or of classes: nothing else of their size is allocated.
 
     Parameters
     ----------
@@ -213,7 +202,7 @@ def linear_cross_entropy(
         index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     chunk_bytes : int, optional
         The most bytes of logits that exist at a time, by default 64 MiB; at least one row of them
-        always does.
+        always does, or 1024 logits.
     return_lse : bool, default False
         Whether to return lse too.
 
@@ -264,7 +253,7 @@ def linear_cross_entropy(
     >>> print(np.isclose(loss, pyce.cross_entropy(hidden @ weight.T, labels)))
     True
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -291,20 +280,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients]: ...
 
 
@@ -314,20 +292,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients, LogSumExp]: ...
 
 
@@ -337,20 +304,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients]: ...
 
 
@@ -360,20 +316,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients, LogSumExp]: ...
 
 
@@ -383,20 +328,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: bool = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> (
     tuple[Scalar | Losses, LinearGradients] | tuple[Scalar | Losses, LinearGradients, LogSumExp]
 ): ...
@@ -476,10 +410,10 @@ def linear_cross_entropy_with_grad(
         always does.
     filter_tolerance : float, optional
         δ in [0, 1]: leaves columns out of the two products with G, which saves time once nearly all
-        probability is in few classes. In each row, the smallest elements of G are dropped whose
-        sizes add up to at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without
-        smoothing, these are the smallest softmax entries that add up to at most δ · (1 − p_y). A
-        column is left out if all rows of a chunk drop it. So each row's G changes by at most
+        probability is in few classes. In each row, elements of G are dropped whose sizes add up to
+        at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without smoothing, these are
+        softmax entries that add up to at most δ · (1 − p_y). The
+        same columns are left out in all rows of a chunk. So each row's G changes by at most
         δ · ‖G‖₁, as a sum of sizes. The loss and the gradient of `linear_bias` are exact. None or 0
         for none.
     return_lse : bool, default False
@@ -546,7 +480,7 @@ def linear_cross_entropy_with_grad(
     >>> print(grads.input.shape, grads.linear_weight.shape, grads.linear_bias)
     (6, 4) (10, 4) None
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -575,7 +509,7 @@ def linear_cross_entropy_with_grad(
     return loss, grads, head.lse.reshape(head.full.positions)
 
 
-def _checked(
+def checked_head(
     input: Any,
     linear_weight: Any,
     target: Any,
