@@ -49,6 +49,7 @@ def forward(
     label_smoothing: float,
     save: str,
     float32_loss: bool,
+    lse_square_scale: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the tensor that `save` names.
 
@@ -67,7 +68,9 @@ def forward(
     saved = None
     at_addresses = current().at_addresses
     weights = None if weight is None else _float64(weight)
-    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+    memory = None
+    if lse_square_scale == 0.0:
+        memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
     done = False
     if at_addresses is not None and memory is not None:
         rounded = half if reduction != "none" and save != SAVE_LSE and memory[_LABELS] else ""
@@ -90,6 +93,7 @@ def forward(
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
             "reduction": reduction,
+            "lse_square_scale": lse_square_scale,
         }
         with _threads.at_most(torch.get_num_threads()):
             if save == SAVE_GRADIENT:
@@ -121,6 +125,7 @@ def backward(
     reduction: Reduction,
     ignore_index: int,
     label_smoothing: float,
+    lse_square_scale: float = 0.0,
 ) -> Tensor:
     """grad_loss · ∂loss/∂input from the saved log-sum-exp, in a layout as that of `forward`."""
     x, t, axis = _in_memory_order(input, target)
@@ -133,7 +138,9 @@ def backward(
         factor = float(grad_loss.item())
     at_addresses = current().at_addresses
     weights = _float64(weight)
-    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+    memory = None
+    if lse_square_scale == 0.0:
+        memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
     done = False
     if at_addresses is not None and memory is not None:
         factors = 0 if rows is None else rows.data_ptr()
@@ -151,6 +158,7 @@ def backward(
                 ignore_index=ignore_index,
                 label_smoothing=label_smoothing,
                 reduction=reduction,
+                lse_square_scale=lse_square_scale,
                 out=as_array(gradient),
             )
     return gradient if x is input else gradient.movedim(axis, 1)
