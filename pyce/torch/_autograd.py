@@ -117,7 +117,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient, target, weight = ctx.saved_tensors
         formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
-        second = formulas.curvature(gradient, direction)
+        second = formulas.curvature(gradient, direction, None)
         return second, None, None, None, None
 
 
@@ -149,6 +149,8 @@ def save(
     if options[3] == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
+    elif options[5] != 0.0:  # second derivatives with lse_square_scale need the logits
+        ctx.save_for_backward(saved, target, weight, input)
     else:
         ctx.save_for_backward(saved, target, weight)
 
@@ -158,13 +160,17 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from those of the loss and of the saved tensor."""
     saved = ctx.saved_tensors
+    logits = None
     if len(saved) == 4:
-        return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+        if ctx.options[3] == SAVE_LSE:
+            return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+        *saved, logits = saved
     gradient, target, weight = saved
     if grad_saved is None:  # nearly always
         return None if grad_loss is None else _scaled(ctx, gradient, target, grad_loss), None
-    formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
-    second = formulas.curvature(gradient, grad_saved)
+    options: Any = (*ctx.options[:3], ctx.options[5])
+    formulas = _Formulas(gradient, target, weight, *options)
+    second = formulas.curvature(gradient, grad_saved, logits)
     if grad_loss is None:
         return second, None
     return _scaled(ctx, gradient, target, grad_loss) + second, None  # may overwrite `gradient`
@@ -179,7 +185,7 @@ def _from_lse(
     input: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from the saved log-sum-exp."""
-    options = ctx.options[:3]
+    options: Any = (*ctx.options[:3], ctx.options[5])
     of_input = of_target = None
     if _differentiable(grad_loss):
         if ctx.needs_input_grad[0]:
@@ -257,7 +263,8 @@ class _Formulas:
 
     With the target t of a row (smoothed, times the class weights), its sum T, the softmax p and the
     factor s of the row in the reduction (1, or 1 over the denominator of the mean), the gradient is
-    g = s · (T · p − t).
+    g = s · (T · p − t). `lse_square_scale` λ adds 2 · λ · v · lse to T, with the weight v of the
+    label, or 1 for probabilities.
     """
 
     def __init__(
@@ -268,6 +275,7 @@ class _Formulas:
         reduction: str,
         ignore_index: int,
         label_smoothing: float,
+        lse_square_scale: float = 0.0,
     ) -> None:
         self.axis = axis = 1 if like.dim() > 1 else 0
         classes = like.shape[axis]
@@ -281,6 +289,8 @@ class _Formulas:
         self.on_value = 1.0 - label_smoothing
         off_value = label_smoothing / classes
         factor: Any = 1.0
+        self.lse_square_scale = lse_square_scale
+        self.lse_factor: Any = 2.0 * lse_square_scale  # 2 · λ · v
         self.ignored = None
         if target.is_floating_point():
             self.target = self.weights * (self.on_value * target.to(dtype) + off_value)
@@ -292,6 +302,8 @@ class _Formulas:
             valid = (~self.ignored).to(dtype)
             index = torch.where(self.ignored, 0, index)
             weight_of_row = self.weights.expand(like.shape).gather(axis, index) * valid
+            if lse_square_scale:
+                self.lse_factor = self.lse_factor * weight_of_row
             self.target = (self.weights * off_value * valid).scatter_add(
                 axis, index, self.on_value * weight_of_row
             )
@@ -302,8 +314,12 @@ class _Formulas:
 
     def gradient(self, input: Tensor, grad_loss: Tensor) -> Tensor:
         """grad_loss · ∂loss/∂input."""
-        p = self._of_valid(input.to(self.dtype)).softmax(self.axis)
-        gradient = self._of_rows(grad_loss) * self.factor * (self.total * p - self.target)
+        x = self._of_valid(input.to(self.dtype))
+        total = self.total
+        if self.lse_square_scale:
+            total = total + self.lse_factor * x.logsumexp(self.axis, keepdim=True)
+        p = x.softmax(self.axis)
+        gradient = self._of_rows(grad_loss) * self.factor * (total * p - self.target)
         return gradient.to(input.dtype)
 
     def gradient_of_target(self, input: Tensor, grad_loss: Tensor) -> Tensor:
@@ -312,12 +328,21 @@ class _Formulas:
         factor = self._of_rows(grad_loss) * (-self.factor * self.on_value)
         return (factor * self.weights * log_p).to(input.dtype)
 
-    def curvature(self, gradient: Tensor, direction: Tensor) -> Tensor:
+    def curvature(self, gradient: Tensor, direction: Tensor, logits: Tensor | None) -> Tensor:
         """∂⟨gradient, direction⟩/∂input = s · T · p · (direction − ⟨p, direction⟩).
 
         It needs the gradient and not the logits: s · T · p = gradient + s · t. It is 0 for a row
-        without a target, T = 0.
+        without a target, T = 0. With λ, which needs the logits, s · 2 · λ · v · ⟨p, direction⟩ · p
+        is added.
         """
+        if logits is not None:
+            x = self._of_valid(logits.to(self.dtype))
+            p = x.softmax(self.axis)
+            direction = self._of_valid(direction.to(self.dtype))
+            mean = (p * direction).sum(self.axis, keepdim=True)
+            total = self.total + self.lse_factor * x.logsumexp(self.axis, keepdim=True)
+            second = self.factor * p * (total * (direction - mean) + self.lse_factor * mean)
+            return second.to(gradient.dtype)
         p = gradient.to(self.dtype) + self.factor * self.target
         total = self.factor * self.total
         direction = self._of_valid(direction.to(self.dtype))

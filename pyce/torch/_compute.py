@@ -51,6 +51,7 @@ def forward(
     label_smoothing: float,
     save: str,
     float32_loss: bool,
+    lse_square_scale: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the tensor that `save` names.
 
@@ -64,7 +65,7 @@ def forward(
     x = input
     if save == SAVE_GRADIENT and dtype is torch.float16:
         x = input.float()
-    at_addresses = current().at_addresses
+    at_addresses = current().at_addresses if lse_square_scale == 0.0 else None
     axis = None if at_addresses is None else class_axis_in_memory(x)
     if at_addresses is not None and axis is not None:
         t = _in_memory_of(x, target)
@@ -88,7 +89,7 @@ def forward(
             if at_addresses(loss.data_ptr(), lse, grad, rounded, 1.0, 0, *memory):
                 return loss.to(dtype) if half and not rounded else loss, saved
     loss, saved = _forward_of_arrays(
-        x, target, weight, reduction, ignore_index, label_smoothing, save
+        x, target, weight, reduction, ignore_index, label_smoothing, save, lse_square_scale
     )
     return loss.to(dtype) if half else loss, saved
 
@@ -101,6 +102,7 @@ def _forward_of_arrays(
     ignore_index: int,
     label_smoothing: float,
     save: str,
+    lse_square_scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     """The same for any arguments, by pyce's functions on NumPy arrays, which check them.
 
@@ -113,6 +115,7 @@ def _forward_of_arrays(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
         "reduction": reduction,
+        "lse_square_scale": lse_square_scale,
     }
     saved = None
     with _threads.at_most(torch.get_num_threads()):
@@ -140,6 +143,7 @@ def backward(
     reduction: Reduction,
     ignore_index: int,
     label_smoothing: float,
+    lse_square_scale: float = 0.0,
 ) -> Tensor:
     """grad_loss · ∂loss/∂input from the saved log-sum-exp, in a layout as that of `forward`."""
     rows = None
@@ -148,7 +152,7 @@ def backward(
         rows = grad_loss.to(torch.float64).contiguous()
     else:
         factor = float(grad_loss.item())
-    at_addresses = current().at_addresses
+    at_addresses = current().at_addresses if lse_square_scale == 0.0 else None
     axis = None if at_addresses is None else class_axis_in_memory(input)
     if at_addresses is not None and axis is not None:
         t = _in_memory_of(input, target)
@@ -173,6 +177,7 @@ def backward(
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             reduction=reduction,
+            lse_square_scale=lse_square_scale,
             out=as_array(gradient),
         )
     return gradient if x is input else gradient.movedim(axis, 1)

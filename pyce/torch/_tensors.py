@@ -117,7 +117,7 @@ def memory_address(tensor: Tensor) -> int:
 def as_array(tensor: Tensor) -> Any:
     """The memory of the tensor as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not _has_memory(tensor):
+    if tensor.numel() and not has_memory(tensor):
         raise ValueError("a tensor without memory: its storage was freed, cut or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
@@ -130,7 +130,7 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def has_memory(tensor: Tensor) -> bool:
     """Whether the storage contains all elements."""
     steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     end = tensor.storage_offset() + 1 + steps
