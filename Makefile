@@ -96,17 +96,18 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
-# In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce.
+# In a copy of the tree, whose extension and replay consist of the same objects. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce.
 sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
-	$(RECORD) | $(SANITIZED)/c/replay
+	mkdir -p $(SANITIZED)
 	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
 		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
-		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
+		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2 --build-temp objects
+	$(C_TESTS) OUT=../../$(SANITIZED)/c BUILT=../../$(SANITIZED)/objects/csrc CFLAGS='$(CHECKS)' replay
+	$(RECORD) | $(SANITIZED)/c/replay
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest $(TESTS) -k "not numba and not numpy"
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy"
 
 # Plain C only: MemorySanitizer does not follow undefined lanes through vector instructions.
 sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under MemorySanitizer
