@@ -477,10 +477,7 @@ def main() -> None:
     add = parser.add_argument
     add("--steps", type=int, help=f"of each training (default: {Settings.steps})")
     add(
-        "--loss",
-        action="append",
-        choices=OURS,
-        help="train with this loss and PyTorch's; may be given more than once (default: all)",
+        "--loss", action="append", choices=OURS, help="besides PyTorch's; repeatable (default: all)"
     )
     add("--seed", type=int, default=0, help="of the weights and the batches (default: 0)")
     add("--threads", type=int, help="of PyTorch and pyce (default: every processor)")

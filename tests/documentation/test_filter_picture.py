@@ -32,15 +32,17 @@ def script():
 def test_times_and_errors_of_each_tolerance(script):
     rng = np.random.default_rng(0)
     hidden, head = (rng.normal(size=(n, 16)).astype(np.float32) for n in (64, 500))
-    labels = (hidden @ head.T).argmax(1)  # a confident model
-    tolerances = [2.0**-12, 2.0**-4]
+    head[:100] *= 3.0
+    head[100:] *= 0.01  # of small probability in every row
+    labels = (hidden @ head.T).argmax(1)
+    tolerances = [2.0**-12, 0.5]
     found = script.measure(hidden, head, labels, tolerances, 2)
     assert found["tolerances"] == [0.0, *tolerances]
     assert all(time > 0 for time in found["times"]) and len(found["times"]) == 3
     for name in ("input", "linear_weight"):
         exact, small, large = found[name]
         assert exact == 0 and small <= large
-        assert 0 < large < 0.5
+        assert 0 < large < 0.5, name
 
     svg = script.draw(found)
     root = ElementTree.fromstring(svg)
