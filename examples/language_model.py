@@ -476,9 +476,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--steps", type=int, help=f"of each training (default: {Settings.steps})")
-    add(
-        "--loss", action="append", choices=OURS, help="besides PyTorch's; repeatable (default: all)"
-    )
+    add("--loss", action="append", choices=OURS, help="besides PyTorch's (default: all)")
     add("--seed", type=int, default=0, help="of the weights and the batches (default: 0)")
     add("--threads", type=int, help="of PyTorch and pyce (default: every processor)")
     add("--small", action="store_true", help="a tiny model and little text: seconds")
