@@ -420,8 +420,8 @@ def linear_cross_entropy_with_grad(
         Whether to return lse too.
     out : tuple of three ndarrays or None, optional
         Where to write the gradients, in the order of the result, each None for a new array. Arrays
-        in the shape and dtype of what they are the derivative of, C-contiguous, aligned and
-        writable, which share no memory with each other or with an argument.
+        in the shape and dtype of what they are the derivative of, C-contiguous and writable, which
+        share no memory with each other or with an argument.
 
     Returns
     -------
@@ -444,7 +444,7 @@ def linear_cross_entropy_with_grad(
         If shapes do not fit, if there are no classes, if `reduction` is unknown, if
         `label_smoothing` or `filter_tolerance` is outside [0, 1], if `softcap` or `chunk_bytes` is
         not positive, if `logit_scale` or `lse_square_scale` is not finite, or if an array of `out`
-        has another shape, cannot be written to, is not C-contiguous, not aligned, or shares memory.
+        has another shape, cannot be written to, is not C-contiguous, or shares memory.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row. After any error `out` is as it was.
@@ -504,6 +504,9 @@ def linear_cross_entropy_with_grad(
     head.grad_weight, head.grad_bias = grads.linear_weight, grads.linear_bias
     run(head, current())
     loss = _reduced(head)
+    if out is not None:
+        pairs = zip(grads, out, strict=True)
+        grads = LinearGradients(*(g if g is None else arguments.delivered(g, o) for g, o in pairs))  # type: ignore[arg-type]
     if not return_lse:
         return loss, grads
     return loss, grads, head.lse.reshape(head.full.positions)
@@ -593,23 +596,25 @@ def _outputs(
     head: Head, out: Any, input_shape: tuple[int, ...], given: tuple[Any, ...]
 ) -> LinearGradients:
     """The arrays of `out`, checked, and new ones for those that are None."""
-    parts = (None, None, None) if out is None else tuple(out)
+    parts = (None, None, None) if out is None else out
+    if not isinstance(parts, (tuple, list)):
+        raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
     if len(parts) != 3:
         raise ValueError(f"out must have three elements, got {len(parts)}")
     shapes = (input_shape, head.weight.shape, None if head.bias is None else head.bias.shape)
     used = (head.input, head.weight, head.bias, head.full.probs, head.full.labels)
     others = [a for a in (*given, *used) if isinstance(a, np.ndarray)]
-    for name, part, shape in zip(LinearGradients._fields, parts, shapes, strict=True):
-        if part is None:
-            continue
+    made: list[Array | None] = []
+    for name, part, shape, source in zip(
+        LinearGradients._fields, parts, shapes, given, strict=False
+    ):
         if shape is None:
-            raise ValueError("out has an array for linear_bias, but there is no linear_bias")
-        arguments.gradient_output(part, f"out.{name}", shape, head.input.dtype, others)
-        others.append(part)
-    dtype = head.input.dtype
-    of_input, of_weight, of_bias = parts
-    return LinearGradients(
-        np.empty(shapes[0], dtype) if of_input is None else of_input,
-        np.empty(shapes[1], dtype) if of_weight is None else of_weight,
-        np.empty(shapes[2], dtype) if of_bias is None and shapes[2] is not None else of_bias,
-    )
+            if part is not None:
+                raise ValueError("out has an array for linear_bias, but there is no linear_bias")
+            made.append(None)
+            continue
+        like = shape, head.input.dtype
+        made.append(arguments.gradient_output(part, f"out.{name}", like, source, others, name))
+        if part is not None:
+            others.append(part)
+    return LinearGradients(*made)  # type: ignore[arg-type]

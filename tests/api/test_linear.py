@@ -387,8 +387,23 @@ def test_bad_outputs():
     for out, error, match in (
         ((good[0],), ValueError, "out must have three elements, got 1"),
         ((good[0], [1.0], None), TypeError, r"out.linear_weight must be a numpy.ndarray, got list"),
-        ((good[0], good[1][1:], None), ValueError, r"out.linear_weight has shape \(59, 12\)"),
-        ((good[0], good[1].astype("d"), None), TypeError, "out.linear_weight has dtype float64"),
+        (
+            (good[0], good[1][1:], None),
+            ValueError,
+            r"must have the shape \(60, 12\) of linear_weight",
+        ),
+        (
+            (good[0], good[1].astype("d"), None),
+            TypeError,
+            "must have the dtype float32 of linear_weight",
+        ),
+        (
+            (good[0], np.ma.array(good[1], mask=True), None),
+            TypeError,
+            "weight has masked elements",
+        ),
+        (good[0], TypeError, "out must be a tuple of three arrays, got ndarray"),
+        (1, TypeError, "out must be a tuple of three arrays, got int"),
         ((good[0], np.asfortranarray(good[1]), None), ValueError, "must be C-contiguous"),
         ((good[0], read_only, None), ValueError, "out.linear_weight must be writable"),
         ((good[0], w, None), ValueError, "out.linear_weight shares memory"),
@@ -398,6 +413,27 @@ def test_bad_outputs():
             pyce.linear_cross_entropy_with_grad(x, w, target, out=out)
         assert (good[0] == 7).all()
         assert (good[1] == 7).all()
+
+
+@pytest.mark.parametrize("other", [">f4", ">f8", "unaligned"])
+def test_outputs_of_any_byte_order_and_alignment(backend, other):
+    """As `out` of `cross_entropy_with_grad`: the dtype of the argument with its byte order."""
+    x, w, target, _ = make("float32")
+    bias = w[:, 0].copy()
+    if other != "unaligned":
+        x, w, bias = (a.astype(other) for a in (x, w, bias))
+    expected = pyce.linear_cross_entropy_with_grad(x, w, target, linear_bias=bias)[1]
+    for dtype in {x.dtype, x.dtype.newbyteorder("=")}:
+        out = tuple(
+            np.zeros(a.nbytes + 1, np.uint8)[other == "unaligned" :][: a.nbytes]
+            .view(dtype)
+            .reshape(a.shape)
+            for a in (x, w, bias)
+        )
+        _, grads = pyce.linear_cross_entropy_with_grad(x, w, target, linear_bias=bias, out=out)
+        for grad, place, right in zip(grads, out, expected, strict=True):
+            assert grad is place
+            np.testing.assert_array_equal(grad, right)
 
 
 def test_an_interrupt_between_chunks(backend, monkeypatch):
