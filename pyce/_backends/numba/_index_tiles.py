@@ -286,7 +286,9 @@ def _restore_regular_float32(
     for v in range(n):
         valid = reals[_LABEL + v] >= 0.0
         m, log = np.float64(reals[_MAX + v]), doubles[_LOG + v]
-        if not valid or (m - m) + (log - log) == 0.0:  # whatever the factor of the gradient is
+        rest = doubles[_QUOTIENT + v]
+        # Whatever the factor of the gradient is; log1p does not show NaN.
+        if not valid or (m - m) + (rest - rest) == 0.0:
             if job.losses.size:
                 job.losses[row + v] = m - np.float64(reals[_LABEL_X + v]) + log if valid else 0.0
             if job.lse.size:

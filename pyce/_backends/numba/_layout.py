@@ -103,12 +103,14 @@ def _run_blocks(r: Request, few: bool, classes: int, dtype: np.dtype[Any]) -> No
         return None if a is None else a[start:stop]
 
     view = np.moveaxis(r.x, r.axis, -1)
+    blocks: list[Array] = []
+    blocks_of_probs: list[Array] = []
     for index, start, stop in row_blocks(r.x.shape, r.axis, _COPIED):
-        block = np.array(view[index], dtype, order="C")
+        block = _copy(view[index], blocks, dtype)
         probs = None
         if r.probs is not None:
             probs = np.moveaxis(r.probs, r.axis, -1)[index]
-            probs = np.array(probs, _compute_dtype(r.probs), order="C")
+            probs = _copy(probs, blocks_of_probs, _compute_dtype(r.probs))
         request = r._replace(
             x=block,
             grad=None if r.grad is None else block,
@@ -124,6 +126,18 @@ def _run_blocks(r: Request, few: bool, classes: int, dtype: np.dtype[Any]) -> No
         if r.grad is not None:
             with np.errstate(all="ignore"):
                 np.moveaxis(r.grad, r.axis, -1)[index] = block
+
+
+def _copy(a: Array, memory: list[Array], dtype: np.dtype[Any]) -> Array:
+    """A C-contiguous copy of `a` in the memory of the copy before it, if that is large enough.
+
+    A helper that ends late still holds the arrays of the block before, so new ones would add up.
+    """
+    if not memory or memory[0].size < a.size:
+        memory[:] = [np.empty(a.size, dtype)]
+    copy = memory[0][: a.size].reshape(a.shape)
+    np.copyto(copy, a, casting="unsafe")
+    return copy
 
 
 def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
