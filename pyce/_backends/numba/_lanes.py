@@ -243,7 +243,9 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         log_error += rest_error * inverse
         a[LOG + v] = log + invalid
         a[LOG_ERROR + v] = log_error
-        a[_LSE + v] = m + (log + log_error)
+        lse, lse_error = two_sum(m, log)
+        lse_error += log_error
+        a[_LSE + v] = lse + finite_or_zero(lse_error)
 
         on_term, on_term_error = scale_pair_or_zero(k.on_value, k.on_error, a[LABEL_WEIGHT + v])
         total, total_error = two_sum(a[SOFT_TOTAL + v], on_term)
@@ -266,8 +268,6 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
         lse_term, lse_term_error = 0.0, 0.0  # λ·w·lse
         if k.lse_square_scale != 0.0:
-            lse, lse_error = two_sum(m, log)
-            lse_error += log_error
             weight = a[_LSE_WEIGHT + v]
             weight, weight_error = scale_pair_or_zero(k.lse_square_scale, 0.0, weight)
             lse_term, error = scale_pair_or_zero(weight, weight_error, lse)
