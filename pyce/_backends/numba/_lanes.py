@@ -346,6 +346,9 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
         if job.weight.size:
             for v in range(n):
                 a[LABEL_WEIGHT + v] = a[_LSE_WEIGHT + v] = job.weight[label[v]]
+    else:
+        for v in range(n):
+            ignored[v] = False  # `finalize` may have marked a row that was in this lane before
     return any_ignored
 
 
