@@ -285,10 +285,26 @@ class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
         Whether the linear layer has a bias.
     device, dtype : optional
         Of the linear layer, as in `torch.nn.Linear`.
-    reduction, weight, ignore_index, label_smoothing, options
-        As in `linear_cross_entropy`. `weight` is a buffer: it is moved and saved with the module.
-    softcap, logit_scale, lse_square_scale, chunk_bytes, filter_tolerance
-        As in `linear_cross_entropy`.
+    reduction : {"mean", "sum", "none"}
+        As in `linear_cross_entropy`, as are all parameters below.
+    weight : Tensor, optional
+        Of shape (C,). It is a buffer: it is moved and saved with the module.
+    ignore_index : int, optional
+        The label of rows whose loss and gradient are 0.
+    label_smoothing : float
+        ε in [0, 1].
+    options : torch.nn.LinearCrossEntropyOptions, optional
+        PyTorch's options; `batch_chunk_size` is the number of rows in a chunk.
+    softcap : float, optional
+        κ: the logits x become κ · tanh(x/κ).
+    logit_scale : float
+        The factor of the product of `input` and the weight.
+    lse_square_scale : float
+        λ of the z-loss: λ · lse² is added to the loss of each row.
+    chunk_bytes : int, optional
+        The most memory for logits that exist at a time, in bytes.
+    filter_tolerance : float, optional
+        δ: columns of the gradient may be left out that change a row's by at most δ of its size.
 
     Raises
     ------
