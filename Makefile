@@ -96,7 +96,8 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
-# In a copy of the tree, whose extension and replay consist of the same objects. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce.
+# In a copy of the tree, whose extension and replay consist of the same objects. TESTS=… selects tests.
+# The Numba and NumPy backends contain no C of pyce.
 sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p $(SANITIZED)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +11,7 @@ from pyce._backends.numba._job import Job
 from pyce._backends.numba._lanes import WIDTH
 from pyce._backends.numba._launch import launch, run_half_types, run_rows, run_tiles
 from pyce._backends.numba._tiles import LEAST_INDEX_ROW, LEAST_ROW
+from pyce._caches import last_cache
 from pyce._dtypes import compute_dtype
 from pyce._problem import row_blocks
 from pyce._types import Array
@@ -21,25 +20,11 @@ from pyce._types import Array
 _TILE = 2**16
 # Elements of a block of rows that is copied because of its layout.
 _COPIED = 2**15
-# Where Linux lists the caches, and a common size of the last one.
-_CACHES, _DEFAULT_CACHE = "/sys/devices/system/cpu/cpu0/cache", 2**25
 # Overhead of a row, in element equivalents.
 _ROW_OVERHEAD = 32
 
 _NO_REALS, _NO_LABELS = np.empty(0), np.empty(0, np.int64)
 _NO_SMOOTHING = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
-
-
-@functools.cache
-def last_cache() -> int:
-    """The size of the last-level cache in bytes; a common one if the system does not list it."""
-    largest = 0
-    for index in range(8):
-        with suppress(OSError, ValueError):
-            with open(f"{_CACHES}/index{index}/size", encoding="ascii") as file:
-                text = file.read().strip()
-            largest = max(largest, int(text.rstrip("KMG")) << 10 * max(0, " KMG".find(text[-1:])))
-    return largest or _DEFAULT_CACHE
 
 
 class Request(NamedTuple):
