@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, overload
+import sys
+from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,21 @@ from pyce._selective import by_rows, class_indices, positive_temperature
 from pyce._selective import run as run_rows
 from pyce._types import Array, Losses
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments whose types no result depends on."""
+
+    linear_bias: npt.ArrayLike | None
+    softcap: float | None
+    logit_scale: float
+    temperature: float
+    chunk_bytes: SupportsIndex | None
+
 
 @overload
 def linear_selective_log_softmax(
@@ -22,12 +38,8 @@ def linear_selective_log_softmax(
     linear_weight: npt.ArrayLike,
     index: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    temperature: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_entropy: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Losses: ...
 
 
@@ -37,12 +49,8 @@ def linear_selective_log_softmax(
     linear_weight: npt.ArrayLike,
     index: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    temperature: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_entropy: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Losses, Losses]: ...
 
 
@@ -52,12 +60,8 @@ def linear_selective_log_softmax(
     linear_weight: npt.ArrayLike,
     index: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    temperature: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_entropy: bool = ...,
+    **options: Unpack[_Options],
 ) -> Losses | tuple[Losses, Losses]: ...
 
 
