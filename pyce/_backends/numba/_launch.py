@@ -122,6 +122,10 @@ def _run(
 
     The caller adds 1 to calls[0], which helpers watch.
     """
+    # A helper that comes late allocates nothing: some versions of CPython end the process if
+    # tracemalloc.stop() is called while another thread allocates memory without the GIL.
+    if not caller and fetch(counters, _DRAWN) * grain >= count:
+        return
     control = set_control(DEFAULT_CONTROL)
     job = _job_type(*fields)
     room = _scratch(job)
