@@ -71,8 +71,10 @@ _LINGER = 2000
 
 # The counters of a job, int64, in cache lines of their own: parts that were drawn, parts that are
 # done, and whether the caller works. Nobody draws before: a caller who is interrupted until then
-# leaves nothing behind that writes to its arrays.
-_DRAWN, _DONE, _OPEN, _COUNTERS = U(0), U(8), U(16), 25
+# leaves nothing behind that writes to its arrays. Then whether the job has ended; helpers that have
+# begun; those of them that have their scratch memory, or need none; and those that got none.
+_DRAWN, _DONE, _OPEN, _ENDED = U(0), U(8), U(16), U(24)
+_BEGUN, _READY, _FAILED, _COUNTERS = U(32), U(40), U(48), 57
 _NOTHING = 2**31  # a part of no job
 
 # ---------------------------------------------------------------------------------------------
@@ -103,9 +105,28 @@ def _next_part(counters: Array) -> Index:
 
 
 @jit
-def _wait(counters: Array, caller: bool, count: int, grain: int) -> None:
-    """Let the caller wait for the parts that other threads have drawn."""
-    while caller and fetch(counters, _DONE) * grain < count:
+def _is_in_time(counters: Array, caller: bool) -> bool:
+    """Whether the job goes on. A helper that comes later has nothing to do."""
+    if caller:
+        return True
+    fetch_add(counters, _BEGUN, 1)
+    if fetch(counters, _ENDED) == 0:
+        return True
+    fetch_add(counters, _READY, 1)
+    return False
+
+
+@jit
+def _wait(counters: Array, count: int, grain: int) -> None:
+    """Let the caller wait for the parts that others have drawn, and until nobody allocates memory.
+
+    CPython ends the process if tracemalloc.stop() is called while a thread without the GIL
+    allocates.
+    """
+    while fetch(counters, _DONE) * grain < count:
+        pause()
+    fetch_add(counters, _ENDED, 1)
+    while fetch(counters, _READY) + fetch(counters, _FAILED) < fetch(counters, _BEGUN):
         pause()
 
 
@@ -122,18 +143,19 @@ def _run(
 
     The caller adds 1 to calls[0], which helpers watch.
     """
-    # A helper that comes late allocates nothing: some versions of CPython end the process if
-    # tracemalloc.stop() is called while another thread allocates memory without the GIL.
-    if not caller and fetch(counters, _DRAWN) * grain >= count:
+    if not _is_in_time(counters, caller):
         return
     control = set_control(DEFAULT_CONTROL)
     job = _job_type(*fields)
     room = _scratch(job)
+    if not caller:
+        fetch_add(counters, _READY, 1)
     part = _first_part(counters, calls, caller)
     while part * grain < count:
         _kernel(part * grain, min((part + 1) * grain, count), job, room)
         part = _next_part(counters)
-    _wait(counters, caller, count, grain)
+    if caller:
+        _wait(counters, count, grain)
     set_control(control)
 
 
@@ -368,8 +390,10 @@ class _Helpers:
             helper.asleep = True
             entry, arguments = self.tasks.get()
             helper.asleep = False
-            with suppress(BaseException):  # no memory: the caller does the work
+            try:
                 entry(*arguments)
+            except BaseException:  # no memory: the caller does the work
+                arguments[0][_FAILED] += 1
             del entry, arguments
             helper.processor = _processor()
             seen = int(self.calls[0])
