@@ -1,9 +1,9 @@
-"""Tiles of float32 logits with index targets and no weights, the common case.
+"""Tiles of float32 logits with index targets and no smoothing, the common case.
 
-The formulas are those of `_lanes`, in which the factors of a row are 1 here. Each step is done for
+The formulas are those of `_lanes`, with one coefficient in each row. Each step is done for
 all blocks of a tile before the next, which gives the processor many short chains of operations
-instead of one long one. Rows whose loss or gradient may be NaN, or whose factor is too small for
-float32, are left to `_lanes`; the others are regular.
+instead of one long one. Rows whose loss or gradient may be NaN, whose weight is 0, or whose
+factor is too small for float32, are left to `_lanes`; the others are regular.
 
 With e_c the exponential of class c, m the maximum and o the label, one division gives
 1/(e_m·S), from it 1/S and (S − e_m)/e_m, the argument of log1p, where S is the sum of all e.
@@ -18,7 +18,6 @@ import numpy as np
 from pyce._backends.numba._jit import (
     U0,
     Index,
-    Real,
     U,
     by_dtype,
     fma,
@@ -65,8 +64,9 @@ _E2, _E3, _E4, _E5, _E6 = EXP_32
 # exponentials, and FACTOR times an exponential is the gradient.
 _MAX, _SHIFT, _MAGIC, _LEAST, _MAX_E = fields(5)
 _LABEL, _LABEL_X, _LABEL_E, _LABEL_GRADIENT, _FACTOR = fields(10)[5:]
-# Fields of `doubles`: e_m to 2⁻²⁷, (S − e_m)/e_m, and log1p of that.
-_EXACT_E, _QUOTIENT, _LOG = fields(3)
+# Fields of `doubles`: e_m to 2⁻²⁷, (S − e_m)/e_m, log1p of that, the weight of the row's loss, and
+# the same of its gradient.
+_EXACT_E, _QUOTIENT, _LOG, _WEIGHT, _SCALE = fields(5)
 
 
 @jit_allocating
@@ -74,8 +74,34 @@ def index_scratch(job: Any) -> Any:
     """Scratch memory of `index_tile`: reals, doubles, the places of the labels in the tile, and
     which rows are regular."""
     reals = zeros(job.x, int(_FACTOR + WIDTH))
-    doubles = zeros(job.smoothing, int(_LOG + WIDTH))
+    doubles = zeros(job.smoothing, int(_SCALE + WIDTH))
+    doubles[_WEIGHT : _WEIGHT + WIDTH] = 1.0
+    doubles[_SCALE : _SCALE + WIDTH] = job.scale[0] if job.scale.size == 1 else 1.0
     return reals, doubles, np.zeros(WIDTH, np.uintp), np.ones(WIDTH, np.bool_)
+
+
+@jit
+def _read_weights(doubles: Array, row: Index, n: Index, job: Any) -> None:
+    """The weights of rows row:row+n, and the factors of their gradients; those of ignored rows are
+    of no use. job.scale contains the sample weights."""
+    for v in range(n):
+        y = job.labels[row + v]
+        w = 1.0
+        if job.weight.size and y != job.ignore_index:
+            w = job.weight[U(y)]
+        doubles[_WEIGHT + v] = doubles[_SCALE + v] = w
+    if job.sample_weight.size:
+        for v in range(n):
+            doubles[_WEIGHT + v] *= job.sample_weight[row + v]
+    if job.scale.size > 1:
+        for v in range(n):
+            doubles[_SCALE + v] *= job.scale[row + v]
+    elif job.scale.size:
+        for v in range(n):
+            doubles[_SCALE + v] *= job.scale[U0]
+    else:  # no gradient: the factor tells which rows are regular
+        for v in range(n):
+            doubles[_SCALE + v] = doubles[_WEIGHT + v]
 
 
 @jit
@@ -141,9 +167,7 @@ def _exponentials(
 
 
 @jit
-def _factors(
-    tile: Array, reals: Array, doubles: Array, classes: Index, n: Index, scale: Real
-) -> None:
+def _factors(tile: Array, reals: Array, doubles: Array, classes: Index, n: Index) -> None:
     """The sums over classes; from them the factors, the gradients at labels, and (S − e_m)/e_m."""
     for v in range(U0, n, LANES):
         rest = spread(0.0)
@@ -156,7 +180,7 @@ def _factors(
         others = less + widen(zero_where(top, load(reals, _LABEL_E + v)))
         total = others + exact_e
         both = 1.0 / (exact_e * total)
-        factor = exact_e * both * scale
+        factor = exact_e * both * load(doubles, _SCALE + v)
         store(doubles, _QUOTIENT + v, others * total * both)
         store(reals, _FACTOR + v, narrow(factor))
         gradient = 0.0 - (less + zero_where(top, exact_e)) * factor
@@ -195,7 +219,7 @@ def _losses(reals: Array, doubles: Array, row: Index, n: Index, job: Any) -> Non
     if job.losses.size:
         for v in range(n):
             gap = np.float64(reals[_MAX + v]) - np.float64(reals[_LABEL_X + v])
-            loss = gap + doubles[_LOG + v]
+            loss = (gap + doubles[_LOG + v]) * doubles[_WEIGHT + v]
             job.losses[row + v] = loss if reals[_LABEL + v] >= 0.0 else 0.0
     if job.lse.size:
         for v in range(n):
@@ -262,9 +286,9 @@ def _index_tile_float32(
             place[v] = (v // LANES * classes + y) * LANES + v % LANES
     _begin(tile, reals, doubles, classes, n)
     _exponentials(tile, reals, place, classes, n, compare)
-    # Without a gradient, the factor only tells whether the sum is finite.
-    scale = job.scale[U0] if job.scale.size else 1.0
-    _factors(tile, reals, doubles, classes, n, scale)
+    if job.weight.size or job.sample_weight.size or job.scale.size > 1:
+        _read_weights(doubles, row, n, job)
+    _factors(tile, reals, doubles, classes, n)
     every = _find_regular(reals, regular, row, n, job.saved_lse)
     if job.losses.size or job.lse.size:
         _losses(reals, doubles, row, n, job)
@@ -289,8 +313,11 @@ def _restore_regular_float32(
         rest = doubles[_QUOTIENT + v]
         # Whatever the factor of the gradient is; log1p does not show NaN.
         if not valid or (m - m) + (rest - rest) == 0.0:
-            if job.losses.size:
-                job.losses[row + v] = m - np.float64(reals[_LABEL_X + v]) + log if valid else 0.0
+            w = doubles[_WEIGHT + v]
+            if job.losses.size and not valid:
+                job.losses[row + v] = 0.0
+            elif job.losses.size and w - w == 0.0 and w != 0.0:
+                job.losses[row + v] = (m - np.float64(reals[_LABEL_X + v]) + log) * w
             if job.lse.size:
                 job.lse[row + v] = m + log if valid else 0.0
         if regular[v] and job.grad.size:

@@ -57,8 +57,7 @@ def _compute_dtype(x: Array) -> np.dtype[Any]:
 
 def _least_row(r: Request, dtype: np.dtype[Any]) -> int:
     """From how many contiguous classes on rows are faster in `_rows`, which needs LEAST_ROW."""
-    plain = r.labels is not None and r.weight is None and r.sample_weight is None
-    plain = plain and r.smoothing[2] == 0.0 and r.smoothing[4] == 0.0
+    plain = r.labels is not None and r.smoothing[2] == 0.0 and r.smoothing[4] == 0.0
     return LEAST_INDEX_ROW if plain and dtype == np.float32 else LEAST_ROW
 
 

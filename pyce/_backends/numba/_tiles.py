@@ -426,8 +426,7 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
     softmax = not labelled and probs.size == 0
     (s, a, label, ignored), for_index, tile = room
     numbers, at = tile.numbers, tile.at
-    plain = labelled and not soft and weight.size == 0 and job.sample_weight.size == 0
-    plain = plain and job.scale.size <= 1 and k.lse_square_scale == 0.0
+    plain = labelled and not soft and k.lse_square_scale == 0.0
     plain = plain and U(x.itemsize) == U4  # float32
     # If `inner` is large enough for whole runs to be copied, a tile lies within one outer index.
     span = stride if stride >= U16 else U(job.outer) * stride
