@@ -18,6 +18,7 @@ from pyce.numba._errors import (
     AxisError,
     FiniteError,
     IndexShapeError,
+    Interrupted,
     LabelError,
     NoClassError,
     OutShapeError,
@@ -329,11 +330,15 @@ def check_status(status, row, value, classes, ignore_index):
             raise LabelError(row, value, classes, ignore_index)
         if status == _c.NO_MEMORY:
             raise MemoryError("pyce could not allocate its scratch memory")
-        if status == _c.OTHER_LIBRARY:
+        if status == _c.OTHER_VERSION:
             raise RuntimeError(
-                "this function was compiled, and stored in Numba's cache, for another build of "
+                "this function was compiled, and stored in Numba's cache, for another version of "
                 "pyce: remove the cache (the files .nbi and .nbc in __pycache__)"
             )
         if status == _c.BAD_THREADS:
             raise ValueError("PYCE_NUM_THREADS must be a whole number of at least 1")
+        if status == _c.INTERRUPTED:
+            raise Interrupted
+        if status == _c.FAILED:
+            raise RuntimeError("the backend failed with the error that was printed")
         raise RuntimeError("an argument is invalid")

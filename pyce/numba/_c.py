@@ -1,10 +1,10 @@
 """Calls of the C interface from compiled code.
 
 `run` fills a `pyce_problem` (csrc/pyce.h) on the stack and calls `pyce_run`. Compiled code knows
-the function by the name of a symbol, because an address would not survive Numba's cache on disk.
-The offsets of the structure are those of the library that is present when a function is compiled. A
-cached function may meet another library: before each call, it compares a digest of the offsets with
-that of the library which is present then.
+the function by the name of a symbol, because an address would not survive Numba's cache on disk. On
+another backend than C, the symbol is a function of `pyce.numba._python`, which receives the same
+structure. A cached function may meet another version of pyce: before each call, it compares a
+digest of the structure with that of the version which is present then.
 
 Compiled code runs without the GIL, so it does not ask `pyce._threads` how many threads a call may
 use: it reads the number that `publish` wrote when that was last changed.
@@ -12,6 +12,8 @@ use: it reads the number that `publish` wrote when that was last changed.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import zlib
 from typing import Any
 
@@ -23,59 +25,89 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from pyce import _backends, _threads
+from pyce._types import BackendName
 
 FORWARD, FORWARD_BACKWARD, SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 3, 4, 5
 MEAN, SUM, NONE, QUOTIENT = range(4)
 OK, BAD_LABEL, BAD_ARGUMENT, NO_MEMORY = range(4)
-OTHER_LIBRARY, BAD_THREADS = 100, 101  # statuses that pyce.h does not have
+DTYPES = ("float32", "float64")
+NO_TARGET, INDEX32, INDEX64, PROBABILITIES = range(4)
 ROW_OVERHEAD = 32
-_DTYPES = {types.float32: 0, types.float64: 1}
-_NO_TARGET, _INDEX32, _INDEX64, _PROBABILITIES = range(4)
-# The numbers above are those of csrc/pyce.h.
+# The numbers above are those of csrc/pyce.h, which `register` checks.
 _OF_THE_HEADER = {
-    "FORWARD": FORWARD,
-    "FORWARD_BACKWARD": FORWARD_BACKWARD,
-    "SOFTMAX": SOFTMAX,
-    "LOG_SOFTMAX": LOG_SOFTMAX,
-    "LOGSUMEXP": LOGSUMEXP,
-    "MEAN": MEAN,
-    "SUM": SUM,
-    "NONE": NONE,
-    "QUOTIENT": QUOTIENT,
-    "OK": OK,
-    "BAD_LABEL": BAD_LABEL,
-    "BAD_ARGUMENT": BAD_ARGUMENT,
-    "NO_MEMORY": NO_MEMORY,
-    "ROW_OVERHEAD": ROW_OVERHEAD,
-    "FLOAT32": _DTYPES[types.float32],
-    "FLOAT64": _DTYPES[types.float64],
-    "NO_TARGET": _NO_TARGET,
-    "INDEX32": _INDEX32,
-    "INDEX64": _INDEX64,
-    "PROBABILITIES": _PROBABILITIES,
+    **{name: globals()[name] for name in ("FORWARD", "FORWARD_BACKWARD", "SOFTMAX")},
+    **{name: globals()[name] for name in ("LOG_SOFTMAX", "LOGSUMEXP", "MEAN", "SUM", "NONE")},
+    **{name: globals()[name] for name in ("QUOTIENT", "OK", "BAD_LABEL", "BAD_ARGUMENT")},
+    **{name: globals()[name] for name in ("NO_MEMORY", "NO_TARGET", "INDEX32", "INDEX64")},
+    **{name: globals()[name] for name in ("PROBABILITIES", "ROW_OVERHEAD")},
+    **{name.upper(): number for number, name in enumerate(DTYPES)},
 }
-
-_RUN, _SERIAL_BELOW, _STATE = "pyce_numba_run", "pyce_numba_serial_below", "pyce_numba_state"
-# The digest of the library, 0 without the C extension; the most threads of a call, 0 if
-# PYCE_NUM_THREADS is not valid; and how many threads that Python does not know, such as those of
-# `numba.prange`, are in a large call.
-_DIGEST, _THREADS, _FOREIGN = range(3)
-_state = np.zeros(3, np.int64)
-
-# Offset and C type of each field of `pyce_problem`, those of structures in it as `logits.data`.
-_fields: dict[str, tuple[int, str]] = {}
-_size = 0
+# Statuses that pyce.h does not have.
+OTHER_VERSION, BAD_THREADS, INTERRUPTED, FAILED = 100, 101, 102, 103
 
 
-def _fields_of(structure: Any) -> dict[str, tuple[int, str]]:
+class Operand(ctypes.Structure):
+    """`pyce_operand` of csrc/pyce.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("outer_stride", ctypes.c_int64),
+        ("class_stride", ctypes.c_int64),
+    )
+
+
+class Problem(ctypes.Structure):
+    """`pyce_problem` of csrc/pyce.h, and a status that is written by `pyce.numba._python`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("operation", "dtype", "target", "probs_dtype")),
+        *((name, ctypes.c_int32) for name in ("reduction", "threads")),
+        *((name, ctypes.c_int64) for name in ("outer", "classes", "inner")),
+        *((name, Operand) for name in ("logits", "result", "probs")),
+        *((name, ctypes.c_void_p) for name in ("labels", "weight", "sample_weight")),
+        ("grad_losses", ctypes.c_void_p),
+        *((name, ctypes.c_double) for name in ("grad_loss", "normalizer", "smoothing")),
+        ("lse_square_scale", ctypes.c_double),
+        ("ignore_index", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("lse", "losses", "reduced")),
+        ("loss", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("bad_row", "bad_value")),
+        ("status", ctypes.c_int64),
+    )
+
+
+_KINDS = {field[0]: field[1] for field in Problem._fields_}
+
+
+def _offsets() -> dict[str, int]:
+    """Where the fields of a `Problem` are, those of its operands as `logits.data`."""
     found = {}
-    for name, field in structure.fields:
-        if field.type.kind == "struct":
-            inner = _fields_of(field.type)
-            found.update({f"{name}.{n}": (field.offset + o, c) for n, (o, c) in inner.items()})
-        else:
-            found[name] = field.offset, field.type.cname
+    for name, kind in _KINDS.items():
+        offset = getattr(Problem, name).offset
+        found[name] = offset
+        if kind is Operand:
+            for inner in ("data", "offsets", "outer_stride", "class_stride"):
+                found[f"{name}.{inner}"] = offset + getattr(Operand, inner).offset
     return found
+
+
+_FIELDS = _offsets()
+_DIGEST = zlib.crc32(repr((_FIELDS, sorted(_OF_THE_HEADER.items()))).encode())
+_RUN, _STATE = "pyce_numba_run", "pyce_numba_state"
+# The digest; the status before a call, INTERRUPTED if Python writes it; the work from which a call
+# is shared; the most threads of a call, 0 if PYCE_NUM_THREADS is not valid; and how many threads
+# that Python does not know, such as those of `numba.prange`, are in a large call.
+_PRESENT, _STATUS, _SHARED_FROM, _THREADS, _FOREIGN = range(5)
+_state = np.array([_DIGEST, OK, 2**17, 1, 0], np.int64)
+
+
+def backend() -> BackendName:
+    """The backend of compiled code: that of PYCE_BACKEND, or the one that "auto" stands for."""
+    chosen = _backends.check_name(os.environ.get("PYCE_BACKEND") or "auto", "PYCE_BACKEND")
+    if chosen == "auto":
+        return next(n for n in _backends.preference() if _backends.why_not(n) is None)
+    return chosen
 
 
 def publish() -> None:
@@ -87,29 +119,34 @@ def publish() -> None:
 
 
 def register() -> None:
-    """Give the C functions the names by which compiled code knows them.
+    """Give the function and the state the names by which compiled code knows them."""
+    name = backend()
+    _backends.load(name)  # which reads PYCE_ISA; or an error that says why it cannot be used
+    if name == "c":
+        address = _address_in_c()
+    else:
+        from pyce.numba import _python
 
-    Without the C extension the names exist, since LLVM ends a process that lacks a symbol, and
-    cached functions that call it raise an error instead.
-    """
-    global _size
-    address = int(_state.ctypes.data)
-    functions = {_RUN: address, _SERIAL_BELOW: address}
-    if _backends.why_not("c") is None:
-        _backends.load("c")  # it reads PYCE_ISA
-        from pyce._pyce import ffi, lib
-
-        other = {n for n, value in _OF_THE_HEADER.items() if getattr(lib, f"PYCE_{n}") != value}
-        assert not other, other
-        _fields.update(_fields_of(ffi.typeof("pyce_problem")))
-        _size = ffi.sizeof("pyce_problem")
-        _state[_DIGEST] = zlib.crc32(repr((_size, sorted(_fields.items()))).encode()) + 1
-        for symbol, name in ((_RUN, "pyce_run"), (_SERIAL_BELOW, "pyce_serial_below")):
-            functions[symbol] = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
-    for symbol, place in {**functions, _STATE: address}.items():
-        llvmlite.binding.add_symbol(symbol, place)
+        address = _python.address(name)
+        _state[_STATUS] = INTERRUPTED
+    llvmlite.binding.add_symbol(_RUN, address)
+    llvmlite.binding.add_symbol(_STATE, int(_state.ctypes.data))
     publish()
     _threads.watchers.append(publish)
+
+
+def _address_in_c() -> int:
+    from pyce._pyce import ffi, lib
+
+    _state[_SHARED_FROM] = lib.pyce_serial_below()
+    theirs = dict(ffi.typeof("pyce_problem").fields)
+    same = all(_FIELDS[name] == field.offset for name, field in theirs.items())
+    same = same and theirs.keys() == _KINDS.keys() - {"status"}
+    same = same and ffi.sizeof("pyce_problem") == Problem.status.offset
+    same = same and all(getattr(lib, f"PYCE_{n}") == v for n, v in _OF_THE_HEADER.items())
+    if not same:
+        raise ImportError("the C extension and pyce.numba are of different versions of pyce")
+    return int(ffi.cast("uintptr_t", ffi.addressof(lib, "pyce_run")))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -117,21 +154,22 @@ def register() -> None:
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _DOUBLE = ir.DoubleType()
+_REALS = (types.float32, types.float64)
 
 
-def _state_at(cg: Any, builder: Any, place: int) -> Any:
+def _state_at(cg: Any, builder: Any, place: Any) -> Any:
     array = cg.get_c_value(builder, ir.ArrayType(_I64, _state.size), _STATE)
-    return builder.gep(array, [_I32(0), _I32(place)])
+    return builder.gep(array, [_I32(0), place])
 
 
 @intrinsic
-def _threads_of_process(context: Any) -> Any:
-    """The most threads of a call."""
+def _state_of(context: Any, place: Any) -> Any:
+    """An element of the state."""
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_state_at(cg, builder, _THREADS), "monotonic", 8)
+        return builder.load_atomic(_state_at(cg, builder, arguments[0]), "monotonic", 8)
 
-    return types.int64(), generate
+    return types.int64(types.int64), generate
 
 
 @intrinsic
@@ -139,44 +177,31 @@ def _add_foreign(context: Any, number: Any) -> Any:
     """Add to the number of threads that Python does not know; returns it as it was before."""
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _state_at(cg, builder, _FOREIGN)
+        place = _state_at(cg, builder, _I64(_FOREIGN))
         return builder.atomic_rmw("add", place, arguments[0], "monotonic")
 
     return types.int64(types.int64), generate
 
 
-_serial_below = types.ExternalFunction(_SERIAL_BELOW, types.int64())
 _thread_state = types.ExternalFunction("PyGILState_GetThisThreadState", types.intp())
 
 
-@intrinsic
-def _other_library(context: Any) -> Any:
-    """Whether the C extension is not the one that this was compiled for."""
-    digest = int(_state[_DIGEST])
-
-    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        present = builder.load(_state_at(cg, builder, _DIGEST))
-        return builder.icmp_signed("!=", present, _I64(digest))
-
-    return types.boolean(), generate
-
-
 class _Structure:
-    """A `pyce_problem` on the stack, zero but for the fields that are set by their names."""
+    """A `Problem` on the stack, zero but for the fields that are set by their names."""
 
     def __init__(self, builder: Any) -> None:
         self._builder = builder
-        words = ir.ArrayType(_I64, -(-_size // 8))
+        words = ir.ArrayType(_I64, ctypes.sizeof(Problem) // 8)
         memory = cgutils.alloca_once(builder, words)
         builder.store(ir.Constant(words, None), memory)
         self.address = builder.bitcast(memory, _I8.as_pointer())
 
     def _place(self, name: str, kind: Any) -> Any:
-        offset = _I64(_fields[name][0])
+        offset = _I64(_FIELDS[name])
         return self._builder.bitcast(self._builder.gep(self.address, [offset]), kind.as_pointer())
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if _fields[name][1] == "int32_t" and value.type != _I32:
+        if name in _INTEGERS and value.type != _I32:
             value = self._builder.trunc(value, _I32)
         self._builder.store(value, self._place(name, value.type))
 
@@ -184,6 +209,7 @@ class _Structure:
         return self._builder.load(self._place(name, kind))
 
 
+_INTEGERS = {name for name, kind in _KINDS.items() if kind is ctypes.c_int32}
 _SHAPE = ("outer", "classes", "inner")
 _OPTIONS = ("smoothing", "lse_square_scale", "normalizer", "ignore_index")
 _ARRAYS = ("logits", "result", "target", "weight", "sample_weight", "lse", "losses")
@@ -216,7 +242,7 @@ def _call(
             p[name] = number
         for name, number in zip(_OPTIONS, cgutils.unpack_tuple(builder, options), strict=True):
             p[name] = number
-        p["dtype"] = _I32(_DTYPES[logits.dtype])
+        p["dtype"] = _I32(_REALS.index(logits.dtype))
         p["grad_loss"] = _DOUBLE(1.0)
 
         def address(name: str) -> Any:
@@ -234,12 +260,12 @@ def _call(
         set_operand("logits", "logits")
         if is_given("result"):
             set_operand("result", "result")
-        if is_given("target") and target.dtype in _DTYPES:
-            p["target"] = _I32(_PROBABILITIES)
-            p["probs_dtype"] = _I32(_DTYPES[target.dtype])
+        if is_given("target") and target.dtype in _REALS:
+            p["target"] = _I32(PROBABILITIES)
+            p["probs_dtype"] = _I32(_REALS.index(target.dtype))
             set_operand("probs", "target")
         elif is_given("target"):
-            p["target"] = _I32(_INDEX32 if target.dtype.bitwidth == 32 else _INDEX64)
+            p["target"] = _I32(INDEX32 if target.dtype.bitwidth == 32 else INDEX64)
             p["labels"] = address("target")
         for name in ("weight", "sample_weight", "lse", "losses"):
             if is_given(name):
@@ -252,7 +278,9 @@ def _call(
             p["reduced"] = builder.bitcast(loss, _I8.as_pointer())
         kind = ir.FunctionType(_I32, [_I8.as_pointer()])
         run = cgutils.get_or_insert_function(builder.module, kind, _RUN)
-        status = builder.sext(builder.call(run, [p.address]), _I64)
+        p["status"] = builder.load(_state_at(cg, builder, _I64(_STATUS)))
+        returned_status = builder.sext(builder.call(run, [p.address]), _I64)
+        status = builder.or_(returned_status, p.get("status", _I64))
         found = [status, builder.load(loss), p.get("bad_row", _I64), p.get("bad_value", _I64)]
         return cg.make_tuple(builder, returned, found)
 
@@ -287,16 +315,16 @@ def run(operation, reduction, shape, options, arrays):
 
     Returns the status, the reduced loss in its dtype, and for a bad label its row and its value.
     """
-    if _other_library():
-        return OTHER_LIBRARY, arrays[0].dtype.type(0), 0, 0
+    if _state_of(_PRESENT) != _DIGEST:
+        return OTHER_VERSION, arrays[0].dtype.type(0), 0, 0
     threads = 1
     foreign = False
-    if shape[0] * shape[2] * (shape[1] + ROW_OVERHEAD) >= _serial_below():
+    if shape[0] * shape[2] * (shape[1] + ROW_OVERHEAD) >= _state_of(_SHARED_FROM):
         foreign = _thread_state() == 0
         if foreign:
             _add_foreign(1)
         elif _add_foreign(0) == 0:
-            threads = _threads_of_process()
+            threads = _state_of(_THREADS)
             if threads == 0:
                 return BAD_THREADS, arrays[0].dtype.type(0), 0, 0
     found = _call(operation, reduction, threads, shape, options, arrays)

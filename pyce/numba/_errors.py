@@ -103,3 +103,7 @@ class TopKError(_Builtin, ValueError):
 
     def __init__(self, value: int) -> None:
         super().__init__(f"top_k must be at least 1, got {value}")
+
+
+class Interrupted(KeyboardInterrupt, Exception):
+    """Python raised KeyboardInterrupt in a call; Numba raises subclasses of Exception only."""

@@ -6,19 +6,14 @@ place. Its parameters are those of the public function, in the same order.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
 import pyce
-from pyce import _backends
-from pyce.numba import _c
 from pyce.numba._accuracy import fraction_right, labels_of_one_hot
 from pyce.numba._arrays import (
     check_status,
@@ -44,6 +39,7 @@ from pyce.numba._c import (
     QUOTIENT,
     SOFTMAX,
     SUM,
+    run,
 )
 from pyce.numba._errors import ProbabilityShapeError, TopKError
 from pyce.numba._types import (
@@ -62,32 +58,6 @@ from pyce.numba._types import (
 _REDUCTIONS = {"mean": MEAN, "sum": SUM, "none": NONE}
 
 
-@cache
-def _backend() -> str:
-    """The backend of all compiled code: that of PYCE_BACKEND, or the first that is available.
-
-    It is one for the whole process, because Numba compiles an overload once for the types of its
-    arguments.
-    """
-    chosen = _backends.check_name(os.environ.get("PYCE_BACKEND") or "auto", "PYCE_BACKEND")
-    if chosen == "auto":
-        return next(n for n in _backends.preference() if _backends.why_not(n) is None)
-    _backends.load(chosen)  # or an error that says why it cannot be used
-    return chosen
-
-
-def _runner() -> Any:
-    """The function that runs a computation on the backend."""
-    name = _backend()
-    if name == "c":
-        return _c.run
-    if name == "numpy":
-        raise TypingError("PYCE_BACKEND=numpy, which compiled code cannot call: use c or numba")
-    from pyce.numba import _kernels
-
-    return _kernels.run
-
-
 def _register(function: Callable[..., Any]) -> Any:
     """Decorator: an overload of a function of pyce. Constants in a call are known to it."""
     return overload(function, prefer_literal=True, jit_options={"error_model": "numpy"})
@@ -101,7 +71,6 @@ def _matrix(operation: int, x: Any, axis: Any, out: Any) -> Any:
     check_logits(x, "x")
     check_integer(axis, "axis")
     check_out(out, x)
-    run = _runner()
 
     def implementation(x, axis=-1, out=None):
         outer, classes, inner = parts(x.shape, class_axis(x.shape, axis))
@@ -129,7 +98,6 @@ def _logsumexp(x, axis=-1, keepdims=False):
     check_logits(x, "x")
     check_integer(axis, "axis")
     shaped = _shaped(x.ndim, keepdims=flag_of(keepdims, "keepdims"))
-    run = _runner()
 
     def implementation(x, axis=-1, keepdims=False):
         k = class_axis(x.shape, axis)
@@ -175,7 +143,6 @@ class _Loss:
         reduction = reduction_of(options["reduction"])
         replaced = reduction == "mean" and not is_absent(options["normalizer"])
         code = QUOTIENT if replaced else _REDUCTIONS[reduction]
-        run = _runner()
         dtype = as_dtype(logits.dtype)
         self._shaped = shaped = _shaped(logits.ndim)
         self._with_lse = flag_of(options["return_lse"], "return_lse")

@@ -84,7 +84,7 @@ def test_every_option(functions, shape, axis):
         exact = oracle.reference(x, y, **options)
         assert losses.dtype == np.float32
         assert losses.shape == lse.shape == y.shape
-        check_loss(losses.ravel(), exact.loss)
+        check_loss(losses, exact.loss)
         terms = exact.terms if smoothing else None
         check_array(out, exact.grad, terms)
         assert grad.ctypes.data == out.ctypes.data
@@ -147,14 +147,13 @@ def test_other_types():
     rng = np.random.default_rng(1)
     wide = rng.standard_normal((6, 9))
     x, t, s = wide[::2, ::-2], rng.random((3, 5)), rng.integers(1, 4, 3)
-    for dtype in (np.uint8, np.uint64):
-        y = np.array([4, 0, 2], dtype)
-        mean, lse, total, accuracy = losses(x, t, s, y, 3.0)
-        exact = oracle.reference(x, t, sample_weight=s, normalizer=3.0)
-        check_loss(np.float64(mean), exact.loss)
-        np.testing.assert_allclose(lse, exact.lse.hi, rtol=4e-16)
-        check_loss(np.float64(total), oracle.reference(x, y, reduction="sum").loss)
-        assert accuracy == pyce.accuracy(x, t)
+    y = np.array([4, 0, 2], np.uint64)
+    mean, lse, total, accuracy = losses(x, t, s, y, 3.0)
+    exact = oracle.reference(x, t, sample_weight=s, normalizer=3.0)
+    check_loss(np.float64(mean), exact.loss)
+    np.testing.assert_allclose(lse, exact.lse.hi, rtol=4e-16)
+    check_loss(np.float64(total), oracle.reference(x, y, reduction="sum").loss)
+    assert accuracy == pyce.accuracy(x, t)
     # As int64 this would be the ignored label −100.
     with pytest.raises(IndexError, match="row 1 is 18446744073709551516, outside"):
         losses(x, t, s, np.array([0, 2**64 - 100, 9], np.uint64), 3.0)
@@ -260,12 +259,27 @@ def test_on_the_numba_backend(run_python):
     run_python("-m", "pytest", "-q", "-x", __file__, "-k", tests, PYCE_BACKEND="numba")
 
 
-def test_numpy_cannot_be_called(run_python):
-    code = (
-        "import numba, numpy as np, pyce.numba\nnumba.njit(lambda x: pyce.softmax(x))(np.ones(3))"
-    )
-    said = run_python("-c", code, check=False, PYCE_BACKEND="numpy").stderr
-    assert "PYCE_BACKEND=numpy, which compiled code cannot call" in said
+INTERRUPTED = """
+import os, signal, numba, numpy as np, pyce.numba
+
+@numba.njit
+def calls(x, n):
+    for i in range(n):
+        pyce.softmax(x, out=x)
+    return n
+
+calls(np.ones((2, 3)), 1)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    print("not interrupted", calls(np.ones((2, 3)), 10**9))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_ends_a_call_of_another_backend(run_python):
+    assert run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy").stdout == "interrupted\n"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -274,8 +288,7 @@ def test_numpy_cannot_be_called(run_python):
 
 CACHED = """
 import sys
-without = sys.argv[1] == "without"
-if without:
+if sys.argv[1] == "without":
     sys.modules["pyce._pyce"] = None
 import numba, numpy as np, pyce
 
@@ -285,6 +298,9 @@ def loss(x, y):
 
 x = np.arange(6, dtype=np.float32).reshape(2, 3)
 assert "pyce.numba" not in sys.modules
+if sys.argv[1] == "another":
+    from pyce.numba import _c
+    _c._state[_c._PRESENT] += 1
 try:
     print(loss(x, np.array([0, 2])), sum(loss.stats.cache_hits.values()), flush=True)
     loss(x, np.array([0, 3]))
@@ -305,21 +321,20 @@ def installed(tmp_path):
     return str(info.parent)
 
 
-@pytest.mark.skipif(WITHOUT_C, reason="the functions in the cache call C")
 def test_cached_functions_work_in_other_processes(run_python, monkeypatch, tmp_path, installed):
-    """Numba finds pyce by itself, and what it stores is valid in the next process. Without the C
-    extension, a stored function that needs it raises an error.
+    """Numba finds pyce by itself, and what it stores is valid in the next process, also without
+    the C extension, but not with another version of the structure.
     """
     monkeypatch.setenv("PYTHONPATH", installed)
     script = tmp_path / "program.py"
     script.write_text(CACHED, encoding="utf-8")
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     expected = str(pyce.cross_entropy(x, [0, 2], reduction="none"))
-    for hits in (0, 1):
-        said = run_python(str(script), "with").stdout.splitlines()
+    for hits, extension in ((0, "with"), (1, "with"), (1, "without")):
+        said = run_python("-W", "ignore", str(script), extension).stdout.splitlines()
         assert said[0] == f"{expected} {hits}"
-        assert said[1].startswith("IndexError target of row 1 is 3, outside the valid range 0..2")
-    said = run_python("-W", "ignore", str(script), "without").stdout
+        assert said[1].startswith("LabelError target of row 1 is 3, outside the valid range 0..2")
+    said = run_python(str(script), "another").stdout
     assert said.startswith("RuntimeError this function was compiled")
 
 
@@ -344,8 +359,8 @@ def losses(x, y):
     return result
 
 numba.set_num_threads(2)
-x = np.random.default_rng(0).standard_normal((8, 3000, 100), dtype=np.float32)
-y = np.zeros((8, 3000), int)
+x = np.random.default_rng(0).standard_normal((8, 6000, 100), dtype=np.float32)
+y = np.zeros((8, 6000), int)
 pyce.set_num_threads(1)
 parallel = losses(x, y)
 loss(x[0], y[0])
@@ -356,11 +371,6 @@ pyce.set_num_threads(3)
 loss(x[0], y[0])
 print(tasks() - before)
 assert (parallel == [loss(*one) for one in zip(x, y)]).all()
-y[5, 7] = 100
-try:
-    losses(x, y)
-except IndexError as error:
-    print(error)
 """
 
 
@@ -368,9 +378,7 @@ except IndexError as error:
 @pytest.mark.skipif(WITHOUT_C, reason="the Numba backend uses one thread")
 def test_threads_are_those_of_pyce(run_python):
     """As many as `set_num_threads` allows, and one in each thread of a parallel region."""
-    said = run_python("-c", THREADS, NUMBA_NUM_THREADS="2").stdout.splitlines()
-    assert said[:2] == ["0", "2"]
-    assert said[2].startswith("target of row 7 is 100, outside the valid range 0..99")
+    assert run_python("-c", THREADS, NUMBA_NUM_THREADS="2").stdout.split() == ["0", "2"]
 
 
 def test_the_example(run_python, tmp_path):

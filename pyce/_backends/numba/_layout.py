@@ -17,7 +17,7 @@ from pyce._problem import row_blocks
 from pyce._types import Array
 
 # Largest tile, in bytes.
-TILE = 2**16
+_TILE = 2**16
 # Elements of a block of rows that is copied because of its layout.
 _COPIED = 2**15
 # Overhead of a row, in element equivalents.
@@ -69,7 +69,7 @@ def run(r: Request) -> None:
     classes, inner = x.shape[r.axis], math.prod(x.shape[r.axis + 1 :])
     # By the shape alone, even if a copy is needed: half types are to be added in float32's order.
     dtype = _compute_dtype(x)
-    fits = 16 * classes * dtype.itemsize <= TILE
+    fits = 16 * classes * dtype.itemsize <= _TILE
     few = classes < _least_row(r, dtype) or (inner > 1 and fits)
     direct = x.flags.c_contiguous and (inner == 1 or (x.itemsize >= 4 and fits))
     if r.probs is not None:
@@ -129,7 +129,7 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
     x, grad = r.x, r.grad
     outer = x.size // (classes * inner)
     compute = _compute_dtype(x)
-    width = min(int(WIDTH), TILE // (classes * compute.itemsize) // 16 * 16)
+    width = min(int(WIDTH), _TILE // (classes * compute.itemsize) // 16 * 16)
     if inner >= 16:
         width = min(width, -(-inner // 16) * 16)
     function = run_tiles if few else run_rows
