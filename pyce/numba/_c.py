@@ -279,8 +279,10 @@ def _call(
         kind = ir.FunctionType(_I32, [_I8.as_pointer()])
         run = cgutils.get_or_insert_function(builder.module, kind, _RUN)
         p["status"] = builder.load(_state_at(cg, builder, _I64(_STATUS)))
-        returned_status = builder.sext(builder.call(run, [p.address]), _I64)
-        status = builder.or_(returned_status, p.get("status", _I64))
+        result = builder.sext(builder.call(run, [p.address]), _I64)
+        written = p.get("status", _I64)
+        unwritten = builder.icmp_signed("==", written, _I64(OK))
+        status = builder.select(unwritten, result, written)
         found = [status, builder.load(loss), p.get("bad_row", _I64), p.get("bad_value", _I64)]
         return cg.make_tuple(builder, returned, found)
 

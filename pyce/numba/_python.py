@@ -30,8 +30,8 @@ _functions: list[Any] = []  # which must not end while compiled code may call th
 def address(name: BackendName) -> int:
     """The address of a C function that takes a `Problem` and runs it on a backend.
 
-    It writes the status to the structure as the last thing, since ctypes ends an exception there:
-    an interrupt is raised as soon as Python runs.
+    It writes the status to the structure as the last thing: the structure has the status INTERRUPTED
+    before, since an interrupt is raised as soon as Python runs, and ctypes ends the exception.
     """
     backend = _backends.load(name)
 
@@ -40,6 +40,8 @@ def address(name: BackendName) -> int:
         try:
             with _threads.at_most(problem.threads):
                 status = _run(backend, problem)
+        except KeyboardInterrupt:
+            return 0  # the status says so
         except MemoryError:
             status = _c.NO_MEMORY
         except Exception:

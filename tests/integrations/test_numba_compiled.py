@@ -1,13 +1,14 @@
 """pyce inside functions that Numba compiles.
 
 Numba takes seconds to compile a function, so that the tests share a few. Compiled code runs on one
-backend in a process: `test_on_the_numba_backend` runs the first part in another process.
+backend in a process: `test_on_the_numba_backend` runs most tests again in another process.
 """
 
 import os
 import pickle
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import oracle
@@ -25,10 +26,22 @@ ON_C = not WITHOUT_C and os.environ.get("PYCE_BACKEND") != "numba"
 
 
 @pytest.fixture(scope="module")
-def functions():
-    """A function for each kind of call."""
+def stored():
+    """The folder of Numba's cache for `functions`, which other processes use as well."""
+    with TemporaryDirectory() as folder:
+        yield os.environ.get("STORED_FUNCTIONS", folder)
 
-    @numba.njit(nogil=True)
+
+@pytest.fixture(scope="module")
+def functions(stored):
+    """A function for each kind of call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", stored)
+        return compiled()
+
+
+def compiled():
+    @numba.njit(nogil=True, cache=True)
     def whole(x, y, weight, sample_weight, ignore, smoothing, square, axis, out):
         return pyce.cross_entropy_with_grad(
             x,
@@ -44,11 +57,11 @@ def functions():
             out=out,
         )
 
-    @numba.njit
+    @numba.njit(cache=True)
     def plain(x, y):
         return pyce.cross_entropy_with_grad(x, y)
 
-    @numba.njit
+    @numba.njit(cache=True)
     def matrices(x, y, axis, k):
         return (
             pyce.softmax(x, axis),
@@ -252,11 +265,13 @@ def test_types_that_do_not_fit(call, arguments, message):
         numba.njit(call)(*arguments)
 
 
-def test_on_the_numba_backend(run_python):
+def test_on_the_numba_backend(run_python, functions, stored):
+    """The functions in the cache are the same for every backend."""
     if not ON_C:
         pytest.skip("the other tests run on it")
     tests = "every_option or short_call or softmax or errors_leave or overlap"
-    run_python("-m", "pytest", "-q", "-x", __file__, "-k", tests, PYCE_BACKEND="numba")
+    variables = {"PYCE_BACKEND": "numba", "STORED_FUNCTIONS": stored}
+    run_python("-m", "pytest", "-q", "-x", __file__, "-k", tests, **variables)
 
 
 INTERRUPTED = """
