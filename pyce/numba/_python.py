@@ -30,8 +30,8 @@ _functions: list[Any] = []  # which must not end while compiled code may call th
 def address(name: BackendName) -> int:
     """The address of a C function that takes a `Problem` and runs it on a backend.
 
-    It writes the status to the structure as the last thing: the structure has the status INTERRUPTED
-    before, since an interrupt is raised as soon as Python runs, and ctypes ends the exception.
+    It writes the status to the structure as the last thing. Before, that has the status
+    INTERRUPTED: an interrupt may be raised as soon as Python runs, and ctypes ends the exception.
     """
     backend = _backends.load(name)
 
