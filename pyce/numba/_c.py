@@ -118,6 +118,11 @@ def publish() -> None:
         _state[_THREADS] = 0
 
 
+def _after_fork() -> None:
+    """The other threads do not exist in a child, so that none of them is in a call."""
+    _state[_FOREIGN] = 0
+
+
 def register() -> None:
     """Give the function and the state the names by which compiled code knows them."""
     name = backend()
@@ -133,6 +138,8 @@ def register() -> None:
     llvmlite.binding.add_symbol(_STATE, int(_state.ctypes.data))
     publish()
     _threads.watchers.append(publish)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
 
 
 def _address_in_c() -> int:
