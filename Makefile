@@ -52,7 +52,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -203,6 +203,9 @@ bench-scaling: .venv/.bench $(EXTENSION) ## measure the time per element from 10
 
 bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and LogisticRegression to docs/sklearn.md
 	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
+
+bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that Numba compiles
+	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py
 
 accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -24,6 +24,9 @@ _limit: float = math.inf
 _at_most: ContextVar[float] = ContextVar("pyce_threads", default=math.inf)
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
+
+# Called when the number asked for or the limit has changed.
+watchers: list[Callable[[], None]] = []
 
 # Whether this process was forked from one that had imported pyce.
 forked = False
@@ -42,11 +45,22 @@ def ask(n: int) -> None:
     """Use at most `n` threads per call from now on."""
     global _asked
     _asked = n
+    _tell()
+
+
+def _tell() -> None:
+    for watcher in watchers:
+        watcher()
 
 
 def budget() -> int:
     """The number of threads that a call may use; called for every call large enough to share."""
     return max(1, math.ceil(min(_unlimited(), _limit, _at_most.get())))
+
+
+def of_process() -> int:
+    """As `budget`, without `at_most`: for calls that cannot ask when they are made."""
+    return max(1, math.ceil(min(_unlimited(), _limit)))
 
 
 @contextmanager
@@ -68,6 +82,7 @@ def limit(n: int) -> None:
     """
     global _limit
     _limit = n if n < _unlimited() else math.inf
+    _tell()
 
 
 def _unlimited() -> float:

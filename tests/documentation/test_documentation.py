@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-WITH_LIBRARY = {"sklearn", "torch"}  # modules of pyce with the name of the library they require
+# Modules of pyce with the name of the library they require.
+WITH_LIBRARY = {"numba", "sklearn", "torch"}
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 

@@ -214,6 +214,7 @@ def test_no_control_groups(tmp_path):
 def test_quota_is_read_anew(monkeypatch, tmp_path):
     """The quota is read again by a call, at most once a second."""
 
+    pyce.set_num_threads(64)  # which may read it as well
     clock = [10**9]
     monkeypatch.setattr(_threads.time, "monotonic_ns", lambda: clock[0])
     monkeypatch.setattr(_threads, "_quota_read_at", None)
@@ -225,7 +226,6 @@ def test_quota_is_read_anew(monkeypatch, tmp_path):
     monkeypatch.setattr(
         _threads, "cgroup_quota", lambda *_: real(tmp_path / "membership", tmp_path / "fs")
     )
-    pyce.set_num_threads(64)
 
     def now(text, seconds):
         (group / "cpu.max").write_text(text)

@@ -1,0 +1,409 @@
+"""pyce inside functions that Numba compiles.
+
+Numba takes seconds to compile a function, so that the tests share a few. Compiled code runs on one
+backend in a process: `test_on_the_numba_backend` runs most tests again in another process.
+"""
+
+import os
+import pickle
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import oracle
+import pytest
+from bounds import check_array, check_loss
+from conftest import WITHOUT_C, needs_proc
+
+import pyce
+
+numba = pytest.importorskip("numba")
+import pyce.numba  # noqa: E402
+
+ROOT = Path(pyce.__file__).resolve().parents[1]
+ON_C = not WITHOUT_C and os.environ.get("PYCE_BACKEND") != "numba"
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The folder of Numba's cache for `functions`, which other processes use as well."""
+    with TemporaryDirectory() as folder:
+        yield os.environ.get("STORED_FUNCTIONS", folder)
+
+
+@pytest.fixture(scope="module")
+def functions(stored):
+    """A function for each kind of call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, "CACHE_DIR", stored)
+        return compiled()
+
+
+def compiled():
+    @numba.njit(nogil=True, cache=True)
+    def whole(x, y, weight, sample_weight, ignore, smoothing, square, axis, out):
+        return pyce.cross_entropy_with_grad(
+            x,
+            y,
+            axis=axis,
+            weight=weight,
+            sample_weight=sample_weight,
+            ignore_index=ignore,
+            label_smoothing=smoothing,
+            reduction="none",
+            lse_square_scale=square,
+            return_lse=True,
+            out=out,
+        )
+
+    @numba.njit(cache=True)
+    def plain(x, y):
+        return pyce.cross_entropy_with_grad(x, y)
+
+    @numba.njit(cache=True)
+    def matrices(x, y, axis, k):
+        return (
+            pyce.softmax(x, axis),
+            pyce.log_softmax(x, axis=axis),
+            pyce.logsumexp(x, axis),
+            pyce.accuracy(x, y, axis=axis, top_k=k, ignore_index=-1),
+        )
+
+    return {"whole": whole, "plain": plain, "matrices": matrices}
+
+
+def batch(dtype=np.float32, shape=(5, 7, 11), axis=1, seed=0):
+    """Logits, labels of which some are −1, class weights and sample weights."""
+    rng = np.random.default_rng(seed)
+    x = (4 * rng.standard_normal(shape)).astype(dtype)
+    positions = shape[:axis] + shape[axis + 1 :]
+    y = rng.integers(-1, shape[axis], positions)
+    return x, y, rng.random(shape[axis]) + 0.5, rng.random(positions) + 0.5
+
+
+# 3 and 300 classes are computed by different kernels, and the first of these shapes is too wide for
+# tiles of the Numba backend.
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 2500, 3), 1), ((5, 7, 11), 1), ((4, 9, 300), -1), ((3, 2, 2), 0)]
+)
+def test_every_option(functions, shape, axis):
+    x, y, w, s = batch(shape=shape, axis=axis % 3)
+    options = {"axis": axis, "weight": w, "sample_weight": s, "ignore_index": -1}
+    for smoothing, square in ((0.0, 0.0), (0.1, 0.25)):
+        out = np.full_like(x, np.nan)
+        losses, grad, lse = functions["whole"](x, y, w, s, -1, smoothing, square, axis, out)
+        options.update(label_smoothing=smoothing, lse_square_scale=square, reduction="none")
+        exact = oracle.reference(x, y, **options)
+        assert losses.dtype == np.float32
+        assert losses.shape == lse.shape == y.shape
+        check_loss(losses, exact.loss)
+        terms = exact.terms if smoothing else None
+        check_array(out, exact.grad, terms)
+        assert grad.ctypes.data == out.ctypes.data
+        if ON_C:
+            outside = pyce.cross_entropy_with_grad(x, y, return_lse=True, **options)
+            inside = (losses, grad, lse)
+            assert [a.tobytes() for a in inside] == [a.tobytes() for a in outside]
+        np.testing.assert_allclose(
+            lse, np.where(y == -1, 0, pyce.logsumexp(x.astype(np.float64), axis)), atol=2.0**-22
+        )
+
+
+def test_the_short_call(functions):
+    for classes, rows in ((10, 64), (1000, 3)):
+        x, y, _, _ = batch(shape=(rows, classes))
+        y[y < 0] = 0
+        loss, grad = functions["plain"](x, y)
+        exact = oracle.reference(x, y)
+        assert type(loss) is float  # as Numba returns every number
+        check_loss(np.float32(loss), exact.loss)
+        check_array(grad, exact.grad)
+
+
+def test_softmax_logsumexp_and_accuracy(functions):
+    x, y, _, _ = batch(shape=(5, 7, 11), axis=1)
+    x[0, 2, 1] = x[0, 5, 1] = x[0].max() + 1  # equal logits
+    x[1, 3, 2] = np.nan
+    p, log_p, lse, _ = functions["matrices"](x, y, 1, 2)
+    valid = np.isfinite(x).all(1)
+    rows = np.moveaxis(x, 1, -1)[valid]
+    exact = oracle.softmax_rows(rows)
+    check_array(np.moveaxis(p, 1, -1)[valid], exact.p)
+    check_array(np.moveaxis(log_p, 1, -1)[valid], -exact.minus_log_p)
+    np.testing.assert_allclose(lse[valid], exact.lse.hi, atol=2.0**-22)
+    for result in (p, log_p):
+        assert np.isnan(np.moveaxis(result, 1, -1)[~valid]).all()
+    assert np.isnan(lse[~valid]).all()
+    for k in (1, 2, 7, 9):
+        expected = [
+            np.sum((row > row[label]) | ((row == row[label]) & (np.arange(7) < label))) < k
+            and not np.isnan(row[label])
+            for row, label in zip(np.moveaxis(x, 1, -1).reshape(-1, 7), y.ravel(), strict=True)
+            if label != -1
+        ]
+        assert functions["matrices"](x, y, 1, k)[3] == np.mean(expected)
+
+
+def test_other_types():
+    """float64, probabilities, a normalizer, other labels, layouts that need a copy, one row."""
+
+    @numba.njit
+    def losses(x, t, s, y, n):
+        mean, lse = pyce.cross_entropy(x, t, sample_weight=s, normalizer=n, return_lse=True)
+        return mean, lse, pyce.cross_entropy(x, y, reduction="sum"), pyce.accuracy(x, t)
+
+    @numba.njit
+    def one_row(x, y):
+        return pyce.cross_entropy(x, y), pyce.logsumexp(x), pyce.logsumexp(x, keepdims=True)
+
+    rng = np.random.default_rng(1)
+    wide = rng.standard_normal((6, 9))
+    x, t, s = wide[::2, ::-2], rng.random((3, 5)), rng.integers(1, 4, 3)
+    y = np.array([4, 0, 2], np.uint64)
+    mean, lse, total, accuracy = losses(x, t, s, y, 3.0)
+    exact = oracle.reference(x, t, sample_weight=s, normalizer=3.0)
+    check_loss(np.float64(mean), exact.loss)
+    np.testing.assert_allclose(lse, exact.lse.hi, rtol=4e-16)
+    check_loss(np.float64(total), oracle.reference(x, y, reduction="sum").loss)
+    assert accuracy == pyce.accuracy(x, t)
+    # As int64 this would be the ignored label −100.
+    with pytest.raises(IndexError, match="row 1 is 18446744073709551516, outside"):
+        losses(x, t, s, np.array([0, 2**64 - 100, 9], np.uint64), 3.0)
+    loss, lse, kept = one_row(wide[0], 3)
+    check_loss(np.float64(loss), oracle.reference(wide[0], np.array(3)).loss)
+    assert lse == kept[0] == pyce.logsumexp(wide[0])
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors
+
+
+def test_errors_leave_the_output(functions):
+    x, y, w, s = batch()
+    bad = y.copy()
+    bad[2, 3] = 7
+    calls = [
+        ((x, bad, w, s, -1, 0.0, 0.0, 1), IndexError),
+        ((x, y, w, s, 0, 0.0, 0.0, 1), IndexError),
+        ((x, y, w, s, -1, 0.0, 0.0, 3), ValueError),
+        ((x, y[:, 1:], w, s, -1, 0.0, 0.0, 1), ValueError),
+        ((x, y, w[1:], s, -1, 0.0, 0.0, 1), ValueError),
+        ((x, y, w, s[1:], -1, 0.0, 0.0, 1), ValueError),
+        ((x, y, w, s, -1, 1.5, 0.0, 1), ValueError),
+        ((x, y, w, s, -1, 0.0, np.inf, 1), ValueError),
+        ((x[:, :0], y, w, s, -1, 0.0, 0.0, 1), ValueError),
+    ]
+    names = ("weight", "sample_weight", "ignore_index", "label_smoothing", "lse_square_scale")
+    for arguments, kind in calls:
+        out = np.full(arguments[0].shape, 7.0, np.float32)
+        logits, target, *options, axis = arguments
+        options = dict(zip(names, options, strict=True), axis=axis, reduction="none")
+        with pytest.raises(kind) as outside:
+            pyce.cross_entropy_with_grad(logits, target, out=out, **options)
+        with pytest.raises(kind) as inside:
+            functions["whole"](*arguments, out)
+        assert str(inside.value) == str(outside.value)
+        assert (out == 7.0).all()
+        copy = pickle.loads(pickle.dumps(inside.value))
+        assert (type(copy), str(copy)) == (kind, str(inside.value))
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        functions["matrices"](x, y, 1, 0)
+    with pytest.raises(IndexError, match="row 25 is 7"):
+        functions["matrices"](x, bad, 1, 1)
+
+
+def test_outputs_that_overlap(functions):
+    def call(x, out):
+        _, y, w, s = batch()
+        return functions["whole"](x, y, w, s, -1, 0.0, 0.0, 1, out)[1]
+
+    x = batch()[0]
+    expected = call(x, np.empty_like(x))
+    memory = np.zeros(x.size + 1, np.float32)
+    shifted = memory[1:].reshape(x.shape)
+    shifted[...] = x
+    before = memory.copy()
+    with pytest.raises(ValueError, match="out overlaps the logits"):
+        call(shifted, memory[:-1].reshape(x.shape))
+    with pytest.raises(ValueError, match=r"out must have the shape \(5, 7, 11\) of the logits"):
+        call(shifted, memory[:77].reshape(1, 7, 11))
+    np.testing.assert_array_equal(memory, before)
+    assert call(shifted, shifted) is not None
+    np.testing.assert_array_equal(shifted, expected)
+    labels = np.zeros(2 * 385, np.float32).view(np.int64)
+    out = labels.view(np.float32)[:385].reshape(x.shape)
+    with pytest.raises(ValueError, match="out shares memory with another argument"):
+        functions["whole"](x, labels[:55].reshape(5, 11), *batch()[2:], -1, 0.0, 0.0, 1, out)
+
+
+X, Y, T = np.ones((2, 3), np.float32), np.zeros(2, int), np.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        (lambda x, y: pyce.cross_entropy(x, y), (X.astype(np.float16), Y), r"astype\(np.float32\)"),
+        (lambda x, y: pyce.cross_entropy(x, y), (X.astype(int), Y), "array of float32 or float64"),
+        (lambda x, y: pyce.cross_entropy(x, y), (X, T[0, :2]), "shaped like class indices"),
+        (lambda x, y: pyce.cross_entropy(x, y), (X, T.astype(int)), "one-hot rows"),
+        (lambda x, y: pyce.cross_entropy(x, y), (X, Y == 0), "class indices of booleans"),
+        (lambda x, y: pyce.cross_entropy(x, y), (X, 1), "target is one integer"),
+        (lambda x, y, r: pyce.cross_entropy(x, y, reduction=r), (X, Y, "sum"), "a constant"),
+        (lambda x, y: pyce.cross_entropy(x, y, reduction="all"), (X, Y), "mean, sum, none"),
+        (lambda x, y, f: pyce.cross_entropy(x, y, return_lse=f), (X, Y, True), "True or False"),
+        (lambda x, y, w: pyce.cross_entropy(x, y, weight=w), (X, Y, "w"), "real numbers"),
+        (lambda x, y, w: pyce.cross_entropy(x, y, weight=w), (X, Y, T), "1 dimensions, got 2"),
+        (lambda x, out: pyce.softmax(x, out=out), (X, T), "dtype float32 of the logits"),
+        (lambda x, out: pyce.softmax(x, out=out), (X, np.ones((3, 2), "f").T), "C-contiguous"),
+        (lambda x, k: pyce.accuracy(x, x, top_k=k), (X, 1.5), "top_k must be an integer"),
+        (lambda x: pyce.logsumexp(x, 0.5), (X,), "axis must be an integer"),
+    ],
+)
+def test_types_that_do_not_fit(call, arguments, message):
+    with pytest.raises(numba.TypingError, match=message):
+        numba.njit(call)(*arguments)
+
+
+def test_on_the_numba_backend(run_python, functions, stored):
+    """The functions in the cache are the same for every backend."""
+    if not ON_C:
+        pytest.skip("the other tests run on it")
+    tests = "every_option or short_call or softmax or errors_leave or overlap"
+    variables = {"PYCE_BACKEND": "numba", "STORED_FUNCTIONS": stored}
+    run_python("-m", "pytest", "-q", "-x", __file__, "-k", tests, **variables)
+
+
+INTERRUPTED = """
+import os, signal, numba, numpy as np, pyce.numba
+
+@numba.njit
+def calls(x, n):
+    for i in range(n):
+        pyce.softmax(x, out=x)
+    return n
+
+calls(np.ones((2, 3)), 1)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    print("not interrupted", calls(np.ones((2, 3)), 10**9))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_ends_a_call_of_another_backend(run_python):
+    assert run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy").stdout == "interrupted\n"
+
+
+# ---------------------------------------------------------------------------------------------
+# Other processes
+
+
+CACHED = """
+import sys
+if sys.argv[1] == "without":
+    sys.modules["pyce._pyce"] = None
+import numba, numpy as np, pyce
+
+@numba.njit(cache=True)
+def loss(x, y):
+    return pyce.cross_entropy(x, y, reduction="none")
+
+x = np.arange(6, dtype=np.float32).reshape(2, 3)
+assert "pyce.numba" not in sys.modules
+if sys.argv[1] == "another":
+    from pyce.numba import _c
+    _c._state[_c._PRESENT] += 1
+try:
+    print(loss(x, np.array([0, 2])), sum(loss.stats.cache_hits.values()), flush=True)
+    loss(x, np.array([0, 3]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """A folder with the metadata of an installed pyce, for PYTHONPATH."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    group = re.search(r'(?m)^\[project.entry-points.numba_extensions\]\n(init = "(.*)")$', project)
+    info = tmp_path / "path" / "pyce_kernels-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pyce-kernels\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(f"[numba_extensions]\ninit = {group[2]}\n")
+    return str(info.parent)
+
+
+def test_cached_functions_work_in_other_processes(run_python, monkeypatch, tmp_path, installed):
+    """Numba finds pyce by itself, and what it stores is valid in the next process, also without
+    the C extension, but not with another version of the structure.
+    """
+    monkeypatch.setenv("PYTHONPATH", installed)
+    script = tmp_path / "program.py"
+    script.write_text(CACHED, encoding="utf-8")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    expected = str(pyce.cross_entropy(x, [0, 2], reduction="none"))
+    for hits, extension in ((0, "with"), (1, "with"), (1, "without")):
+        said = run_python("-W", "ignore", str(script), extension).stdout.splitlines()
+        assert said[0] == f"{expected} {hits}"
+        assert said[1].startswith("LabelError target of row 1 is 3, outside the valid range 0..2")
+    said = run_python(str(script), "another").stdout
+    assert said.startswith("RuntimeError this function was compiled")
+
+
+THREADS = """
+import os, sys
+import numba, numpy as np, pyce, pyce.numba
+from pyce import _threads
+
+_threads._affinity = lambda: 64
+_threads._quota_now = lambda: 64.0
+tasks = lambda: len(os.listdir("/proc/self/task"))
+
+@numba.njit
+def loss(x, y):
+    return pyce.cross_entropy(x, y)
+
+@numba.njit(parallel=True)
+def losses(x, y):
+    result = np.empty(len(x))
+    for i in numba.prange(len(x)):
+        result[i] = loss(x[i], y[i])
+    return result
+
+numba.set_num_threads(2)
+x = np.random.default_rng(0).standard_normal((8, 6000, 100), dtype=np.float32)
+y = np.zeros((8, 6000), int)
+pyce.set_num_threads(1)
+parallel = losses(x, y)
+loss(x[0], y[0])
+before = tasks()
+losses(x, y)
+print(tasks() - before)
+pyce.set_num_threads(3)
+loss(x[0], y[0])
+print(tasks() - before)
+assert (parallel == [loss(*one) for one in zip(x, y)]).all()
+"""
+
+
+@needs_proc
+@pytest.mark.skipif(WITHOUT_C, reason="the Numba backend uses one thread")
+def test_threads_are_those_of_pyce(run_python):
+    """As many as `set_num_threads` allows, and one in each thread of a parallel region."""
+    assert run_python("-c", THREADS, NUMBA_NUM_THREADS="2").stdout.split() == ["0", "2"]
+
+
+def test_the_example(run_python, tmp_path):
+    if not (ROOT / "examples").is_dir():
+        pytest.skip("examples are not part of an installed package")
+    pytest.importorskip("sklearn")
+    example = str(ROOT / "examples" / "compiled_training.py")
+    said = run_python(example, "--epochs", "20").stdout
+    final = re.findall(r"epoch (\d+) loss (\S+) accuracy (\S+)", said)
+    assert len(final) == 10
+    assert final[-1][0] == "20"
+    assert float(final[-1][2]) > 0.9
+    assert "the same losses" in said
