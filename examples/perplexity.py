@@ -336,6 +336,8 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.tokens - 1, options.rows, options.threads or 1) < 1:
         parser.error("tokens must be at least 2, rows and threads at least 1")
+    if options.text and not options.text.is_file():
+        parser.error(f"{options.text} is not a file")
     if options.threads:
         torch.set_num_threads(options.threads)
         pyce.set_num_threads(options.threads)
@@ -351,7 +353,7 @@ def main() -> None:
         "machine": machine(),
         "text": options.text.name if options.text else "modules that were held out",
         "vocabulary": settings.vocabulary,
-        "rows": options.rows,
+        "rows": max(options.rows, min(settings.context, len(tokens) - 1)),
         "bytes": sum(map(len, pieces)),
     }
     options.output.mkdir(parents=True, exist_ok=True)

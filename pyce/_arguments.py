@@ -194,6 +194,14 @@ def finite(value: Any, what: str) -> float:
     return number
 
 
+def positive(value: Any, what: str) -> float:
+    """A positive and finite number."""
+    number = finite(value, what)
+    if number <= 0.0:
+        raise ValueError(f"{what} must be positive, got {value!r}")
+    return number
+
+
 def reduction_name(value: Any) -> Reduction:
     """`value` if it is one of `REDUCTIONS`."""
     if not isinstance(value, str) or value not in REDUCTIONS:

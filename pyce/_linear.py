@@ -19,15 +19,13 @@ import numpy.typing as npt
 from pyce import _arguments as arguments
 from pyce._backends import current
 from pyce._dtypes import compute_dtype
-from pyce._linear_chunks import Head, run
+from pyce._linear_chunks import Head, checked_scales, run
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 class LinearGradients(NamedTuple):
@@ -194,7 +192,7 @@ def linear_cross_entropy(
         Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
         is 0 if all rows are ignored.
     softcap : float, optional
-        κ, positive: bounds the logits to (−κ, κ). None for no bound.
+        κ, from 1e-20 to 1e20: bounds the logits to (−κ, κ). None for no bound.
     logit_scale : float, default 1.0
         α, any finite number: the factor of the product, as an inverse temperature.
     lse_square_scale : float, default 0.0
@@ -220,8 +218,8 @@ def linear_cross_entropy(
         floating target is shaped like class indices, or if weights are not real numbers.
     ValueError
         If shapes do not fit, if there are no classes, if `reduction` is unknown, if
-        `label_smoothing` is outside [0, 1], if `softcap` or `chunk_bytes` is not positive,
-        or if `logit_scale` or `lse_square_scale` is not finite.
+        `label_smoothing` is outside [0, 1], if `softcap` is outside its range, if `chunk_bytes` is
+        not positive, or if `logit_scale` or `lse_square_scale` is not finite.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row.
@@ -399,7 +397,7 @@ def linear_cross_entropy_with_grad(
         Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
         is 0 if all rows are ignored.
     softcap : float, optional
-        κ, positive: bounds the logits to (−κ, κ). None for no bound.
+        κ, from 1e-20 to 1e20: bounds the logits to (−κ, κ). None for no bound.
     logit_scale : float, default 1.0
         α, any finite number: the factor of the product, as an inverse temperature.
     lse_square_scale : float, default 0.0
@@ -442,9 +440,10 @@ def linear_cross_entropy_with_grad(
         or if `out` does not have arrays of that dtype.
     ValueError
         If shapes do not fit, if there are no classes, if `reduction` is unknown, if
-        `label_smoothing` or `filter_tolerance` is outside [0, 1], if `softcap` or `chunk_bytes` is
-        not positive, if `logit_scale` or `lse_square_scale` is not finite, or if an array of `out`
-        has another shape, cannot be written to, is not C-contiguous, or shares memory.
+        `label_smoothing` or `filter_tolerance` is outside [0, 1], if `softcap` is outside its
+        range, if `chunk_bytes` is not positive, if `logit_scale` or `lse_square_scale` is not
+        finite, or if an array of `out` has another shape, cannot be written to, is not
+        C-contiguous, or shares memory.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row. After any error `out` is as it was.
@@ -502,12 +501,13 @@ def linear_cross_entropy_with_grad(
     grads = _outputs(head, out, np.shape(input), given)
     head.grad_input = grads.input.reshape(head.input.shape)
     head.grad_weight, head.grad_bias = grads.linear_weight, grads.linear_bias
+    with_lse = bool(return_lse)  # an array of several has no truth: before anything is written
     run(head, current())
     loss = _reduced(head)
     if out is not None:
         pairs = zip(grads, out, strict=True)
         grads = LinearGradients(*(g if g is None else arguments.delivered(g, o) for g, o in pairs))  # type: ignore[arg-type]
-    if not return_lse:
+    if not with_lse:
         return loss, grads
     return loss, grads, head.lse.reshape(head.full.positions)
 
@@ -560,10 +560,7 @@ def checked_head(
     nothing = np.broadcast_to(dtype.type(0), (*positions, w.shape[0]))
     full = arguments.loss_problem(nothing, target, axis=-1, what="the logits", **options)
     full.check_labels()
-    if softcap is not None:
-        softcap = arguments.finite(softcap, "softcap")
-        if softcap <= 0.0:
-            raise ValueError(f"softcap must be positive, got {softcap!r}")
+    softcap, logit_scale, chunk_bytes = checked_scales(softcap, logit_scale, chunk_bytes)
     if not (w.flags.c_contiguous or w.flags.f_contiguous):
         w = np.ascontiguousarray(w)
     return Head(
@@ -572,10 +569,8 @@ def checked_head(
         weight=w,
         bias=bias,
         softcap=softcap,
-        logit_scale=arguments.finite(logit_scale, "logit_scale"),
-        chunk_bytes=_CHUNK_BYTES
-        if chunk_bytes is None
-        else arguments.positive_number(chunk_bytes, "chunk_bytes"),
+        logit_scale=logit_scale,
+        chunk_bytes=chunk_bytes,
         filter_tolerance=0.0,
         losses=np.empty(full.rows, dtype),
         lse=np.empty(full.rows),

@@ -29,11 +29,15 @@ from typing import Any
 
 import numpy as np
 
+from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend
 from pyce._problem import Problem
 from pyce._types import Array
 
+CHUNK_BYTES = 64 * 2**20
+# The hidden states are divided by the softcap, in float32: within these limits without overflow.
+_SOFTCAPS = 1e-20, 1e20
 # Bytes of a block of classes of the weight or of its gradient, and of a block of rows of logits
 # that several elementwise operations share.
 _BLOCK_BYTES = 12 * 2**20
@@ -55,6 +59,24 @@ _LOOKED_AT = 4
 _STEPS, _RATIO = 24, 0.8
 # Rows whose sizes are summed up together.
 _SUMMED_ROWS = 32
+
+
+def checked_scales(
+    softcap: Any, logit_scale: Any, chunk_bytes: Any
+) -> tuple[float | None, float, int]:
+    """The arguments as numbers, with the default of `chunk_bytes`."""
+    if softcap is not None:
+        softcap = arguments.positive(softcap, "softcap")
+        least, most = _SOFTCAPS
+        if not least <= softcap <= most:
+            raise ValueError(
+                f"softcap must be a number from {least} to {most}, or None for no bound, got "
+                f"{softcap}"
+            )
+    size = CHUNK_BYTES
+    if chunk_bytes is not None:
+        size = arguments.positive_number(chunk_bytes, "chunk_bytes")
+    return softcap, arguments.finite(logit_scale, "logit_scale"), size
 
 
 @dataclass
@@ -139,7 +161,7 @@ def narrowed(wide: Array, out: Array) -> Array:
     for i in range(0, len(wide), step):
         part = wide[i : i + step]
         size = part.view(np.uint32) & np.uint32(0x7FFFFFFF)
-        if size.max() >= _FLOAT16_LIMIT:
+        if size.max(initial=0) >= _FLOAT16_LIMIT:
             out[i : i + step] = part  # infinity, NaN, or what becomes infinite
             continue
         small = (size.view(np.float32) + np.float32(0.5)).view(np.uint32) - _HALF_BITS
@@ -239,20 +261,22 @@ def _with_gradients(
         _differentiate(head, backend, chunk, part, scale)
         if saved is not None:
             for block in _row_blocks(chunk):
-                t = saved[: len(x)][block]
+                t = _without_idle(saved[: len(x)][block], chunk[block])
                 chunk[block] *= (1.0 - t) * (1.0 + t)
         if head.grad_bias is not None:
             total_bias += chunk.sum(axis=0)
         kept = None
         if head.filter_tolerance:
             kept = kept_columns(chunk, head.filter_tolerance, _only_negative(head, part))
-        if kept is not None:
+        x = _without_idle(x, chunk)
+        if kept is None:
+            of_input = _to_input(chunk, blocks)
+            _add_to_weight(chunk, x, blocks, total, first=start == 0)
+        else:
             if start == 0:
                 total[...] = 0
-            _store(head.grad_input, part, _packed_products(chunk, x, blocks, kept, total))
-            continue
-        _store(head.grad_input, part, _to_input(chunk, blocks))
-        _add_to_weight(chunk, x, blocks, total, first=start == 0)
+            of_input = _packed_products(chunk, x, blocks, kept, total)
+        _store(head.grad_input, part, _without_idle(of_input, chunk))
     if total is not head.grad_weight:
         narrowed(total, head.grad_weight)
     if head.grad_bias is not None:
@@ -282,7 +306,7 @@ def _by_classes(
         loss, lse, logit = np.empty(count), np.empty(count), np.empty(count)  # of the target's
         for first in range(0, classes, width):
             cut = slice(first, min(first + width, classes))
-            chunk = room[: count * (cut.stop - first)].reshape(count, -1)
+            chunk = room[: count * (cut.stop - first)].reshape(count, cut.stop - first)
             _multiply(scaled, blocks, chunk, cut)
             _finish_logits(chunk, None if bias is None else bias[cut], _cap(head), None)
             own = (labels >= first) & (labels < cut.stop)
@@ -398,11 +422,8 @@ def _rows_problem(chunk: Array) -> Problem:
     return p
 
 
-def _differentiate(
-    head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
-) -> None:
-    """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
-    full = head.full
+def problem_of_rows(full: Problem, part: slice | Array, chunk: Array) -> Problem:
+    """The problem of the rows `part` of `full`, whose logits are `chunk`."""
     p = _rows_problem(chunk)
     if full.labels is not None:
         p.labels = full.labels[part]
@@ -412,6 +433,14 @@ def _differentiate(
     p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
     p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
     p.lse_square_scale = full.lse_square_scale
+    return p
+
+
+def _differentiate(
+    head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
+) -> None:
+    """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
+    p = problem_of_rows(head.full, part, chunk)
     if scale is None:
         backend.forward(p)
     else:
@@ -423,12 +452,23 @@ def _differentiate(
 
 def _probabilities(probs: Array, part: slice | Array) -> Array:
     """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
-    if probs.ndim == 2 or probs.flags.c_contiguous:
+    if probs.ndim <= 2 or probs.flags.c_contiguous:
         found: Array = probs.reshape(-1, probs.shape[-1])[part]
     else:
         rows = np.arange(part.start, part.stop) if isinstance(part, slice) else part
         found = probs[np.unravel_index(rows, probs.shape[:-1])]
     return found
+
+
+def _without_idle(rows: Array, grad: Array) -> Array:
+    """Rows (n, …), 0 where they are not finite and the gradient (n, C) is 0: 0 · NaN counts 0."""
+    if np.isfinite(rows.sum()):
+        return rows
+    idle = np.flatnonzero(~grad.any(axis=1))
+    idle = idle[~np.isfinite(rows[idle]).all(axis=1)]
+    rows = rows.copy()
+    rows[idle] = 0
+    return rows
 
 
 def _store(out: Array, part: slice | Array, rows: Array) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex, TypedDict, overload
 import numpy as np
 import numpy.typing as npt
 
+from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend, current
 from pyce._linear import checked_head
 from pyce._linear_chunks import Head, logit_chunks, run
-from pyce._selective import by_rows, class_indices, positive_temperature
+from pyce._selective import by_rows, class_indices
 from pyce._selective import run as run_rows
 from pyce._types import Array, Losses
 
@@ -100,7 +101,7 @@ def linear_selective_log_softmax(
     linear_bias : array_like, optional
         β, the bias of the linear layer, in the dtype of `input`, of shape (C,).
     softcap : float, optional
-        κ, positive: bounds the logits to (−κ, κ). None for no bound.
+        κ, from 1e-20 to 1e20: bounds the logits to (−κ, κ). None for no bound.
     logit_scale : float, default 1.0
         α, any finite number: the factor of the product.
     temperature : float, default 1.0
@@ -124,8 +125,9 @@ def linear_selective_log_softmax(
         If `input` is not floating, if `linear_weight` or `linear_bias` has another dtype, or if
         `index` is not of integers.
     ValueError
-        If shapes do not fit, if there are no classes, if `softcap`, `chunk_bytes` or `temperature`
-        is not positive, or if `logit_scale` or `temperature` is not finite.
+        If shapes do not fit, if there are no classes, if `softcap` is outside its range, if
+        `chunk_bytes` or `temperature` is not positive, or if `logit_scale` or `temperature` is not
+        finite.
     IndexError
         If an index is not in 0..C−1; the message names the first.
 
@@ -161,7 +163,7 @@ def linear_selective_log_softmax(
     positions, classes = head.full.positions, len(head.weight)
     what = f"input of shape {np.shape(input)} and linear_weight of shape {np.shape(linear_weight)}"
     at = class_indices(index, positions, classes, what)
-    head.temperature = positive_temperature(temperature)
+    head.temperature = arguments.positive(temperature, "temperature")
     rows = by_rows(at, positions)
     if rows.shape[1] == 1 and not return_entropy:
         head.full.labels = np.ascontiguousarray(rows[:, 0])

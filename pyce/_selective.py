@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
@@ -123,7 +124,7 @@ def selective_log_softmax(
     k = arguments.class_axis(axis, x.shape)
     positions = x.shape[:k] + x.shape[k + 1 :]
     at = class_indices(index, positions, x.shape[k], f"logits of shape {x.shape}")
-    t = positive_temperature(temperature)
+    t = arguments.positive(temperature, "temperature")
     dtype = compute_dtype(name)
     log_probs = np.empty(at.shape, dtype)
     entropy = np.empty(positions, dtype)
@@ -156,17 +157,11 @@ def class_indices(index: Any, positions: tuple[int, ...], classes: int, what: st
     return at
 
 
-def positive_temperature(value: Any) -> float:
-    t = arguments.finite(value, "temperature")
-    if t <= 0.0:
-        raise ValueError(f"temperature must be positive, got {value!r}")
-    return t
-
-
 def by_rows(at: Array, positions: tuple[int, ...]) -> Array:
     """Checked class indices as int64 (rows, k)."""
     several = at.ndim == len(positions) + 1
-    return at.reshape(-1, at.shape[-1] if several else 1).astype(np.int64, copy=False)
+    shape = math.prod(positions), at.shape[-1] if several else 1
+    return at.reshape(shape).astype(np.int64, copy=False)
 
 
 @_fpenv.default

@@ -149,7 +149,7 @@ def backward(
     rows = None
     factor = 1.0
     if reduction == "none":
-        rows = grad_loss.to(torch.float64).contiguous()
+        rows = grad_loss.to(torch.float64).resolve_neg().contiguous()
     else:
         factor = float(grad_loss.item())
     at_addresses = current().at_addresses if lse_square_scale == 0.0 else None

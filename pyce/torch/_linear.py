@@ -18,8 +18,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from pyce.torch import _linear_compute
 from pyce.torch._cross_entropy import _refuse_script
 from pyce.torch._linear_autograd import apply, composed
-from pyce.torch._linear_compute import Options
-from pyce.torch._linear_layer import Needs
+from pyce.torch._linear_compute import Options, Tensors
+from pyce.torch._linear_layer import NO_GRADIENTS, Needs
 from pyce.torch._tensors import DTYPE_NAMES, check_tensor, is_plain, is_served
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -29,7 +29,7 @@ from pyce.torch._tracing import (
     transforms_active,
 )
 
-_NO_GRADIENTS = Needs(False, False, False)
+_OPTIONAL = ("linear_bias", "weight", "sample_weight")
 
 
 def linear_cross_entropy(
@@ -94,7 +94,7 @@ def linear_cross_entropy(
         Replaces the denominator of "mean", as needed for gradient accumulation. With it, the loss
         is 0 if all rows are ignored.
     softcap : float, optional
-        κ, positive: bounds the logits to (−κ, κ). None for no bound.
+        κ, from 1e-20 to 1e20: bounds the logits to (−κ, κ). None for no bound.
     logit_scale : float
         α, any finite number: the factor of the product.
     lse_square_scale : float
@@ -126,9 +126,10 @@ def linear_cross_entropy(
         `linear_weight` and `linear_bias` differ: under autocast, half types and float32 may.
     ValueError
         If a tensor is sparse, nested or not on the CPU; if shapes do not match; if `reduction` is
-        unknown; if `label_smoothing` or `filter_tolerance` is outside [0, 1]; if `softcap`,
-        `chunk_bytes` or the chunk size of `options` is not positive; if `logit_scale` or
-        `lse_square_scale` is not finite; if `ignore_index` is given with probabilities.
+        unknown; if `label_smoothing` or `filter_tolerance` is outside [0, 1]; if `softcap` is
+        outside its range; if `chunk_bytes` or the chunk size of `options` is not positive; if
+        `logit_scale` or `lse_square_scale` is not finite; if `ignore_index` is given with
+        probabilities.
     IndexError
         If a class index is out of range. The message names the first such row.
     NotImplementedError
@@ -155,12 +156,12 @@ def linear_cross_entropy(
     >>> print(torch.allclose(loss, pyce.torch.cross_entropy(head(hidden), labels)))
     True
     """
-    tensors = input, linear_weight, target, linear_bias, weight, sample_weight
     traced = is_compiling()
-    if not traced and has_torch_function_variadic(*tensors):
+    given = input, linear_weight, target, linear_bias, weight, sample_weight
+    if not traced and has_torch_function_variadic(*given):
         return handle_torch_function(
             linear_cross_entropy,
-            tensors,
+            given,
             input,
             linear_weight,
             target,
@@ -179,15 +180,16 @@ def linear_cross_entropy(
             filter_tolerance=filter_tolerance,
             return_lse=return_lse,
         )
-    names = ("input", "linear_weight", "target", "linear_bias", "weight", "sample_weight")
+    with_grad = torch.is_grad_enabled()
+    tensors = Tensors(input, linear_weight, linear_bias, target, weight, sample_weight)
     plain = True
-    for tensor, name in zip(tensors, names, strict=True):
-        if tensor is None and name not in names[:3]:
+    for name, tensor in zip(Tensors._fields, tensors, strict=True):
+        if tensor is None and name in _OPTIONAL:
             continue
         check_tensor(tensor, name)
         assert tensor is not None
         plain = plain and is_plain(tensor)
-        if name in names[4:] and tensor.requires_grad and torch.is_grad_enabled():
+        if name in ("weight", "sample_weight") and tensor.requires_grad and with_grad:
             raise NotImplementedError(f"no gradient is computed for {name}: detach it")
     soft = target.dtype in DTYPE_NAMES
     if soft and ignore_index is not None:
@@ -201,40 +203,44 @@ def linear_cross_entropy(
         logit_scale,
         lse_square_scale,
         chunk_bytes,
-        None if options is None else options.batch_chunk_size,
+        None if options is None else _rows_of_chunk(options),
         filter_tolerance,
         torch.is_autocast_enabled("cpu"),
     )
     by_pytorch = transforms_active() or (not traced and forward_mode()) or not is_served(input)
-    with_grad = torch.is_grad_enabled()
-    ordered = (input, linear_weight, linear_bias, target, weight, sample_weight)
     if by_pytorch or linear_weight.dim() > 2 or (target.requires_grad and with_grad):
         if not traced:
             chosen.check()
-            _check_composed(*ordered[:4], chosen.autocast)
-        loss, lse = composed(*ordered, options=chosen)
+            _check_composed(tensors, chosen.autocast)
+        loss, lse = composed(tensors, chosen)
         return (loss, lse) if return_lse else loss
-    needs = _NO_GRADIENTS
+    needs = NO_GRADIENTS
     if with_grad:
         bias = linear_bias is not None and linear_bias.requires_grad
         needs = Needs(input.requires_grad, linear_weight.requires_grad, bias)
     if traced or not plain or dispatch_modes() or tracing_state() is not None:
-        loss, lse = torch.ops.pyce.linear_cross_entropy(*ordered, *chosen, *needs)[:2]
+        loss, lse = torch.ops.pyce.linear_cross_entropy(*tensors, *chosen, *needs)[:2]
     elif any(needs):
-        loss, lse = apply(*ordered, chosen, needs)
+        loss, lse = apply(*tensors, chosen, needs)
     else:
-        loss, lse, _ = _linear_compute.forward(*ordered, options=chosen, needs=needs)
+        loss, lse, _ = _linear_compute.forward(tensors, chosen, needs)
     return (loss, lse) if return_lse else loss
 
 
-def _check_composed(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    autocast: bool,
-) -> None:
+def _rows_of_chunk(options: Any) -> int | None:
+    """`batch_chunk_size` of PyTorch's options."""
+    try:
+        rows: int | None = options.batch_chunk_size
+    except AttributeError:
+        raise TypeError(
+            f"options must be a LinearCrossEntropyOptions, got {type(options).__name__}"
+        ) from None
+    return rows
+
+
+def _check_composed(tensors: Tensors, autocast: bool) -> None:
     """Raise unless shapes and dtypes match, for a weight of any number of dimensions."""
+    input, linear_weight, linear_bias, target = tensors[:4]
     if linear_weight.dim() <= 2:
         _linear_compute.check_layer(input, linear_weight, linear_bias, autocast)
         logits, positions = (*input.shape[:-1], linear_weight.shape[0]), input.shape[:-1]
@@ -296,7 +302,7 @@ class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
     options : torch.nn.LinearCrossEntropyOptions, optional
         PyTorch's options; `batch_chunk_size` is the number of rows in a chunk.
     softcap : float, optional
-        κ: the logits x become κ · tanh(x/κ).
+        κ, from 1e-20 to 1e20: the logits x become κ · tanh(x/κ).
     logit_scale : float
         The factor of the product of `input` and the weight.
     lse_square_scale : float

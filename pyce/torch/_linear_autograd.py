@@ -18,8 +18,8 @@ from torch import Tensor
 from pyce.torch import _linear_compute
 from pyce.torch._autograd import _differentiable
 from pyce.torch._cross_entropy import cross_entropy
-from pyce.torch._linear_compute import Gradients, Options
-from pyce.torch._linear_layer import Needs
+from pyce.torch._linear_compute import Gradients, Options, Tensors
+from pyce.torch._linear_layer import NO_GRADIENTS, Needs
 from pyce.torch._tensors import is_plain
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -48,8 +48,8 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        tensors, (options, needs) = inputs[:6], inputs[6:]
-        loss, lse, gradients = _linear_compute.forward(*tensors, options=options, needs=needs)
+        *tensors, options, needs = inputs
+        loss, lse, gradients = _linear_compute.forward(Tensors(*tensors), options, needs)
         _save(ctx, tensors, options, needs, lse, gradients)
         return loss, lse
 
@@ -79,18 +79,17 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Gradients:
     if grad_loss is None:
         return None, None, None
     saved = ctx.saved_tensors
-    tensors, gradients = saved[:6], saved[6:]
+    tensors, gradients = Tensors(*saved[:6]), saved[6:]
     options: Options = ctx.options
     none = options.reduction == "none"
     if torch.is_grad_enabled() or (none and _differentiable(grad_loss)):
         return _differentiated(tensors, options, ctx.needs, grad_loss)
     if none:
-        arguments = (grad_loss, gradients[0], *tensors)
-        if is_compiling() or dispatch_modes() or not is_plain(tensors[0]):
+        if is_compiling() or dispatch_modes() or not is_plain(tensors.input):
             operator = torch.ops.pyce.linear_cross_entropy_backward
-            found = operator(*arguments, *options, *ctx.needs)
+            found = operator(grad_loss, gradients[0], *tensors, *options, *ctx.needs)
             return _wanted(found, ctx.needs)
-        return _linear_compute.backward(*arguments, options=options, needs=ctx.needs)
+        return _linear_compute.backward(grad_loss, gradients[0], tensors, options, ctx.needs)
     return _scaled(ctx, tensors, gradients, grad_loss)
 
 
@@ -104,7 +103,7 @@ def _wanted(found: Any, needs: Needs) -> Gradients:
     )
 
 
-def _scaled(ctx: Any, tensors: Any, gradients: Any, grad_loss: Tensor) -> Gradients:
+def _scaled(ctx: Any, tensors: Tensors, gradients: Any, grad_loss: Tensor) -> Gradients:
     """The saved gradients times that of the loss, in their memory where nothing else needs them."""
     separate = (
         graph_is_retained()
@@ -116,30 +115,34 @@ def _scaled(ctx: Any, tensors: Any, gradients: Any, grad_loss: Tensor) -> Gradie
         or type(grad_loss) is not Tensor
     )
     factor: Any = grad_loss if separate else grad_loss.item()
+    of_rows = of_layer = factor
+    if (separate or not math.isfinite(factor)) and not tensors.target.is_floating_point():
+        # An ignored row has the gradient 0, whatever the gradient of the loss.
+        valid = tensors.target.long().reshape(-1, 1) != ctx.options.ignore_index
+        of_rows = torch.where(valid, grad_loss, 0.0)
+        of_layer = torch.where(valid.any(), grad_loss, 0.0)
     found: list[Tensor | None] = []
-    for tensor, gradient, is_needed in zip(tensors[:3], gradients, ctx.needs, strict=True):
-        if not is_needed:
+    for tensor, gradient, is_needed, times in zip(
+        tensors[:3], gradients, ctx.needs, (of_rows, of_layer, of_layer), strict=True
+    ):
+        if not is_needed or tensor is None:
             found.append(None)
             continue
         if separate:
-            gradient = gradient * factor
+            gradient = gradient * times
         elif factor != 1.0:
-            gradient = gradient.mul_(factor)
+            gradient = gradient.mul_(times)
         found.append(gradient.to(tensor.dtype).reshape(tensor.shape))
     of_input, of_weight, of_bias = found
-    target, ignore_index = tensors[3], ctx.options.ignore_index
-    is_odd = separate or not math.isfinite(factor)
-    if of_input is not None and is_odd and not target.is_floating_point():
-        # An ignored row has the gradient 0, whatever the gradient of the loss.
-        of_input = torch.where((target.long() == ignore_index).unsqueeze(-1), 0.0, of_input)
-        of_input = of_input.to(tensors[0].dtype)
     return of_input, of_weight, of_bias
 
 
-def _differentiated(tensors: Any, options: Options, needs: Needs, grad_loss: Tensor) -> Gradients:
+def _differentiated(
+    tensors: Tensors, options: Options, needs: Needs, grad_loss: Tensor
+) -> Gradients:
     """The gradients in operations that PyTorch can differentiate and batch."""
     return differentiate(
-        lambda *leaves: composed(*leaves, *tensors[3:], options=options)[0],
+        lambda x, w, b: composed(Tensors(x, w, b, *tensors[3:]), options)[0],
         tensors[:3],
         needs,
         grad_loss,
@@ -165,22 +168,21 @@ def differentiate(
     return tuple(next(found) if is_needed else None for is_needed in needs)
 
 
-def composed(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    *,
-    options: Options,
-) -> tuple[Tensor, Tensor]:
+def composed(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     """Loss and lse in differentiable operations, with all logits at once.
 
     The weight may be of shape (C, d1, …, D), as PyTorch allows it: the logits are then of shape
     (N, C, d1, …).
     """
+    input, linear_weight, linear_bias, target, weight, sample_weight = tensors
     dtype = input.dtype
+    soft = target.is_floating_point()
+    if not soft:
+        # Ignored rows are not read: NaN in them would reach the gradient of the weight.
+        ignored = target.long() == options.ignore_index
+        if linear_weight.dim() > 2:
+            ignored = ignored.flatten(1).all(1)
+        input = torch.where(ignored.unsqueeze(-1), 0.0, input)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
     with torch.autocast("cpu", enabled=False):
         logits = layer_logits(
@@ -191,7 +193,6 @@ def composed(
             logits = logits.reshape(-1, logits.shape[-1])
         elif target.is_floating_point():
             positions = (target.shape[0], *target.shape[2:])
-        soft = target.is_floating_point()
         if linear_weight.dim() == 2:
             target = target.reshape(logits.shape if soft else logits.shape[:1])
         rows = sample_weight is None and options.normalizer is None
@@ -274,7 +275,7 @@ def _or_empty(gradients: Gradients, like: Tensor) -> list[Tensor]:
 
 def _forward_op(*inputs: Any) -> Any:
     options, needs = _options(inputs[6:])
-    loss, lse, gradients = _linear_compute.forward(*inputs[:6], options=options, needs=needs)
+    loss, lse, gradients = _linear_compute.forward(Tensors(*inputs[:6]), options, needs)
     return loss, lse, *_or_empty(gradients, inputs[0])
 
 
@@ -293,7 +294,7 @@ def _forward_fake(
     wide = torch.float64 if input.dtype is torch.float64 else torch.float32
     bfloat16 = torch.bfloat16
     if none:
-        needs = Needs(False, False, False)
+        needs = NO_GRADIENTS
     return (
         loss,
         lse,
@@ -322,9 +323,10 @@ def _differentiate_op(ctx: Any, *gradients: Any) -> Any:
 
 
 def _backward_op(*inputs: Any) -> Any:
-    options, needs = _options(inputs[8:])
-    found = _linear_compute.backward(*inputs[:8], options=options, needs=needs)
-    return tuple(_or_empty(found, inputs[2]))
+    grad_loss, lse = inputs[:2]
+    tensors, (options, needs) = Tensors(*inputs[2:8]), _options(inputs[8:])
+    found = _linear_compute.backward(grad_loss, lse, tensors, options, needs)
+    return tuple(_or_empty(found, tensors.input))
 
 
 def _backward_fake(

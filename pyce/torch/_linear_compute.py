@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,30 @@ from torch import Tensor
 from pyce import _arguments as arguments
 from pyce import _fpenv, _threads
 from pyce._backends import current
-from pyce._linear_chunks import FILTERED_ROWS, kept_columns
+from pyce._linear_chunks import (
+    CHUNK_BYTES,
+    FILTERED_ROWS,
+    checked_scales,
+    kept_columns,
+    problem_of_rows,
+)
 from pyce._problem import Problem
 from pyce._types import Array
-from pyce.torch._linear_layer import CHUNK_BYTES, Layer, Needs, Part
+from pyce.torch._linear_layer import NO_GRADIENTS, Layer, Needs, Part
 from pyce.torch._tensors import DTYPE_NAMES, as_array, has_memory
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Tensors(NamedTuple):
+    """The tensors of a call, as `linear_cross_entropy` describes them."""
+
+    input: Tensor
+    linear_weight: Tensor
+    linear_bias: Tensor | None
+    target: Tensor
+    weight: Tensor | None
+    sample_weight: Tensor | None
 
 
 class Options(NamedTuple):
@@ -40,8 +57,9 @@ class Options(NamedTuple):
     autocast: bool = False
 
     def check(self) -> None:
-        """Raise for a number that `loss_problem` does not check."""
-        check_scales(self.softcap, self.logit_scale, self.chunk_bytes)
+        """Raise for a number out of its range, except those that `cross_entropy` checks."""
+        checked_scales(self.softcap, self.logit_scale, self.chunk_bytes)
+        arguments.finite(self.lse_square_scale, "lse_square_scale")
         if self.filter_tolerance is not None:
             arguments.fraction(self.filter_tolerance, "filter_tolerance")
         if self.chunk_rows is not None:
@@ -50,15 +68,6 @@ class Options(NamedTuple):
     def dtype_of_loss(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the loss for an input of `dtype`."""
         return torch.float32 if self.autocast and dtype is not torch.float64 else dtype
-
-
-def check_scales(softcap: Any, logit_scale: Any, chunk_bytes: Any) -> None:
-    """Raise for a softcap or a size that is not positive, or a scale that is not finite."""
-    if softcap is not None and arguments.finite(softcap, "softcap") <= 0.0:
-        raise ValueError(f"softcap must be positive, got {softcap!r}")
-    arguments.finite(logit_scale, "logit_scale")
-    if chunk_bytes is not None:
-        arguments.positive_number(chunk_bytes, "chunk_bytes")
 
 
 def check_layer(
@@ -104,17 +113,8 @@ def check_layer(
 class Head:
     """The arguments of a call, checked: the problem of all rows, without logits, and the layer."""
 
-    def __init__(
-        self,
-        input: Tensor,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        target: Tensor,
-        weight: Tensor | None,
-        sample_weight: Tensor | None,
-        options: Options,
-        needs: Needs,
-    ) -> None:
+    def __init__(self, tensors: Tensors, options: Options, needs: Needs) -> None:
+        input, linear_weight, linear_bias, target, weight, sample_weight = tensors
         options.check()
         check_layer(input, linear_weight, linear_bias, options.autocast)
         for tensor, name in (
@@ -170,62 +170,33 @@ class Head:
         self.losses = np.zeros(full.rows, wide)
         self.lse = np.zeros(full.rows)
 
-    def problem(self, part: Part, chunk: Tensor) -> Problem:
-        """The problem of the rows of a chunk, whose results are those of each row."""
-        full = self.full
+    def problem(self, part: Part, chunk: Tensor) -> tuple[Problem, slice | Array]:
+        """The problem of the rows of a chunk, and these rows for NumPy."""
         some = part if isinstance(part, slice) else part.numpy()
-        p = Problem()
-        p.logits = chunk.numpy()
-        p.dtype_name, p.axis = p.logits.dtype.name, 1
-        p.outer = p.rows = len(chunk)
-        p.classes, p.inner = full.classes, 1
-        p.labels, p.probs, p.contiguous = None, None, True
-        if full.labels is not None:
-            p.labels = full.labels[some]
-        elif full.probs is not None:
-            p.probs = _rows_of(full.probs, some)
-            p.contiguous = p.probs.flags.c_contiguous
-        p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
-        p.sample_weight = None if full.sample_weight is None else full.sample_weight[some]
-        p.lse_square_scale = full.lse_square_scale
-        p.reduction, p.normalizer = "none", None
-        p.grad_loss, p.grad, p.lse, p.losses = 1.0, None, None, None
-        return p
-
-
-def _rows_of(probs: Array, some: Any) -> Array:
-    """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
-    if probs.ndim == 2 or probs.flags.c_contiguous:
-        found: Array = probs.reshape(-1, probs.shape[-1])[some]
-        return found
-    if isinstance(some, slice):
-        some = np.arange(some.start, some.stop)
-    chosen: Array = probs[np.unravel_index(some, probs.shape[:-1])]
-    return chosen
+        return problem_of_rows(self.full, some, chunk.numpy()), some
 
 
 @_fpenv.default
 def _evaluate(head: Head, part: Part, chunk: Tensor, scale: float, with_grad: bool) -> None:
     """Write losses and lse of a chunk; its gradient, times `scale`, replaces the logits."""
-    p = head.problem(part, chunk)
+    p, some = head.problem(part, chunk)
     p.grad_loss = scale
-    p.losses, p.lse = np.empty(p.rows, p.logits.dtype), np.empty(p.rows)
-    some = part if isinstance(part, slice) else part.numpy()
     with np.errstate(all="ignore"), _threads.at_most(torch.get_num_threads()):
         if with_grad:
             p.grad = p.logits
             current().forward_backward(p)
         else:
             current().forward(p)
+    assert p.losses is not None
+    assert p.lse is not None
     head.losses[some], head.lse[some] = p.losses, p.lse
 
 
 @_fpenv.default
 def _differentiate(head: Head, part: Part, chunk: Tensor, factors: Array, lse: Array) -> None:
     """Replace the logits of a chunk by their gradient, times a factor for each row."""
-    p = head.problem(part, chunk)
-    some = part if isinstance(part, slice) else part.numpy()
-    p.grad_loss, p.lse, p.grad = factors[some], lse[some], p.logits
+    p, some = head.problem(part, chunk)
+    p.grad_loss, p.lse, p.grad, p.losses = factors[some], lse[some], p.logits, None
     with np.errstate(all="ignore"), _threads.at_most(torch.get_num_threads()):
         current().backward(p)
 
@@ -247,33 +218,14 @@ def _add(head: Head, part: Part, gradient: Tensor) -> None:
     head.layer.add(part, gradient, kept)
 
 
-def forward(
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    *,
-    options: Options,
-    needs: Needs,
-) -> tuple[Tensor, Tensor, Gradients]:
+def forward(tensors: Tensors, options: Options, needs: Needs) -> tuple[Tensor, Tensor, Gradients]:
     """The loss, lse, and the gradients of the loss, as `Layer.gradients` returns them.
 
     For the reduction "none" there are no gradients: they depend on those of the rows' losses.
     """
     with_grad = any(needs) and options.reduction != "none"
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        head = Head(
-            input,
-            linear_weight,
-            linear_bias,
-            target,
-            weight,
-            sample_weight,
-            options,
-            needs if with_grad else Needs(False, False, False),
-        )
+        head = Head(tensors, options, needs if with_grad else NO_GRADIENTS)
         scale = 1.0
         if with_grad:
             with np.errstate(all="ignore"):
@@ -282,36 +234,23 @@ def forward(
             _evaluate(head, part, chunk, scale, with_grad)
             if with_grad:
                 _add(head, part, chunk)
-        loss = torch.from_numpy(_reduced(head)).to(options.dtype_of_loss(input.dtype))
+        loss = torch.from_numpy(_reduced(head)).to(options.dtype_of_loss(tensors.input.dtype))
         return loss, torch.from_numpy(head.lse.reshape(head.positions)), head.layer.gradients()
 
 
 def backward(
-    grad_loss: Tensor,
-    lse: Tensor,
-    input: Tensor,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    target: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    *,
-    options: Options,
-    needs: Needs,
+    grad_loss: Tensor, lse: Tensor, tensors: Tensors, options: Options, needs: Needs
 ) -> Gradients:
     """The gradients for the reduction "none", from the saved lse: logits are computed again."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        head = Head(
-            input, linear_weight, linear_bias, target, weight, sample_weight, options, needs
-        )
-        factors = grad_loss.double().reshape(-1).numpy() * options.logit_scale
-        saved = lse.reshape(-1).numpy()
+        head = Head(tensors, options, needs)
+        factors = as_array(grad_loss.double().reshape(-1)) * options.logit_scale
+        saved = as_array(lse.reshape(-1))
         for part, chunk in head.layer.chunks():
             _differentiate(head, part, chunk, factors, saved)
             _add(head, part, chunk)
-        of_input, of_weight, of_bias = head.layer.gradients()
-        return (
-            None if of_input is None else of_input.to(input.dtype).reshape(input.shape),
-            None if of_weight is None else of_weight.to(linear_weight.dtype),
-            None if of_bias is None or linear_bias is None else of_bias.to(linear_bias.dtype),
+        of_input, of_weight, of_bias = (
+            g if g is None or t is None else g.to(t.dtype).reshape(t.shape)
+            for g, t in zip(head.layer.gradients(), tensors[:3], strict=True)
         )
+        return of_input, of_weight, of_bias

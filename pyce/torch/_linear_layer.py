@@ -14,6 +14,7 @@ that fit a cache, for each chunk again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from pyce.torch._tensors import empty_gradient
 
-CHUNK_BYTES = 64 * 2**20
 # Bytes of a block of classes of the weight in float32, and of a block of rows of logits that
 # several elementwise operations share.
 _BLOCK_BYTES = 3 * 2**20
@@ -36,6 +36,9 @@ class Needs(NamedTuple):
     input: bool
     weight: bool
     bias: bool
+
+
+NO_GRADIENTS = Needs(False, False, False)
 
 
 class Layer:
@@ -53,8 +56,10 @@ class Layer:
     logit_scale : float
     rows : Tensor or None
         The rows that count, int64; None for all. Others are not read, and their gradient is 0.
-    chunk_bytes, chunk_rows : int or None
-        The most bytes of logits and the most rows in a chunk; at least one row.
+    chunk_bytes : int
+        The most bytes of logits in a chunk, which has at least one row.
+    chunk_rows : int or None
+        The most rows in a chunk.
     needs : Needs
     """
 
@@ -67,7 +72,7 @@ class Layer:
         softcap: float | None,
         logit_scale: float,
         rows: Tensor | None,
-        chunk_bytes: int | None,
+        chunk_bytes: int,
         chunk_rows: int | None,
         needs: Needs,
     ) -> None:
@@ -79,7 +84,7 @@ class Layer:
         self._count = len(input) if rows is None else len(rows)
         buffers = 2 if with_grad and softcap is not None else 1
         row_bytes = classes * dtype.itemsize
-        most = max(1, (chunk_bytes or CHUNK_BYTES) // (row_bytes * buffers))
+        most = max(1, chunk_bytes // (row_bytes * buffers))
         if chunk_rows is not None:
             most = min(most, chunk_rows)
         chunks = max(1, -(-self._count // most))
@@ -130,8 +135,9 @@ class Layer:
         if self._tanh is None:
             return
         for i in range(0, len(gradient), self._row_step):
-            t = self._tanh[: len(gradient)][i : i + self._row_step]
-            gradient[i : i + self._row_step].mul_(1.0 - t).mul_(1.0 + t)
+            rows = gradient[i : i + self._row_step]
+            t = _without_idle(self._tanh[: len(gradient)][i : i + self._row_step], rows)
+            rows.mul_(1.0 - t).mul_(1.0 + t)
 
     def add(self, part: Part, gradient: Tensor, kept: Tensor | None = None) -> None:
         """Add what the gradient of a chunk before the softcap, times `logit_scale`, brings to the
@@ -141,8 +147,12 @@ class Layer:
             self.of_bias += gradient.sum(0)
         if self.of_input is not None:
             self._to_input(part, gradient, kept)
+            rows = self.of_input[part]
+            cleared = _without_idle(rows, gradient)
+            if cleared is not rows:
+                self.of_input[part] = cleared
         if self.of_weight is not None:
-            self._to_weight(self._hidden(part), gradient, kept)
+            self._to_weight(_without_idle(self._hidden(part), gradient), gradient, kept)
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of input, weight and bias, those of bfloat16 rounded, those of float16 in
@@ -213,6 +223,14 @@ class Layer:
 
 def _empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return empty_gradient(torch.empty(1, dtype=dtype).expand(rows, columns))
+
+
+def _without_idle(rows: Tensor, gradient: Tensor) -> Tensor:
+    """Rows (n, …), 0 where they are not finite and the gradient (n, C) is 0: 0 · NaN counts 0."""
+    if math.isfinite(rows.sum().item()):
+        return rows
+    idle = rows.isfinite().all(1).logical_or_(gradient.any(1)).logical_not_()
+    return rows.masked_fill(idle.unsqueeze(1), 0.0)
 
 
 def _add_product(addend: Tensor | None, a: Tensor, b: Tensor, out: Any) -> None:

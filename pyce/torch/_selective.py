@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 import pyce
+from pyce import _arguments as arguments
 from pyce import _threads
 from pyce.torch._autograd import _differentiable
 from pyce.torch._cross_entropy import _refuse_script
@@ -115,12 +116,28 @@ def selective_log_softmax(
         or tracing_state() is not None
         or not (is_plain(logits) and is_plain(index) and is_served(logits))
     ):
+        _check(logits, index, temperature)
         log_probs, entropy = composed(logits, index, temperature)
     elif logits.requires_grad and torch.is_grad_enabled():
         log_probs, entropy = _apply(logits, index, temperature, return_entropy)
     else:
         log_probs, entropy = _forward(logits, index, temperature, return_entropy)
     return (log_probs, entropy) if return_entropy else log_probs
+
+
+def _check(logits: Tensor, index: Tensor, temperature: float) -> None:
+    """Raise what `pyce.selective_log_softmax` raises, except for an index out of range."""
+    shape, positions = tuple(logits.shape), tuple(logits.shape[:-1])
+    if not shape or shape[-1] == 0:
+        raise ValueError(f"logits must have at least one class, got shape {shape}")
+    if index.is_floating_point() or index.is_complex() or index.dtype is torch.bool:
+        raise TypeError(f"index must be integers, got {str(index.dtype).removeprefix('torch.')}")
+    if tuple(index.shape[: len(positions)]) != positions or index.dim() > len(shape):
+        raise ValueError(
+            f"index of shape {tuple(index.shape)} does not fit logits of shape {shape}: expected "
+            f"{positions}, or that with a dimension appended"
+        )
+    arguments.positive(float(temperature), "temperature")
 
 
 def _forward(
@@ -190,8 +207,8 @@ def _gradient(
 ) -> Tensor:
     """The gradient of the logits, a block of rows after the other."""
     classes = logits.shape[-1]
-    gradient = empty_gradient(logits)
-    x, result = logits.detach().reshape(-1, classes), gradient.view(-1, classes)
+    gradient = empty_gradient(logits, contiguous=True)
+    x, result = logits.detach().resolve_neg().reshape(-1, classes), gradient.view(-1, classes)
     rows = len(x)
     width = index.shape[-1] if index.dim() == logits.dim() else 1
     chosen = index.long().reshape(rows, width)

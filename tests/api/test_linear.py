@@ -206,9 +206,20 @@ def test_rows_without_a_finite_loss_in_blocks_of_classes(backend, monkeypatch):
             np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_no_features(backend, dtype):
+    x, w = np.zeros((3, 0), dtype), np.zeros((CLASSES, 0), dtype)
+    loss, grads = pyce.linear_cross_entropy_with_grad(x, w, [0, 1, 2])
+    np.testing.assert_allclose(loss, np.log(CLASSES), rtol=1e-6)
+    assert [g.shape for g in grads[:2]] == [x.shape, w.shape]
+
+
 @pytest.mark.parametrize("positions", [(), (0,), (4,), (2, 3, 2)])
 def test_shapes(backend, positions):
     x, w, target, _ = make("float64", positions=positions)
+    probs = np.random.default_rng(1).random((*positions, 2 * CLASSES))[..., ::2]
+    got = pyce.linear_cross_entropy(x, w, probs, reduction="none")
+    np.testing.assert_allclose(got, expected(x, w, probs, {}, "none")[0], rtol=1e-12)
     target = np.where(target < 0, 3, target)
     loss, grads, lse = pyce.linear_cross_entropy_with_grad(
         x, w, target, reduction="none", return_lse=True
@@ -265,6 +276,36 @@ def test_ignored_and_bad_rows(backend):
     assert np.isnan(loss)
     assert not grads.input.any()
     assert not grads.linear_weight.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"filter_tolerance": 0.1}], ids=str)
+@pytest.mark.parametrize("kind", ["sample weight", "class weight", "probabilities"])
+def test_a_row_without_coefficients_adds_nothing(backend, kind, options, monkeypatch):
+    """Whatever its hidden state is: 0 · NaN = 0 in the products, too."""
+    monkeypatch.setattr(_linear_chunks, "_WORTH_PACKING", 1.0)
+    x, w, target, _ = make("float32", soft=kind == "probabilities")
+    options = {**options, "reduction": "sum", "chunk_bytes": 2000, "return_lse": True}
+    row = 1, 3
+    if kind == "sample weight":
+        options["sample_weight"] = np.ones(target.shape)
+        options["sample_weight"][row] = 0
+    elif kind == "class weight":
+        target = target % (CLASSES - 1)
+        target[row] = CLASSES - 1
+        options["weight"] = np.arange(CLASSES)[::-1] / 8
+    else:
+        target[row] = 0
+    x[row] = 0
+    loss, grads, lse = pyce.linear_cross_entropy_with_grad(x, w, target, **options)
+    assert not grads.input[row].any()
+    for value in (np.nan, np.inf, -np.inf):
+        x[row] = value
+        got, found, of_x = pyce.linear_cross_entropy_with_grad(x, w, target, **options)
+        assert got == loss
+        np.testing.assert_array_equal(found.input, grads.input)
+        np.testing.assert_array_equal(found.linear_weight, grads.linear_weight)
+        of_x[row] = lse[row]
+        np.testing.assert_array_equal(of_x, lse)
 
 
 # Rows whose smallest elements are all alike, fall by powers, lie at two sizes, or are one alone.
@@ -352,12 +393,15 @@ def test_bad_arguments_leave_outputs(backend):
     bad[2, 6] = 60
     refused(IndexError, r"target of row 20 is 60, outside the valid range 0\.\.59", x, w, bad)
     for name, value in (
-        ("softcap", 0.0), ("softcap", -1.0), ("chunk_bytes", 0), ("label_smoothing", 1.5),
-        ("logit_scale", np.inf), ("lse_square_scale", np.nan), ("reduction", "average"),
+        ("softcap", 0.0), ("softcap", -1.0), ("softcap", 1e39), ("softcap", 1e-40),
+        ("chunk_bytes", 0), ("label_smoothing", 1.5), ("logit_scale", np.inf),
+        ("lse_square_scale", np.nan), ("reduction", "average"),
     ):  # fmt: skip
         refused(ValueError, name, x, w, target, **{name: value})
+    refused(ValueError, "truth value", x, w, target, return_lse=np.ones(2))
     with pytest.raises(ValueError, match="filter_tolerance must lie in"):
         pyce.linear_cross_entropy_with_grad(x, w, target, filter_tolerance=2, out=(*out, None))
+    assert all((a == 7).all() for a in out)
 
 
 def test_memory(backend):

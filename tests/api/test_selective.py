@@ -62,6 +62,15 @@ def test_any_axis_any_layout_and_several_blocks(backend, monkeypatch):
         assert entropy.shape == (3, 4)
     assert pyce.selective_log_softmax(x[0, :, 0], 3).shape == ()
     assert pyce.selective_log_softmax(np.zeros((0, 3)), []).shape == (0,)
+    for rows, count in ((0, 2), (3, 0)):
+        nothing = np.zeros((rows, count), int)
+        hidden, weight = np.zeros((rows, 5)), np.zeros((11, 5))
+        for got, entropy in (
+            pyce.selective_log_softmax(np.zeros((rows, 11)), nothing, return_entropy=True),
+            pyce.linear_selective_log_softmax(hidden, weight, nothing, return_entropy=True),
+        ):
+            assert got.shape == nothing.shape
+            np.testing.assert_allclose(entropy, np.full(rows, np.log(11)))
 
 
 def test_rows_without_an_answer(backend):

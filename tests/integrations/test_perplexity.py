@@ -46,6 +46,7 @@ def test_a_small_run(run_python, tmp_path, monkeypatch, capsys):
     assert "training a model first" in first and "step 12/12" in first
     figures = json.loads((folder / "perplexity.json").read_text("utf-8"))
     assert len(figures["surprise"]) == 299
+    assert figures["rows"] == 64
     ours, theirs = figures["perplexity"].values()
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert ours == pytest.approx(np.exp(np.mean(figures["surprise"])), rel=1e-5)
@@ -149,6 +150,16 @@ def test_counts_that_can_not_be(options, monkeypatch, capsys):
         perplexity.main()
     assert end.value.code == 2
     assert "at least" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_exist(tmp_path, monkeypatch, capsys):
+    """The message comes before a model is trained."""
+    options = ["--text", str(tmp_path / "none"), "--output", str(tmp_path / "new")]
+    monkeypatch.setattr(sys, "argv", ["perplexity.py", *options])
+    monkeypatch.setattr(perplexity, "trained", None)
+    with pytest.raises(SystemExit):
+        perplexity.main()
+    assert "is not a file" in capsys.readouterr().err
 
 
 def test_a_text_without_tokens_to_predict(tmp_path, monkeypatch, capsys):

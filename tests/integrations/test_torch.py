@@ -153,6 +153,19 @@ def test_layouts(layout, backend):
 
 
 @pytest.mark.filterwarnings("ignore:.*neg_view")
+@reductions
+def test_gradients_of_the_loss_negated_lazily(reduction):
+    """Whatever was saved: the gradient, or lse if probabilities need a gradient, too."""
+    logits, labels = example(dtype=torch.float64)
+    for target in (labels, torch.rand(logits.shape).double().requires_grad_()):
+        loss = ours(logits, target, reduction=reduction)
+        upstream = torch.rand(loss.shape).double()
+        expected = torch.autograd.grad(loss, logits, upstream, retain_graph=True)
+        (got,) = torch.autograd.grad(loss, logits, torch._neg_view(-upstream))
+        assert torch.equal(got, *expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*neg_view")
 def test_targets_and_weights_negated_lazily():
     logits, target = example()
     weight = torch.rand(5) + 0.1

@@ -219,6 +219,24 @@ def test_any_layout():
     hidden = x.detach()[:, None].expand(ROWS, 2, FEATURES)
     expected = F.cross_entropy((hidden @ w.t()).reshape(-1, CLASSES), probs.reshape(-1, CLASSES))
     assert_close(ours(hidden, w, probs, chunk_bytes=100), expected)
+    expected = F.cross_entropy(x[0] @ w.t(), probs[0, 0])
+    assert not probs[0, 0].is_contiguous()
+    assert_close(ours(x[0], w, probs[0, 0]), expected)
+
+
+@reductions
+def test_any_layout_of_the_gradient_of_the_loss(reduction):
+    (x, w), target = layer(bias=False)
+    loss = ours(x, w, target, reduction=reduction)
+    upstream = torch.rand(loss.shape).double()
+    expected = torch.autograd.grad(loss, (x, w), upstream, retain_graph=True)
+    for other in (
+        torch._neg_view(-upstream),
+        torch.stack([upstream, upstream], -1)[..., 0],
+        torch._neg_view(-upstream.flip(0).contiguous()).flip(0) if upstream.dim() else upstream,
+    ):
+        got = torch.autograd.grad(loss, (x, w), other, retain_graph=True)
+        assert all(map(torch.equal, got, expected))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -394,8 +412,61 @@ def test_rows_that_are_ignored_are_not_read(reduction):
             assert torch.equal(got, right)
     loss = ours(x, w, torch.full_like(target, -100), reduction=reduction)
     assert loss.isnan().all() if reduction == "mean" else (loss == 0).all()
-    for grad in torch.autograd.grad(loss.sum(), (x, w)):
-        assert (grad == 0).all()
+    for above in (1.0, math.inf):
+        upstream = torch.full_like(loss, above)
+        for grad in torch.autograd.grad(loss, (x, w), upstream, retain_graph=True):
+            assert (grad == 0).all()
+
+
+@reductions
+def test_a_row_without_coefficients_adds_nothing(reduction):
+    """Whatever its hidden state is: 0 · NaN = 0 in the products, too."""
+    (x, w), target = layer(bias=False)
+    rows = torch.linspace(0, 2, ROWS)
+    classes = torch.linspace(0, 1, CLASSES)
+    for options in (
+        {"sample_weight": rows},
+        {"weight": classes},
+        {"weight": classes, "softcap": 2.0},
+        {"sample_weight": rows, "filter_tolerance": 0.1},
+    ):
+        found = []
+        for value in (0.0, math.nan, math.inf):
+            hidden = x.detach().clone()
+            hidden[0] = value  # its label is the class 0
+            hidden.requires_grad_()
+            loss = ours(hidden, w, target, reduction=reduction, chunk_bytes=100, **options)
+            found.append((loss, *torch.autograd.grad(loss.sum(), (hidden, w))))
+        assert not found[0][1][0].any()
+        for got in found[1:]:
+            assert all(map(torch.equal, got, found[0]))
+
+
+@reductions
+def test_rows_that_are_ignored_where_all_logits_are_held(reduction):
+    """In second derivatives, under torch.func, and for weights with more than two dimensions."""
+    (x, w), target = layer(bias=False)
+    deep = w.detach()[:, None].expand(CLASSES, 2, FEATURES).requires_grad_()
+    many = target[:, None].expand(ROWS, 2)
+
+    def second(x):
+        loss = ours(x, w, target, reduction=reduction).sum()
+        (grad,) = torch.autograd.grad(loss, w, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (x, w))
+
+    def of_weight(w):
+        return ours(hidden.detach(), w, target, reduction=reduction).sum()
+
+    found = []
+    for value in (0.0, math.nan):
+        hidden = x.detach().clone()
+        hidden[2] = value
+        hidden.requires_grad_()
+        loss, lse = ours(hidden, deep, many, reduction=reduction, return_lse=True)
+        grads = torch.autograd.grad(loss.sum(), (hidden, deep))
+        found.append((loss, lse, *grads, *second(hidden), torch.func.grad(of_weight)(w.detach())))
+    for got, right in zip(*found, strict=True):
+        assert torch.equal(got, right)
 
 
 @dtypes
@@ -486,11 +557,17 @@ def test_bad_arguments():
     bad[5] = CLASSES
     refused(IndexError, r"target of row 5 is 6, outside the valid range 0\.\.5", x, w, bad)
     for name, value in (
-        ("softcap", 0.0), ("softcap", -1.0), ("chunk_bytes", 0), ("label_smoothing", 1.5),
+        ("softcap", 0.0), ("softcap", -1.0), ("softcap", 1e39), ("softcap", 1e-40),
+        ("chunk_bytes", 0), ("label_smoothing", 1.5),
         ("logit_scale", math.inf), ("lse_square_scale", math.nan), ("reduction", "average"),
         ("filter_tolerance", 2.0),
     ):  # fmt: skip
         refused(ValueError, name, x, w, target, **{name: value})
+    refused(TypeError, "options must be a LinearCrossEntropyOptions, got dict", x, w, target,
+            options={"batch_chunk_size": 2})  # fmt: skip
+    for name, value in (("lse_square_scale", math.nan), ("softcap", -1.0), ("reduction", "x")):
+        with pytest.raises(ValueError, match=name):
+            torch.vmap(lambda x: ours(x, w, target, **{name: value}))(x.detach()[None])  # noqa: B023
     freed = torch.randn(ROWS, FEATURES)
     freed.untyped_storage().resize_(0)
     refused(ValueError, "input is a tensor without memory", freed, w, target)

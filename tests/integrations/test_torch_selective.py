@@ -108,6 +108,38 @@ def test_gradients_of_confident_rows(dtype):
         assert_close(grad[:, 2].double(), rest / (1 + rest), rtol=1e-6, atol=0.0)
 
 
+def test_any_layout():
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+    index = chosen("one", (3, 4))
+    upstream = torch.rand(4, 3).double().t(), torch._neg_view(torch.rand(3, 4).double())
+    for logits in (
+        x.permute(1, 0, 2).contiguous().permute(1, 0, 2),
+        x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        x[:1].expand(3, 4, 6),
+        x.repeat(1, 1, 2)[..., ::2],
+        torch._neg_view(x),
+        torch.randn(700, 4, 500).double().transpose(0, 1)[:3, :4, :6],
+    ):
+        logits = logits.detach().requires_grad_()
+        results, right = selective(logits, index, return_entropy=True), truth(logits, index, 1.0)
+        assert_close(results, right)
+        assert_close(
+            torch.autograd.grad(results, logits, upstream),
+            torch.autograd.grad(right, logits, upstream),
+        )
+
+
+def test_nothing_to_choose():
+    for shape, positions in (((0, 5), (0,)), ((3, 5), (3, 0)), ((0, 5), (0, 2)), ((5,), (0,))):
+        logits = torch.randn(shape, requires_grad=True)
+        log_p, entropy = selective(logits, torch.zeros(positions).long(), return_entropy=True)
+        assert log_p.shape == positions
+        assert entropy.shape == shape[:-1]
+        (grad,) = torch.autograd.grad(log_p.sum(), logits)
+        assert grad.shape == shape
+        assert not grad.any()
+
+
 def test_masked_classes_and_bad_rows():
     logits = torch.tensor([[0.0, -math.inf, 1.0], [math.nan, 0.0, 1.0], [0.0, 1.0, 2.0]])
     logits.requires_grad_()
@@ -141,9 +173,17 @@ def test_refused():
         (ValueError, "temperature must be positive", (logits, index, 0.0)),
         (IndexError, r"index at \(3,\) is 6, outside the valid range 0\.\.5",
          (logits, index + 3)),
+        (ValueError, "logits must have at least one class", (logits[:, :0], index)),
     ):  # fmt: skip
         with pytest.raises(error, match=match):
             selective(*arguments)
+        if error is not IndexError and torch.is_tensor(arguments[0]):  # by operations of PyTorch
+
+            def of_batch(x, arguments=arguments):
+                return selective(x, *arguments[1:])
+
+            with pytest.raises(error, match=match):
+                torch.vmap(of_batch)(arguments[0][None])
 
 
 # ---------------------------------------------------------------------------------------------
