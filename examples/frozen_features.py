@@ -43,7 +43,7 @@ def features(samples: int, size: int, classes: int, seed: int = 0) -> tuple[Arra
     means = rng.standard_normal((classes, size), np.float32)
     y = rng.integers(0, classes, samples)
     X = rng.standard_normal((samples, size), np.float32)
-    X *= 3
+    X *= 4.5
     for start in range(0, samples, 1024):  # no second array of the size of X
         X[start : start + 1024] += means[y[start : start + 1024]]
     return X, y

@@ -59,7 +59,8 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         Whether to fit the intercepts; they are 0 if not.
     cv : int, cross-validation generator, iterable or None
         The folds, as for `sklearn.model_selection.cross_val_score`. None stands for 5 folds, and an
-        integer for that many; both keep the proportions of the classes.
+        integer for that many; both keep the proportions of the classes. To keep groups together,
+        pass the pairs of index arrays that a splitter yields for them.
     scoring : str, callable or None
         The score on a test set, as for `sklearn.model_selection.cross_val_score`; larger is better.
         None stands for the accuracy.
@@ -340,7 +341,7 @@ class _Problem(NamedTuple):
     def solve(
         self, start: Array, C: float, l1_ratio: float, model: SoftmaxRegressionCV, name: str
     ) -> Solution:
-        printer = Printer(max(0, model.verbose - 1) and 2, model.max_iter, f"{name}, ")
+        printer = Printer(2 if model.verbose > 1 else 0, model.max_iter, f"{name}, ")
         return solve(
             self.objective,
             start,

@@ -292,7 +292,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             parameters[: X.shape[1]] = self.coef_.T.reshape(-1, *columns)
             if self.fit_intercept:
                 parameters[X.shape[1]] = self.intercept_.reshape(columns)
-        adam = copy.deepcopy(getattr(self, "_adam", None)) or Adam(shape, X.dtype)
+        adam = copy.deepcopy(getattr(self, "_adam", None))
+        if adam is None or adam.first.shape != shape:  # fit_intercept may have changed
+            adam = Adam(shape, X.dtype)
         loss = self._pass(X, target, weight, total, parameters, adam)
         self._adam = adam
         calls = 1 if first else int(self.n_iter_[0]) + 1

@@ -52,6 +52,14 @@ def minimize(
     """A minimum of a smooth function, starting from `x`, flat and in float64, which is changed."""
     gradient, before, gradient_before, d = (np.empty_like(x) for _ in range(4))
     memory = _Memory(len(x), team)
+
+    def along(step: float) -> tuple[float, float]:
+        """Set `x` and `gradient` after a step from `before` in the direction `d`."""
+        np.multiply(d, step, out=x)
+        np.add(x, before, out=x)
+        value = evaluate(x, gradient)
+        return value, float(np.dot(d, gradient))
+
     value = evaluate(x, gradient)
     if largest(gradient) <= tol:
         return Solution(x, 0, None)
@@ -64,13 +72,6 @@ def minimize(
             first = 1.0 if iteration else 1.0 / math.sqrt(float(np.dot(d, d)))
             x, before = before, x
             gradient, gradient_before = gradient_before, gradient
-
-            def along(step: float) -> tuple[float, float]:
-                np.multiply(d, step, out=x)  # noqa: B023
-                np.add(x, before, out=x)  # noqa: B023
-                value = evaluate(x, gradient)  # noqa: B023
-                return value, float(np.dot(d, gradient))  # noqa: B023
-
             found = line_search(along, value, slope, first)
             if found is None:
                 x, before = before, x

@@ -7,7 +7,7 @@ would change its sign, or leave the side of 0 to which its sub-gradient leads, i
 is halved until the objective decreases sufficiently. Near the solution the signs no longer change,
 and the steps are those of L-BFGS on the coefficients that are not 0.
 
-Source: Schmidt, "Graphical model structure learning with L1-regularization" (2010), section 2.3.
+Source: Schmidt, "Graphical model structure learning with L1-regularization" (2010), chapter 2.
 """
 
 from __future__ import annotations
