@@ -177,6 +177,15 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         -----
         ConvergenceWarning
             If the solver stopped before it reached its tolerance in some of the fits.
+
+        Examples
+        --------
+        >>> from pyce.sklearn import SoftmaxRegressionCV
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = SoftmaxRegressionCV(Cs=[0.01, 0.1], l1_ratios=[0.0, 1.0], cv=3, max_iter=500)
+        >>> print(model.fit(X, y).coefs_paths_.shape)
+        (3, 2, 2, 3, 5)
         """
         Cs, ratios = self._check_parameters()
         X, y = self._samples(X, y, sample_weight)

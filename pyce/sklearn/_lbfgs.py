@@ -190,8 +190,7 @@ def coefficients(
     `sy` has the inner products s_i·y_j for i ≤ j, from the oldest step to the newest, `yy` those of
     y_i and y_j, and `s_inner` and `y_inner` those of s_i and y_i with g.
     """
-    r = np.triu(sy)
     scale = float(sy[-1, -1] / yy[-1, -1])
-    p = dtrsv(r, s_inner)
-    q = dtrsv(r, sy.diagonal() * p + scale * (yy @ p - y_inner), trans=1)
+    p = dtrsv(sy, s_inner)  # reads the upper triangle only
+    q = dtrsv(sy, sy.diagonal() * p + scale * (yy @ p - y_inner), trans=1)
     return -q, scale * p, scale

@@ -132,8 +132,8 @@ def test_a_strong_l1_penalty_leaves_the_intercepts():
     y = y[: len(y) - 20]
     model = SoftmaxRegression(l1_ratio=1.0, C=1e-3, tol=1e-8).fit(X[: len(y)], y)
     assert not model.coef_.any()
-    shares = np.bincount(y) / len(y)
-    np.testing.assert_allclose(model.predict_proba(X[:1])[0], shares, atol=1e-7)
+    frequencies = np.bincount(y) / len(y)
+    np.testing.assert_allclose(model.predict_proba(X[:1])[0], frequencies, atol=1e-7)
 
 
 def test_the_l1_penalty_of_a_warm_start():
