@@ -52,7 +52,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -227,6 +227,9 @@ example-docs: .venv/.example $(EXTENSION) ## write the results of the last `make
 
 perplexity: .venv/.example $(EXTENSION) ## compute a language model's perplexity, with and without all logits
 	PYTHONPATH=. $(BIN)/python examples/perplexity.py --output $(RESULTS)/language-model
+
+frozen-features: .venv/.bench $(EXTENSION) ## fit a classifier on features of an image encoder's size, with and without pyce
+	PYTHONPATH=. $(BIN)/python examples/frozen_features.py
 
 filter-picture: .venv/.example $(EXTENSION) ## draw what filter_tolerance saves on the last model of `make example`
 	PYTHONPATH=.:examples $(BIN)/python docs/drawings/filter_tolerance.py docs/pictures/filter-tolerance.svg

@@ -2,11 +2,11 @@
 
     python bench/fit_times.py [--write PAGE]
 
-`LogisticRegression` is fitted with its default solver, L-BFGS, which `SoftmaxRegression` uses too,
-and with Newton's method. The three take turns in one process, with the same parameters. Prints the
-medians of their times, the numbers of iterations, the final objectives (computed by NumPy in
-float64), and the largest difference of the probabilities of the two with L-BFGS. `--write` puts the
-table between the markers `fit-times-ISA` of a page, ISA being the instruction set in use.
+`LogisticRegression` is fitted with its default solver, L-BFGS, whose steps `SoftmaxRegression`
+takes too, and with Newton's method. The three take turns in one process, with the same parameters.
+Prints the medians of their times, the numbers of iterations, the final objectives (computed by
+NumPy in float64), and the largest difference of the probabilities of the two with L-BFGS. `--write`
+puts the table between the markers `fit-times-ISA` of a page, ISA being the instruction set in use.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import readme_tables
 from pytest_benchmark import utils
+from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
 import pyce
 from pyce import _cli, _machine
@@ -79,15 +80,30 @@ def synthetic(rows: int, features: int, classes: int) -> tuple[Array, Array]:
     return X, (scores + rng.gumbel(size=scores.shape)).argmax(1)
 
 
-DATA: dict[str, Callable[[], tuple[Array, Array]]] = {
+def text(rows: int, features: int, classes: int) -> tuple[Any, Array]:
+    """Sparse rows of norm 1 with about 60 values each, as those of TF-IDF."""
+    rng = np.random.default_rng(0)
+    X = sparse.random(rows, features, 60 / features, "csr", random_state=0)
+    X = normalize(X)
+    scores = X @ rng.normal(0, 3, (features, classes))
+    return X, (scores + rng.gumbel(0, 0.3, scores.shape)).argmax(1)
+
+
+DATA: dict[str, Callable[[], tuple[Any, Array]]] = {
     "digits, 1797 × 64, 10 classes": digits,
     "digits, standardised": standardised,
+    "synthetic, 100 × 10, 3 classes": lambda: synthetic(100, 10, 3),
+    "synthetic, 1500 × 768, 20 classes": lambda: synthetic(1500, 768, 20),
+    "synthetic, 300 × 10,000, 5 classes": lambda: synthetic(300, 10_000, 5),
+    "synthetic, 10,000 × 20, 2 classes": lambda: synthetic(10_000, 20, 2),
     "synthetic, 200,000 × 50, 10 classes": lambda: synthetic(200_000, 50, 10),
     "synthetic, 200,000 × 50, 100 classes": lambda: synthetic(200_000, 50, 100),
+    "sparse, 1755 × 5108, 17 classes": lambda: text(1755, 5108, 17),
+    "sparse, 4809 × 40,000, 17 classes": lambda: text(4809, 40_000, 17),
 }
 
 
-def objective(model: Any, X: Array, y: Array) -> float:
+def objective(model: Any, X: Any, y: Array) -> float:
     X = X.astype(np.float64)
     W, b = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
     z = X @ W.T + b
@@ -100,7 +116,7 @@ def objective(model: Any, X: Array, y: Array) -> float:
 
 def measure(name: str, dtype: type[np.floating[Any]], rounds: int) -> list[str]:
     X, y = DATA[name]()
-    X = np.ascontiguousarray(X, dtype)
+    X = X.astype(dtype)  # C-contiguous, or CSR
     models = {
         "lbfgs": LogisticRegression(max_iter=MAX_ITER),
         "newton": LogisticRegression(max_iter=MAX_ITER, solver="newton-cholesky"),

@@ -211,10 +211,13 @@ def public(module):
 
 
 def methods(name):
-    """The full names of the public methods that a class defines itself."""
+    """The full names of the public methods that a class or a base of it in pyce defines."""
     thing = resolve(name)
-    own = vars(thing).items() if inspect.isclass(thing) else ()
-    return [f"{name}.{n}" for n, f in own if inspect.isfunction(f) and not n.startswith("_")]
+    bases = inspect.getmro(thing) if inspect.isclass(thing) else ()
+    own = {
+        n: f for base in bases if base.__module__.startswith("pyce.") for n, f in vars(base).items()
+    }
+    return [f"{name}.{n}" for n, f in own.items() if inspect.isfunction(f) and n[0] != "_"]
 
 
 def resolve(name):

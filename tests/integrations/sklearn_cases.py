@@ -39,7 +39,8 @@ def weights_of(y, kind):
 
 
 def gradient_at(model, X, y, sample_weight=None):
-    """The largest derivative of the objective at the solution, in float64 by NumPy."""
+    """The largest derivative at the solution, in float64 by NumPy; with l1_ratio, of the smallest
+    sub-gradient."""
     X = X.astype(np.float64)
     classes = np.unique(y)
     weight = np.ones(len(y)) if sample_weight is None else np.array(sample_weight, float)
@@ -57,5 +58,10 @@ def gradient_at(model, X, y, sample_weight=None):
         p = np.exp(z - z.max(1, keepdims=True))
         residual = p / p.sum(1, keepdims=True) - (y[:, None] == classes)
     residual = residual * weight[:, None] / weight.sum()
-    of_w = residual.T @ X + W / model.C / weight.sum()
+    strength = 1 / model.C / weight.sum()
+    of_w = residual.T @ X + (1 - model.l1_ratio) * strength * W
+    l1 = model.l1_ratio * strength
+    of_w = np.where(
+        W == 0, np.sign(of_w) * np.maximum(np.abs(of_w) - l1, 0), of_w + l1 * np.sign(W)
+    )
     return max(np.abs(of_w).max(), np.abs(residual.sum(0)).max() if model.fit_intercept else 0)

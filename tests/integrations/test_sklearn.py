@@ -23,8 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn_cases import DATA, gradient_at, scaled, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
-import pyce.sklearn
-from pyce.sklearn import SoftmaxRegression
+from pyce.sklearn import SoftmaxRegression, _objective
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +54,10 @@ def test_conventions(estimator, check):
 
 @quiet
 @parametrize_with_checks(
-    [SoftmaxRegression(class_weight="balanced"), SoftmaxRegression(warm_start=True)]
+    [
+        SoftmaxRegression(class_weight="balanced", warm_start=True),
+        SoftmaxRegression(l1_ratio=0.5),
+    ]
 )
 def test_conventions_with_options(estimator, check):
     check(estimator)
@@ -220,13 +222,13 @@ def test_layouts(layout):
 def test_blocks_are_views_and_contiguous(monkeypatch):
     """Arrays that BLAS would copy for each product are copied once, and no others."""
     blocks = []
-    initialize = pyce.sklearn._Rows.__init__
+    initialize = _objective._Rows.__init__
 
     def watched(self, X, *rest):
         initialize(self, X, *rest)
-        blocks.extend(x for x, _, _ in self._blocks)
+        blocks.extend(x for x, *_ in self._blocks)
 
-    monkeypatch.setattr(pyce.sklearn._Rows, "__init__", watched)
+    monkeypatch.setattr(_objective._Rows, "__init__", watched)
     X, y = DATA["iris"]()
     for given in (X, np.asfortranarray(X)):
         blocks.clear()
@@ -398,6 +400,11 @@ X3, Y3 = [[0.0, 1.0], [1.0, 0.5], [2.0, 3.0]], [0, 1, 2]
         ({"tol": None}, "tol must be .* got None"),
         ({"max_iter": -1}, "max_iter must be .* got -1"),
         ({"max_iter": 1.5}, "max_iter must be .* got 1.5"),
+        ({"l1_ratio": 1.1}, "l1_ratio must be .* got 1.1"),
+        ({"l1_ratio": None}, "l1_ratio must be .* got None"),
+        ({"verbose": -1}, "verbose must be .* got -1"),
+        ({"batch_size": 0}, "batch_size must be .* got 0"),
+        ({"learning_rate_init": 0.0}, "learning_rate_init must be .* got 0.0"),
         ({"fit_intercept": 1}, "fit_intercept must be .* got 1"),
         ({"warm_start": "no"}, "warm_start must be .* got 'no'"),
         ({"class_weight": "even"}, "class_weight must be .* got 'even'"),
@@ -464,7 +471,7 @@ def test_is_imported_on_request_only(run_python):
 
 
 def test_a_missing_library_is_named(run_python):
-    for missing in ("sklearn", "scipy.optimize"):
+    for missing in ("sklearn", "scipy.sparse"):
         code = f"import sys; sys.modules[{missing!r}] = None; import pyce.sklearn"
         error = run_python("-c", code, check=False).stderr.strip().splitlines()[-1]
         assert error.startswith("ImportError: ") and "pip install 'pyce-kernels[sklearn]'" in error

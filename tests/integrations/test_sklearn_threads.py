@@ -17,8 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import pyce.sklearn
-from pyce.sklearn import SoftmaxRegression
+from pyce.sklearn import SoftmaxRegression, _lbfgs, _objective, _team
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +37,11 @@ def each(request):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows, on four threads, for data of any size."""
-    monkeypatch.setattr(pyce.sklearn, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(pyce.sklearn, "_LEAST_ROWS", 31)
-    monkeypatch.setattr(pyce.sklearn, "_WORTH", 1)
+    monkeypatch.setattr(_objective, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(_objective, "_LEAST_ROWS", 31)
+    monkeypatch.setattr(_objective, "_WORTH", 1)
+    monkeypatch.setattr(_objective, "_ROWS_WORTH", 20)
+    monkeypatch.setattr(_lbfgs, "_WORTH", 20)
     monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
 
 
@@ -62,21 +63,22 @@ def test_blocks_and_threads_change_nothing(small_blocks, data, dtype, fit_interc
     results = []
     for threads in (1, 2, 4):
         with ThreadPoolExecutor(3) as executor:
-            objective = pyce.sklearn._Objective(
+            objective = _objective.Objective(
                 X,
                 target,
                 weight=weight,
                 total=weight.sum(),
                 columns=columns,
-                C=1.0,
                 fit_intercept=fit_intercept,
-                threads=threads,
-                executor=executor,
+                team=_team.Team(threads, executor),
             )
+            objective.ridge = 0.01
             assert len(objective._parts) == threads
             assert sum(len(s._blocks) for s in objective._parts) > len(X) / 32
-            results.append(objective(point))
-            again = objective(point)
+            gradients = np.empty((2, len(point)))
+            values = [objective(point, gradient) for gradient in gradients]
+            results.append((values[0], gradients[0]))
+            again = values[1], gradients[1]
         assert again[0] == results[-1][0]
         np.testing.assert_array_equal(again[1], results[-1][1])
     tolerance = 1e-12 if dtype == np.float64 else 1e-4
@@ -90,7 +92,7 @@ def test_fits_in_blocks_on_threads(small_blocks, each, data):
     X, y = DATA[data]()
     seen = set()
     threadpool_limits(2, "blas")  # the fixture of this test restores it
-    evaluate = pyce.sklearn._Rows.evaluate
+    evaluate = _objective._Rows.evaluate
 
     def watched(part, parameters):
         seen.add((threading.get_ident(), pyce.get_backend()))
@@ -99,7 +101,7 @@ def test_fits_in_blocks_on_threads(small_blocks, each, data):
 
     before, threads = limits(), set(threading.enumerate())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyce.sklearn._Rows, "evaluate", watched)
+        patch.setattr(_objective._Rows, "evaluate", watched)
         model = SoftmaxRegression(tol=1e-3).fit(X, y)
     assert len(seen) > 1 and {name for _, name in seen} == {each}
     assert gradient_at(model, X, y) <= 1.01e-3
@@ -118,23 +120,23 @@ def test_fits_at_the_same_time(small_blocks):
     for model in models:
         np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=1e-6)
     assert limits() == before
-    assert not pyce.sklearn._alone.locked()
+    assert not _team._alone.locked()
 
 
 FORK = """
 import os, signal, threading
-import pyce, pyce.sklearn
+import pyce
+from pyce.sklearn import _team
 from threadpoolctl import threadpool_info, threadpool_limits
 
 def limits():
     return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
 
 pyce.get_num_threads = lambda: 2
-work = (200_000, 50), (10,)
 before, fits, ends = limits(), threading.Event(), threading.Event()
 
 def fit():
-    with pyce.sklearn._threads(*work):
+    with _team.team():
         fits.set()
         ends.wait()
 
@@ -143,9 +145,9 @@ def forked():
     if pid == 0:
         signal.alarm(60)
         free = limits()
-        with pyce.sklearn._threads(*work) as (threads, _):
+        with _team.team() as team:
             pass
-        os._exit(not (free == limits() == limits_then and threads == 2))
+        os._exit(not (free == limits() == limits_then and team.threads == 2))
     assert os.waitpid(pid, 0)[1] == 0
 
 other = threading.Thread(target=fit, daemon=True)
@@ -176,10 +178,10 @@ def test_errors_leave_the_threads_free(small_blocks, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(pyce.sklearn._Rows, "evaluate", fails)
+        patch.setattr(_objective._Rows, "evaluate", fails)
         with pytest.raises(MemoryError):
             SoftmaxRegression().fit(X, y)
-    assert not pyce.sklearn._alone.locked()
+    assert not _team._alone.locked()
     assert SoftmaxRegression().fit(X, y).score(X, y) > 0.9
 
 
@@ -187,22 +189,39 @@ def blas():
     return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
 
 
-def test_small_data_stays_on_the_caller(monkeypatch):
-    """BLAS uses one thread then, except for few rows of many features."""
+def test_blas_is_limited_during_a_fit(monkeypatch):
+    """In every fit that runs alone; another one at the same time has no threads."""
     monkeypatch.setattr(pyce, "get_num_threads", lambda: 4)
     threadpool_limits(2, "blas")  # the fixture of this test restores it
     before = blas()
-    with pyce.sklearn._threads((1797, 64), (10,)) as (threads, executor):
-        assert (threads, executor) == (1, None)
+    with _team.team() as team:
+        assert team.threads == 4
         assert blas() == {1}
+        with _team.team() as other:
+            assert other.threads == 1
     assert blas() == before
-    with pyce.sklearn._threads((1500, 10**6), (10,)) as (threads, executor):
-        assert (threads, executor) == (1, None)
-        assert blas() == before
-    with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, _):
-        assert threads == 4
-        with pyce.sklearn._threads((200_000, 50), (10,)) as (threads, executor):
-            assert (threads, executor) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "threads"),
+    [(1797, 64, 1), (1500, 10**4, 4), (90, 10**6, 2), (200_000, 50, 4)],
+)
+def test_small_data_stays_on_the_caller(rows, features, threads):
+    """A thread has enough multiplications, and enough rows for the gradient that it adds."""
+    X = np.broadcast_to(np.zeros(features), (rows, features))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_objective, "_Rows", lambda X, target, weight, ranges, shape: ranges)
+        objective = _objective.Objective(
+            X,
+            np.zeros(rows),
+            weight=None,
+            total=rows,
+            columns=(10,),
+            fit_intercept=True,
+            team=_team.Team(4),
+        )
+    assert len(objective._parts) == threads
+    assert objective._parts[0][0][0] == 0 and objective._parts[-1][-1][1] == rows
 
 
 def test_nothing_of_the_size_of_the_scores():

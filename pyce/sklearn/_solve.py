@@ -1,0 +1,107 @@
+"""One solution of the objective: the choice of the solver, its progress and its warning."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from pyce._types import Array
+from pyce.sklearn._lbfgs import Progress, Solution, minimize
+from pyce.sklearn._objective import Objective
+from pyce.sklearn._orthants import minimize_l1
+from pyce.sklearn._team import Team
+
+
+def solve(
+    objective: Objective,
+    start: Array,
+    *,
+    C: float,
+    l1_ratio: float,
+    total: float,
+    max_iter: int,
+    tol: float,
+    team: Team,
+    progress: Progress,
+) -> Solution:
+    """The minimum of the mean loss plus the penalty, from `start`, a flat vector that is changed.
+
+    `total` is the sum of the weights.
+    """
+    strength = 1.0 / (C * total)
+    objective.ridge = (1 - l1_ratio) * strength
+    if l1_ratio * strength == 0:
+        return minimize(objective, start, max_iter=max_iter, tol=tol, team=team, progress=progress)
+    return minimize_l1(
+        objective,
+        start,
+        penalty=l1_ratio * strength,
+        penalised=objective.penalised,
+        max_iter=max_iter,
+        tol=tol,
+        progress=progress,
+    )
+
+
+def warn_unless_converged(solution: Solution, stacklevel: int = 3) -> None:
+    """Warn if the solver stopped before it reached its tolerance."""
+    if solution.problem is not None:
+        warnings.warn(
+            f"the solver did not converge in {solution.iterations} iterations: {solution.problem}\n"
+            "More of them (max_iter), or features of the same scale, can help.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+
+
+class Printer:
+    """Prints the progress of a fit: at most one line a second, or, if verbose > 1, all lines."""
+
+    def __init__(self, verbose: int, max_iter: int, prefix: str = "") -> None:
+        self._verbose, self._max_iter, self._prefix = verbose, max_iter, prefix
+        self._start = self._last = time.perf_counter()
+        self._waiting = ""
+
+    def __call__(self, iteration: int, objective: float, derivative: float) -> None:
+        if not self._verbose:
+            return
+        now = time.perf_counter()
+        self._waiting = (
+            f"{self._prefix}iteration {iteration} of at most {self._max_iter}: objective "
+            f"{objective:.6g}, largest derivative {derivative:.2g}, {now - self._start:.1f} s"
+        )
+        if self._verbose > 1 or now - self._last >= 1:
+            self._last = now
+            self.end()
+
+    def end(self) -> None:
+        """Print the last line, unless it was printed."""
+        if self._waiting:
+            print(self._waiting, flush=True)
+        self._waiting = ""
+
+
+def check_C(value: float, name: str = "C") -> None:
+    """Raise ValueError unless the value is an inverse strength of a penalty."""
+    if not (isinstance(value, Real) and value > 0):
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def check_l1_ratio(value: float, name: str = "l1_ratio") -> None:
+    """Raise ValueError unless the value is a share of the penalty."""
+    if not (isinstance(value, Real) and 0 <= value <= 1):
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def unflatten(
+    flat: Array, features: int, columns: tuple[int, ...], dtype: Any
+) -> tuple[Array, Array]:
+    """W, (classes, features), and the intercepts, which are 0 if the vector has none."""
+    both = flat.reshape(-1, *columns or (1,)).T.astype(dtype, order="C")
+    intercept = both[:, features].copy() if both.shape[1] > features else np.zeros(len(both), dtype)
+    return both[:, :features].copy(), intercept

@@ -1,0 +1,303 @@
+"""The solvers of `SoftmaxRegression`: elastic net, mini-batches, progress."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import pyce
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+import sklearn
+from scipy import sparse
+from scipy.optimize import minimize as scipy_minimize
+from scipy.optimize import rosen, rosen_der
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_selection import SelectFromModel
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn_cases import DATA, gradient_at, weights_of
+from threadpoolctl import threadpool_limits
+
+from pyce.sklearn import SoftmaxRegression, _lbfgs, _team
+
+
+@pytest.fixture(autouse=True)
+def few_blas_threads():
+    """BLAS threads would wait for each other in small products on busy machines."""
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+@pytest.fixture(params=pyce.backends())
+def each(request):
+    """Every backend, C on one instruction set, since all give the same bytes."""
+    with pyce.use_backend(request.param):
+        yield request.param
+
+
+# ---------------------------------------------------------------------------------------------
+# L-BFGS
+
+
+def quadratic(x):
+    scale = np.logspace(0, 4, len(x))
+    return 0.5 * (scale * x * x).sum(), scale * x
+
+
+FUNCTIONS = {
+    "Rosenbrock": (lambda x: (rosen(x), rosen_der(x)), np.tile([-1.2, 1.0], 6)),
+    "quadratic": (quadratic, np.linspace(-3, 5, 40)),
+    "log cosh": (lambda x: (np.log(np.cosh(x)).sum(), np.tanh(x)), np.linspace(-9, 12, 8)),
+}
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_steps_are_those_of_scipy(monkeypatch, name, parts):
+    """Until rounding errors separate them; the functions require brackets and long steps."""
+    function, start = FUNCTIONS[name]
+    theirs, ours = [], []
+    options = {"gtol": 1e-5, "ftol": _lbfgs.REDUCTION, "maxls": 50}
+    found = scipy_minimize(
+        lambda x: (theirs.append(x.copy()), function(x))[1],
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options=options,
+    )
+
+    def evaluate(x, gradient):
+        ours.append(x.copy())
+        value, gradient[...] = function(x)
+        return value
+
+    monkeypatch.setattr(_lbfgs, "_WORTH", 2)
+    solution = _lbfgs.minimize(
+        evaluate,
+        start.copy(),
+        max_iter=1000,
+        tol=1e-5,
+        team=_team.Team(parts),
+        progress=lambda *_: None,
+    )
+    assert solution.problem is None
+    assert np.abs(function(solution.x)[1]).max() <= 1e-5
+    assert abs(solution.iterations - found.nit) <= 0.1 * found.nit
+    np.testing.assert_allclose(ours[:12], theirs[:12], rtol=1e-6, atol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------
+# Elastic net
+
+
+@pytest.mark.parametrize("weights", ["none", "samples"])
+@pytest.mark.parametrize("l1_ratio", [0.5, 1.0])
+@pytest.mark.parametrize("data", DATA)
+def test_the_elastic_net_has_its_optimum(each, data, l1_ratio, weights):
+    """The smallest sub-gradient, by NumPy: no coefficient is 0 or not 0 without reason."""
+    X, y = DATA[data]()
+    sample_weight = weights_of(y, weights)
+    model = SoftmaxRegression(l1_ratio=l1_ratio, C=0.3, tol=1e-6, max_iter=1000)
+    model.fit(X, y, sample_weight)
+    assert gradient_at(model, X, y, sample_weight) <= 1.01e-6
+    assert 0 < (model.coef_ == 0).mean() < 1
+
+
+@pytest.mark.parametrize("data", ["iris", "synthetic", "more features than samples"])
+@pytest.mark.parametrize("options", [{"l1_ratio": 0.3}, {"l1_ratio": 1.0, "fit_intercept": False}])
+def test_the_elastic_net_is_that_of_saga(data, options):
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):
+        pytest.skip("l1_ratio alone selects the penalty from scikit-learn 1.8 on")
+    X, y = DATA[data]()
+    options = {"C": 0.3, "tol": 1e-7, "max_iter": 5000, **options}
+    ours = SoftmaxRegression(**options).fit(X, y)
+    theirs = LogisticRegression(**options, solver="saga", random_state=0).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=2e-5)
+    np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=2e-5)
+    np.testing.assert_array_equal(ours.coef_ == 0, theirs.coef_ == 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_elastic_net_of_sparse_data(dtype):
+    X, y = DATA["iris"]()
+    X = np.where(np.abs(X) < 0.5, 0, X).astype(dtype)
+    model = SoftmaxRegression(l1_ratio=0.5, C=0.3).fit(sparse.csr_array(X), y)
+    assert model.coef_.dtype == dtype
+    assert gradient_at(model, X, y) <= 1.1e-4
+
+
+def test_a_strong_l1_penalty_leaves_the_intercepts():
+    X, y = DATA["iris"]()
+    y = y[: len(y) - 20]
+    model = SoftmaxRegression(l1_ratio=1.0, C=1e-3, tol=1e-8).fit(X[: len(y)], y)
+    assert not model.coef_.any()
+    frequencies = np.bincount(y) / len(y)
+    np.testing.assert_allclose(model.predict_proba(X[:1])[0], frequencies, atol=1e-7)
+
+
+def test_the_l1_penalty_of_a_warm_start():
+    X, y = DATA["digits"]()
+    model = SoftmaxRegression(l1_ratio=0.9, C=0.1, warm_start=True).fit(X, y)
+    cold = model.n_iter_[0]
+    assert model.fit(X, y).n_iter_[0] == 0
+    assert 0 < model.set_params(C=0.11).fit(X, y).n_iter_[0] < cold
+    with pytest.warns(ConvergenceWarning, match="2 iterations"):
+        SoftmaxRegression(l1_ratio=0.9, max_iter=2).fit(X, y)
+
+
+# ---------------------------------------------------------------------------------------------
+# Mini-batches
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.7])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("data", ["iris", "breast cancer"])
+@pytest.mark.parametrize("form", [np.array, sparse.csr_array], ids=["dense", "sparse"])
+def test_partial_fit_is_adam(each, data, dtype, form, l1_ratio):
+    """Three calls with all samples in a batch: scikit-learn's Adam with NumPy's gradient."""
+    X, y = DATA[data]()
+    weight, classes = weights_of(y, "samples"), np.unique(y)
+    weight *= np.where(y == 1, 2.0, 1.0)
+    model = SoftmaxRegression(
+        l1_ratio=l1_ratio, C=0.02, class_weight={1: 2.0}, batch_size=len(y), random_state=0
+    )
+    columns = 1 if len(classes) == 2 else len(classes)
+    W, b = np.zeros((columns, X.shape[1])), np.zeros(columns)
+    adam = AdamOptimizer([W, b], learning_rate_init=0.01)
+    strength = 1 / (0.02 * weight.sum())
+    for _ in range(3):
+        model.partial_fit(form(X.astype(dtype)), y, classes, weights_of(y, "samples"))
+        z = X @ W.T + b
+        if columns == 1:
+            p = 1 / (1 + np.exp(-z)) - (y == 1)[:, None]
+        else:
+            p = np.exp(z) / np.exp(z).sum(1, keepdims=True) - (y[:, None] == classes)
+        p *= weight[:, None] / weight.sum()
+        adam.update_params([W, b], [p.T @ X + (1 - l1_ratio) * strength * W, p.sum(0)])
+        rate = adam.learning_rate / (np.sqrt(adam.vs[0]) + 1e-8)
+        W[...] = np.sign(W) * np.maximum(np.abs(W) - rate * l1_ratio * strength, 0)
+    assert model.coef_.dtype == dtype
+    tolerance = 1e-10 if dtype == np.float64 else 1e-4
+    np.testing.assert_allclose(model.coef_, W, atol=tolerance)
+    np.testing.assert_allclose(model.intercept_, b, atol=tolerance)
+    assert ((model.coef_ == 0) == (W == 0)).all()
+
+
+def test_partial_fit_approaches_the_solution():
+    X, y = DATA["iris"]()
+    exact = SoftmaxRegression(class_weight="balanced").fit(X[10:], y[10:])
+    y = np.array(["x", "y", "z"])[y]
+    model = SoftmaxRegression(batch_size=50, class_weight="balanced", random_state=0)
+    for _ in range(600):
+        model.partial_fit(X[10:], y[10:], classes=["x", "y", "z"])
+    assert model.n_iter_ == [600]
+    np.testing.assert_allclose(model.predict_proba(X), exact.predict_proba(X), atol=0.05)
+
+
+def test_partial_fit_takes_all_samples_in_random_order():
+    X, y = DATA["synthetic"]()
+    fits = [
+        SoftmaxRegression(batch_size=64, random_state=seed).partial_fit(X, y, classes=range(5))
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(fits[0].coef_, fits[1].coef_)
+    assert (fits[0].coef_ != fits[2].coef_).all()
+    assert fits[0].score(X, y) > 0.3
+
+
+def test_partial_fit_continues_a_fit():
+    X, y = DATA["iris"]()
+    model = SoftmaxRegression(learning_rate_init=1e-6, batch_size=30).fit(X.astype(np.float32), y)
+    before = model.coef_.copy()
+    model.partial_fit(X[:60], y[:60])
+    assert model.coef_.dtype == np.float32
+    np.testing.assert_allclose(model.coef_, before, atol=1e-5)
+    assert (model.coef_ != before).any()
+    model.fit(X, y)
+    np.testing.assert_array_equal(model.coef_, SoftmaxRegression().fit(X, y).coef_)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": None}, "first call of partial_fit requires classes"),
+        ({"classes": [1]}, "at least 2 labels"),
+        ({"classes": [0, 1]}, "label 2 is not among"),
+        ({"sample_weight": [0.0, 0.0, 0.0]}, "add up"),
+        ({"y": [0, 1]}, "inconsistent"),
+    ],
+)
+def test_partial_fit_refuses(arguments, message):
+    given = {"X": [[0.0], [1.0], [2.0]], "y": [0, 1, 2], "classes": [0, 1, 2], **arguments}
+    model = SoftmaxRegression()
+    with pytest.raises(ValueError, match=message):
+        model.partial_fit(**given)
+    assert not hasattr(model, "coef_") and not hasattr(model, "classes_")
+
+
+def test_later_calls_of_partial_fit_refuse():
+    X, y = DATA["iris"]()
+    model = SoftmaxRegression().partial_fit(X, y, classes=[0, 1, 2])
+    before = model.coef_.copy()
+    for message, arguments in (
+        ("those of earlier calls", {"X": X, "y": y, "classes": [0, 1]}),
+        ("label 3 is not among", {"X": X, "y": y + 1}),
+        ("features", {"X": X[:, :2], "y": y}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(**arguments)
+        np.testing.assert_array_equal(model.coef_, before)
+
+
+# ---------------------------------------------------------------------------------------------
+# Progress, probabilities, data frames
+
+
+def test_progress(capsys):
+    X, y = DATA["iris"]()
+    for options in ({}, {"l1_ratio": 0.5}):
+        model = SoftmaxRegression(verbose=2, **options).fit(X, y)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == model.n_iter_[0]
+        assert lines[0].startswith("iteration 1 of at most 100: objective ")
+        SoftmaxRegression(verbose=1, **options).fit(X, y)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.split(", ")[:2] == lines[-1].split(", ")[:2]
+        SoftmaxRegression(**options).fit(X, y)
+        assert capsys.readouterr().out == ""
+    SoftmaxRegression(verbose=1).partial_fit(X, y, classes=[0, 1, 2])
+    assert capsys.readouterr().out.startswith("call 1 of partial_fit: mean loss ")
+
+
+@pytest.mark.parametrize("data", ["digits", "breast cancer"])
+def test_float32_probabilities_are_at_most_1(each, data):
+    X, y = DATA[data]()
+    model = SoftmaxRegression(C=1e4, max_iter=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X.astype(np.float32), y)
+    for factor in (1, 30, 1000):
+        proba = model.predict_proba(X.astype(np.float32) * np.float32(factor))
+        assert proba.dtype == np.float32 and proba.min() >= 0 and proba.max() <= 1
+        assert model.predict_log_proba(X.astype(np.float32)).max() <= 0
+
+
+def test_pandas():
+    """Column names go through pipelines and selections, and differing ones are refused."""
+    pandas = pytest.importorskip("pandas")
+    X, y = DATA["iris"]()
+    frame = pandas.DataFrame(X, columns=["a", "b", "c", "d"])
+    select = SelectFromModel(SoftmaxRegression(l1_ratio=1.0, C=0.05), threshold=1e-9)
+    pipeline = make_pipeline(StandardScaler(), select, SoftmaxRegression())
+    pipeline.set_output(transform="pandas").fit(frame, y)
+    chosen = pipeline[:-1].transform(frame)
+    assert 0 < chosen.shape[1] < 4
+    assert list(pipeline[-1].feature_names_in_) == list(chosen.columns)
+    model = SoftmaxRegression().partial_fit(frame, y, classes=[0, 1, 2])
+    assert list(model.feature_names_in_) == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="feature names"):
+        model.partial_fit(frame[["b", "a", "c", "d"]], y)
