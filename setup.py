@@ -31,8 +31,9 @@ WARNING = """
 * pyce is being installed WITHOUT its C kernels: they could not be built.
 * It works, on Numba or NumPy, but many times slower than it could.
 * Install a C compiler (for example the package gcc or build-essential; on
-* Windows, LLVM and the Visual Studio Build Tools) and
-* reinstall:  pip install --force-reinstall --no-cache-dir pyce-kernels
+* Windows, LLVM and the Visual Studio Build Tools) and repeat the installation:
+*   pip install --force-reinstall --no-deps --no-cache-dir pyce-kernels
+* In a clone, write . instead of pyce-kernels.
 * The reason: {error}
 *****************************************************************************
 """

@@ -63,7 +63,7 @@ def _run(arguments: list[str] | None) -> int:
     if not hasattr(pyce, "info"):
         raise _cli.Unusable(
             f"{pyce.__file__} is of another distribution, pyce, which was installed over this one: "
-            "pip uninstall pyce pyce-kernels, then pip install pyce-kernels"
+            "pip uninstall pyce pyce-kernels, then install pyce-kernels again"
         )
     options = parser().parse_args(arguments)
     status: int = options.run(options)

@@ -95,7 +95,7 @@ def describe() -> str:
         lines += [
             "",
             "WARNING: the distribution pyce is installed besides pyce-kernels, and has files in",
-            "WARNING: the same folder: pip uninstall both, then pip install pyce-kernels",
+            "WARNING: the same folder: pip uninstall both, then install pyce-kernels again",
         ]
     return "\n".join(lines)
 

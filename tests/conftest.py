@@ -215,6 +215,10 @@ def pytest_configure(config):
     # A suite that was started in the background ignores SIGINT, and so would its child processes.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.pluginmanager.hasplugin("xdist"):
+        import processes
+
+        config.pluginmanager.register(processes)
     # Programs that tests start are not distributed: pytest-benchmark would refuse to measure.
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
         del os.environ[name]

@@ -237,6 +237,13 @@ def _why_no_extension(error: ImportError) -> str:
         return "the C extension cannot be loaded"
     if not os.path.isdir(os.path.dirname(__file__)):  # an archive, which extensions cannot be in
         return "the C extension was not included in this program: add pyce._pyce, as a file"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if os.path.exists(os.path.join(root, "csrc", "build_ffi.py")):
+        # In its folder Python imports the sources, also where pyce is installed.
+        return (
+            f"the C extension was not built in the sources in {root}: build it with `make build`, "
+            "or start Python in another folder to import the pyce that is installed"
+        )
     return "the C extension was not built: reinstall pyce-kernels where a C compiler is found"
 
 

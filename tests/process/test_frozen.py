@@ -87,6 +87,11 @@ def test_without_the_extension(found, run_python, tmp_path):
     report = run(run_python, tmp_path)
     assert report["backend"] == "numpy"
     assert "was not built: reinstall pyce-kernels" in report["backends"]["c"]
+    # Among its sources, where `pip install .` puts no extension.
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "build_ffi.py").touch()
+    reason = run(run_python, tmp_path)["backends"]["c"]
+    assert f"not built in the sources in {tmp_path}: build it with `make build`" in reason
 
 
 def test_an_extension_that_cannot_be_loaded(found, run_python, tmp_path):

@@ -1,6 +1,7 @@
 """The waits of the tests have limits, and say what they waited for."""
 
 import threading
+from pathlib import Path
 
 import pytest
 from conftest import join
@@ -26,3 +27,46 @@ def test_hanging_tests_end(pytestconfig):
     """The process ends, with the stacks of all threads, when a test hangs."""
     assert 0 < float(pytestconfig.getini("faulthandler_timeout")) <= 7200
     assert pytestconfig.getini("faulthandler_exit_on_timeout")
+
+
+def distributed(run_python, folder, files, *options):
+    """The output of pytest in two processes that run the given files, without their times."""
+    pytest.importorskip("xdist")
+    for name, text in files.items():
+        (folder / f"test_{name}.py").write_text(text, encoding="utf-8")
+    arguments = ["-p", "processes", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
+    tests = str(Path(__file__).parents[1])
+    done = run_python(
+        *("-m", "pytest", "-q", "--rootdir", str(folder), *arguments, *options, str(folder)),
+        check=False,
+        PYTHONPATH=tests,
+    )
+    assert done.returncode != 0
+    return done.stdout
+
+
+PASSES = "def test_{}(): pass\n"
+
+
+@pytest.mark.parametrize("files", [2, 7])
+def test_a_process_that_ends(run_python, tmp_path, files):
+    """Its test fails, once; all others run, whatever is left to do."""
+    crash = "import os\ndef test_crash(): os._exit(1)\n"
+    passing = "".join(PASSES.format(i) for i in range(2))
+    programs = {"a": passing + crash + PASSES.format("last")}
+    programs.update((f"b{i}", passing if i % 2 else crash) for i in range(1, files))
+    said = distributed(run_python, tmp_path, programs)
+    crashes, passed = 1 + (files - 1) // 2, 3 + 2 * (files // 2)
+    assert said.splitlines()[-1].startswith(f"{crashes} failed, {passed} passed"), said
+    assert said.count("crashed while running 'test_a.py::test_crash'") == 1
+
+
+def test_a_test_that_hangs(run_python, tmp_path):
+    """If its process does not end at the test's own limit, all end."""
+    files = {
+        "a": "import time\ndef test_sleep(): time.sleep(100)\n" + PASSES.format(1),
+        "b": PASSES.format(1),
+    }
+    said = distributed(run_python, tmp_path, files, "-o", "faulthandler_timeout=4")
+    assert "no test has ended for 6 s; running: test_a.py::test_sleep" in said
+    assert said.splitlines()[-1].startswith("1 passed"), said
