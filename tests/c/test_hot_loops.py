@@ -57,7 +57,7 @@ ON_THE_STACK = {
     ("neon", "exp_many_classes"): [1],
     ("neon", "soft_batch"): [2, 2, 6, 34],
     ("neon", "few_rows"): [2, 2, 22],
-    # Two of the loops along a row, since the normaliser and the factors are in one struct.
+    # Two of the loops along a row: not with the sums of another row, which are the common ones.
     ("neon", "exp_row_write"): [2],
     ("neon", "exp_row_softmax"): [3],
 }
