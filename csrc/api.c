@@ -19,16 +19,28 @@ int pyce_run(pyce_problem *p) {
     return status;
 }
 
+/* Of contiguous arrays: the strides, and where the loss goes. */
+static int run_contiguous(pyce_problem *p, void *loss) {
+    int64_t stride;
+    if (!loss || p->operation < PYCE_FORWARD || p->operation > PYCE_FORWARD_BACKWARD ||
+        p->reduction < PYCE_MEAN || p->reduction > PYCE_NONE ||
+        __builtin_mul_overflow(p->classes, p->inner, &stride)) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    pyce_operand *operands[] = {&p->logits, &p->result, &p->probs};
+    for (int i = 0; i < 3; i++) {
+        operands[i]->outer_stride = stride;
+        operands[i]->class_stride = p->inner;
+    }
+    p->grad_loss = 1.0;
+    *(p->reduction == PYCE_NONE ? &p->losses : &p->reduced) = loss;
+    return pyce_run(p);
+}
+
 int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int64_t outer,
                        int64_t classes, int64_t inner, const void *logits, const int64_t *labels,
                        const double *weight, void *grad, double smoothing, int64_t ignore_index,
                        void *loss) {
-    int64_t stride;
-    if (!loss || operation < PYCE_FORWARD || operation > PYCE_FORWARD_BACKWARD ||
-        reduction < PYCE_MEAN || reduction > PYCE_NONE ||
-        __builtin_mul_overflow(classes, inner, &stride)) {
-        return PYCE_BAD_ARGUMENT;
-    }
     pyce_problem p = {
         .operation = operation,
         .dtype = dtype,
@@ -38,35 +50,45 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .outer = outer,
         .classes = classes,
         .inner = inner,
-        .logits = {.data = (void *)(uintptr_t)logits,
-                   .outer_stride = stride,
-                   .class_stride = inner},
-        .result = {.data = grad, .outer_stride = stride, .class_stride = inner},
+        .logits = {.data = (void *)(uintptr_t)logits},
+        .result = {.data = grad},
         .labels = labels,
         .weight = weight,
-        .grad_loss = 1.0,
         .smoothing = smoothing,
         .ignore_index = ignore_index,
-        .losses = reduction == PYCE_NONE ? loss : NULL,
-        .reduced = reduction == PYCE_NONE ? NULL : loss,
     };
-    return pyce_run(&p);
+    return run_contiguous(&p, loss);
 }
 
 int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
                           int64_t classes, int64_t inner, uintptr_t logits, uintptr_t labels,
-                          uintptr_t weight, uintptr_t grad, double smoothing, int64_t ignore_index,
-                          uintptr_t loss, int loss_dtype) {
+                          uintptr_t probs, int probs_dtype, uintptr_t weight, uintptr_t grad,
+                          double smoothing, int64_t ignore_index, uintptr_t loss, int loss_dtype) {
     const int half = loss_dtype == PYCE_FLOAT16 || loss_dtype == PYCE_BFLOAT16;
     if (half ? dtype == PYCE_FLOAT64 || reduction == PYCE_NONE || !loss || loss % _Alignof(uint16_t)
              : loss_dtype != (dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32)) {
         return PYCE_BAD_ARGUMENT;
     }
+    pyce_problem p = {
+        .operation = operation,
+        .dtype = dtype,
+        .target = probs ? PYCE_PROBABILITIES : PYCE_INDEX64,
+        .probs_dtype = probs_dtype,
+        .reduction = reduction,
+        .threads = threads,
+        .outer = outer,
+        .classes = classes,
+        .inner = inner,
+        .logits = {.data = (void *)logits},
+        .result = {.data = (void *)grad},
+        .probs = {.data = (void *)probs},
+        .labels = (const void *)labels,
+        .weight = (const double *)weight,
+        .smoothing = smoothing,
+        .ignore_index = ignore_index,
+    };
     float single;
-    const int status = pyce_cross_entropy(operation, dtype, reduction, threads, outer, classes,
-                                          inner, (const void *)logits, (const int64_t *)labels,
-                                          (const double *)weight, (void *)grad, smoothing,
-                                          ignore_index, half ? (void *)&single : (void *)loss);
+    const int status = run_contiguous(&p, half ? (void *)&single : (void *)loss);
     if (half && status == PYCE_OK) {
         *(uint16_t *)loss = loss_dtype == PYCE_FLOAT16 ? to_f16(single) : to_bf16(single);
     }

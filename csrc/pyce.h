@@ -93,13 +93,14 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
                        void *loss);
 
 /* The same with addresses as numbers, 0 for NULL: a Python program has the addresses of tensors, and to
- * make pointers of them would take as long as a small batch. `loss_dtype` is the
- * dtype of the loss: that of pyce_cross_entropy, or for the reduced loss of any dtype but
- * PYCE_FLOAT64 a half type, to which it is rounded. */
+ * make pointers of them would take as long as a small batch. In place of `labels`, `probs` may be the
+ * target: contiguous probabilities of the dtype `probs_dtype`. `loss_dtype` is the dtype of the loss: that
+ * of pyce_cross_entropy, or for the reduced loss of any dtype but PYCE_FLOAT64 a half type, to which it is
+ * rounded. */
 int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
                           int64_t classes, int64_t inner, uintptr_t logits, uintptr_t labels,
-                          uintptr_t weight, uintptr_t grad, double smoothing, int64_t ignore_index,
-                          uintptr_t loss, int loss_dtype);
+                          uintptr_t probs, int probs_dtype, uintptr_t weight, uintptr_t grad,
+                          double smoothing, int64_t ignore_index, uintptr_t loss, int loss_dtype);
 
 /* The backward pass from a saved gradient of n elements: `result` receives `saved` times the number at
  * `factor`, which is of the dtype `factor_dtype` and must be finite. `dtype` is that of the logits and of

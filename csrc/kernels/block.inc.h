@@ -28,14 +28,26 @@ INLINE vreal vector_max(const element *x, int n) {
 }
 INLINE real block_max(const element *x, int n) { return v_reduce_max(vector_max(x, n)); }
 
-/* The first class with this value, or −1. */
+/* Whether the maximum of four vectors is `value`, which none of their numbers exceeds. */
+INLINE int four_have(const element *x, vreal value) {
+    vreal max = v_set1((real)-INFINITE);
+    UNROLL
+    for (int i = 0; i < 4; i++) max = v_max(m_load(x + i * LANES), max);
+    return v_first(v_eq(max, value)) >= 0;
+}
+/* The first class with this value, the maximum of all, or −1. */
 static int find_value(const element *x, int n, real value) {
-    for (int c = 0; c < n; c += LANES) {
+    for (int c = 0; c < n;) {
         const int left = n - c;
+        if (left >= 4 * LANES && !four_have(x + c, v_set1(value))) {
+            c += 4 * LANES;
+            continue;
+        }
         /* A fill that is not found: NaN. */
         const vreal v = left >= LANES ? m_load(x + c) : m_loadn(x + c, left, (real)NOT_A_NUMBER);
         const int lane = v_first(v_eq(v, v_set1(value)));
         if (lane >= 0) return c + lane;
+        c += LANES;
     }
     return -1;
 }
@@ -295,12 +307,11 @@ static __attribute__((noinline)) void exp_block(const element *x, int n, const n
 INLINE real finite_or_0(real x) { return x - x == 0 ? x : 0; }
 
 /* Σ b and Σ b·(max − x) of a block; terms with b = 0 count 0 whatever x is. `one`: b is 1 everywhere. */
-static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const element *x,
-                                                      const real *b, int64_t first, int n,
-                                                      real block_max, pyce_block *block) {
+static __attribute__((noinline)) void general_soft_sums(const pyce_job *job, const element *x,
+                                                        const real *b, int64_t first, int n,
+                                                        real max, vsum *to_total, vsum *to_loss) {
     const int one = job->soft == SOFT_ONE;
     const double *weights = class_weights_from(job, first);
-    const real max = finite_or_0(block_max);
     const vreal top = v_set1(max);
     vsum total = sum_zero(), loss = sum_zero();
     for (int c = 0; c < n; c += CHUNK) {
@@ -328,6 +339,19 @@ static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const
             sum_add8(&total, t);
             sum_add_errors(&total, errors);
         }
+    }
+    *to_total = total;
+    *to_loss = loss;
+}
+
+static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const element *x,
+                                                      const real *b, int64_t first, int n,
+                                                      real block_max, pyce_block *block) {
+    const int one = job->soft == SOFT_ONE;
+    const real max = finite_or_0(block_max);
+    vsum total = sum_zero(), loss = total;
+    if (!(one ? sum_of_logits(x, n, &loss) : finite_soft_sums(x, b, n, max, &total, &loss))) {
+        general_soft_sums(job, x, b, first, n, max, &total, &loss);
     }
     block->soft_sum_error = 0;
     block->soft_sum = one ? n : sum_total(total, &block->soft_sum_error);

@@ -180,15 +180,18 @@ static __attribute__((noinline)) int64_t general_batch(const pyce_job *job, int6
 #if COMPENSATED
 #define is_index_job(job) 0
 #define index_batch(job, row, end, batch, memory, to, losses) 0
+#define is_soft_job(job) 0
+#define soft_batch(job, row, end, batch, memory, to, losses) 0
 #else
 #include "few_index.inc.h"
+#include "few_soft.inc.h"
 #endif
 
 static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const lane_scratch *memory,
                        double *losses, double *sums) {
     const pyce_problem *p = job->p;
     const int classes = (int)p->classes, batch = batch_size(job);
-    const int by_index = is_index_job(job);
+    const int by_index = is_index_job(job), soft = is_soft_job(job);
     /* Rows one after the other are streamed as one piece, since they begin and end within lines. */
     const pyce_operand *g = &p->result;
     const int staged = pyce_has_result(p) && job->streaming && p->inner == 1 &&
@@ -207,7 +210,9 @@ static void batch_rows(const pyce_job *job, int64_t begin, int64_t end, const la
         double *loss = losses + (row - tile);
         int64_t n = 0;
         if (by_index) n = index_batch(job, row, tile_end, batch, memory, to, loss);
-        if (!n) n = general_batch(job, row, tile_end, by_index ? 1 : batch, memory, to, loss);
+        if (soft) n = soft_batch(job, row, tile_end, batch, memory, to, loss);
+        if (!n)
+            n = general_batch(job, row, tile_end, by_index || soft ? 1 : batch, memory, to, loss);
         row += n;
         if (staged) stream_out(out, from, n * classes);
         if (row == tile_end) reduce_tile(job, tile, tile_end, losses, sums);

@@ -436,7 +436,8 @@ static void soft_lane_block(const pyce_job *job, const lane_rows *rows, int64_t 
             const vd sum = vd_load(s->soft_loss + i);
             vd_store(s->soft_loss + i, sum_distance(sum, v_eight(from, i), n));
         }
-    } else {
+    } else if (job->p->classes > PYCE_FEW ||
+               !finite_lane_sums(x, *b, *step, n, from, s->soft_sum, s->soft_loss)) {
         sum_lane_block(job, SUM_B, x, *b, *step, weights, from, n, s->soft_sum, s->soft_sum_error);
         sum_lane_block(job, SUM_LOSS, x, *b, *step, weights, from, n, s->soft_loss,
                        s->soft_loss_error);

@@ -53,16 +53,35 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 
 /* -- exponentials --------------------------------------------------------------------------------- */
 
-/* Three things in one loop, so that none waits for the others: with `writes`, the row before, whose e
-   stand where this row's go, is written: e·*row_factor, or with `softmax` e·(row_factor[0] +
-   row_factor[1]); with `adds`, the e of another row of the unit are added to *total (in memory, where
-   a target has FEW_REGISTERS); and e of x is stored. */
+/* How a row is written from its e. */
+enum { WRITES_NOTHING, WRITES_PRODUCT, WRITES_SOFTMAX, WRITES_SOFT };
+/* What it is written with: the factors of e and b with their rounding errors, b (of WRITES_SOFT) and the
+   result. And the normaliser of the row whose e take its place: one pointer less in the loop. */
+typedef struct {
+    row_normaliser norm;
+    real factor, factor_error, soft_factor, soft_factor_error;
+    const real *b;
+    element *out;
+} row_writer;
+
+/* factor·e − soft_factor·t. The factors are loaded where they are used: a step of the loop leaves no
+   registers for them. */
+HOT vreal soft_written(const row_writer *w, vreal e, vreal t) {
+    return soft_difference(e, v_set1(w->factor), v_set1(w->factor_error), t, v_set1(0),
+                           v_set1(w->soft_factor), v_set1(w->soft_factor_error));
+}
+
+/* Three things in one loop, so that none waits for the others: the row before, whose e stand where this
+   row's go, is written as `writes` tells; with `adds`, the e of another row of the unit are added to
+   *total (in memory, where a target has FEW_REGISTERS); and e of x is stored. */
 HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, const int writes,
-                 const int softmax, const real *row_factor, element *out, const int adds,
-                 const real *other, vsum *total) {
+                 const row_writer *w, const int adds, const real *other, vsum *total) {
     const row_exponential f = exponential_of(row);
-    const vreal factor = v_set1(writes ? *row_factor : 0);
-    const vreal factor_error = v_set1(softmax ? row_factor[1] : 0);
+    const int soft = writes == WRITES_SOFT;
+    element *out = writes ? w->out : 0;
+    const real *b = soft ? w->b : 0;
+    const vreal factor = v_set1(writes ? w->factor : 0);
+    const vreal factor_error = v_set1(writes == WRITES_SOFTMAX ? w->factor_error : 0);
     vsum in_registers, *sum = FEW_REGISTERS ? total : &in_registers;
     if (adds) *sum = *total;
     int c = 0;
@@ -71,9 +90,15 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
         if (writes) {
             UNROLL
             for (int j = 0; j < STEP_VECTORS; j++) {
-                const vreal before = v_load(e + c + j * LANES);
-                m_store(out + c + j * LANES, softmax ? quotient_of(before, factor, factor_error)
-                                                     : v_mul(before, factor));
+                const int at = c + j * LANES;
+                const vreal before = v_load(e + at);
+                if (soft) {
+                    m_store(out + at, soft_written(w, before, v_load(b + at)));
+                } else if (writes == WRITES_SOFTMAX) {
+                    m_store(out + at, quotient_of(before, factor, factor_error));
+                } else {
+                    m_store(out + at, v_mul(before, factor));
+                }
             }
         }
         UNROLL
@@ -95,8 +120,15 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
         if (adds) sum_add_from(sum, other + c);
         if (writes) {
             const vreal before = v_load(e + c);
-            const vreal g =
-                softmax ? quotient_of(before, factor, factor_error) : v_mul(before, factor);
+            vreal g;
+            if (soft) {
+                const vreal t = left >= LANES ? v_load(b + c) : v_loadn(b + c, left, 0);
+                g = soft_written(w, before, t);
+            } else if (writes == WRITES_SOFTMAX) {
+                g = quotient_of(before, factor, factor_error);
+            } else {
+                g = v_mul(before, factor);
+            }
             if (left >= LANES) {
                 m_store(out + c, g);
             } else {
@@ -113,34 +145,50 @@ HOT void exp_row(const element *x, int n, const row_normaliser *row, real *e, co
 /* One function for each kind, so that the loop has the registers to itself. */
 static __attribute__((noinline)) void exp_row_only(const element *x, int n,
                                                    const row_normaliser *norm, real *e) {
-    exp_row(x, n, norm, e, 0, 0, 0, 0, 0, 0, 0);
-}
-static __attribute__((noinline)) void exp_row_write(const element *x, int n,
-                                                    const row_normaliser *norm, real *e,
-                                                    const real *factor, element *out) {
-    exp_row(x, n, norm, e, 1, 0, factor, out, 0, 0, 0);
+    exp_row(x, n, norm, e, WRITES_NOTHING, 0, 0, 0, 0);
 }
 static __attribute__((noinline)) void exp_row_add(const element *x, int n,
                                                   const row_normaliser *norm, real *e,
                                                   const real *other, vsum *total) {
-    exp_row(x, n, norm, e, 0, 0, 0, 0, 1, other, total);
+    exp_row(x, n, norm, e, WRITES_NOTHING, 0, 1, other, total);
 }
-static __attribute__((noinline)) void exp_row_write_add(const element *x, int n,
-                                                        const row_normaliser *norm, real *e,
-                                                        const real *factor, element *out,
-                                                        const real *other, vsum *total) {
-    exp_row(x, n, norm, e, 1, 0, factor, out, 1, other, total);
+static __attribute__((noinline)) void exp_row_write(const element *x, int n, real *e,
+                                                    const row_writer *w) {
+    exp_row(x, n, &w->norm, e, WRITES_PRODUCT, w, 0, 0, 0);
 }
-static __attribute__((noinline)) void exp_row_softmax(const element *x, int n,
-                                                      const row_normaliser *norm, real *e,
-                                                      const real *factor, element *out) {
-    exp_row(x, n, norm, e, 1, 1, factor, out, 0, 0, 0);
+static __attribute__((noinline)) void exp_row_write_add(const element *x, int n, real *e,
+                                                        const row_writer *w, const real *other,
+                                                        vsum *total) {
+    exp_row(x, n, &w->norm, e, WRITES_PRODUCT, w, 1, other, total);
 }
-static __attribute__((noinline)) void exp_row_softmax_add(const element *x, int n,
-                                                          const row_normaliser *norm, real *e,
-                                                          const real *factor, element *out,
-                                                          const real *other, vsum *total) {
-    exp_row(x, n, norm, e, 1, 1, factor, out, 1, other, total);
+static __attribute__((noinline)) void exp_row_softmax(const element *x, int n, real *e,
+                                                      const row_writer *w) {
+    exp_row(x, n, &w->norm, e, WRITES_SOFTMAX, w, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_row_softmax_add(const element *x, int n, real *e,
+                                                          const row_writer *w, const real *other,
+                                                          vsum *total) {
+    exp_row(x, n, &w->norm, e, WRITES_SOFTMAX, w, 1, other, total);
+}
+static __attribute__((noinline)) void exp_row_soft(const element *x, int n, real *e,
+                                                   const row_writer *w) {
+    exp_row(x, n, &w->norm, e, WRITES_SOFT, w, 0, 0, 0);
+}
+static __attribute__((noinline)) void exp_row_soft_add(const element *x, int n, real *e,
+                                                       const row_writer *w, const real *other,
+                                                       vsum *total) {
+    exp_row(x, n, &w->norm, e, WRITES_SOFT, w, 1, other, total);
+}
+/* The one that writes the result of a job; `other` may be NULL. */
+INLINE void exp_row_writing(const pyce_job *job, const element *x, int n, real *e,
+                            const row_writer *w, const real *other, vsum *total) {
+    if (other) {
+        (job->soft         ? exp_row_soft_add
+         : is_softmax(job) ? exp_row_softmax_add
+                           : exp_row_write_add)(x, n, e, w, other, total);
+    } else {
+        (job->soft ? exp_row_soft : is_softmax(job) ? exp_row_softmax : exp_row_write)(x, n, e, w);
+    }
 }
 
 /* -- writing ------------------------------------------------------------------------------------------ */
@@ -203,10 +251,10 @@ INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *
     write_special(job, s, i, out);
 }
 
-/* Whether row i of a finalized unit is e·factor except at its special classes, one class after the
-   other, so that it can be written while exponentials are computed. */
+/* Whether row i of a finalized unit is written by one rule except at its special classes, one class after
+   the other, so that it can be written while exponentials are computed. */
 INLINE int is_plain_row(const pyce_job *job, const unit *u, int i) {
-    return !COMPENSATED && !job->soft && job->p->operation != PYCE_LOG_SOFTMAX &&
+    return !COMPENSATED && job->p->operation != PYCE_LOG_SOFTMAX &&
            job->p->result.class_stride == 1 && (!job->streaming || u->stage) &&
            is_valid(job->p, u->state.row + i) && !is_too_small(u->state.factor[i]) &&
            !is_zero_row(job, &u->state, i);
@@ -216,6 +264,18 @@ INLINE element *unit_result(const pyce_job *job, const unit *u, int i) {
     if (u->stage) return stage_of(job, u) + (int64_t)i * job->p->classes;
     const pyce_operand *g = &job->p->result;
     return (element *)g->data + offset_of(g, u->state.row + i);
+}
+
+/* Of a plain row, while e with the normaliser `norm` are computed. */
+INLINE row_writer row_writer_of(const pyce_job *job, const unit *u, int i, row_normaliser norm) {
+    row_writer w = {.norm = norm,
+                    .b = unit_soft(job, u->state.row + i, u->b[1]),
+                    .out = unit_result(job, u, i)};
+    w.factor = round_to_real(u->state.factor[i], 0, &w.factor_error);
+    if (job->soft) {
+        w.soft_factor = round_to_real(u->state.soft_factor[i], 0, &w.soft_factor_error);
+    }
+    return w;
 }
 
 /* The result of row i of a finalized unit, from its exponentials. */
@@ -310,22 +370,13 @@ static void unit_statistics(const pyce_job *job, unit *u, unit *before, int from
         const row_normaliser norm = {shift[i], magic[i], least[i]};
         real *e = u->e + i * u->stride;
         const real *other = last >= 0 ? u->e + last * u->stride : 0;
+        vsum *sum = last >= 0 ? sums + last : 0;
         if (together) {
-            real factor[2];
-            factor[0] = round_to_real(before->state.factor[i], 0, factor + 1);
-            element *out = unit_result(job, before, i);
-            if (other && is_softmax(job)) {
-                exp_row_softmax_add(x, n, &norm, e, factor, out, other, &sums[last]);
-            } else if (is_softmax(job)) {
-                exp_row_softmax(x, n, &norm, e, factor, out);
-            } else if (other) {
-                exp_row_write_add(x, n, &norm, e, factor, out, other, &sums[last]);
-            } else {
-                exp_row_write(x, n, &norm, e, factor, out);
-            }
-            write_special(job, &before->state, i, out);
+            const row_writer w = row_writer_of(job, before, i, norm);
+            exp_row_writing(job, x, n, e, &w, other, sum);
+            write_special(job, &before->state, i, w.out);
         } else if (other) {
-            exp_row_add(x, n, &norm, e, other, &sums[last]);
+            exp_row_add(x, n, &norm, e, other, sum);
         } else {
             exp_row_only(x, n, &norm, e);
         }

@@ -134,8 +134,8 @@ class AtAddresses(Protocol):
         Parameters
         ----------
         loss_dtype
-            "float16" or "bfloat16" to round the reduced loss to that; only for labels without
-            `lse` and logits that are not float64. Else "".
+            "float16" or "bfloat16" to round the reduced loss to that; only without `lse` and for
+            logits that are not float64. Else "".
         grad_loss, grad_losses
             Without `loss`, the derivative of the final result with respect to the loss: a number,
             or with "none" float64 for each row. With `loss`, 1 and 0.

@@ -193,7 +193,7 @@ def at_addresses(
     """Cross-entropy in memory that is not a NumPy array; see `AtAddresses`."""
     work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
     threads = 1 if work < _serial_below else min(_threads.budget(), most_threads())
-    if labels and loss and not lse:
+    if loss and not lse:
         return not _cross_entropy_at(
             _FORWARD_BACKWARD if grad else _FORWARD,
             _DTYPES[dtype],
@@ -204,6 +204,8 @@ def at_addresses(
             inner,
             logits,
             labels,
+            probs,
+            _DTYPES[probs_dtype],
             weight,
             grad,
             smoothing,

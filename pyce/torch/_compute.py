@@ -32,7 +32,6 @@ SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass on
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
 
 _REDUCTIONS = arguments.REDUCTIONS
-_LABELS = 6  # the place of the labels in the arguments of `at_addresses`
 # A scalar of each dtype of logits, and one of the dtype in which their loss is computed: to imitate
 # a tensor takes less time than to describe it.
 _SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in DTYPE_NAMES}
@@ -69,10 +68,12 @@ def forward(
     axis = None if at_addresses is None else class_axis_in_memory(x)
     if at_addresses is not None and axis is not None:
         t = _in_memory_of(x, target)
-        weights = None if weight is None else _float64(weight)
-        memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+        weights = None if weight is None else _class_weights(weight, x)
+        memory = None
+        if weight is None or weights is not None:
+            memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
         if memory is not None:
-            rounded = half if reduction != "none" and save != SAVE_LSE and memory[_LABELS] else ""
+            rounded = half if reduction != "none" and save != SAVE_LSE else ""
             like = _SCALARS[dtype] if rounded else _LOSSES[x.dtype]
             if reduction != "none":
                 loss = torch.empty_like(like)
@@ -156,8 +157,10 @@ def backward(
     axis = None if at_addresses is None else class_axis_in_memory(input)
     if at_addresses is not None and axis is not None:
         t = _in_memory_of(input, target)
-        weights = None if weight is None else _float64(weight)
-        memory = _memory(input, t, axis, weights, reduction, ignore_index, label_smoothing)
+        weights = None if weight is None else _class_weights(weight, input)
+        memory = None
+        if weight is None or weights is not None:
+            memory = _memory(input, t, axis, weights, reduction, ignore_index, label_smoothing)
         if memory is not None:
             gradient = empty_gradient(input)
             factors = 0 if rows is None else rows.data_ptr()
@@ -252,18 +255,18 @@ def _memory(
     x: Tensor,
     t: Tensor,
     axis: int,
-    weight: Tensor | None,
+    weights: Tensor | None,
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
 ) -> Any:
     """The last arguments of the backend's `at_addresses` for the batch; None if it can't be used.
 
-    It takes logits that are contiguous with the class axis at `axis`, and int64 labels or
-    probabilities. The backend gets addresses instead of NumPy arrays: to make the arrays of a small
-    batch takes as long as to compute its loss. It checks the values of the labels, and everything
-    else is checked here. An invalid argument gives None, and the way through NumPy raises the error
-    for it.
+    It takes logits that are contiguous with the class axis at `axis`, int64 labels or
+    probabilities, and the result of `_class_weights`. The backend gets addresses instead of NumPy
+    arrays: to make the arrays of a small batch takes as long as to compute its loss. It checks the
+    values of the labels, and everything else is checked here. An invalid argument gives None, and
+    the way through NumPy raises the error for it.
     """
     shape = x.shape
     dimensions = len(shape)
@@ -281,7 +284,7 @@ def _memory(
             outer, inner = 1, outer
     dtype = DTYPE_NAMES.get(x.dtype)
     probs_dtype = dtype
-    labels = probs = weights = 0
+    labels = probs = 0
     if t.dtype is torch.int64:
         labels = contiguous_address(t)
         # For matrices, what takes less time than to compare shapes.
@@ -303,10 +306,6 @@ def _memory(
         or not (ignore_index == -100 or _is_index(ignore_index))
     ):
         return None
-    if weight is not None:
-        weights = contiguous_address(weight)
-        if not weights or weight.dtype is not torch.float64 or weight.shape != (classes,):
-            return None
     return (
         dtype,
         reduction,
@@ -317,18 +316,19 @@ def _memory(
         labels,
         probs,
         probs_dtype,
-        weights,
+        0 if weights is None else weights.data_ptr(),
         float(label_smoothing),
         ignore_index,
         torch.get_num_threads,
     )
 
 
-def _float64(weight: Tensor) -> Tensor:
-    """The weights as float64; as they are if they can't be converted."""
-    if weight.dtype not in DTYPE_NAMES or not contiguous_address(weight):
-        return weight
-    return weight.double()
+def _class_weights(weight: Tensor, x: Tensor) -> Tensor | None:
+    """The weights of the classes of `x` as contiguous float64; None if they can't be converted."""
+    classes = x.shape[1:2] if x.dim() > 1 else x.shape
+    if weight.shape != classes or weight.dtype not in DTYPE_NAMES:
+        return None
+    return weight.double() if contiguous_address(weight) else None
 
 
 def _is_fraction(value: Any) -> bool:

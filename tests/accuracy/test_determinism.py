@@ -187,6 +187,46 @@ def test_few_classes_with_index_targets(c_backend, dtype, classes, ignored):
 
 
 @by_dtype
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64, 65, 100, 2049])
+def test_probabilities_whose_terms_are_not_finite(c_backend, dtype, classes):
+    """Sums of finite terms are computed in one way, for sixteen rows of few classes, and others in
+    another way: with the same bytes, so that no row depends on those around it."""
+    rng = np.random.default_rng(classes)
+    rows = 6 * 16 + 5
+    x = (rng.normal(size=(rows, classes)) * 6).astype(dtype)
+    t = (rng.random(x.shape) * rng.choice([0, 1, -1, 1e4], (rows, 1))).astype(dtype)
+    x[4, :2] = x[20, -2:] = x.max()  # several maxima
+    unusual = [16, 37, 48, 63, 70, 87]
+    x[16, -1] = np.nan
+    x[37, 0] = x[48, 1] = -np.inf
+    t[37, 0] = 0
+    x[63, 0] = np.inf
+    t[70, -1] = np.inf
+    t[87, 0] = np.nan
+    whole = [[], []]
+    for axis in (-1, 0):
+        logits, target = (np.ascontiguousarray(a.T) if axis == 0 else a for a in (x, t))
+        loss, grad, lse = pyce.cross_entropy_with_grad(
+            logits, target, axis=axis, reduction="none", return_lse=True
+        )
+        forward = pyce.cross_entropy(logits, target, axis=axis, reduction="none", return_lse=True)
+        assert digest(forward) == digest((loss, lse))
+        whole[axis] = loss, np.moveaxis(grad, axis, -1), lse
+    assert digest(whole[0]) == digest(whole[1])
+    for row in (*range(0, rows, 5), *unusual):
+        part = slice(row, row + 1)
+        got = pyce.cross_entropy_with_grad(x[part], t[part], reduction="none", return_lse=True)
+        assert digest(got) == digest(value[part] for value in whole[0]), row
+    # Factors below the normal numbers:
+    options = {"reduction": "mean", "normalizer": 1e38}
+    grad = pyce.cross_entropy_with_grad(x, t, **options)[1]
+    for row in range(0, rows, 9):
+        part = slice(row, row + 1)
+        got = pyce.cross_entropy_with_grad(x[part], t[part], **options)[1]
+        assert got.tobytes() == grad[part].tobytes(), row
+
+
+@by_dtype
 @by_classes
 @widest_isa
 def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):

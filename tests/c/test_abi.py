@@ -778,13 +778,16 @@ def test_the_common_case(dtype, reduction, weighted):
     assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
 
 
-def at_addresses(common, loss_dtype, **changes):
+def at_addresses(common, loss_dtype, probs=(0, "FLOAT32"), **changes):
     """Call pyce_cross_entropy_at with the arguments of a `Common`."""
-    numbers = [
-        int(ffi.cast("uintptr_t", value)) if isinstance(value, ffi.CData) else value
-        for value in {**common.arguments, **changes}.values()
-    ]
-    return lib.pyce_cross_entropy_at(*numbers, number(loss_dtype))
+    numbers = {
+        name: int(ffi.cast("uintptr_t", value)) if isinstance(value, ffi.CData) else value
+        for name, value in {**common.arguments, **changes}.items()
+    }
+    values = list(numbers.values())
+    after = list(numbers).index("labels") + 1
+    values[after:after] = probs[0], number(probs[1])
+    return lib.pyce_cross_entropy_at(*values, number(loss_dtype))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -806,6 +809,27 @@ def test_the_common_case_at_addresses(dtype, reduction, weighted):
         found = np.frombuffer(ffi.buffer(other.loss), convert)
         assert found[0] == convert(common.loss[0])
         assert found[1] == np.array([common.loss[0]], np.float32).view(convert)[1]  # not written
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probabilities_at_addresses(dtype, reduction, weighted):
+    common = Common("FORWARD_BACKWARD", dtype, reduction, weighted)
+    raw = Raw("FORWARD_BACKWARD", dtype, "PROBABILITIES", reduction=reduction)
+    if weighted:
+        raw.point("weight", common.weight)
+    probs = int(ffi.cast("uintptr_t", raw.c.probs.data))
+    loss_dtype = "FLOAT64" if dtype == "FLOAT64" else "FLOAT32"
+    before = common.raw.memory(), list(common.loss)
+    # Labels and probabilities:
+    assert at_addresses(common, loss_dtype, (probs, dtype)) == lib.PYCE_BAD_ARGUMENT
+    assert (common.raw.memory(), list(common.loss)) == before
+    assert raw.run() == lib.PYCE_OK
+    assert at_addresses(common, loss_dtype, (probs, dtype), labels=0) == lib.PYCE_OK
+    name = "losses" if reduction == "NONE" else "reduced"
+    assert bytes(ffi.buffer(common.loss)) == raw.arrays[name].tobytes()
+    assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
 
 
 def test_the_common_case_at_addresses_refuses():

@@ -49,11 +49,17 @@ ON_THE_STACK = {
     ("avx2", "general_batch"): [4, 20],
     ("avx2", "index_batch"): [2, 6],
     ("avx2", "exp_many_classes"): [2],
+    ("avx2", "soft_batch"): [23],
     ("avx2", "few_rows"): [7, 24, 5],
+    ("avx512", "few_rows"): [2, 1],
     ("neon", "general_batch"): [2, 20],
     ("neon", "index_batch"): [13, 1, 18],
     ("neon", "exp_many_classes"): [1],
-    ("neon", "few_rows"): [2, 2, 24],
+    ("neon", "soft_batch"): [2, 2, 6, 34],
+    ("neon", "few_rows"): [2, 2, 22],
+    # Two of the loops along a row: not with the sums of another row, which are the common ones.
+    ("neon", "exp_row_write"): [2],
+    ("neon", "exp_row_softmax"): [3],
 }
 
 # Every loop along a row, each compiled as a function of its own.
@@ -71,6 +77,8 @@ ALONG_ROWS = {
     "exp_row_write_add",
     "exp_row_softmax",
     "exp_row_softmax_add",
+    "exp_row_soft",
+    "exp_row_soft_add",
 }
 
 
