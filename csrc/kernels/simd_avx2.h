@@ -286,16 +286,28 @@ INLINE __m128i to_f16(__m256 a) {
     return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 INLINE __m256 from_bf16(__m128i h) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    const __m256i upper =
+        _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1,
+                         -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(h), upper));
 }
-INLINE __m128i to_bf16(__m256 a) {
+/* Rounded to bfloat16, which is the upper half of each number; the lower is 0. */
+INLINE __m256i round_to_bf16(__m256 a) {
     const __m256i bits = _mm256_castps_si256(a);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-    const __m256i all =
-        _mm256_srli_epi32(_mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    const __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+    const __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    const __m256 all = _mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan);
+    return _mm256_srli_epi32(_mm256_castps_si256(all), 16);
+}
+INLINE __m128i to_bf16(__m256 a) {
+    const __m256i all = round_to_bf16(a);
     return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+INLINE __m256i vf_to_bf16(vf a) {
+    const __m256i mixed = _mm256_packus_epi32(round_to_bf16(a.lo), round_to_bf16(a.hi));
+    return _mm256_permute4x64_epi64(mixed, _MM_SHUFFLE(3, 1, 2, 0));
 }
 
 INLINE vf vf_load_f16(const uint16_t *p) {
@@ -333,19 +345,13 @@ INLINE vf vf_loadn_bf16(const uint16_t *p, int n, float fill) {
     vf_store(f, vf_load_bf16(h));
     return vf_loadn(f, n, fill);
 }
-INLINE void vf_store_bf16(uint16_t *p, vf a) {
-    _mm_storeu_si128((__m128i *)p, to_bf16(a.lo));
-    _mm_storeu_si128((__m128i *)(p + 8), to_bf16(a.hi));
-}
+INLINE void vf_store_bf16(uint16_t *p, vf a) { _mm256_storeu_si256((__m256i *)p, vf_to_bf16(a)); }
 INLINE void vf_storen_bf16(uint16_t *p, int n, vf a) {
     uint16_t h[16];
     vf_store_bf16(h, a);
     memcpy(p, h, (size_t)n * sizeof *h);
 }
-INLINE void vf_stream_bf16(uint16_t *p, vf a) {
-    _mm_stream_si128((__m128i *)p, to_bf16(a.lo));
-    _mm_stream_si128((__m128i *)(p + 8), to_bf16(a.hi));
-}
+INLINE void vf_stream_bf16(uint16_t *p, vf a) { _mm256_stream_si256((__m256i *)p, vf_to_bf16(a)); }
 
 /* Four numbers at `lo` and `n` at `hi`. */
 INLINE __m128i load_pair(const uint16_t *lo, const uint16_t *hi, int n) {
