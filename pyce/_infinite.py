@@ -8,6 +8,7 @@ afterwards their results are multiplied by infinity, where a number that is 0 st
 
 from __future__ import annotations
 
+import math
 from copy import copy
 
 import numpy as np
@@ -37,7 +38,7 @@ class Factors:
         # With one class, p is 1 and the weight of probabilities has no effect.
         weight = p.weight if of_rows or p.classes == 1 else None
         given = [p.sample_weight, weight, scale]
-        if all(np.isfinite(a).all() for a in given if a is not None):
+        if all(_is_finite(values) for values in given if values is not None):
             return
         with np.errstate(all="ignore"):
             self.problem = copy(p)
@@ -79,6 +80,10 @@ class Factors:
                 gradient = np.moveaxis(p.grad, p.axis, -1)
                 values = gradient[rows].astype(np.float64)
                 gradient[rows] = product(values, np.inf).astype(p.grad.dtype)
+
+
+def _is_finite(values: Array) -> bool:
+    return math.isfinite(values[0]) if values.size == 1 else bool(np.isfinite(values).all())
 
 
 def _finite(values: Array) -> Array:
