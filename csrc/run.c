@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "dispatch.h"
+#include "infinite.h"
 #include "internal.h"
 #include "pool.h"
 #include "reduce.h"
@@ -96,22 +97,14 @@ static double sum_of_weights(const double *values, int64_t n) {
     return sum_by_halves(sum, 8) + sum_by_halves(error, 8);
 }
 
-/* The denominator of the reduction and the number of rows that are not ignored. */
-static int find_denominator(const pyce_kernels *kernels, pyce_problem *p, int threads,
-                            double *denominator, int64_t *valid_rows) {
+/* The number of rows that are not ignored, and the sum of their weights: the denominator of the mean. */
+static int find_weights(const pyce_kernels *kernels, pyce_problem *p, int threads, double *weights,
+                        int64_t *valid_rows) {
     const int64_t rows = p->outer * p->inner;
     *valid_rows = rows;
-    *denominator = (double)rows;
-    if (!rows) {
-        *denominator = 0;
-    } else if (p->labels) {
-        const int status = pyce_scan_labels(kernels, p, threads, valid_rows, denominator);
-        if (status != PYCE_OK) return status;
-    } else if (p->sample_weight) {
-        *denominator = sum_of_weights(p->sample_weight, rows);
-    }
-    if (p->reduction != PYCE_MEAN) *denominator = 1;
-    if (p->reduction == PYCE_QUOTIENT) *denominator = p->normalizer;
+    *weights = (double)rows;
+    if (rows && p->labels) return pyce_scan_labels(kernels, p, threads, valid_rows, weights);
+    if (rows && p->sample_weight) *weights = sum_of_weights(p->sample_weight, rows);
     return PYCE_OK;
 }
 
@@ -144,6 +137,26 @@ static void write_loss(pyce_problem *p, double loss) {
 
 /* -- all of it ------------------------------------------------------------------------------------- */
 
+/* Runs a job. *total receives the sum of the losses if they are reduced. */
+static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads, double *total) {
+    const pyce_problem *p = job->p;
+    const int64_t rows = p->outer * p->inner, tiles = (rows + job->tile - 1) / job->tile;
+    double on_stack[256];
+    double *sums = NULL;
+    if (pyce_has_loss(p) && p->reduction != PYCE_NONE) {
+        sums = tiles <= 256 ? on_stack : malloc((size_t)tiles * sizeof *sums);
+        if (!sums) return PYCE_NO_MEMORY;
+    }
+    int status = PYCE_OK;
+    if (rows) {
+        status = pyce_shares_rows(job, threads) ? run_shared(kernels, job, threads, sums)
+                                                : run_rows(kernels, job, threads, sums);
+    }
+    if (sums && status == PYCE_OK) *total = sum_of_losses(job, sums);
+    if (sums != on_stack) free(sums);
+    return status;
+}
+
 /* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
    environment, but not past a call. */
 __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
@@ -152,34 +165,32 @@ __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
     const int threads = pyce_threads_for(rows * p->classes + PYCE_ROW_OVERHEAD * rows, p->threads);
 
     int64_t valid_rows;
-    double denominator;
-    int status = find_denominator(kernels, p, threads, &denominator, &valid_rows);
+    double weights, total = 0;
+    int status = find_weights(kernels, p, threads, &weights, &valid_rows);
     if (status != PYCE_OK) return status;
+    double denominator = p->reduction == PYCE_MEAN ? weights : 1;
+    if (p->reduction == PYCE_QUOTIENT) denominator = p->normalizer;
+    double grad_scale = p->grad_loss / denominator;
+    const double error = fma(-grad_scale, denominator, p->grad_loss) / denominator;
+
+    pyce_finite finite;
+    const double given_scale = grad_scale;
+    const int infinite = valid_rows && pyce_has_infinite_factor(p, weights, grad_scale);
+    if (infinite && pyce_make_finite(p, &grad_scale, &finite)) return PYCE_NO_MEMORY;
 
     pyce_job job;
-    pyce_plan(p, &job);
-    job.grad_scale = p->grad_loss / denominator;
-    const double error = fma(-job.grad_scale, denominator, p->grad_loss) / denominator;
+    pyce_plan(infinite ? &finite.problem : p, &job);
+    job.grad_scale = grad_scale;
     job.grad_scale_error = isfinite(error) ? error : 0;
     job.all_valid = valid_rows == rows;
-
-    const int reduce = pyce_has_loss(p) && p->reduction != PYCE_NONE;
-    const int64_t tiles = (rows + job.tile - 1) / job.tile;
-    double on_stack[256];
-    double *sums = NULL;
-    if (reduce) {
-        sums = tiles <= 256 ? on_stack : malloc((size_t)tiles * sizeof *sums);
-        if (!sums) return PYCE_NO_MEMORY;
+    status = run_job(kernels, &job, threads, &total);
+    if (infinite) {
+        if (status == PYCE_OK) total += pyce_make_infinite(p, given_scale, &finite);
+        free(finite.memory);
     }
-    if (rows) {
-        status = pyce_shares_rows(&job, threads) ? run_shared(kernels, &job, threads, sums)
-                                                 : run_rows(kernels, &job, threads, sums);
-    }
-    if (reduce && status == PYCE_OK) {
+    if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) {
         const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
-        const double total = sum_of_losses(&job, sums);
         write_loss(p, empty ? 0.0 : total / denominator);
     }
-    if (sums != on_stack) free(sums);
     return status;
 }

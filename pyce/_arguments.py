@@ -86,6 +86,10 @@ def _described(value: Any, array: Array) -> str:
         return str(array.dtype)
     if hasattr(value, "to_numpy"):  # of pandas, with dtypes that may be missing
         return "object: .to_numpy(dtype=...) converts it"
+    if hasattr(value, "toarray"):  # sparse
+        return f"{type(value).__name__}: .toarray() converts it"
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return f"{type(value).__name__}: numpy.from_dlpack converts it"
     return "an array of Python objects"
 
 
@@ -297,6 +301,7 @@ def output(
     if out is None:
         return np.empty(logits.shape, logits.dtype)
     native = _fits(out, "out", logits.shape, logits.dtype, given, what)
+    out = _plain(out)
     # Two arrays that own their memory share none. This is nearly always so, and quickly checked.
     owns = out.flags.owndata
     for other in (logits,) if given is logits else (logits, given):
@@ -334,6 +339,7 @@ def gradient_output(
     if out is None:
         return np.empty(shape, dtype)
     native = _fits(out, name, shape, dtype, given, what)
+    out = _plain(out)
     if any(_overlap(out, other) for other in others):
         raise ValueError(f"{name} shares memory with another argument")
     return out if native else np.empty(shape, dtype)
@@ -368,14 +374,21 @@ def delivered(result: Array, out: Array | None) -> Array:
     """`out` with the result in it, if `out` was given; else `result`."""
     if out is None or result is out:
         return result
-    out[...] = result
+    if type(out) is np.ndarray or not _same_memory(out, result):
+        out[...] = result
     return out
+
+
+def _plain(array: Any) -> Any:
+    """The memory of an array of a subclass, which may replace NumPy's functions, as an ndarray."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
 
 
 def _overlap(out: Array, other: Any) -> bool:
     """Whether `out` shares memory with `other`; False if `other` is not an array."""
     if not isinstance(other, np.ndarray):
         return False
+    other = _plain(other)
     if out is other:
         return True
     if not np.may_share_memory(out, other):
@@ -466,7 +479,8 @@ def loss_problem(
         else:
             p.labels = indices(t, positions, shape, what, p.classes, p.ignore_index)
     else:
-        if dtype_name(t.dtype.newbyteorder("=")) is None:
+        # Other dtypes, such as NumPy's StringDType, may have no byte order.
+        if t.dtype.kind not in "fV" or dtype_name(t.dtype.newbyteorder("=")) is None:
             raise _target_error(target, t)
         if t.shape == positions:
             raise TypeError(
@@ -499,6 +513,7 @@ def _target_error(target: Any, array: Array) -> TypeError:
     advice = {
         "b": ": .astype(int) makes class indices of booleans, .astype(float) one-hot rows",
         "U": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
+        "T": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
         "S": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
     }.get(kind, "")
     return TypeError(

@@ -335,7 +335,7 @@ def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
         if p.probs is not None or p.smoothing:
             _add_soft_targets(p, values, minus_log, losses)
         if p.sample_weight is not None:
-            losses[...] = np.where(p.sample_weight == 0.0, 0.0, losses * p.sample_weight)
+            losses[...] = product(losses, p.sample_weight)
     valid = p.valid()
     if valid is not None:
         losses[~valid] = 0.0
@@ -354,7 +354,7 @@ def _add_labels(
     at_label = np.take_along_axis(values, classes.reshape(*p.positions, 1), axis=-1).reshape(-1)
     on_value = 1.0 - p.smoothing
     b = on_value if p.weight is None else product(on_value, p.weight[classes])
-    losses += _term(np.broadcast_to(b, losses.shape), minus_log(at_label))
+    losses += product(b, minus_log(at_label))
 
 
 def _add_soft_targets(
@@ -369,9 +369,4 @@ def _add_soft_targets(
         if probs is not None:
             t = probs[index].reshape(-1, p.classes).astype(np.float64)
             target = target + product(1.0 - p.smoothing, t)
-        losses[start:stop] += _term(product(target, weight), block).sum(axis=-1)
-
-
-def _term(b: Array, minus_log: Array) -> Array:
-    """b · minus_log, where 0 times infinity or NaN is 0."""
-    return np.multiply(b, minus_log, out=np.zeros(minus_log.shape), where=b != 0)
+        losses[start:stop] += product(product(target, weight), block).sum(axis=-1)

@@ -125,6 +125,14 @@ INLINE vd bad_rows(const pyce_problem *p, int i, vd max, vd others, const row_st
     return bad;
 }
 
+/* coefficient·distance. An infinite coefficient makes it infinite even where the distance, which is
+   positive, was rounded to 0. */
+INLINE vd times_distance(vd coefficient, vd distance) {
+    const vdm finite = vd_eq(vd_sub(coefficient, coefficient), vd_set1(0));
+    const vd positive = vd_add(distance, vd_set1(0x1p-1022));
+    return vd_mul(coefficient, vd_select(finite, distance, positive));
+}
+
 /* By precision: finalize_sums, the first step (others/e_m, S − e_o, 1/S); finalize_soft, what the
    soft-target term adds in the third; log_softmax_of. */
 #include FINALIZE_INC
@@ -227,7 +235,8 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     const vdm unlabelled = vd_eq(part, zero);
     const vd distance = vd_sub(m, label_x);
     const vd at_label = vd_add(distance, log);
-    vd_pair loss = pair_of(vd_drop(unlabelled, vd_mul(part, at_label)), zero);
+    const vd at_part = job->soft ? times_distance(part, at_label) : vd_mul(part, at_label);
+    vd_pair loss = pair_of(vd_drop(unlabelled, at_part), zero);
     if (COMPENSATED) {
         vd error = vd_add(error_of_sum(m, vd_sub(zero, label_x), distance),
                           vd_add(error_of_sum(distance, log, at_label), vd_load(s->log_error + i)));
@@ -298,7 +307,7 @@ static void finalize_rows(const pyce_job *job, row_state *states, int count) {
     }
 }
 
-/* Row losses of a tile to the caller, or added up into the tile's sum. `losses` has room for job->tile
+/* Row losses of a tile to the caller, and added up into the tile's sum. `losses` has room for job->tile
    numbers and is overwritten. */
 static void reduce_tile(const pyce_job *job, int64_t begin, int64_t end, double *losses,
                         double *sums) {
@@ -306,7 +315,8 @@ static void reduce_tile(const pyce_job *job, int64_t begin, int64_t end, double 
     real *to = job->p->losses;
     if (to) {
         for (int64_t i = 0; i < n; i++) to[begin + i] = (real)losses[i];
-    } else if (sums) {
+    }
+    if (sums) {
         /* A half of the tile that has no rows adds 0, which only makes a sum of −0 to 0. */
         int64_t rows = job->tile;
         while (rows / 2 >= n) rows /= 2;

@@ -63,7 +63,7 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vd log = vd_load(s->log + i), inverse = vd_load(s->inverse + i);
     const vd without_pivot = vd_load(s->without_pivot + i);
     const vd soft_part = vd_set1(job->soft_part), soft_sum = vd_load(s->soft_sum + i);
-    const vd soft_loss = vd_add(vd_mul(soft_sum, log), vd_load(s->soft_loss + i));
+    const vd soft_loss = vd_add(times_distance(soft_sum, log), vd_load(s->soft_loss + i));
     const vd all = vd_fma(soft_part, soft_sum, part);
     const vd pivot_b = vd_mul(soft_part, vd_load(s->pivot_b + i));
     const vd same = vd_keep(vd_eq(vd_load(s->pivot + i), vd_load(s->label + i)), vd_set1(1.0));

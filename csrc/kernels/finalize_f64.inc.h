@@ -76,7 +76,9 @@ INLINE vd_pair finalize_soft(const pyce_job *job, int i, row_state *s, const row
     const vd_pair inverse = pair_of(vd_load(s->inverse), vd_load(s->inverse_error));
     const vd_pair without_pivot =
         pair_of(vd_load(s->without_pivot), vd_load(s->without_pivot_error));
-    const vd_pair term = pair_mul(soft_part, pair_add(pair_mul(soft_sum, log), soft_loss));
+    vd_pair by_log = pair_mul(soft_sum, log);
+    by_log.value = times_distance(soft_sum.value, log.value);
+    const vd_pair term = pair_mul(soft_part, pair_add(by_log, soft_loss));
     const vd_pair sum = pair_add(loss, pair_of(term.value, finite_error(term.error)));
     *whole = pair_add(f->label, pair_mul(soft_part, soft_sum));
     (void)i; /* a vector of doubles is all of a row_state */

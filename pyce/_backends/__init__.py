@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -268,6 +269,8 @@ NAMES: tuple[BackendName, ...] = tuple(name for name, _, _ in _REGISTRY)
 _loaded: dict[str, Backend] = {}
 # Why "auto" stands for that one.
 _auto_reason = ""
+# The first thread that decided what "auto" stands for.
+_warns: dict[str, int] = {}
 # Why backends that seemed available could not be imported.
 _broken: dict[str, str] = {}
 _default: BackendChoice = "auto"
@@ -357,7 +360,9 @@ def _best() -> Backend:
                 backend = load(name)
             except Unavailable:
                 continue  # installed, but its import fails; `_broken` keeps the reason for info()
-            if why_not("c") is not None:
+            # Of threads that decide at the same time, one warns.
+            this = threading.get_ident()
+            if why_not("c") is not None and _warns.setdefault("thread", this) == this:
                 warnings.warn(
                     f"pyce runs on {name}, many times slower than it could: {why_not('c')}",
                     RuntimeWarning,

@@ -55,6 +55,7 @@ from pyce._compensated import (
     zero_where,
 )
 from pyce._dtypes import compute_dtype
+from pyce._infinite import Factors
 from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Scalar
 
@@ -67,6 +68,7 @@ scale_at = None
 # below 1 MiB.
 _BLOCK = 2**14
 _BLOCK_OF_PAIRS = 3 * 2**11
+_SMALLEST = np.finfo(np.float64).smallest_normal
 
 
 # ---------------------------------------------------------------------------------------------
@@ -195,7 +197,9 @@ class _LossRows(_Rows):
 
     def losses(self, sample_weight: Array | float) -> Array:
         """ℓ, float64 (rows,)."""
-        loss: Number = self.total * self.log_sum
+        # An infinite A makes the loss infinite even if log S, which is positive, is rounded to 0.
+        infinite = np.isinf(rounded(self.total))
+        loss: Number = self.total * (self.log_sum + np.where(infinite, _SMALLEST, 0.0))
         # A term with b_c = 0 is 0 even if x_c is infinite, and at the maximum even if b_c is.
         if self._probs is None:
             at_label = np.take_along_axis(self._x, self._labels.reshape(*self._x.shape[:-1], 1), -1)
@@ -242,9 +246,6 @@ class _LossRows(_Rows):
         unsure = e[row, column] * factor[row] - b * scale
         if lse_factor is not None:
             sure = sure + lse_factor[row]
-        elif not self._soft:
-            # Of an infinite b both terms are infinite, but A·(p − 1) is not NaN.
-            unsure = np.where(np.isinf(rounded(b)), rounded(-b * scale), rounded(unsure))
         g[row, column] = np.where(
             at_maximum[row, column] & (np.abs(rounded(b)) > 0.5 * np.abs(rounded(total))),
             rounded(sure),
@@ -291,7 +292,8 @@ def backward(p: Problem) -> None:
 def _run(p: Problem, losses: Array | None) -> None:
     """Write p.grad unless it is None, and in the forward p.lse and the float64 `losses` (rows,)."""
     valid = p.valid()
-    scale = None if p.grad is None else p.row_scale()
+    factors = Factors(p, None if p.grad is None else p.row_scale())
+    p, scale = factors.problem, factors.scale
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
         ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
@@ -312,6 +314,7 @@ def _run(p: Problem, losses: Array | None) -> None:
                     g = rows.gradient(cut, scale[start:stop])
                     g[nothing] = 0.0
                     _store(out[..., cut], g)
+    factors.add_infinities(losses)
 
 
 # ---------------------------------------------------------------------------------------------

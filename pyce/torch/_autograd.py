@@ -14,6 +14,7 @@ What PyTorch has to differentiate again is computed by `_Formulas` in PyTorch's 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -243,7 +244,9 @@ def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index:
         factor = grad_loss
         if not target.is_floating_point():
             factor = factor.masked_fill(target == ignore_index, 0.0)
-        return gradient.mul_(factor.unsqueeze(1))
+        if _is_finite(factor):
+            return gradient.mul_(factor.unsqueeze(1))
+        return _product(gradient, target, grad_loss, ignore_index)
     # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
     scaled = _compute.scaled(gradient, grad_loss)
     return _product(gradient, target, grad_loss, ignore_index) if scaled is None else scaled
@@ -255,7 +258,24 @@ def _product(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: 
     factor = grad_loss.unsqueeze(axis) if grad_loss.dim() else grad_loss
     if not target.is_floating_point():
         factor = torch.where(target.long().unsqueeze(axis) == ignore_index, 0.0, factor)
-    return (gradient * factor).to(gradient.dtype)
+    return _times(gradient, factor, axis).to(gradient.dtype)
+
+
+def _times(gradient: Tensor, factor: Tensor, axis: int) -> Tensor:
+    """gradient · factor, where 0 · inf is 0, and so is a row of 0 · NaN: it has no coefficients."""
+    product = gradient * factor
+    if _is_finite(factor):
+        return product
+    zero = gradient == 0
+    zero = zero & factor.isinf() | zero.all(axis, keepdim=True) & factor.isnan()
+    return torch.where(zero, 0.0, product)
+
+
+def _is_finite(factor: Tensor) -> bool:
+    """Whether the numbers are known to be finite. They are read where nothing traces the call."""
+    if type(factor) is not Tensor or not _is_eager(factor):
+        return False
+    return math.isfinite(factor.sum().item())
 
 
 class _Formulas:
@@ -319,8 +339,8 @@ class _Formulas:
         if self.lse_square_scale:
             total = total + self.lse_factor * x.logsumexp(self.axis, keepdim=True)
         p = x.softmax(self.axis)
-        gradient = self._of_rows(grad_loss) * self.factor * (total * p - self.target)
-        return gradient.to(input.dtype)
+        gradient = self.factor * (total * p - self.target)
+        return _times(gradient, self._of_rows(grad_loss), self.axis).to(input.dtype)
 
     def gradient_of_target(self, input: Tensor, grad_loss: Tensor) -> Tensor:
         """grad_loss · ∂loss/∂target, for probabilities."""

@@ -381,6 +381,35 @@ def test_a_tensor_that_numpy_cannot_read(backend):
             call(tensor)
 
 
+def test_labels_of_numpys_string_dtype(backend):
+    string = getattr(np.dtypes, "StringDType", None)
+    if string is None:
+        pytest.skip("NumPy 2 has it")
+    for call in (pyce.cross_entropy, pyce.accuracy):
+        with pytest.raises(TypeError, match=r"target must be class indices .*numpy\.unique"):
+            call(X, np.array(list("abcdea"), string()))
+
+
+def test_objects_that_numpy_does_not_convert(backend):
+    """The message names the function that converts them."""
+    sparse = pytest.importorskip("scipy.sparse")
+
+    class Exporter:
+        __dlpack__ = None
+
+    for value, words in (
+        (sparse.csr_matrix(X), r"csr_matrix: \.toarray\(\) converts it"),
+        (Exporter(), r"Exporter: numpy\.from_dlpack converts it"),
+    ):
+        for call in (
+            lambda value: pyce.cross_entropy(value, Y),
+            lambda value: pyce.cross_entropy(X, value),
+            lambda value: pyce.cross_entropy(X, Y, weight=value),
+        ):
+            with pytest.raises(TypeError, match=words):
+                call(value)
+
+
 def test_frames_with_dtypes_of_pandas(backend):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X).astype("Float64")

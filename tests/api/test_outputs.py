@@ -10,6 +10,43 @@ from samples import by_classes, by_dtype, sample
 import pyce
 
 
+class Unhelpful(np.ndarray):
+    """A subclass that replaces all of NumPy's functions."""
+
+    def __array_function__(self, function, types, args, kwargs):
+        raise AssertionError(function)
+
+    def __array_ufunc__(self, *args, **kwargs):
+        raise AssertionError(args)
+
+
+@by_dtype
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_out_of_a_subclass(backend, dtype, axis):
+    """Its memory is written; NumPy's functions never see it."""
+    x, y = sample(40, rows=35)
+    x, y = (x.astype(dtype), y) if axis == 1 else (x.T.astype(dtype), y)
+    _, lse = pyce.cross_entropy(x, y, axis=axis, return_lse=True)
+    calls = {
+        "fused": lambda out: pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)[1],
+        "backward": lambda out: pyce.cross_entropy_backward(1.0, x, y, lse, axis=axis, out=out),
+        "softmax": lambda out: pyce.softmax(x, axis=axis, out=out),
+    }
+    for name, call in calls.items():
+        memory = np.full(x.shape, 7, dtype)
+        out = memory.view(Unhelpful)
+        assert call(out) is out, name
+        np.testing.assert_array_equal(memory, call(None))
+    shared = np.ascontiguousarray(x)
+    with pytest.raises(ValueError, match="overlap"):
+        pyce.softmax(shared[1:], axis=axis, out=shared[:-1].view(Unhelpful))
+    with pytest.raises(ValueError, match="another argument"):
+        weights = shared.reshape(-1)[:40].view(Unhelpful)
+        pyce.cross_entropy_with_grad(
+            np.array(shared, dtype), y, axis=axis, weight=weights, out=shared.view(Unhelpful)
+        )
+
+
 @by_classes
 @by_dtype
 def test_out_is_written_and_returned(backend, dtype, classes):

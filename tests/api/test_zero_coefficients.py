@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from samples import by_float, every_way, near, sample
+from samples import by_dtype, by_float, every_way, near, sample
 
 import pyce
 
@@ -108,6 +108,110 @@ def test_an_infinite_weight_at_the_target(backend, dtype, classes, soft):
     mean, grad = pyce.cross_entropy_with_grad(x, y, weight=weight)
     assert np.isnan(mean)
     assert (grad[~np.isin(y, y[:2])] == 0).all()
+
+
+@by_float
+@pytest.mark.parametrize("classes", [2, 100, 2500])
+@pytest.mark.parametrize("smoothing", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+def test_an_infinite_weight_where_log_p_is_rounded_to_0(backend, dtype, classes, smoothing, soft):
+    """lse − x_y is positive, however small: times an infinite weight it is infinite."""
+    x = np.full((3, classes), -800.0, dtype)
+    x[:, 0] = 0.0
+    y = np.array([0, 0, 1])
+    target = np.eye(classes)[y] if soft else y
+    options = {"label_smoothing": smoothing, "reduction": "none"}
+    for heavy in (0, 1):
+        weight = np.ones(classes)
+        weight[heavy] = INF
+        loss, grad, back = every_way(x, target, weight=weight, **options)
+        # Without smoothing, only the rows of this class have the weight.
+        infinite = (y == heavy) if smoothing == 0.0 else np.full(3, True)
+        np.testing.assert_array_equal(loss == INF, infinite)
+        assert not np.isnan(loss).any()
+        np.testing.assert_array_equal(grad, back)
+    # With one class, p is exactly 1, and 0 · inf = 0.
+    loss, grad, back = every_way(x[:, :1], np.zeros(3, int), weight=[INF], **options)
+    for found in (loss, grad, back):
+        assert (found == 0.0).all()
+
+
+@by_classes
+@by_dtype
+@pytest.mark.parametrize("kind", ["labels", "smoothing", "probabilities", "one-hot"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_infinite_sample_weights(backend, dtype, classes, kind, axis):
+    """Loss and gradient of the row times infinity, where 0 · inf = 0; other rows are as before."""
+    rows = 20
+    x, y = sample(classes, rows)
+    x[3, :2] = -INF, 9.0
+    y[3] = 1
+    x = x.astype(dtype)
+    t = np.random.default_rng(1).random(x.shape)
+    t[:, 0] = t[5] = 0.0
+    target = {"probabilities": t, "one-hot": np.eye(classes)[y]}.get(kind, y)
+    layout = (lambda a: np.ascontiguousarray(a.T)) if axis == 0 else (lambda a: a)
+    given = layout(target) if target.ndim == 2 else target
+    options = {"label_smoothing": 0.25 if kind == "smoothing" else 0.0, "axis": axis}
+    s = np.linspace(0.5, 2.0, rows)
+    s[9] = -1.0
+    plain, *gradients = every_way(layout(x), given, sample_weight=s, reduction="none", **options)
+    infinite = np.isin(np.arange(rows), [3, 5, 9, 17])
+    weight = np.where(infinite, np.copysign(INF, s), s)
+    loss, *found = every_way(layout(x), given, sample_weight=weight, reduction="none", **options)
+    np.testing.assert_array_equal(loss, np.where(infinite, times(plain, INF), plain))
+    wide = x.astype(np.float64)
+    _, exact = expected_rows(wide, target, np.ones(classes), s, options["label_smoothing"])
+    for gradient, before in zip(map(layout, found), map(layout, gradients), strict=True):
+        np.testing.assert_array_equal(gradient[~infinite], before[~infinite])
+        np.testing.assert_array_equal(
+            gradient[infinite].astype(np.float64), times(np.sign(exact[infinite]), INF)
+        )
+    in_place = layout(x).copy()
+    pyce.cross_entropy_with_grad(
+        in_place, given, sample_weight=weight, reduction="none", out=in_place, **options
+    )
+    np.testing.assert_array_equal(in_place, found[0])
+    total = pyce.cross_entropy(
+        layout(x), given, sample_weight=abs(weight), reduction="sum", **options
+    )
+    assert total == INF
+    # The denominator is infinite, too: 0 for the other rows, NaN where it is inf/inf.
+    mean, gradient, _ = every_way(layout(x), given, sample_weight=abs(weight), **options)
+    assert np.isnan(mean)
+    assert (layout(gradient)[~infinite] == 0.0).all()
+    assert np.isnan(layout(gradient)[17].astype(np.float64)).all()
+
+
+@by_classes
+@by_dtype
+@pytest.mark.parametrize("kind", ["labels", "smoothing", "probabilities"])
+def test_infinite_factors_of_the_gradient(backend, dtype, classes, kind):
+    """An infinite grad_loss, of all rows or of some, and a mean that divides by 0."""
+    x, y = sample(classes, rows=9)
+    x = x.astype(dtype)
+    t = np.random.default_rng(1).random(x.shape)
+    t[:, 0] = 0.0
+    target = t if kind == "probabilities" else y
+    smoothing = 0.25 if kind == "smoothing" else 0.0
+    options = {"label_smoothing": smoothing}
+    _, exact = expected_rows(x.astype(np.float64), target, np.ones(classes), np.ones(9), smoothing)
+    _, lse = pyce.cross_entropy(x, target, return_lse=True)
+    above = np.ones(9)
+    above[[0, 4]] = INF, -INF
+    given = pyce.cross_entropy_backward(above, x, target, lse, reduction="none", **options)
+    plain = pyce.cross_entropy_backward(np.ones(9), x, target, lse, reduction="none", **options)
+    infinite = np.isinf(above)
+    np.testing.assert_array_equal(given[~infinite], plain[~infinite])
+    expected = times(np.sign(exact), above[:, np.newaxis])
+    np.testing.assert_array_equal(given[infinite].astype(np.float64), expected[infinite])
+    for factor in (INF, -INF):
+        found = pyce.cross_entropy_backward(factor, x, target, lse, reduction="sum", **options)
+        np.testing.assert_array_equal(found.astype(np.float64), np.sign(exact) * factor)
+    mean, found, back = every_way(x, target, normalizer=0.0, **options)
+    assert mean == INF
+    for gradient in (found, back):
+        np.testing.assert_array_equal(gradient.astype(np.float64), np.sign(exact) * INF)
 
 
 @by_classes

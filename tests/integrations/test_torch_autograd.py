@@ -243,6 +243,48 @@ def test_weights_that_are_not_numbers_at_ignored_rows(dtype):
 
 
 @dtypes
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "retained"])
+@pytest.mark.parametrize("kind", ["labels", "smoothing", "probabilities", "many"])
+def test_the_gradient_of_a_row_without_coefficients_is_0(dtype, bad, again, kind):
+    """By a class weight of 0 or a target of zeros: 0 · inf = 0 · NaN = 0, unlike in PyTorch."""
+    logits, target = example(dtype=dtype)
+    weight = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0], dtype=dtype)
+    target[target == 1] = 2
+    target[2] = 1
+    options = {"weight": weight, "reduction": "none"}
+    if kind == "smoothing":
+        options = {"weight": 0 * weight, "reduction": "none", "label_smoothing": 0.1}
+    if kind == "probabilities":
+        target = torch.nn.functional.one_hot(target, 5).to(dtype)
+    if kind == "many":  # another way to save the gradient
+        logits = logits.detach().repeat(4000, 1).requires_grad_()
+        target = target.repeat(4000)
+    plain = torch.autograd.grad(ours(logits, target, **options).sum(), logits)[0]
+    for how in ({}, {"create_graph": True}):
+        loss = ours(logits, target, **options)
+        above = torch.ones_like(loss)
+        above[2] = bad
+        (grad,) = torch.autograd.grad(loss, logits, above, retain_graph=again or bool(how), **how)
+        torch.testing.assert_close(grad, plain)
+        assert torch.equal(grad[2], torch.zeros(5, dtype=dtype))
+
+
+@dtypes
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_an_infinite_gradient_of_the_loss(dtype, reduction):
+    """Every element of a row with coefficients is infinite, with the sign of the gradient."""
+    logits, target = example(dtype=dtype)
+    wide = logits.detach().double().requires_grad_()
+    plain = torch.autograd.grad(ours(wide, target, reduction="sum"), wide)[0].to(torch.float32)
+    for how in ({}, {"retain_graph": True}, {"create_graph": True}):
+        loss = ours(logits, target, reduction=reduction)
+        above = torch.full_like(loss, float("inf"))
+        (grad,) = torch.autograd.grad(loss, logits, above, **how)
+        assert torch.equal(grad.float(), plain.sign() * float("inf"))
+
+
+@dtypes
 @reductions
 def test_a_graph_may_be_used_again(dtype, reduction):
     """To change a returned gradient does not change the result of another backward pass."""

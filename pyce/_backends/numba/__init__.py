@@ -48,6 +48,7 @@ from pyce._backends.numba._launch import entry_point, launch, run_bernoulli
 from pyce._backends.numba._layout import Request, run
 from pyce._backends.numba._sums import BLOCK, quotient_of_sum
 from pyce._dtypes import compute_dtype
+from pyce._infinite import Factors
 from pyce._problem import Problem
 from pyce._types import Array
 
@@ -118,6 +119,8 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
     on_value = 1.0 - smoothing
     on_error = (1.0 - on_value) - smoothing
     backward = losses is None
+    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator))
+    p = factors.problem
     run(
         Request(
             x=p.logits,
@@ -127,7 +130,7 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
             probs=p.probs,
             weight=p.weight,
             sample_weight=p.sample_weight,
-            scale=None if p.grad is None else _row_scale(p, denominator),
+            scale=factors.scale,
             saved_lse=p.lse if backward else None,
             losses=losses,
             lse=None if backward else p.lse,
@@ -135,6 +138,7 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
             ignore_index=p.ignore_index,
         )
     )
+    factors.add_infinities(losses)
 
 
 def _row_scale(p: Problem, denominator: float) -> Array:

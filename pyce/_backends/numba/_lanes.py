@@ -47,6 +47,7 @@ from pyce._backends.numba._math import (
 from pyce._backends.numba._vectors import LANES, load, spread, store, widen
 from pyce._types import Array
 
+_SMALLEST = 2.0**-1022  # positive normal number of float64
 # Rows at a time. All fields of so many rows stay in the nearest cache.
 WIDTH = U(64)
 
@@ -200,6 +201,12 @@ add_soft_target = by_dtype(_add_soft_target_float32, _add_soft_target_float64)
 
 
 @jit
+def _distance(log: Real, total: Real) -> Real:
+    """log S, positive even if it is rounded to 0, so that A = ∞ makes the loss infinite."""
+    return log + _SMALLEST if abs(total) == np.inf else log
+
+
+@jit
 def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
     """Loss, lse and the factors of the gradient from the sums of lanes 0..n.
 
@@ -219,7 +226,7 @@ def _finalize_lanes_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         a[_ON_TERM + v] = on_term
         a[_TOTAL + v] = total
         cost = product_or_zero(on_term, m - a[LABEL_LOGIT + v])
-        loss = fma(total, log, cost) + a[SOFT_COST + v]
+        loss = fma(total, _distance(log, total), cost) + a[SOFT_COST + v]
         factor = total * a[_SCALE + v] / (1.0 + rest) + (invalid + a[_NAN + v])
         a[_COMPLEMENT + v] = factor * rest
         if k.lse_square_scale != 0.0:
@@ -255,7 +262,7 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         a[_TOTAL + v] = total
         a[_TOTAL_ERROR + v] = total_error
 
-        loss, loss_error = two_product(total, log)
+        loss, loss_error = two_product(total, _distance(log, total))
         loss_error += fma(total, log_error, total_error * log)
         gap, gap_error = two_sum(m, -a[LABEL_LOGIT + v])
         cost, error = two_product(on_term, gap)
@@ -468,12 +475,6 @@ softmax_factors = by_dtype(_softmax_factors_float32, _softmax_factors_float64)
 
 
 @jit
-def _of_infinite(b: Real, scale: Real, complement: Real, top: Any) -> Real:
-    """A·(p − 1) of an infinite b of the label, although A·p and b are both infinite."""
-    return -complement if top else -b * scale
-
-
-@jit
 def _label_gradient_float32(s: Array, a: Array, n: Index, k: Any) -> None:
     """The gradient at the labels of lanes 0..n, into LABEL_GRADIENT; `s` selects the function."""
     for v in range(n):
@@ -482,9 +483,7 @@ def _label_gradient_float32(s: Array, a: Array, n: Index, k: Any) -> None:
         sure = (total - b) * scale - a[_COMPLEMENT + v]
         other = a[LABEL_EXP + v] * a[FACTOR + v] - b * scale
         top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
-        g = sure if top and abs(b) > 0.5 * abs(total) else other
-        infinite = (abs(b) == np.inf) & (k.off_value == 0.0) & (k.lse_square_scale == 0.0)
-        a[LABEL_GRADIENT + v] = _of_infinite(b, scale, a[_COMPLEMENT + v], top) if infinite else g
+        a[LABEL_GRADIENT + v] = sure if top and abs(b) > 0.5 * abs(total) else other
 
 
 @jit
@@ -495,11 +494,7 @@ def _label_gradient_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         b_error = off_term_error + (error + a[_ON_TERM_ERROR + v])
         top = a[MAX_64 + v] == a[LABEL_LOGIT + v]
         terms = gradient_terms(a, v)
-        g = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
-        infinite = (abs(b) == np.inf) & (k.off_value == 0.0) & (k.lse_square_scale == 0.0)
-        a[LABEL_GRADIENT + v] = (
-            _of_infinite(b, terms.scale, terms.complement, top) if infinite else g
-        )
+        a[LABEL_GRADIENT + v] = _pair_gradient(a[LABEL_EXP + v], terms, b, b_error, top)
 
 
 _label_gradient = by_dtype(_label_gradient_float32, _label_gradient_float64)
