@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -24,6 +24,7 @@ _limit: float = math.inf
 _at_most: ContextVar[float] = ContextVar("pyce_threads", default=math.inf)
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
+_changed: list[Callable[[], None]] = []
 
 # Whether this process was forked from one that had imported pyce.
 forked = False
@@ -42,6 +43,18 @@ def ask(n: int) -> None:
     """Use at most `n` threads per call from now on."""
     global _asked
     _asked = n
+    _tell()
+
+
+def notify(changed: Callable[[], None]) -> None:
+    """Call a function now, and whenever `ask` or `limit` changes the number of threads."""
+    _changed.append(changed)
+    changed()
+
+
+def _tell() -> None:
+    for changed in _changed:
+        changed()
 
 
 def budget() -> int:
@@ -68,6 +81,7 @@ def limit(n: int) -> None:
     """
     global _limit
     _limit = n if n < _unlimited() else math.inf
+    _tell()
 
 
 def _unlimited() -> float:
