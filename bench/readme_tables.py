@@ -275,7 +275,7 @@ _PICTURE = "language-model.png"
 _ALT = (
     "The curves of the training loss coincide. Their differences begin at the last bit of "
     "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
-    "takes with each loss, and how much of it the loss."
+    "takes with each loss, and how much of it head and loss."
 )
 
 

@@ -73,6 +73,23 @@ int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, 
     return status;
 }
 
+int pyce_scale_at(int dtype, int64_t n, int threads, uintptr_t saved, uintptr_t result,
+                  uintptr_t factor, int factor_dtype) {
+    const pyce_scaling s = {
+        .dtype = dtype,
+        .n = n,
+        .saved = (const void *)saved,
+        .result = (void *)result,
+        .factor = (const void *)factor,
+        .factor_dtype = factor_dtype,
+    };
+    if (threads < 1 || !pyce_scaling_is_valid(&s)) return PYCE_BAD_ARGUMENT;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_run_scaling(&s, threads);
+    pyce_fpenv_leave(before);
+    return status;
+}
+
 int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const void *target,
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total) {

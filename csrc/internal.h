@@ -20,6 +20,11 @@ static inline size_t pyce_item_alignment(int dtype) {
     return alignment[dtype];
 }
 
+/* Bytes of an element of a saved gradient (kernels/scale.inc.h). */
+static inline size_t pyce_saved_size(int dtype) {
+    return dtype == PYCE_FLOAT16 ? sizeof(float) : pyce_item_size(dtype);
+}
+
 /* Whether an operation computes a loss. */
 static inline int pyce_has_loss(const pyce_problem *p) {
     return p->operation == PYCE_FORWARD || p->operation == PYCE_FORWARD_BACKWARD;
@@ -34,9 +39,20 @@ typedef struct {
     double scale;
 } pyce_bernoulli;
 
+/* One call of pyce_scale_at. */
+typedef struct {
+    int dtype;
+    int64_t n;
+    const void *saved;
+    void *result;
+    const void *factor;
+    int factor_dtype;
+} pyce_scaling;
+
 /* validate.c: whether arguments are valid; nothing is written. */
 int pyce_problem_is_valid(const pyce_problem *p);
 int pyce_bernoulli_is_valid(const pyce_bernoulli *b);
+int pyce_scaling_is_valid(const pyce_scaling *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
 
 /* validate.c: check every label, count the rows that are not ignored and sum their weights, the
@@ -56,9 +72,10 @@ int pyce_threads_for(int64_t work, int allowed);
 /* plan.c: the number of pieces that a thread draws at a time. */
 int64_t pyce_grain(int64_t pieces, int threads);
 
-/* run.c and bernoulli.c: run what was validated; return a status. */
+/* run.c, bernoulli.c and scale.c: run what was validated; return a status. */
 int pyce_run_problem(pyce_problem *p);
 int pyce_run_bernoulli(const pyce_bernoulli *b, int threads, double *total);
+int pyce_run_scaling(const pyce_scaling *s, int threads);
 
 /* cache.c: bytes of the last-level cache. */
 int64_t pyce_last_cache(void);

@@ -47,6 +47,9 @@ int64_t pyce_grain(int64_t pieces, int threads) {
 
 /* The most elements of a tile that has more than the least number of rows. */
 enum { TILE_ELEMENTS = 32768 };
+/* Results are streamed past the caches if logits, results and labels take more than this share of the
+   last one: labels are a third of the bytes of three classes. */
+static const double STREAMED_SHARE = 0.9;
 /* The number of threads whose saved exponentials shall fit the last-level cache. */
 enum { THREADS_OF_A_CACHE = 16 };
 /* The blocks for each thread that a shared row has at least, to balance the load. */
@@ -104,6 +107,15 @@ static int64_t tile_of(const pyce_problem *p) {
     return tile;
 }
 
+/* The bytes of logits, result and labels. */
+static double bytes_of(const pyce_problem *p) {
+    const double rows = (double)(p->outer * p->inner);
+    double row = 2.0 * (double)p->classes * (double)pyce_item_size(p->dtype);
+    if (p->target == PYCE_INDEX64) row += sizeof(int64_t);
+    if (p->target == PYCE_INDEX32) row += sizeof(int32_t);
+    return rows * row;
+}
+
 void pyce_plan(const pyce_problem *p, pyce_job *job) {
     *job = (pyce_job){.p = p};
     plan_coefficients(p, job);
@@ -111,9 +123,7 @@ void pyce_plan(const pyce_problem *p, pyce_job *job) {
     job->tile = tile_of(p);
     job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     const double cache = (double)pyce_last_cache(), classes = (double)p->classes;
-    /* Results are streamed past the caches only if they and the logits do not fit together. */
-    const double elements = (double)(p->outer * p->inner) * classes;
-    job->streaming = 2.0 * elements * (double)pyce_item_size(p->dtype) > cache;
+    job->streaming = bytes_of(p) > STREAMED_SHARE * cache;
     /* Each thread saves one row of exponentials, unless the rows of many threads exceed the cache. */
     const double saved = classes * (p->dtype == PYCE_FLOAT64 ? sizeof(double) : sizeof(float));
     job->recompute = saved * THREADS_OF_A_CACHE > cache && job->blocks > 1;

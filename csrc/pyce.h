@@ -101,6 +101,13 @@ int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, 
                           uintptr_t weight, uintptr_t grad, double smoothing, int64_t ignore_index,
                           uintptr_t loss, int loss_dtype);
 
+/* The backward pass from a saved gradient of n elements: `result` receives `saved` times the number at
+ * `factor`, which is of the dtype `factor_dtype` and must be finite. `dtype` is that of the logits and of
+ * `result`. `saved` has it as well and may be `result`, except that it is float for PYCE_FLOAT16. Addresses
+ * are numbers. Returns a status. */
+int pyce_scale_at(int dtype, int64_t n, int threads, uintptr_t saved, uintptr_t result,
+                  uintptr_t factor, int factor_dtype);
+
 /* The Bernoulli loss of n elements; all arrays are contiguous and PYCE_FLOAT32 or PYCE_FLOAT64.
  * weight, pos_weight, losses and grad may be NULL, and grad may be the logits. Writes the sum of the
  * weighted losses to *total, and the gradient times `scale` to grad. Returns a status. */

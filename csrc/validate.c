@@ -187,6 +187,21 @@ int pyce_bernoulli_is_valid(const pyce_bernoulli *b) {
     return nothing_overlaps(&all);
 }
 
+int pyce_scaling_is_valid(const pyce_scaling *s) {
+    if (s->dtype < PYCE_FLOAT32 || s->dtype > PYCE_BFLOAT16) return 0;
+    if (s->factor_dtype < PYCE_FLOAT32 || s->factor_dtype > PYCE_BFLOAT16) return 0;
+    if (s->n < 0 || s->n > MOST_ELEMENTS) return 0;
+    const int in_place = s->result == s->saved && s->dtype != PYCE_FLOAT16;
+    const size_t saved = pyce_saved_size(s->dtype), size = pyce_item_size(s->dtype);
+    const size_t factor = pyce_item_size(s->factor_dtype);
+    extents all = {.count = 0};
+    /* Numbers are aligned to their size here. */
+    if (!add_flat(&all, s->factor, 1, factor, factor, 1, 1, 0)) return 0;
+    if (s->n == 0) return 1;
+    return (in_place || add_flat(&all, s->saved, s->n, saved, saved, 1, 1, 0)) &&
+           add_flat(&all, s->result, s->n, size, size, 1, 1, 1) && nothing_overlaps(&all);
+}
+
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes) {
     extents all = {.count = 0};
     return add_flat(&all, from, bytes, 1, 1, 1, 1, 0) && add_flat(&all, to, bytes, 1, 1, 0, 1, 1) &&

@@ -14,6 +14,7 @@ PAGES = (
     "csrc/kernels/README.md",
     "examples/byte_pairs.py",
     "examples/language_model.py",
+    "examples/perplexity.py",
 )
 ELSEWHERE = re.compile(
     r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="?(?:https?:)?//[^>]*>'

@@ -1,11 +1,13 @@
 """Train a small GPT with PyTorch's cross-entropy and with pyce's: equal losses, less time.
 
-    python examples/language_model.py            # some minutes
+    python examples/language_model.py                     # some minutes
+    python examples/language_model.py --loss pyce-linear  # only with head and loss in one function
     python examples/language_model.py --help
 
 The text is the source code of Python's standard library, which every machine has. The sections are
 the text, the model, a training step with the time of its parts, the trainings, and the report. All
-of it is plain PyTorch; inside `pyce.torch.patched()` the same code runs on pyce's loss.
+of it is plain PyTorch; inside `pyce.torch.patched()` the same code runs on pyce's loss. With
+`pyce.torch.linear_cross_entropy` the step never holds all logits.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +72,14 @@ def standard_library(most: int | None = None) -> list[bytes]:
     if len(names) < 10:
         sys.exit(f"the sources of the standard library are not in {home}")
     return [paths[name].read_bytes() for name in names]
+
+
+def split(settings: Settings) -> tuple[list[bytes], list[bytes]]:
+    """The modules to train on, and one in ten that is held out."""
+    texts = standard_library(settings.modules)
+    held_out = texts[9::10]
+    del texts[9::10]
+    return texts, held_out
 
 
 def batches(tokens: Tensor, settings: Settings, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,22 +130,52 @@ class GPT(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (batch, context) to (…, vocabulary)
+    @property
+    def head(self) -> Tensor:
+        """The weight of the last layer, (vocabulary, width)."""
+        return self.embedding.weight
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (batch, context) to (…, width)
         x = self.embedding(tokens) + self.position.weight[: tokens.shape[1]]
-        return F.linear(self.norm(self.blocks(x)), self.embedding.weight)
+        return self.norm(self.blocks(x))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (batch, context) to (…, vocabulary)
+        return F.linear(self.hidden(tokens), self.head)
+
+
+def save(path: Path, model: GPT, settings: Settings, coding: BytePairs) -> None:
+    """Write a trained model and its tokens to a file."""
+    merges = list(coding.merges)
+    saved = {"settings": asdict(settings), "merges": merges, "weights": model.state_dict()}
+    torch.save(saved, path)
+
+
+def load(path: Path) -> tuple[GPT, Settings, BytePairs]:
+    """What `save` wrote."""
+    saved = torch.load(path, weights_only=True)
+    settings = Settings(**saved["settings"])
+    model = GPT(settings)
+    model.load_state_dict(saved["weights"])
+    merges = {pair: token for token, pair in enumerate(saved["merges"], 256)}
+    return model, settings, BytePairs(merges)
 
 
 # ---------------------------------------------------------------------------------------------
 # A training step, and the time of its parts
 
-PARTS = ("model", "loss", "optimizer")
+PARTS = ("model", "head", "loss", "optimizer")
 
 
 class Training:
-    """A model and its optimizer, and for each step its loss, seconds and memory."""
+    """A model and its optimizer, and for each step its loss, seconds and memory.
 
-    def __init__(self, settings: Settings) -> None:
+    If `fused`, one function computes the product with the head and the loss, without all logits;
+    the time of both is that of the loss.
+    """
+
+    def __init__(self, settings: Settings, fused: bool = False) -> None:
         torch.manual_seed(settings.seed)
+        self.fused = fused
         self.model = GPT(settings)
         parameters, warm_up = self.model.parameters(), 1 + settings.steps // 10
         self.optimizer = torch.optim.AdamW(
@@ -153,28 +194,44 @@ class Training:
         def lap(_: object = None) -> None:
             moments.append(perf_counter())
 
-        logits = self.model(inputs)
+        hidden = self.model.hidden(inputs)
         lap()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss, before = self.loss_of(hidden, targets, lap)
         lap()
-        logits.register_hook(lap)  # called as soon as their gradient is computed
+        before.register_hook(lap)  # called as soon as its gradient is computed
+        hidden.register_hook(lap)
         loss.backward()
         lap()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
         lap()
-        forward, loss_forward, loss_backward, backward, update = (
+        forward, head_forward, loss_forward, loss_backward, head_backward, backward, update = (
             b - a for a, b in pairwise(moments)
         )
-        times = (forward + backward, loss_forward + loss_backward, update)
+        head, of_loss = head_forward + head_backward, loss_forward + loss_backward
+        times = (forward + backward, head, of_loss, update)
         self.seconds.append(dict(zip(PARTS, times, strict=True)))
         self.losses.append(loss.item())
+
+    def loss_of(
+        self, hidden: Tensor, targets: Tensor, lap: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and what it is computed from; `lap` is called between the head and the loss."""
+        if self.fused:
+            lap()
+            loss = pyce.torch.linear_cross_entropy(
+                hidden.flatten(0, 1), self.model.head, targets.flatten()
+            )
+            return loss, hidden
+        logits = F.linear(hidden, self.model.head)
+        lap()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), logits
 
     @torch.no_grad()
     def mean_loss(self, tokens: Tensor, settings: Settings, count: int = 20) -> float:
         return fmean(
-            F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten()).item()
+            self.loss_of(self.model.hidden(inputs), targets)[0].item()
             for inputs, targets in batches(tokens, settings, count)
         )
 
@@ -201,20 +258,30 @@ def added_memory(call: Callable[[], None]) -> int:
 # ---------------------------------------------------------------------------------------------
 # The trainings, step by step in turn
 
-# The third training shows the effect of rounding: PyTorch's loss, with one bit of a weight changed.
+
+class Loss(NamedTuple):
+    """The context of a step, and whether one function computes head and loss."""
+
+    context: Callable = nullcontext
+    fused: bool = False
+
+
+# The last training shows the effect of rounding: PyTorch's loss, with one bit of a weight changed.
 NUDGED = "PyTorch, one bit changed"
-LOSSES: dict[str, Callable] = {
-    "PyTorch": nullcontext,
-    "pyce": pyce.torch.patched,
-    NUDGED: nullcontext,
+LOSSES = {
+    "PyTorch": Loss(),
+    "pyce": Loss(pyce.torch.patched),
+    "pyce-linear": Loss(fused=True),
+    NUDGED: Loss(),
 }
+OURS = ("pyce", "pyce-linear")
 
 
 def train(
-    tokens: Tensor, settings: Settings, losses: dict[str, Callable] = LOSSES
+    tokens: Tensor, settings: Settings, losses: dict[str, Loss] = LOSSES
 ) -> dict[str, Training]:
     """A training with each loss, from the same start on the same batches, one step each in turn."""
-    trainings = {name: Training(settings) for name in losses}
+    trainings = {name: Training(settings, loss.fused) for name, loss in losses.items()}
     if NUDGED in trainings:
         with torch.no_grad():
             weight = trainings[NUDGED].model.blocks[0].attention.weight
@@ -223,7 +290,7 @@ def train(
     for number, batch in enumerate(batches(tokens, settings, settings.steps), 1):
         for name in order:
             training = trainings[name]
-            with losses[name]():
+            with losses[name].context():
                 training.memory.append(added_memory(partial(training.step, *batch)))
         order.append(order.pop(0))  # so that no training is always the first
         left = (perf_counter() - began) / number * (settings.steps - number)
@@ -240,11 +307,12 @@ def progress(number: int, steps: int, text: str) -> None:
         print(f"step {number}/{steps}, {text}", flush=True)
 
 
-def measure(settings: Settings) -> dict:
-    """Train with each loss, and return all figures, with the loss on held-out text."""
-    texts, began = standard_library(settings.modules), perf_counter()
-    held_out = texts[9::10]
-    del texts[9::10]
+def measure(settings: Settings, ours: Sequence[str] = OURS, model: Path | None = None) -> dict:
+    """Train with PyTorch's loss and with each of `ours`, and return all figures, with the loss on
+    held-out text. Save the first model to the file `model`.
+    """
+    losses = {name: loss for name, loss in LOSSES.items() if name not in OURS or name in ours}
+    (texts, held_out), began = split(settings), perf_counter()
     coding = BytePairs.train(texts, settings.vocabulary)
     seen, unseen = (torch.tensor(coding.encode(b"\n".join(part))) for part in (texts, held_out))
     about = (
@@ -252,15 +320,20 @@ def measure(settings: Settings) -> dict:
         f"{settings.vocabulary:,} in the vocabulary are used"
     )
     print(f"{about} ({perf_counter() - began:.0f} s)", flush=True)
-    trainings = train(seen, settings)
+    trainings = train(seen, settings, losses)
+    if model:
+        save(model, trainings["PyTorch"].model, settings, coding)
     figures = {}
     for name, training in trainings.items():
         pairs = zip(training.losses, trainings["PyTorch"].losses, strict=True)
-        with LOSSES[name]():
+        with losses[name].context():
             held_out_loss = training.mean_loss(unseen, settings)
         figures[name] = {
             "step": median(sum(step.values()) for step in training.seconds),
-            "share": median(step["loss"] / sum(step.values()) for step in training.seconds),
+            "head and loss": median(step["head"] + step["loss"] for step in training.seconds),
+            "share": median(
+                (step["head"] + step["loss"]) / sum(step.values()) for step in training.seconds
+            ),
             **{part: median(step[part] for step in training.seconds) for part in PARTS},
             "memory": median(training.memory),
             "held_out": held_out_loss,
@@ -296,19 +369,29 @@ def machine() -> str:
 
 def report(figures: dict) -> str:
     """The measured figures in Markdown: a paragraph and a table."""
-    theirs, ours, nudged = figures["trainings"].values()
+    trainings = dict(figures["trainings"])
+    nudged = trainings.pop(NUDGED)
+    theirs = trainings["PyTorch"]
 
     def row(what: str, figure: str, form: str, scale: float = 1, times: bool = True) -> list[str]:
-        a, b = scale * theirs[figure], scale * ours[figure]
-        return [what, form.format(a), form.format(b), f"{a / b:.3g} ×" if times and b else ""]
+        cells = [what]
+        for name, training in trainings.items():
+            value = training[figure]
+            ratio = theirs[figure] / value if times and value and training is not theirs else None
+            fused = figure == "loss" and LOSSES[name].fused
+            cells.append("" if fused else form.format(scale * value))
+            if ratio and not fused:
+                cells[-1] += f" ({ratio:.3g} ×)"
+        return cells
 
     settings = figures["settings"]
     rows = [
-        ["", "PyTorch", "pyce", "PyTorch / pyce"],
-        ["---", "---:", "---:", "---:"],
+        ["", *trainings],
+        ["---", *["---:"] * len(trainings)],
         row("a training step", "step", "{:.1f} ms", 1e3),
-        row("in it the loss, forward and backward", "loss", "{:.2f} ms", 1e3),
-        row("the loss's share of the step", "share", "{:.1f} %", 100, False),
+        row("in it head and loss, forward and backward", "head and loss", "{:.1f} ms", 1e3),
+        row("in it the loss alone", "loss", "{:.2f} ms", 1e3),
+        row("the share of head and loss in the step", "share", "{:.1f} %", 100, False),
         row("loss on held-out text", "held_out", "{:.5f}", 1, False),
     ]
     if theirs["memory"]:
@@ -318,50 +401,65 @@ def report(figures: dict) -> str:
         "".join(f"| {cell:{'>' if i else '<'}{widths[i]}} " for i, cell in enumerate(cells)) + "|"
         for cells in rows
     )
+    apart = [
+        f"The losses of PyTorch and {name} are apart by {training['differences'][0]:.1g} at the "
+        f"first step and by {max(training['differences']):.1g} at most."
+        for name, training in trainings.items()
+        if training is not theirs
+    ]
     return f"""\
 Measured on {figures["machine"]}. {figures["parameters"] / 1e6:.1f} million parameters; \
 {settings["steps"]} steps with {settings["batch"] * settings["context"]} × \
-{settings["vocabulary"]} logits; {figures["text"]}. Medians over the steps.
+{settings["vocabulary"]} logits; {figures["text"]}. Medians over the steps. In brackets: how many \
+times as much PyTorch takes.
 
 {table}
 
-The two losses are apart by {ours["differences"][0]:.1g} at the first step and by \
-{max(ours["differences"]):.1g} at most. Those of two trainings with PyTorch's own function, one of \
-which begins with the last bit of one weight changed: by {max(nudged["differences"]):.1g} at most.
+{" ".join(apart)} Those of two trainings with PyTorch's own function, one of which begins with the \
+last bit of one weight changed: by {max(nudged["differences"]):.1g} at most.
 """
 
 
-# Colors of Okabe and Ito, which people with color blindness can distinguish.
-VERMILLION, BLUE, GREY, LIGHT = "#d55e00", "#0072b2", "#7b7f86", "#c9cdd3"
+# Colors of Okabe and Ito, which people with color blindness can distinguish: for each training its
+# own, and for the other parts of its steps.
+COLORS = {"PyTorch": "#d55e00", "pyce": "#0072b2", "pyce-linear": "#009e73"}
+GREY, LIGHT = "#7b7f86", "#c9cdd3"
 
 
 def draw(figures: dict, path: Path) -> None:
     """Plot the losses, their differences, and the time of the parts of a step."""
-    theirs, ours, nudged = figures["trainings"].values()
-    steps = range(1, len(ours["losses"]) + 1)
-    picture = Figure(figsize=(8, 8.5), layout="constrained")
-    losses, apart, times = picture.subplots(3, 1, height_ratios=(3, 2, 1.3))
-    losses.plot(steps, theirs["losses"], color=VERMILLION, linewidth=5, alpha=0.4, label="PyTorch")
-    losses.plot(steps, ours["losses"], color=BLUE, linewidth=1, label="pyce")
-    losses.set(ylabel="nats per token", xlim=(0, len(steps)))
-
+    trainings = dict(figures["trainings"])
+    nudged = trainings.pop(NUDGED)
+    steps = range(1, len(nudged["losses"]) + 1)
+    picture = Figure(figsize=(8, 8.9), layout="constrained")
+    losses, apart, times = picture.subplots(3, 1, height_ratios=(3, 2, 1.7))
     # On the logarithmic axis, differences of 0 are not drawn.
     label = "PyTorch and PyTorch, one bit of a weight changed"
     apart.plot(steps, nudged["differences"], ".", color=GREY, markersize=4, label=label)
-    apart.plot(steps, ours["differences"], ".", color=BLUE, markersize=4, label="PyTorch and pyce")
+    for number, (name, training) in enumerate(trainings.items()):
+        color, theirs = COLORS[name], name == "PyTorch"
+        style = {"linewidth": 6, "alpha": 0.4} if theirs else {"linewidth": 2 / number}
+        losses.plot(steps, training["losses"], color=color, label=name, **style)
+        if not theirs:
+            label = f"PyTorch and {name}"
+            apart.plot(steps, training["differences"], ".", color=color, markersize=4, label=label)
+    losses.set(ylabel="nats per token", xlim=(0, len(steps)))
     apart.set(yscale="log", ylabel="nats per token", xlabel="step", xlim=(0, len(steps)))
 
-    for y, (training, color) in enumerate(((ours, BLUE), (theirs, VERMILLION))):
+    longest = 0.0
+    for y, (name, training) in enumerate(reversed(trainings.items())):
         end = 0.0
-        for part, shade in zip(PARTS, (LIGHT, color, GREY), strict=True):
+        for part, shade in zip(PARTS, (LIGHT, COLORS[name], COLORS[name], GREY), strict=True):
             width = 1e3 * training[part]
-            times.barh(y, width, left=end, color=shade, height=0.6)
-            if training is theirs:
+            alpha = 0.55 if part == "head" else 1
+            times.barh(y, width, left=end, color=shade, alpha=alpha, height=0.6)
+            if name == "PyTorch":
                 times.text(end + width / 2, y + 0.4, part, ha="center")
             end += width
-        times.text(end, y, f"  {training['share']:.0%} in the loss", va="center")
-    times.set(xlabel="ms", xlim=(0, 1.25 * end), ylim=(-0.5, 1.8))
-    times.set_yticks((0, 1), ("pyce", "PyTorch"))
+        times.text(end, y, f"  {training['share']:.0%} in head and loss", va="center")
+        longest = max(longest, end)
+    times.set(xlabel="ms", xlim=(0, 1.3 * longest), ylim=(-0.5, len(trainings) - 0.2))
+    times.set_yticks(range(len(trainings)), list(reversed(trainings)))
 
     titles = ("Training loss", "How far two losses are apart", "Time of a training step")
     for panel, title in zip((losses, apart, times), titles, strict=True):
@@ -378,6 +476,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--steps", type=int, help=f"of each training (default: {Settings.steps})")
+    add("--loss", action="append", choices=OURS, help="besides PyTorch's (default: all)")
     add("--seed", type=int, default=0, help="of the weights and the batches (default: 0)")
     add("--threads", type=int, help="of PyTorch and pyce (default: every processor)")
     add("--small", action="store_true", help="a tiny model and little text: seconds")
@@ -393,11 +492,11 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         pyce.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
-    figures = measure(settings)
+    figures = measure(settings, options.loss or OURS, options.output / "model.pt")
     (options.json or options.output / "figures.json").write_text(json.dumps(figures), "utf-8")
     (options.output / "report.md").write_text(report(figures), encoding="utf-8")
     draw(figures, options.output / "language-model.png")
-    print(f"\n{report(figures)}\nPicture and figures are in {options.output}")
+    print(f"\n{report(figures)}\nPicture, figures and model are in {options.output}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pyce import _threadpoolctl
 from pyce._binary import binary_cross_entropy, binary_cross_entropy_with_grad
 from pyce._info import info
 from pyce._linear import LinearGradients, linear_cross_entropy, linear_cross_entropy_with_grad
+from pyce._linear_selective import linear_selective_log_softmax
 from pyce._loss import cross_entropy, cross_entropy_backward, cross_entropy_with_grad
 from pyce._metrics import accuracy
 from pyce._probabilities import log_loss, nll_loss
@@ -49,6 +50,7 @@ __all__ = [
     "info",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_selective_log_softmax",
     "log_loss",
     "log_softmax",
     "logsumexp",

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 
+import pyce
 from pyce import _cli
 
 # Sub-command: its module, which has `add_arguments` and `main`, and what it does.
@@ -59,6 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
+    if not hasattr(pyce, "info"):
+        raise _cli.Unusable(
+            f"{pyce.__file__} is of another distribution, pyce, which was installed over this one: "
+            "pip uninstall pyce pyce-kernels, then pip install pyce-kernels"
+        )
     options = parser().parse_args(arguments)
     status: int = options.run(options)
     return status

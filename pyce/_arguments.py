@@ -46,11 +46,7 @@ def as_array(value: Any, what: str) -> Array:
     """
     if type(value) is np.ndarray:
         return value
-    if _is_masked(value):
-        raise TypeError(
-            f"{what} has masked elements, and masks are not used: give masked rows the label "
-            "ignore_index or the sample_weight 0, and masked classes the logit -inf"
-        )
+    refuse_masked(value, what)
     try:
         return np.asarray(value)
     except (TypeError, RuntimeError) as error:
@@ -63,12 +59,21 @@ def as_array(value: Any, what: str) -> Array:
         raise ValueError(f"{what} is not an array: {error}") from None
 
 
-def _is_masked(value: Any) -> bool:
+def refuse_masked(value: Any, what: str) -> None:
+    """Raise TypeError if `value` is a masked array with masked elements, or contains one."""
+    if is_masked(value):
+        raise TypeError(
+            f"{what} has masked elements, and masks are not used: give masked rows the label "
+            "ignore_index or the sample_weight 0, and masked classes the logit -inf"
+        )
+
+
+def is_masked(value: Any) -> bool:
     """Whether `value` is a masked array with masked elements, or a list that contains one."""
     if isinstance(value, (list, tuple)):
         kinds = set(map(type, value))
         if any(issubclass(kind, (list, tuple, np.ma.MaskedArray)) for kind in kinds):
-            return any(map(_is_masked, value))
+            return any(map(is_masked, value))
         return False
     return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
 
@@ -283,23 +288,9 @@ def output(
     """
     if out is None:
         return np.empty(logits.shape, logits.dtype)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy.ndarray, got {type(out).__name__}")
-    if _is_masked(out):
-        raise TypeError("out has masked elements, and masks are not used: out.data has no mask")
-    if out.shape != logits.shape:
-        raise ValueError(f"out must have the shape {logits.shape} of {what}, got {out.shape}")
-    native = out.dtype == logits.dtype
-    if not native and not (isinstance(given, np.ndarray) and given.dtype == out.dtype):
-        raise TypeError(f"out must have the dtype {logits.dtype} of {what}, got {out.dtype}")
-    flags = out.flags
-    if not flags.carray:  # contiguous, writable and aligned
-        if not flags.c_contiguous:
-            raise ValueError("out must be C-contiguous")
-        if not flags.writeable:
-            raise ValueError("out must be writable")
+    native = _fits(out, "out", logits.shape, logits.dtype, given, what)
     # Two arrays that own their memory share none. This is nearly always so, and quickly checked.
-    owns = flags.owndata
+    owns = out.flags.owndata
     for other in (logits,) if given is logits else (logits, given):
         if owns and out is not other and type(other) is np.ndarray and other.flags.owndata:
             continue
@@ -315,28 +306,54 @@ def output(
             continue
         if _overlap(out, other):
             raise ValueError("out shares memory with another argument")
-    return out if native and flags.aligned else np.empty(logits.shape, logits.dtype)
+    return out if native else np.empty(logits.shape, logits.dtype)
 
 
 def gradient_output(
-    out: Any, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], others: list[Array]
-) -> None:
-    """Check that `out` can receive a result of this shape and dtype, apart from all `others`."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{what} must be a numpy.ndarray, got {type(out).__name__}")
-    if out.shape != shape:
-        raise ValueError(f"{what} has shape {out.shape}, expected {shape}")
-    if out.dtype != dtype:
-        raise TypeError(f"{what} has dtype {out.dtype}, expected {dtype}")
-    for fits, adjective in (
-        (out.flags.c_contiguous, "C-contiguous"),
-        (out.flags.writeable, "writable"),
-        (out.flags.aligned, "aligned"),
-    ):
-        if not fits:
-            raise ValueError(f"{what} must be {adjective}")
+    out: Any,
+    name: str,
+    like: tuple[tuple[int, ...], np.dtype[Any]],
+    given: Any,
+    others: list[Array],
+    what: str,
+) -> Array:
+    """As `output`, for the gradient of another argument than the logits, called `what`.
+
+    `name` is what the caller calls `out`, and `like` the shape and dtype of the gradient. It shares
+    memory with none of `others`.
+    """
+    shape, dtype = like
+    if out is None:
+        return np.empty(shape, dtype)
+    native = _fits(out, name, shape, dtype, given, what)
     if any(_overlap(out, other) for other in others):
-        raise ValueError(f"{what} shares memory with another argument")
+        raise ValueError(f"{name} shares memory with another argument")
+    return out if native else np.empty(shape, dtype)
+
+
+def _fits(
+    out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], given: Any, what: str
+) -> bool:
+    """Check that `out` can receive a result; whether it can be written as it is.
+
+    It cannot if it is not aligned, or in the byte order of `given`, which is not native.
+    """
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
+    if is_masked(out):
+        raise TypeError(f"{name} has masked elements, and masks are not used: .data has no mask")
+    if out.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape} of {what}, got {out.shape}")
+    native = out.dtype == dtype
+    if not native and not (isinstance(given, np.ndarray) and given.dtype == out.dtype):
+        raise TypeError(f"{name} must have the dtype {dtype} of {what}, got {out.dtype}")
+    flags = out.flags
+    if not flags.carray:  # contiguous, writable and aligned
+        if not flags.c_contiguous:
+            raise ValueError(f"{name} must be C-contiguous")
+        if not flags.writeable:
+            raise ValueError(f"{name} must be writable")
+    return native and bool(flags.aligned)
 
 
 def delivered(result: Array, out: Array | None) -> Array:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+import sys
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    SupportsIndex,
+    TypedDict,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +21,11 @@ from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._linear_chunks import Head, run
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -41,24 +55,35 @@ class LinearGradients(NamedTuple):
     linear_bias: Array | None
 
 
+class _Options(TypedDict, total=False):
+    """The keyword arguments whose types no result depends on."""
+
+    linear_bias: npt.ArrayLike | None
+    weight: npt.ArrayLike | None
+    sample_weight: npt.ArrayLike | None
+    ignore_index: SupportsIndex
+    label_smoothing: float
+    normalizer: float | None
+    softcap: float | None
+    logit_scale: float
+    lse_square_scale: float
+    chunk_bytes: SupportsIndex | None
+
+
+class _GradOptions(_Options, total=False):
+    filter_tolerance: float | None
+    out: tuple[Array | None, Array | None, Array | None] | None
+
+
 @overload
 def linear_cross_entropy(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Scalar: ...
 
 
@@ -68,18 +93,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Scalar, LogSumExp]: ...
 
 
@@ -89,18 +105,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[False] = ...,
+    **options: Unpack[_Options],
 ) -> Losses: ...
 
 
@@ -110,18 +117,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: Literal[True],
+    **options: Unpack[_Options],
 ) -> tuple[Losses, LogSumExp]: ...
 
 
@@ -131,18 +129,9 @@ def linear_cross_entropy(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
     return_lse: bool = ...,
+    **options: Unpack[_Options],
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
 
@@ -174,7 +163,7 @@ def linear_cross_entropy(
     and b_c = w_c · ((1 − ε) · t_c + ε/C), where w are the class weights, ε the smoothing and t the
     target's probabilities: for a class index y, 1 at y and 0 elsewhere.
 
-    The logits exist in chunks of rows: nothing else of their size is allocated.
+    The logits exist in chunks of rows or of classes: nothing else of their size is allocated.
 
     Parameters
     ----------
@@ -213,7 +202,7 @@ def linear_cross_entropy(
         index y, whatever the smoothing, and 1 for probabilities. Any finite number.
     chunk_bytes : int, optional
         The most bytes of logits that exist at a time, by default 64 MiB; at least one row of them
-        always does.
+        always does, or 1024 logits.
     return_lse : bool, default False
         Whether to return lse too.
 
@@ -264,7 +253,7 @@ def linear_cross_entropy(
     >>> print(np.isclose(loss, pyce.cross_entropy(hidden @ weight.T, labels)))
     True
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -291,20 +280,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients]: ...
 
 
@@ -314,20 +292,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: ToScalar = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Scalar, LinearGradients, LogSumExp]: ...
 
 
@@ -337,20 +304,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[False] = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients]: ...
 
 
@@ -360,20 +316,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Literal["none"],
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: Literal[True],
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> tuple[Losses, LinearGradients, LogSumExp]: ...
 
 
@@ -383,20 +328,9 @@ def linear_cross_entropy_with_grad(
     linear_weight: npt.ArrayLike,
     target: npt.ArrayLike,
     *,
-    linear_bias: npt.ArrayLike | None = ...,
-    weight: npt.ArrayLike | None = ...,
-    sample_weight: npt.ArrayLike | None = ...,
-    ignore_index: SupportsIndex = ...,
-    label_smoothing: float = ...,
     reduction: Reduction = ...,
-    normalizer: float | None = ...,
-    softcap: float | None = ...,
-    logit_scale: float = ...,
-    lse_square_scale: float = ...,
-    chunk_bytes: SupportsIndex | None = ...,
-    filter_tolerance: float | None = ...,
     return_lse: bool = ...,
-    out: tuple[Array | None, Array | None, Array | None] | None = ...,
+    **options: Unpack[_GradOptions],
 ) -> (
     tuple[Scalar | Losses, LinearGradients] | tuple[Scalar | Losses, LinearGradients, LogSumExp]
 ): ...
@@ -476,18 +410,18 @@ def linear_cross_entropy_with_grad(
         always does.
     filter_tolerance : float, optional
         δ in [0, 1]: leaves columns out of the two products with G, which saves time once nearly all
-        probability is in few classes. In each row, the smallest elements of G are dropped whose
-        sizes add up to at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without
-        smoothing, these are the smallest softmax entries that add up to at most δ · (1 − p_y). A
-        column is left out if all rows of a chunk drop it. So each row's G changes by at most
+        probability is in few classes. In each row, elements of G are dropped whose sizes add up to
+        at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without smoothing, these are
+        softmax entries that add up to at most δ · (1 − p_y). The
+        same columns are left out in all rows of a chunk. So each row's G changes by at most
         δ · ‖G‖₁, as a sum of sizes. The loss and the gradient of `linear_bias` are exact. None or 0
         for none.
     return_lse : bool, default False
         Whether to return lse too.
     out : tuple of three ndarrays or None, optional
         Where to write the gradients, in the order of the result, each None for a new array. Arrays
-        in the shape and dtype of what they are the derivative of, C-contiguous, aligned and
-        writable, which share no memory with each other or with an argument.
+        in the shape and dtype of what they are the derivative of, C-contiguous and writable, which
+        share no memory with each other or with an argument.
 
     Returns
     -------
@@ -510,7 +444,7 @@ def linear_cross_entropy_with_grad(
         If shapes do not fit, if there are no classes, if `reduction` is unknown, if
         `label_smoothing` or `filter_tolerance` is outside [0, 1], if `softcap` or `chunk_bytes` is
         not positive, if `logit_scale` or `lse_square_scale` is not finite, or if an array of `out`
-        has another shape, cannot be written to, is not C-contiguous, not aligned, or shares memory.
+        has another shape, cannot be written to, is not C-contiguous, or shares memory.
     IndexError
         If a class index is neither in 0..C−1 nor `ignore_index`; the message names the first such
         row. After any error `out` is as it was.
@@ -546,7 +480,7 @@ def linear_cross_entropy_with_grad(
     >>> print(grads.input.shape, grads.linear_weight.shape, grads.linear_bias)
     (6, 4) (10, 4) None
     """
-    head = _checked(
+    head = checked_head(
         input,
         linear_weight,
         target,
@@ -570,12 +504,15 @@ def linear_cross_entropy_with_grad(
     head.grad_weight, head.grad_bias = grads.linear_weight, grads.linear_bias
     run(head, current())
     loss = _reduced(head)
+    if out is not None:
+        pairs = zip(grads, out, strict=True)
+        grads = LinearGradients(*(g if g is None else arguments.delivered(g, o) for g, o in pairs))  # type: ignore[arg-type]
     if not return_lse:
         return loss, grads
     return loss, grads, head.lse.reshape(head.full.positions)
 
 
-def _checked(
+def checked_head(
     input: Any,
     linear_weight: Any,
     target: Any,
@@ -659,23 +596,25 @@ def _outputs(
     head: Head, out: Any, input_shape: tuple[int, ...], given: tuple[Any, ...]
 ) -> LinearGradients:
     """The arrays of `out`, checked, and new ones for those that are None."""
-    parts = (None, None, None) if out is None else tuple(out)
+    parts = (None, None, None) if out is None else out
+    if not isinstance(parts, (tuple, list)):
+        raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
     if len(parts) != 3:
         raise ValueError(f"out must have three elements, got {len(parts)}")
     shapes = (input_shape, head.weight.shape, None if head.bias is None else head.bias.shape)
     used = (head.input, head.weight, head.bias, head.full.probs, head.full.labels)
     others = [a for a in (*given, *used) if isinstance(a, np.ndarray)]
-    for name, part, shape in zip(LinearGradients._fields, parts, shapes, strict=True):
-        if part is None:
-            continue
+    made: list[Array | None] = []
+    for name, part, shape, source in zip(
+        LinearGradients._fields, parts, shapes, given, strict=False
+    ):
         if shape is None:
-            raise ValueError("out has an array for linear_bias, but there is no linear_bias")
-        arguments.gradient_output(part, f"out.{name}", shape, head.input.dtype, others)
-        others.append(part)
-    dtype = head.input.dtype
-    of_input, of_weight, of_bias = parts
-    return LinearGradients(
-        np.empty(shapes[0], dtype) if of_input is None else of_input,
-        np.empty(shapes[1], dtype) if of_weight is None else of_weight,
-        np.empty(shapes[2], dtype) if of_bias is None and shapes[2] is not None else of_bias,
-    )
+            if part is not None:
+                raise ValueError("out has an array for linear_bias, but there is no linear_bias")
+            made.append(None)
+            continue
+        like = shape, head.input.dtype
+        made.append(arguments.gradient_output(part, f"out.{name}", like, source, others, name))
+        if part is not None:
+            others.append(part)
+    return LinearGradients(*made)  # type: ignore[arg-type]

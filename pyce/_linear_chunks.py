@@ -10,6 +10,14 @@ place, into the gradient G with respect to the logits; two more products take G 
 The last one adds to its result. Its product is written to memory for a block of classes, from where
 it is added while it is in the cache, so that no second array has the size of the weight.
 
+The loss alone needs no whole rows of logits: it is combined of the losses over blocks of classes,
+each of many rows, so that the weight is read as few times as possible. With the target in block B,
+
+    lse  = log Σ_b exp(lse_b)
+    loss = lse − x_y = log(exp(loss_B) + Σ_{b≠B} exp(lse_b − x_y))
+
+where loss_B ≥ 0 has the accuracy of the backend, however small it is.
+
 Rows that are ignored are left out of all products, so that NaN in them stays there.
 """
 
@@ -28,11 +36,25 @@ from pyce._types import Array
 
 # Bytes of a block of classes of the weight or of its gradient, and of a block of rows of logits
 # that several elementwise operations share.
-_BLOCK_BYTES = 3 * 2**20
+_BLOCK_BYTES = 12 * 2**20
+# The loss alone: rows of a block and bytes of its logits, and classes that it has at least.
+_FORWARD_ROWS = 1024
+_FORWARD_BYTES = 16 * 2**20
+_FORWARD_CLASSES = 1024
+# Sign, exponent and fraction of a float16 that has been shifted by 13 bits: 0x8FFFE000.
+_FLOAT16_BITS = np.int32(0x8FFFE000 - 2**32)
+# The bits of the float32 numbers 0.5, 2⁻¹⁴ and 2¹⁶.
+_HALF_BITS, _FLOAT16_NORMAL, _FLOAT16_LIMIT = (np.uint32(e << 23) for e in (126, 113, 143))
+# Beyond this, the float64 numbers of lse have too few digits for a small loss.
+_LARGE_LSE = 2.0**16
 # If more of the columns than this are kept, leaving out the others does not pay.
-_WORTH_PACKING = 0.6
-# Rows after which the kept columns are counted.
-_COUNT_AFTER = 8
+_WORTH_PACKING = 0.5
+# Rows of a chunk that are looked at first, since one that needs most columns ends the search.
+_LOOKED_AT = 4
+# Numbers of columns that may be kept, as parts of the most: that many powers of the ratio.
+_STEPS, _RATIO = 24, 0.8
+# Rows whose sizes are summed up together.
+_SUMMED_ROWS = 32
 
 
 @dataclass
@@ -57,6 +79,8 @@ class Head:
     grad_input: Array | None = None
     grad_weight: Array | None = None
     grad_bias: Array | None = None
+    # Divides the logits, after the softcap; 1 with gradients.
+    temperature: float = 1.0
 
 
 class _Blocks:
@@ -68,7 +92,8 @@ class _Blocks:
         self.weight = weight
         self.is_wide = weight.dtype == dtype
         classes, features = weight.shape
-        self.width = max(1, min(classes, _BLOCK_BYTES // max(1, features * dtype.itemsize)))
+        width = max(1, min(classes, _BLOCK_BYTES // max(1, features * dtype.itemsize)))
+        self.width = -(-classes // -(-classes // width))
         self.cuts = [slice(i, min(i + self.width, classes)) for i in range(0, classes, self.width)]
         self._room = np.empty((self.width, features), dtype)
 
@@ -85,9 +110,43 @@ class _Blocks:
 def widened(block: Array, out: Array) -> Array:
     """`out` with the numbers of a block of half types, as float32."""
     if block.dtype.name == "bfloat16":
-        np.left_shift(block.view(np.uint16), 16, out=out.view(np.uint32), dtype=np.uint32)
-    else:
-        out[...] = block
+        bits = out.view(np.uint32)
+        bits[...] = block.view(np.uint16)
+        bits <<= 16
+        return out
+    # Sign, exponent and fraction move to their places in a float32, whose exponent is then too low
+    # by 112, for subnormal numbers as well. This takes a sixth of the time of NumPy's conversion.
+    bits = out.view(np.int32)
+    bits[...] = block.view(np.int16)
+    bits <<= 13
+    bits &= _FLOAT16_BITS
+    out *= np.float32(2.0**112)
+    if out.size and not (out.max() < 2.0**16 and out.min() > -(2.0**16)):
+        out[...] = block  # which contains infinity or NaN
+    return out
+
+
+def narrowed(wide: Array, out: Array) -> Array:
+    """`out` with numbers of the computation, rounded to its dtype."""
+    if out.dtype != np.float16:
+        out[...] = wide
+        return out
+    # NumPy's conversion takes 50 times as long for numbers that are subnormal in float16, as most
+    # elements of a gradient are. Below 2⁻¹⁴ the sum with 0.5 has the rounded number in its last
+    # places; above, half a unit is added before the last 13 bits are cut off, and less for an even
+    # number.
+    step = max(1, _BLOCK_BYTES // 16 // max(1, wide[:1].nbytes))
+    for i in range(0, len(wide), step):
+        part = wide[i : i + step]
+        size = part.view(np.uint32) & np.uint32(0x7FFFFFFF)
+        if size.max() >= _FLOAT16_LIMIT:
+            out[i : i + step] = part  # infinity, NaN, or what becomes infinite
+            continue
+        small = (size.view(np.float32) + np.float32(0.5)).view(np.uint32) - _HALF_BITS
+        half = (size - np.uint32(112 << 23) + np.uint32(0xFFF) + (size >> 13 & 1)) >> 13
+        half = np.where(size < _FLOAT16_NORMAL, small, half)
+        half |= part.view(np.uint32) >> 16 & 0x8000
+        out[i : i + step].view(np.uint16)[...] = half
     return out
 
 
@@ -100,62 +159,180 @@ def run(head: Head, backend: Backend) -> None:
 
 def _run(head: Head, backend: Backend) -> None:
     full = head.full
-    dtype = head.losses.dtype
-    classes, features = head.weight.shape
-    with_grad = head.grad_weight is not None
     valid = full.valid()
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
+    dtype = head.losses.dtype
+    scales, bias, blocks = _prepared(head)
+    if head.grad_weight is not None:
+        _with_gradients(head, backend, blocks, rows, scales, bias)
+        return
+    if len(rows) < full.rows:
+        head.losses[...] = head.lse[...] = 0
+    if full.labels is not None and full.smoothing == 0.0 and dtype == np.float32:
+        rows = _by_classes(head, backend, blocks, rows, scales, bias)
+    for part, chunk in _chunks_of(head, rows, scales, bias, blocks):
+        _differentiate(head, backend, chunk, part, None)
+
+
+def logit_chunks(head: Head) -> Iterator[tuple[slice | Array, Array]]:
+    """Rows, as a slice, and logits (n, C) of chunk after chunk, each valid until the next."""
+    return _chunks_of(head, np.arange(head.full.rows), *_prepared(head))
+
+
+def _prepared(head: Head) -> tuple[float, Array | None, _Blocks]:
+    """The factor of the hidden states, the bias times it, and the weight."""
+    dtype = head.losses.dtype
+    scales = head.logit_scale / (head.softcap or head.temperature)
+    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
+    return scales, bias, _Blocks(head.weight, dtype)
+
+
+def _chunks_of(
+    head: Head, rows: Array, scales: float, bias: Array | None, blocks: _Blocks
+) -> Iterator[tuple[slice | Array, Array]]:
     size = rows_of_chunk(head, len(rows))
-    scale = float(np.float64(head.logit_scale) / full.denominator()) if with_grad else 1.0
+    logits = np.empty((min(size, len(rows)), len(head.weight)), head.losses.dtype)
+    for start in range(0, len(rows), size):
+        part = _part(rows[start : start + size])
+        _, scaled = _hidden(head, part, scales)
+        chunk = logits[: len(scaled)]
+        _multiply(scaled, blocks, chunk)
+        _finish_logits(chunk, bias, _cap(head), None)
+        yield part, chunk
+
+
+def _cap(head: Head) -> float | None:
+    """The factor of tanh; None without a softcap."""
+    return None if head.softcap is None else head.softcap / head.temperature
+
+
+def _with_gradients(
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+) -> None:
+    full = head.full
+    dtype = head.losses.dtype
+    classes, features = head.weight.shape
+    size = rows_of_chunk(head, len(rows))
+    scale = float(np.float64(head.logit_scale) / full.denominator())
 
     # Everything is allocated before anything is written.
-    blocks = _Blocks(head.weight, dtype)
     logits = np.empty((size, classes), dtype)
-    saved = np.empty_like(logits) if with_grad and head.softcap is not None else None
+    saved = None if head.softcap is None else np.empty_like(logits)
+    assert head.grad_input is not None
+    assert head.grad_weight is not None
     total = head.grad_weight
-    if total is not None and total.dtype != dtype:
+    if total.dtype != dtype:
         total = np.empty((classes, features), dtype)
     total_bias = np.zeros(classes if head.grad_bias is not None else 0)
-    scales = head.logit_scale / (head.softcap or 1.0)
-    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
 
     if len(rows) < full.rows:
         head.losses[...] = head.lse[...] = 0
-        if head.grad_input is not None:
-            head.grad_input[...] = 0
-    if total is not None and (len(rows) == 0 or head.filter_tolerance):
+        head.grad_input[...] = 0
+    if len(rows) == 0:
         total[...] = 0
     for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        part: slice | Array = some
-        if valid is None:
-            part = slice(start, start + len(some))
-        x = head.input[part]
-        if x.dtype != dtype:
-            x = widened(x, np.empty(x.shape, dtype))
-        chunk = logits[: len(some)]
-        scaled = x if scales == 1.0 else x * dtype.type(scales)
+        part = _part(rows[start : start + size])
+        x, scaled = _hidden(head, part, scales)
+        chunk = logits[: len(x)]
         _multiply(scaled, blocks, chunk)
-        _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(some)])
-        _differentiate(head, backend, chunk, part, some, scale, with_grad)
-        if not with_grad:
-            continue
+        _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(x)])
+        _differentiate(head, backend, chunk, part, scale)
         if saved is not None:
             for block in _row_blocks(chunk):
-                t = saved[: len(some)][block]
+                t = saved[: len(x)][block]
                 chunk[block] *= (1.0 - t) * (1.0 + t)
         if head.grad_bias is not None:
             total_bias += chunk.sum(axis=0)
-        kept = kept_columns(chunk, head.filter_tolerance) if head.filter_tolerance else None
-        if head.grad_input is not None:
-            head.grad_input[part] = _to_input(chunk, blocks, kept)
-        if total is not None:
-            first = start == 0 and not head.filter_tolerance
-            _add_to_weight(chunk, x, blocks, kept, total, first)
-    if head.grad_weight is not None and total is not head.grad_weight:
-        head.grad_weight[...] = total
+        kept = None
+        if head.filter_tolerance:
+            kept = kept_columns(chunk, head.filter_tolerance, _only_negative(head, part))
+        if kept is not None:
+            if start == 0:
+                total[...] = 0
+            _store(head.grad_input, part, _packed_products(chunk, x, blocks, kept, total))
+            continue
+        _store(head.grad_input, part, _to_input(chunk, blocks))
+        _add_to_weight(chunk, x, blocks, total, first=start == 0)
+    if total is not head.grad_weight:
+        narrowed(total, head.grad_weight)
     if head.grad_bias is not None:
         head.grad_bias[...] = total_bias.astype(dtype)
+
+
+def _by_classes(
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+) -> Array:
+    """Write losses and lse of `rows` over blocks of classes, for class indices without smoothing.
+
+    Returns the rows that whole rows of logits are needed for: those without a finite result, and
+    those whose logits are large.
+    """
+    full = head.full
+    assert full.labels is not None
+    classes = len(head.weight)
+    size, width = block_of_forward(head, len(rows))
+    room = np.empty(size * width, head.losses.dtype)
+    left = [rows[:0]]
+    for start in range(0, len(rows), size):
+        part = _part(rows[start : start + size])
+        _, scaled = _hidden(head, part, scales)
+        labels = full.labels[part]
+        count = len(labels)
+        others = np.full(count, -np.inf)  # lse of the blocks without the target
+        loss, lse, logit = np.empty(count), np.empty(count), np.empty(count)  # of the target's
+        for first in range(0, classes, width):
+            cut = slice(first, min(first + width, classes))
+            chunk = room[: count * (cut.stop - first)].reshape(count, -1)
+            _multiply(scaled, blocks, chunk, cut)
+            _finish_logits(chunk, None if bias is None else bias[cut], _cap(head), None)
+            own = (labels >= first) & (labels < cut.stop)
+            p = _rows_problem(chunk)
+            p.labels = np.where(own, labels - first, 0)
+            backend.forward(p)
+            assert p.losses is not None
+            assert p.lse is not None
+            others = np.logaddexp(others, np.where(own, -np.inf, p.lse))
+            at = np.flatnonzero(own)
+            loss[at], lse[at], logit[at] = p.losses[at], p.lse[at], chunk[at, p.labels[at]]
+        loss = np.logaddexp(loss, others - logit)
+        lse = np.logaddexp(lse, others)
+        loss += full.lse_square_scale * lse * lse
+        if full.weight is not None:
+            loss *= full.weight[labels]
+        if full.sample_weight is not None:
+            loss *= full.sample_weight[part]
+        head.losses[part], head.lse[part] = loss, lse
+        fine = np.isfinite(loss) & (np.abs(lse) <= _LARGE_LSE)
+        left.append(rows[start : start + size][~fine])
+    return np.concatenate(left)
+
+
+def block_of_forward(head: Head, rows: int) -> tuple[int, int]:
+    """Rows and classes of a block of logits that are computed together for the loss alone."""
+    classes = len(head.weight)
+    most = min(head.chunk_bytes, _FORWARD_BYTES) // head.losses.dtype.itemsize
+    least = min(classes, _FORWARD_CLASSES)
+    chunks = max(1, -(-rows // max(1, min(_FORWARD_ROWS, most // least))))
+    size = max(1, -(-rows // chunks))
+    width = max(least, min(classes, most // size))
+    width = -(-classes // -(-classes // width))
+    # Rows at a distance of a power of two share few sets of a cache: an odd multiple of 64 bytes.
+    return size, min(classes, width // 32 * 32 + 16) if width >= 512 else width
+
+
+def _part(rows: Array) -> slice | Array:
+    """Increasing row numbers: as a slice, which copies nothing, if none is left out."""
+    first, stop = int(rows[0]), int(rows[-1]) + 1
+    return slice(first, stop) if stop - first == len(rows) else rows
+
+
+def _hidden(head: Head, part: slice | Array, scales: float) -> tuple[Array, Array]:
+    """The hidden states of some rows, in the dtype of the computation, and times `scales`."""
+    dtype = head.losses.dtype
+    x = head.input[part]
+    if x.dtype != dtype:
+        x = widened(x, np.empty(x.shape, dtype))
+    return x, x if scales == 1.0 else x * dtype.type(scales)
 
 
 def rows_of_chunk(head: Head, rows: int) -> int:
@@ -176,17 +353,20 @@ FILTERED_ROWS = 256
 
 def _row_blocks(chunk: Array) -> Iterator[slice]:
     """The rows of a chunk in blocks that fit a cache."""
-    step = max(1, _BLOCK_BYTES // 4 // max(1, chunk[:1].nbytes))
+    step = max(1, _BLOCK_BYTES // 16 // max(1, chunk[:1].nbytes))
     return (slice(i, i + step) for i in range(0, len(chunk), step))
 
 
-def _multiply(x: Array, blocks: _Blocks, out: Array) -> None:
-    """out = x · Wᵀ."""
+def _multiply(x: Array, blocks: _Blocks, out: Array, classes: slice = slice(None)) -> None:
+    """out = x · W[classes]ᵀ."""
     if blocks.is_wide:
-        np.matmul(x, blocks.weight.T, out=out)
+        np.matmul(x, blocks.weight[classes].T, out=out)
         return
-    for cut in blocks.cuts:
-        np.matmul(x, blocks.wide(cut).T, out=out[:, cut])
+    first = classes.start or 0
+    for start in range(0, out.shape[1], blocks.width):
+        to = out[:, start : start + blocks.width]
+        some = slice(first + start, first + start + to.shape[1])
+        np.matmul(x, blocks.wide(some).T, out=to)
 
 
 def _finish_logits(
@@ -205,109 +385,169 @@ def _finish_logits(
             np.multiply(t, x.dtype.type(softcap), out=x)
 
 
-def _differentiate(
-    head: Head,
-    backend: Backend,
-    chunk: Array,
-    part: slice | Array,
-    some: Array,
-    scale: float,
-    with_grad: bool,
-) -> None:
-    """Losses and lse of the rows `part`; with a gradient, it replaces the logits."""
-    full = head.full
+def _rows_problem(chunk: Array) -> Problem:
+    """The problem of rows of logits without options, which has no target yet."""
     p = Problem()
     p.logits, p.dtype_name, p.axis = chunk, chunk.dtype.name, 1
     p.outer = p.rows = len(chunk)
-    p.classes, p.inner = full.classes, 1
-    p.labels, p.probs, p.contiguous = None, None, True
+    p.classes, p.inner = chunk.shape[1], 1
+    p.labels = p.probs = p.weight = p.sample_weight = None
+    p.contiguous, p.ignore_index, p.smoothing, p.lse_square_scale = True, -1, 0.0, 0.0
+    p.reduction, p.normalizer, p.grad_loss, p.grad = "none", None, 1.0, None
+    p.losses, p.lse = np.empty(len(chunk), chunk.dtype), np.empty(len(chunk))
+    return p
+
+
+def _differentiate(
+    head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
+) -> None:
+    """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
+    full = head.full
+    p = _rows_problem(chunk)
     if full.labels is not None:
         p.labels = full.labels[part]
     elif full.probs is not None:
-        p.probs = _probabilities(full.probs, part, some)
+        p.probs = _probabilities(full.probs, part)
         p.contiguous = p.probs.flags.c_contiguous
     p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
     p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
     p.lse_square_scale = full.lse_square_scale
-    p.reduction, p.normalizer, p.grad_loss = "none", None, scale
-    p.losses, p.lse = np.empty(len(chunk), chunk.dtype), np.empty(len(chunk))
-    p.grad = chunk if with_grad else None
-    if with_grad:
-        backend.forward_backward(p)
-    else:
+    if scale is None:
         backend.forward(p)
+    else:
+        p.grad, p.grad_loss = chunk, scale
+        backend.forward_backward(p)
     head.losses[part] = p.losses
     head.lse[part] = p.lse
 
 
-def _probabilities(probs: Array, part: slice | Array, some: Array) -> Array:
+def _probabilities(probs: Array, part: slice | Array) -> Array:
     """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
     if probs.ndim == 2 or probs.flags.c_contiguous:
         found: Array = probs.reshape(-1, probs.shape[-1])[part]
     else:
-        found = probs[np.unravel_index(some, probs.shape[:-1])]
+        rows = np.arange(part.start, part.stop) if isinstance(part, slice) else part
+        found = probs[np.unravel_index(rows, probs.shape[:-1])]
     return found
 
 
-def _groups(blocks: _Blocks, kept: Array | None) -> Iterator[slice | Array]:
-    """The columns that are multiplied, as many at a time as a block has."""
-    if kept is None:
-        yield from blocks.cuts
-    else:
-        for i in range(0, len(kept), blocks.width):
-            yield kept[i : i + blocks.width]
+def _store(out: Array, part: slice | Array, rows: Array) -> None:
+    """Write the gradients of some rows of the input."""
+    if rows.dtype != out.dtype:
+        rows = narrowed(rows, np.empty(rows.shape, out.dtype))
+    out[part] = rows
 
 
-def _to_input(grad: Array, blocks: _Blocks, kept: Array | None) -> Array:
-    """grad · W over the kept columns, (n, D)."""
-    if kept is None and blocks.is_wide:
+def _to_input(grad: Array, blocks: _Blocks) -> Array:
+    """grad · W, (n, D)."""
+    if blocks.is_wide:
         whole: Array = grad @ blocks.weight
         return whole
     total = np.zeros((len(grad), blocks.weight.shape[1]), grad.dtype)
-    for group in _groups(blocks, kept):
-        total += np.ascontiguousarray(grad[:, group]) @ blocks.wide(group)
+    for cut in blocks.cuts:
+        total += grad[:, cut] @ blocks.wide(cut)
     return total
 
 
-def _add_to_weight(
-    grad: Array, x: Array, blocks: _Blocks, kept: Array | None, total: Array, first: bool
-) -> None:
-    """total += gradᵀ · x over the kept columns; with `first`, total is not read."""
-    if first and kept is None:
+def _add_to_weight(grad: Array, x: Array, blocks: _Blocks, total: Array, first: bool) -> None:
+    """total += gradᵀ · x; with `first`, total is not read."""
+    if first:
         np.matmul(grad.T, x, out=total)
         return
-    for group in _groups(blocks, kept):
-        columns = grad[:, group]
-        product = np.matmul(columns.T, x, out=blocks.room(columns.shape[1]))
-        total[group] += product
+    for cut in blocks.cuts:
+        columns = grad[:, cut]
+        total[cut] += np.matmul(columns.T, x, out=blocks.room(columns.shape[1]))
 
 
-def kept_columns(grad: Array, tolerance: float) -> Array | None:
-    """The columns of `grad` (n, C) that some row needs; None if most are, or if there is NaN.
+def _packed_products(grad: Array, x: Array, blocks: _Blocks, kept: Array, total: Array) -> Array:
+    """grad · W over the kept columns, (n, D); and total += gradᵀ · x in their rows."""
+    to_input = np.zeros((len(grad), blocks.weight.shape[1]), grad.dtype)
+    for i in range(0, len(kept), blocks.width):
+        group = kept[i : i + blocks.width]
+        columns = np.take(grad, group, axis=1)
+        to_input += columns @ blocks.wide(group)
+        total[group] += np.matmul(columns.T, x, out=blocks.room(len(group)))
+    return to_input
 
-    In each row, the elements of the smallest size are left out whose sizes add up to no more than
-    half of `tolerance` times the sum of all sizes. For a class index without smoothing, that sum is
-    twice the probability of the other classes. Elements up to (tolerance/4)·sum/C are left out
-    unseen, since they add up to no more than half of what is allowed; of the few that remain, as
-    many as the other half allows.
+
+def _only_negative(head: Head, part: slice | Array) -> Array | None:
+    """The labels of some rows, if their gradients have another sign at the label than elsewhere."""
+    full = head.full
+    if full.labels is None or full.smoothing or full.lse_square_scale or head.softcap is not None:
+        return None
+    labels: Array = full.labels[part]
+    return labels
+
+
+@np.errstate(all="ignore")
+def kept_columns(grad: Array, tolerance: float, labels: Array | None = None) -> Array | None:
+    """The columns of `grad` (n, C) that are needed; None if most are, or if there is NaN.
+
+    In each row, the sizes of the elements in the other columns add up to no more than half of
+    `tolerance` times the sum of all sizes, ‖g‖₁. For a class index without smoothing, that sum is
+    twice the probability of the other classes.
+
+    With b = |g|/(‖g‖₁ · tolerance/2), a column's score is its largest b in any row. Columns are
+    left out in the order of their scores, as many as keep the sum of b in each row below 1: the
+    most of some numbers, for which one product sums up b over all rows.
+
+    `labels` states that g = a·(p − t) in each row, with p adding up to 1 and t 1 at the label, 0
+    elsewhere, so that ‖g‖₁ is twice the size of the label's element. This saves passes.
     """
     classes = grad.shape[1]
-    kept = np.zeros(classes, np.bool_)
+    most = _WORTH_PACKING * classes
     sizes = np.empty(classes, grad.dtype)
-    for i, row in enumerate(grad):
+    some = np.linspace(0, len(grad) - 1, min(len(grad), _LOOKED_AT)).astype(np.int64)
+    for row in grad[some]:
         np.abs(row, out=sizes)
-        norm = float(sizes.sum())
-        if not np.isfinite(norm):
+        sizes.sort()
+        sums = np.cumsum(sizes, dtype=np.float64)
+        if not classes - np.searchsorted(sums, 0.5 * tolerance * sums[-1], "right") <= most:
             return None
-        # The rounding errors of the sums are below 2⁻¹⁰ of them.
-        half = 0.25 * tolerance * norm * (1.0 - 2.0**-10)
-        columns = np.flatnonzero(sizes > half / classes)
-        found = sizes[columns]
-        ordered = np.sort(found)
-        dropped = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), half, "right"))
-        if dropped < len(ordered):
-            kept[columns[found >= ordered[dropped]]] = True
-        enough = i % _COUNT_AFTER == _COUNT_AFTER - 1 or i == len(grad) - 1
-        if enough and np.count_nonzero(kept) > _WORTH_PACKING * classes:
+    scores = np.zeros(classes, grad.dtype)
+    scale = np.empty(len(grad), grad.dtype)
+    for i, row in enumerate(grad):
+        if labels is None:
+            np.abs(row, out=sizes)
+            allowed = 0.5 * tolerance * sizes.sum(dtype=np.float64)
+        else:
+            allowed = -tolerance * np.float64(row[labels[i]])
+        factor = 1.0 / allowed
+        scale[i] = factor
+        if np.isnan(factor):
             return None
-    return np.flatnonzero(kept)
+        if np.isinf(scale[i]):
+            # ‖g‖₁ or the tolerance is 0 or nearly so: every element that is not 0 is needed.
+            scale[i] = 0.0
+            np.multiply(row != 0.0, grad.dtype.type(2.0), out=sizes)
+        else:
+            np.multiply(row if labels is not None else sizes, scale[i], out=sizes)
+        np.maximum(scores, sizes, out=scores)
+    if labels is not None:
+        scores[labels] = np.inf
+    needed = np.count_nonzero(scores > 1.0)
+    if needed > most:
+        return None
+    order = np.argsort(scores)
+    counts = np.maximum(needed, most * _RATIO ** np.arange(_STEPS)).astype(np.int64)
+    starts = classes - np.unique(counts)[::-1]  # how many columns are left out
+    step = np.empty(classes, np.int64)
+    step[order] = np.searchsorted(starts, np.arange(classes), "right")
+    of_step = np.zeros((classes, len(starts)), grad.dtype)
+    left_out = np.flatnonzero(step < len(starts))
+    of_step[left_out, step[left_out]] = 1.0
+    if labels is not None:
+        sums = grad @ of_step
+    else:
+        sums = np.concatenate(
+            [
+                np.abs(grad[i : i + _SUMMED_ROWS]) @ of_step
+                for i in range(0, len(grad), _SUMMED_ROWS)
+            ]
+        )
+    sums = np.cumsum(sums.astype(np.float64) * scale[:, np.newaxis], axis=1)
+    # The rounding errors of a sum of C terms of one sign are below C·u of it; there are two sums.
+    fits = (sums <= 1.0 - 4.0 * classes * np.finfo(grad.dtype).eps).all(axis=0)
+    if not fits[0]:
+        return None
+    return np.sort(order[starts[np.count_nonzero(np.logical_and.accumulate(fits)) - 1] :])

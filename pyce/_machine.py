@@ -10,6 +10,7 @@ from typing import Any
 
 import pyce
 from pyce import _threads
+from pyce._caches import caches
 
 # Libraries whose versions may explain a difference.
 _LIBRARIES = ("numpy", "numba", "llvmlite", "torch", "jax", "optax", "scikit-learn")
@@ -109,22 +110,6 @@ def _cpuinfo() -> dict[str, str]:
 
 def processors() -> int:
     return _threads._affinity()
-
-
-def caches() -> dict[str, int]:
-    """Sizes in bytes of the first processor's data caches, by level; empty except on Linux."""
-    found = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
-            level, of, size = ((index / name).read_text("utf-8").strip() for name in _CACHE)
-        except OSError:
-            continue
-        if of != "Instruction" and size.endswith("K"):
-            found[f"L{level}" + ("d" if of == "Data" else "")] = int(size[:-1]) * 1024
-    return found
-
-
-_CACHE = ("level", "type", "size")
 
 
 def versions() -> dict[str, str]:

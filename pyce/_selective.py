@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -122,21 +122,29 @@ def selective_log_softmax(
     x, name = arguments.floating(logits, "logits")
     k = arguments.class_axis(axis, x.shape)
     positions = x.shape[:k] + x.shape[k + 1 :]
+    at = class_indices(index, positions, x.shape[k], f"logits of shape {x.shape}")
+    t = positive_temperature(temperature)
+    dtype = compute_dtype(name)
+    log_probs = np.empty(at.shape, dtype)
+    entropy = np.empty(positions, dtype)
+    rows = by_rows(at, positions)
+    result = log_probs.reshape(rows.shape)
+    run(current(), np.moveaxis(x, k, -1), rows, t, result, entropy if return_entropy else None)
+    return (log_probs, entropy) if return_entropy else log_probs
+
+
+def class_indices(index: Any, positions: tuple[int, ...], classes: int, what: str) -> Array:
+    """One or several class indices for each position, checked. `what` names their counterpart."""
     at = arguments.as_array(index, "index")
     if at.size == 0 and at.dtype.kind == "f" and not hasattr(index, "dtype"):
         at = at.astype(np.int64)
     if at.dtype.kind not in "iu":
         raise TypeError(f"index must be integers, got {at.dtype}")
-    several = at.ndim == len(positions) + 1
     if at.shape[: len(positions)] != positions or at.ndim > len(positions) + 1:
         raise ValueError(
-            f"index of shape {at.shape} does not fit logits of shape {x.shape}: expected "
+            f"index of shape {at.shape} does not fit {what}: expected "
             f"{positions}, or that with a dimension appended"
         )
-    t = arguments.finite(temperature, "temperature")
-    if t <= 0.0:
-        raise ValueError(f"temperature must be positive, got {temperature!r}")
-    classes = x.shape[k]
     bad = (at < 0) | (at >= classes)
     if bad.any():
         first = np.unravel_index(np.argmax(bad), at.shape)
@@ -145,17 +153,24 @@ def selective_log_softmax(
             f"index{where} is {at[first]}, outside the valid range 0..{classes - 1} "
             f"for {classes} classes"
         )
-    dtype = compute_dtype(name)
-    log_probs = np.empty(at.shape, dtype)
-    entropy = np.empty(positions, dtype)
-    rows = at.reshape(-1, at.shape[-1] if several else 1).astype(np.int64, copy=False)
-    result = log_probs.reshape(rows.shape)
-    _run(current(), np.moveaxis(x, k, -1), rows, t, result, entropy if return_entropy else None)
-    return (log_probs, entropy) if return_entropy else log_probs
+    return at
+
+
+def positive_temperature(value: Any) -> float:
+    t = arguments.finite(value, "temperature")
+    if t <= 0.0:
+        raise ValueError(f"temperature must be positive, got {value!r}")
+    return t
+
+
+def by_rows(at: Array, positions: tuple[int, ...]) -> Array:
+    """Checked class indices as int64 (rows, k)."""
+    several = at.ndim == len(positions) + 1
+    return at.reshape(-1, at.shape[-1] if several else 1).astype(np.int64, copy=False)
 
 
 @_fpenv.default
-def _run(
+def run(
     backend: Backend, x: Array, rows: Array, t: float, result: Array, entropy: Array | None
 ) -> None:
     """Write `result` (rows, k), and `entropy` (rows,), of logits x (..., classes)."""

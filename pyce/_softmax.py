@@ -158,8 +158,8 @@ def logsumexp(
     -----
     The definition is that of ``scipy.special.logsumexp`` and ``torch.logsumexp``.
 
-    The absolute error for float64 is at most 4 units in the last place of the largest of 1, the
-    result and the row's maximum in magnitude. For float32 and half types it is about 2⁻²⁴ (6·10⁻⁸)
+    The absolute error for float64 is at most 2 units in the last place of 1 or of the result, the
+    larger of the two in magnitude. For float32 and half types it is about 2⁻²⁴ (6·10⁻⁸)
     and at most 2⁻²³, although the result is float64, because the exponentials may have the
     precision of float32. A result near 0, as for normalised log-probabilities, then has few digits:
     convert `x` to float64 to have them.

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 import pyce
+from pyce._arguments import refuse_masked
 from pyce._threads import at_most
 from pyce._types import Array
 
@@ -174,6 +175,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ['no' 'yes'] (1, 1)
         """
         self._check_parameters()
+        for value, name in ((X, "X"), (y, "y"), (sample_weight, "sample_weight")):
+            refuse_masked(value, name)
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32))
         if not issparse(X) and not (X.flags.forc and X.flags.aligned):
             X = np.require(X, requirements=["C", "A"])  # BLAS would copy each block each time
@@ -267,6 +270,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         (1, 3)
         """
         check_is_fitted(self)
+        refuse_masked(X, "X")
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
         scores: Array = safe_sparse_dot(X, self.coef_.T, dense_output=True)
         scores += self.intercept_

@@ -3,7 +3,8 @@
 
 #define DTYPE f16
 typedef uint16_t element;
-#define IS_NATIVE 0 /* whether element and real are one type */
+#define IS_NATIVE 0  /* whether element and real are one type */
+#define SAVES_REAL 1 /* whether gradients are saved as real for a later scaling */
 
 #define m_get vf_get_f16
 #define m_load vf_load_f16

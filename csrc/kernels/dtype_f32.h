@@ -3,7 +3,8 @@
 
 #define DTYPE f32
 typedef float element;
-#define IS_NATIVE 1 /* whether element and real are one type */
+#define IS_NATIVE 1  /* whether element and real are one type */
+#define SAVES_REAL 0 /* whether gradients are saved as real for a later scaling */
 
 #define m_get(p) (*(p))
 #define m_load vf_load

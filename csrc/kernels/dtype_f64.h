@@ -3,7 +3,8 @@
 
 #define DTYPE f64
 typedef double element;
-#define IS_NATIVE 1 /* whether element and real are one type */
+#define IS_NATIVE 1  /* whether element and real are one type */
+#define SAVES_REAL 0 /* whether gradients are saved as real for a later scaling */
 
 #define m_get(p) (*(p))
 #define m_load vd_load

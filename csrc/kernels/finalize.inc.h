@@ -90,13 +90,18 @@ static int has_nan(const pyce_problem *p, int64_t row) {
     return 0;
 }
 
-/* The lse of eight rows where it is requested: 0 for a row that is ignored. */
+/* The lse of eight rows where it is requested: 0 for a row that is ignored. Of doubles, the rounding
+   errors of log S and of the sum count: near an lse of 0, max and log S are larger than it. */
 INLINE void write_lse(const pyce_problem *p, int i, vdm ignored, vd max, vd log,
                       const row_state *s) {
     if (!p->lse || p->operation == PYCE_BACKWARD) return;
     const int64_t row = s->row;
     const int left = rows_left(s, i);
-    vd_storen(p->lse + row + i, left, vd_drop(ignored, vd_add(max, log)));
+    vd lse = vd_add(max, log);
+    if (COMPENSATED) {
+        lse = vd_add(lse, vd_add(error_of_sum(max, log, lse), vd_load(s->log_error + i)));
+    }
+    vd_storen(p->lse + row + i, left, vd_drop(ignored, lse));
     const vd nan = vd_drop(ignored, vd_drop(vd_eq(log, log), vd_set1(1.0)));
     if (vd_first(vd_eq(nan, vd_set1(1.0))) < 0) return;
     double tops[8], bad[8];

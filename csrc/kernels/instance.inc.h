@@ -13,6 +13,7 @@
 #include "many.inc.h"        /* drivers */
 #include "medium.inc.h"
 #include "few.inc.h"
+#include "scale.inc.h" /* a saved gradient times a number */
 
 enum { FEW, MEDIUM, MANY };
 /* Which driver takes the rows of a job. */
@@ -51,4 +52,5 @@ const pyce_row_kernels INSTANCE = {
     .statistics = shared_statistics,
     .finalize = shared_finalize,
     .write = shared_write,
+    .scale = scale_saved,
 };

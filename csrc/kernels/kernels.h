@@ -73,6 +73,8 @@ typedef struct {
                      double *losses, double *sums);
     void (*write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
                   const pyce_block *blocks, const void *state, void *scratch);
+    /* n numbers of a saved gradient times a factor (scale.inc.h). */
+    void (*scale)(const void *saved, void *result, int64_t n, double factor);
 } pyce_row_kernels;
 
 /* The kernels of one target. */

@@ -176,7 +176,11 @@ INLINE void vf_store_rows(float *p, int64_t stride, const vf a[4], int last) {
     for (int i = 0; i < 3; i++) {
         _mm_storeu_ps(p + (i + 12) * stride, _mm512_extractf32x4_ps(r[i], 3));
     }
-    _mm_mask_storeu_ps(p + 15 * stride, first_of_4(last), _mm512_extractf32x4_ps(r[3], 3));
+    /* GCC would combine a masked store with the extraction, and vextractf32x4 faults on memory that its
+       mask excludes (Intel's exception type E6NF), which vmovups does not. */
+    __m128 end = _mm512_extractf32x4_ps(r[3], 3);
+    __asm__("" : "+v"(end));
+    _mm_mask_storeu_ps(p + 15 * stride, first_of_4(last), end);
 }
 
 /* -- half types, widened to and rounded from float --------------------------------------------- */

@@ -6,6 +6,10 @@ static const real ones[PYCE_BLOCK] = {[0 ... PYCE_BLOCK - 1] = 1};
    the other factor is 0, nor the other way round. */
 INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
     const vd on = vd_set1(job->on_value), off = vd_set1(job->off_value), zero = vd_set1(0);
+    if (!(job->p->smoothing > 0)) { /* the same bits with fewer operations */
+        const vd product = product_or_0(t, w);
+        return pair_of(product, finite_error(vd_fma(t, w, vd_sub(zero, product))));
+    }
     const vd product = vd_drop(vd_eq(on, zero), vd_mul(on, t)), b = vd_add(product, off);
     const vd product_error = vd_fma(on, t, vd_sub(zero, product));
     const vd error = vd_add(error_of_sum(product, off, b), product_error);
@@ -14,6 +18,8 @@ INLINE vd_pair blend(const pyce_job *job, vd t, vd w) {
     const vd value = vd_drop(vd_eq(w, zero), vd_drop(vd_eq(b, zero), blended.value));
     return pair_of(value, finite_error(blended.error));
 }
+
+#include SOFT_TARGET_INC
 
 /* Of n classes from `first` on, at outer position o and inner position i: b in the compute type. Of
    blended doubles it gives the targets, which `blended` turns into b where they are used, because b
@@ -35,8 +41,10 @@ static const real *soft_block(const pyce_job *job, int64_t o, int64_t i, int64_t
         const element *t = (const element *)a->data + at;
         element packed[PYCE_BLOCK];
         t = gather(t, a->class_stride, n, packed);
-        if (IS_NATIVE && (COMPENSATED || !job->blended) && a->class_stride == 1) {
-            return (const real *)t;
+        if (IS_NATIVE && a->class_stride == 1) {
+            if (COMPENSATED || !job->blended) return (const real *)t;
+            blend_block(job, first, n, (const real *)t, buffer);
+            return buffer;
         }
         int c = 0;
         for (; c + LANES <= n; c += LANES) v_store(buffer + c, m_load(t + c));
@@ -54,26 +62,9 @@ static const real *soft_block(const pyce_job *job, int64_t o, int64_t i, int64_t
             buffer[c] = p->probs_dtype == PYCE_FLOAT16 ? vf_get_f16(h) : vf_get_bf16(h);
         }
     }
-    if (!COMPENSATED && job->blended) {
-        /* In double precision, so that each b is rounded once. */
-        for (int c = 0; c < n; c += LANES) {
-            const int part = n - c < LANES ? n - c : LANES;
-            double value[LANES];
-            v_to_doubles(v_loadn(buffer + c, part, 0), value);
-            for (int k = 0; k < part; k += 8) {
-                const int left = part - k < 8 ? part - k : 8;
-                const vd w =
-                    p->weight ? vd_loadn(p->weight + first + c + k, left, 0) : vd_set1(1.0);
-                const vd_pair b = blend(job, vd_load(value + k), w);
-                vd_store(value + k, vd_add(b.value, b.error));
-            }
-            v_storen(buffer + c, part, v_from_doubles(value));
-        }
-    }
+    if (job->blended) blend_block(job, first, n, buffer, buffer);
     return buffer;
 }
-
-#include SOFT_TARGET_INC
 
 /* factor·e − soft_factor·b. p − t may cancel, so errors of both terms count: those of the factors,
    which were rounded to the compute type, and of doubles also those of b. */

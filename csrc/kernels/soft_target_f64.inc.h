@@ -1,5 +1,13 @@
 /* Factors b of doubles, blended where they are used. soft_target_f32.inc.h says what the functions do. */
 
+INLINE void blend_block(const pyce_job *job, int64_t first, int n, const double *targets,
+                        double *b) {
+    (void)job;
+    (void)first;
+    (void)n;
+    (void)targets;
+    (void)b;
+}
 INLINE const double *class_weights_from(const pyce_job *job, int64_t first) {
     return job->p->weight ? job->p->weight + first : ones;
 }

@@ -47,6 +47,13 @@ class Backend(Protocol):
         None if the backend reads NumPy arrays only.
         """
 
+    @property
+    def scale_at(self) -> ScaleAt | None:
+        """Multiplies a saved gradient by a number, in memory that is not a NumPy array.
+
+        None if the backend has `at_addresses` None.
+        """
+
     def forward(self, p: Problem) -> Scalar | None:
         """Write p.lse and p.losses where they are not None; return the loss in its dtype.
 
@@ -146,6 +153,40 @@ class AtAddresses(Protocol):
             float32. `lse`, float64, is written as well, or read if there is no `loss`.
         smoothing, ignore_index
             As in `Problem`.
+        most_threads
+            How many threads may work at most; called only for a call large enough to share.
+        """
+
+
+class ScaleAt(Protocol):
+    """The backward pass from a saved gradient, in memory that is not a NumPy array."""
+
+    def __call__(
+        self,
+        dtype: str,
+        size: int,
+        saved: int,
+        result: int,
+        factor: int,
+        factor_dtype: str,
+        most_threads: Callable[[], int],
+        /,
+    ) -> bool:
+        """Multiply the numbers at `saved` by that at `factor`; whether that was done.
+
+        False means that nothing was written: the factor is not finite.
+
+        Parameters
+        ----------
+        dtype
+            "float16", "bfloat16", "float32" or "float64", that of the result.
+        size
+            How many numbers there are.
+        saved, result, factor
+            Addresses. The numbers at `saved` have the dtype of the result, and `result` may be the
+            same address, except that they are float32 if the result is float16.
+        factor_dtype
+            The dtype of the one number at `factor`.
         most_threads
             How many threads may work at most; called only for a call large enough to share.
         """

@@ -62,6 +62,7 @@ _cast = ffi.cast
 _run = lib.pyce_run
 _cross_entropy = lib.pyce_cross_entropy
 _cross_entropy_at = lib.pyce_cross_entropy_at
+_scale_at = lib.pyce_scale_at
 
 
 def isas() -> list[str]:
@@ -251,6 +252,23 @@ def at_addresses(
             c.reduction = _SUM  # the factors of the rows are in grad_losses
             c.grad_losses = _cast(_DOUBLE, grad_losses)
     return not _run(c)
+
+
+def scale_at(
+    dtype: str,
+    size: int,
+    saved: int,
+    result: int,
+    factor: int,
+    factor_dtype: str,
+    most_threads: Callable[[], int],
+    /,
+) -> bool:
+    """A saved gradient times a number; see `ScaleAt`."""
+    threads = 1 if size < _serial_below else min(_threads.budget(), most_threads())
+    return not _scale_at(
+        _DTYPES[dtype], size, threads, saved, result, factor, _DTYPES[factor_dtype]
+    )
 
 
 def _loss(operation: int, p: Problem) -> Scalar | None:

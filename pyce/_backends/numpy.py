@@ -61,6 +61,7 @@ from pyce._types import Array, Scalar
 NAME = "numpy"
 CHECKS_LABELS = False
 at_addresses = None  # reads NumPy arrays only
+scale_at = None
 
 # Elements of a block, such that all its temporaries together (8 in float64, 21 with pairs) stay
 # below 1 MiB.

@@ -77,6 +77,8 @@ class Run:
                     item.about[name] = [float(number) for number in item.about[name]]
             except (TypeError, ValueError):
                 raise Unusable(f"{self.path} has something other than numbers as times") from None
+            if not all(isinstance(name, str) for name in item.key):
+                raise Unusable(f"{self.path} has something other than text as names")
             found[item.key] = item
         return found
 
@@ -99,7 +101,8 @@ class Run:
     @property
     def commit(self) -> str:
         """The commit, shortened, with a + if files had been changed; "" outside of a repository."""
-        return short_commit(self.content.get("commit_info") or {})
+        info = self.content.get("commit_info")
+        return short_commit(info) if isinstance(info, dict) else ""
 
     @property
     def when(self) -> str:

@@ -18,7 +18,12 @@ anyway, and the backward pass returns it. CPU tensors only.
 #   _autograd        the backward pass
 #   _operators       the operators pyce::cross_entropy and pyce::cross_entropy_backward
 #   _cross_entropy   the public function and module
-#   _patched         the context manager that replaces PyTorch's function
+#   _linear_layer    the products of a linear layer, chunk by chunk
+#   _linear_compute  loss and gradients of a linear layer
+#   _linear_autograd its backward pass and its operators
+#   _linear          the public function and module of a linear layer's loss
+#   _selective       log-probabilities of chosen classes
+#   _patched         the context manager that replaces PyTorch's functions
 
 try:
     import torch as _torch  # noqa: F401
@@ -26,6 +31,15 @@ except ImportError as error:
     raise ImportError("pyce.torch needs PyTorch: pip install 'pyce-kernels[torch]'") from error
 
 from pyce.torch._cross_entropy import CrossEntropyLoss, cross_entropy
+from pyce.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from pyce.torch._patched import patched
+from pyce.torch._selective import selective_log_softmax
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "patched"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "patched",
+    "selective_log_softmax",
+]

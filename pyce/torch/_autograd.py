@@ -14,7 +14,6 @@ What PyTorch has to differentiate again is computed by `_Formulas` in PyTorch's 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from pyce.torch._tracing import (
 )
 
 
-class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+class _CrossEntropyOfMany(torch.autograd.Function):  # type: ignore[misc]
     """`_compute.forward` with its derivatives.
 
     The saved tensor is an output as well, although no caller gets it: gradients of gradients then
@@ -55,11 +54,85 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return of_input, of_target, None, None
 
 
+class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """The same for few logits, where PyTorch's part of a call takes most of the time.
+
+    There is one output, and the saved tensors are an attribute. Gradients of gradients go through
+    the logits, which live as long as the graph: too long if they are many.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
+    ) -> Tensor:
+        loss, gradient = _compute.forward(input, target, weight, *options)
+        versions = _versions(target, weight)
+        ctx.state = gradient, target, weight, options, versions, input, input._version
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, None, None, None]:
+        state = ctx.state
+        if state is None:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time, after its saved tensors were "
+                "freed: the first backward pass needs retain_graph=True"
+            )
+        retained = graph_is_retained()
+        if not retained:
+            ctx.state = None
+        gradient, target, weight, options, versions, input, version = state
+        if versions != _versions(target, weight) or (
+            torch.is_grad_enabled() and version != input._version
+        ):
+            raise RuntimeError(
+                "a tensor that the gradient of the loss needs has been modified by an inplace "
+                "operation: the target, the weight, or for second derivatives the logits"
+            )
+        if not retained and _is_eager(grad_loss):
+            return _in_place(gradient, target, grad_loss, options[1]), None, None, None
+        if torch.is_grad_enabled():
+            gradient = _Gradient.apply(input, gradient, target, weight, options)
+        return _product(gradient, target, grad_loss, options[1]), None, None, None
+
+
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
+    """The saved gradient as a function of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        gradient: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: Any,
+    ) -> Tensor:
+        output = gradient.view_as(gradient)
+        ctx.options = options
+        ctx.save_for_backward(output, target, weight)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None, None]:
+        gradient, target, weight = ctx.saved_tensors
+        formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
+        second = formulas.curvature(gradient, direction, None)
+        return second, None, None, None, None
+
+
 # autograd.Function.apply also handles torch.func's transforms, for which `cross_entropy` calls
 # PyTorch's own function; its base class does not, and is faster.
-apply = super(torch.autograd.Function, _CrossEntropy).apply
+apply_to_many = super(torch.autograd.Function, _CrossEntropyOfMany).apply
+apply_to_few = super(torch.autograd.Function, _CrossEntropy).apply
 # What the engine calls; PyTorch's own method would look the function up again in every pass.
+_CrossEntropyOfMany._backward_cls.apply = _CrossEntropyOfMany.backward
 _CrossEntropy._backward_cls.apply = _CrossEntropy.backward
+
+
+def _versions(target: Tensor, weight: Tensor | None) -> tuple[int, int]:
+    """Numbers that change when a tensor is modified in place."""
+    return target._version, 0 if weight is None else weight._version
 
 
 def save(
@@ -76,6 +149,8 @@ def save(
     if options[3] == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
+    elif options[5] != 0.0:  # second derivatives with lse_square_scale need the logits
+        ctx.save_for_backward(saved, target, weight, input)
     else:
         ctx.save_for_backward(saved, target, weight)
 
@@ -85,13 +160,17 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from those of the loss and of the saved tensor."""
     saved = ctx.saved_tensors
+    logits = None
     if len(saved) == 4:
-        return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+        if ctx.options[3] == SAVE_LSE:
+            return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
+        *saved, logits = saved
     gradient, target, weight = saved
     if grad_saved is None:  # nearly always
         return None if grad_loss is None else _scaled(ctx, gradient, target, grad_loss), None
-    formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
-    second = formulas.curvature(gradient, grad_saved)
+    options: Any = (*ctx.options[:3], ctx.options[5])
+    formulas = _Formulas(gradient, target, weight, *options)
+    second = formulas.curvature(gradient, grad_saved, logits)
     if grad_loss is None:
         return second, None
     return _scaled(ctx, gradient, target, grad_loss) + second, None  # may overwrite `gradient`
@@ -106,7 +185,7 @@ def _from_lse(
     input: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from the saved log-sum-exp."""
-    options = ctx.options[:3]
+    options: Any = (*ctx.options[:3], ctx.options[5])
     of_input = of_target = None
     if _differentiable(grad_loss):
         if ctx.needs_input_grad[0]:
@@ -130,40 +209,44 @@ def _differentiable(grad_loss: Tensor) -> bool:
     return bool(transforms_active() or forward_mode() or is_batched(grad_loss))
 
 
-def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
-    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
-
-    It is 0 for an ignored row, whatever the gradient of its loss.
-    """
-    rows = grad_loss.dim()
-    if (
+def _is_eager(grad_loss: Tensor) -> bool:
+    """Whether the backward pass is neither differentiated nor traced, batched or intercepted."""
+    return not (
         torch.is_grad_enabled()
-        or graph_is_retained()
-        or type(gradient) is not Tensor
-        or hasattr(ctx, "has_hooks")
         or is_compiling()
         or dispatch_modes()
         or transforms_active()
         or forward_mode()
         or is_batched(grad_loss)
+    )
+
+
+def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
+    """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
+
+    It is 0 for an ignored row, whatever the gradient of its loss.
+    """
+    if (
+        graph_is_retained()
+        or type(gradient) is not Tensor
+        or hasattr(ctx, "has_hooks")
+        or not _is_eager(grad_loss)
     ):
         return _product(gradient, target, grad_loss, ctx.options[1])
     gradient = gradient.detach_()  # of the graph for gradients of gradients
-    if not rows:
-        number = grad_loss.item()
-    elif any(grad_loss.stride()) or not grad_loss.numel():
+    return _in_place(gradient, target, grad_loss, ctx.options[1])
+
+
+def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:
+    """`_product` in the memory of `gradient`, if nothing differentiates, batches or traces it."""
+    if grad_loss.dim() and (any(grad_loss.stride()) or not grad_loss.numel()):
         factor = grad_loss
         if not target.is_floating_point():
-            factor = factor.masked_fill(target == ctx.options[1], 0.0)
+            factor = factor.masked_fill(target == ignore_index, 0.0)
         return gradient.mul_(factor.unsqueeze(1))
-    else:
-        # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
-        number = grad_loss[(0,) * rows].item()
-    if number == 1.0:
-        return gradient
-    if not math.isfinite(number):
-        return _product(gradient, target, grad_loss, ctx.options[1])
-    return gradient.mul_(number)
+    # One number for all rows: PyTorch expresses a sum of the rows' losses by strides of 0.
+    scaled = _compute.scaled(gradient, grad_loss)
+    return _product(gradient, target, grad_loss, ignore_index) if scaled is None else scaled
 
 
 def _product(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:
@@ -180,7 +263,8 @@ class _Formulas:
 
     With the target t of a row (smoothed, times the class weights), its sum T, the softmax p and the
     factor s of the row in the reduction (1, or 1 over the denominator of the mean), the gradient is
-    g = s · (T · p − t).
+    g = s · (T · p − t). `lse_square_scale` λ adds 2 · λ · v · lse to T, with the weight v of the
+    label, or 1 for probabilities.
     """
 
     def __init__(
@@ -191,6 +275,7 @@ class _Formulas:
         reduction: str,
         ignore_index: int,
         label_smoothing: float,
+        lse_square_scale: float = 0.0,
     ) -> None:
         self.axis = axis = 1 if like.dim() > 1 else 0
         classes = like.shape[axis]
@@ -204,6 +289,8 @@ class _Formulas:
         self.on_value = 1.0 - label_smoothing
         off_value = label_smoothing / classes
         factor: Any = 1.0
+        self.lse_square_scale = lse_square_scale
+        self.lse_factor: Any = 2.0 * lse_square_scale  # 2 · λ · v
         self.ignored = None
         if target.is_floating_point():
             self.target = self.weights * (self.on_value * target.to(dtype) + off_value)
@@ -215,6 +302,8 @@ class _Formulas:
             valid = (~self.ignored).to(dtype)
             index = torch.where(self.ignored, 0, index)
             weight_of_row = self.weights.expand(like.shape).gather(axis, index) * valid
+            if lse_square_scale:
+                self.lse_factor = self.lse_factor * weight_of_row
             self.target = (self.weights * off_value * valid).scatter_add(
                 axis, index, self.on_value * weight_of_row
             )
@@ -225,8 +314,12 @@ class _Formulas:
 
     def gradient(self, input: Tensor, grad_loss: Tensor) -> Tensor:
         """grad_loss · ∂loss/∂input."""
-        p = self._of_valid(input.to(self.dtype)).softmax(self.axis)
-        gradient = self._of_rows(grad_loss) * self.factor * (self.total * p - self.target)
+        x = self._of_valid(input.to(self.dtype))
+        total = self.total
+        if self.lse_square_scale:
+            total = total + self.lse_factor * x.logsumexp(self.axis, keepdim=True)
+        p = x.softmax(self.axis)
+        gradient = self._of_rows(grad_loss) * self.factor * (total * p - self.target)
         return gradient.to(input.dtype)
 
     def gradient_of_target(self, input: Tensor, grad_loss: Tensor) -> Tensor:
@@ -235,12 +328,21 @@ class _Formulas:
         factor = self._of_rows(grad_loss) * (-self.factor * self.on_value)
         return (factor * self.weights * log_p).to(input.dtype)
 
-    def curvature(self, gradient: Tensor, direction: Tensor) -> Tensor:
+    def curvature(self, gradient: Tensor, direction: Tensor, logits: Tensor | None) -> Tensor:
         """∂⟨gradient, direction⟩/∂input = s · T · p · (direction − ⟨p, direction⟩).
 
         It needs the gradient and not the logits: s · T · p = gradient + s · t. It is 0 for a row
-        without a target, T = 0.
+        without a target, T = 0. With λ, which needs the logits, s · 2 · λ · v · ⟨p, direction⟩ · p
+        is added.
         """
+        if logits is not None:
+            x = self._of_valid(logits.to(self.dtype))
+            p = x.softmax(self.axis)
+            direction = self._of_valid(direction.to(self.dtype))
+            mean = (p * direction).sum(self.axis, keepdim=True)
+            total = self.total + self.lse_factor * x.logsumexp(self.axis, keepdim=True)
+            second = self.factor * p * (total * (direction - mean) + self.lse_factor * mean)
+            return second.to(gradient.dtype)
         p = gradient.to(self.dtype) + self.factor * self.target
         total = self.factor * self.total
         direction = self._of_valid(direction.to(self.dtype))

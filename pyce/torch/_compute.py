@@ -18,9 +18,11 @@ from pyce.torch._tensors import (
     DTYPE_NAMES,
     HALF_TYPES,
     as_array,
+    class_axis_in_memory,
     contiguous_address,
     empty_gradient,
     in_memory_order,
+    memory_address,
 )
 
 # What the forward pass saves for the backward pass. The words are arguments of the operator
@@ -49,6 +51,7 @@ def forward(
     label_smoothing: float,
     save: str,
     float32_loss: bool,
+    lse_square_scale: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and the tensor that `save` names.
 
@@ -57,59 +60,78 @@ def forward(
     the logits if these are contiguous with the class axis last or first, as they are in
     channels-last memory, and is C-contiguous otherwise.
     """
-    x, t, axis = input, target, 1 if input.dim() > 1 else 0
     dtype = input.dtype
-    if not input.is_contiguous():
-        x, t, axis = _in_memory_order(input, target)
-    if save == SAVE_GRADIENT and dtype is torch.float16:
-        x = x.float()
     half = "" if float32_loss else HALF_TYPES.get(dtype, "")
-    saved = None
-    at_addresses = current().at_addresses
-    weights = None if weight is None else _float64(weight)
-    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
-    done = False
-    if at_addresses is not None and memory is not None:
-        rounded = half if reduction != "none" and save != SAVE_LSE and memory[_LABELS] else ""
-        like = _SCALARS[dtype] if rounded else _LOSSES[x.dtype]
-        loss = (
-            torch.empty_like(like) if reduction != "none" else _empty_rows(x, t, axis, like.dtype)
-        )
-        lse = grad = 0
-        if save == SAVE_GRADIENT:
-            saved = empty_gradient(x)
-            grad = saved.data_ptr()
-        elif save == SAVE_LSE:
-            saved = _empty_rows(x, t, axis, torch.float64)
-            lse = saved.data_ptr()
-        done = at_addresses(loss.data_ptr(), lse, grad, rounded, 1.0, 0, *memory)
-    if not done:
-        options: dict[str, Any] = {
-            "axis": axis,
-            "weight": None if weight is None else as_array(weight),
-            "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing,
-            "reduction": reduction,
-        }
-        with _threads.at_most(torch.get_num_threads()):
+    x = input
+    if save == SAVE_GRADIENT and dtype is torch.float16:
+        x = input.float()
+    at_addresses = current().at_addresses if lse_square_scale == 0.0 else None
+    axis = None if at_addresses is None else class_axis_in_memory(x)
+    if at_addresses is not None and axis is not None:
+        t = _in_memory_of(x, target)
+        weights = None if weight is None else _float64(weight)
+        memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
+        if memory is not None:
+            rounded = half if reduction != "none" and save != SAVE_LSE and memory[_LABELS] else ""
+            like = _SCALARS[dtype] if rounded else _LOSSES[x.dtype]
+            if reduction != "none":
+                loss = torch.empty_like(like)
+            else:
+                loss = _empty_rows(input, target, like.dtype)
+            saved = None
+            lse = grad = 0
             if save == SAVE_GRADIENT:
                 saved = empty_gradient(x)
-                array, _ = pyce.cross_entropy_with_grad(
-                    as_array(x), as_array(t), **options, out=as_array(saved)
-                )
+                grad = saved.data_ptr()
             elif save == SAVE_LSE:
-                array, lse = pyce.cross_entropy(
-                    as_array(x), as_array(t), **options, return_lse=True
-                )
-                saved = torch.from_numpy(lse)
-            else:
-                array = pyce.cross_entropy(as_array(x), as_array(t), **options)
-        loss = torch.from_numpy(np.asarray(array))
-    if saved is not None and save == SAVE_GRADIENT and axis != 1 and input.dim() > 1:
-        saved = saved.movedim(axis, 1)
-    if half and loss.dtype is not dtype:
-        loss = loss.to(dtype)
-    return loss, saved
+                saved = _empty_rows(input, target, torch.float64)
+                lse = saved.data_ptr()
+            if at_addresses(loss.data_ptr(), lse, grad, rounded, 1.0, 0, *memory):
+                return loss.to(dtype) if half and not rounded else loss, saved
+    loss, saved = _forward_of_arrays(
+        x, target, weight, reduction, ignore_index, label_smoothing, save, lse_square_scale
+    )
+    return loss.to(dtype) if half else loss, saved
+
+
+def _forward_of_arrays(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    save: str,
+    lse_square_scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    """The same for any arguments, by pyce's functions on NumPy arrays, which check them.
+
+    The loss is float32, or float64 for float64 logits.
+    """
+    x, t, axis = _in_memory_order(input, target)
+    options: dict[str, Any] = {
+        "axis": axis,
+        "weight": None if weight is None else as_array(weight),
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "reduction": reduction,
+        "lse_square_scale": lse_square_scale,
+    }
+    saved = None
+    with _threads.at_most(torch.get_num_threads()):
+        if save == SAVE_GRADIENT:
+            saved = empty_gradient(x, contiguous=True)
+            array, _ = pyce.cross_entropy_with_grad(
+                as_array(x), as_array(t), **options, out=as_array(saved)
+            )
+            if x is not input:
+                saved = saved.movedim(axis, 1)
+        elif save == SAVE_LSE:
+            array, lse = pyce.cross_entropy(as_array(x), as_array(t), **options, return_lse=True)
+            saved = torch.from_numpy(lse)
+        else:
+            array = pyce.cross_entropy(as_array(x), as_array(t), **options)
+    return torch.from_numpy(np.asarray(array)), saved
 
 
 def backward(
@@ -121,39 +143,72 @@ def backward(
     reduction: Reduction,
     ignore_index: int,
     label_smoothing: float,
+    lse_square_scale: float = 0.0,
 ) -> Tensor:
     """grad_loss · ∂loss/∂input from the saved log-sum-exp, in a layout as that of `forward`."""
-    x, t, axis = _in_memory_order(input, target)
-    gradient = empty_gradient(x)
     rows = None
     factor = 1.0
     if reduction == "none":
         rows = grad_loss.to(torch.float64).contiguous()
     else:
         factor = float(grad_loss.item())
-    at_addresses = current().at_addresses
-    weights = _float64(weight)
-    memory = _memory(x, t, axis, weights, reduction, ignore_index, label_smoothing)
-    done = False
-    if at_addresses is not None and memory is not None:
-        factors = 0 if rows is None else rows.data_ptr()
-        lses = contiguous_address(lse)
-        done = at_addresses(0, lses, gradient.data_ptr(), "", factor, factors, *memory)
-    if not done:
-        with _threads.at_most(torch.get_num_threads()):
-            pyce.cross_entropy_backward(
-                factor if rows is None else rows.numpy(),
-                as_array(x),
-                as_array(t),
-                lse.numpy(),
-                axis=axis,
-                weight=None if weight is None else as_array(weight),
-                ignore_index=ignore_index,
-                label_smoothing=label_smoothing,
-                reduction=reduction,
-                out=as_array(gradient),
-            )
+    at_addresses = current().at_addresses if lse_square_scale == 0.0 else None
+    axis = None if at_addresses is None else class_axis_in_memory(input)
+    if at_addresses is not None and axis is not None:
+        t = _in_memory_of(input, target)
+        weights = None if weight is None else _float64(weight)
+        memory = _memory(input, t, axis, weights, reduction, ignore_index, label_smoothing)
+        if memory is not None:
+            gradient = empty_gradient(input)
+            factors = 0 if rows is None else rows.data_ptr()
+            lses = contiguous_address(lse)
+            if at_addresses(0, lses, gradient.data_ptr(), "", factor, factors, *memory):
+                return gradient
+    x, t, axis = _in_memory_order(input, target)
+    gradient = empty_gradient(x, contiguous=True)
+    with _threads.at_most(torch.get_num_threads()):
+        pyce.cross_entropy_backward(
+            factor if rows is None else rows.numpy(),
+            as_array(x),
+            as_array(t),
+            lse.numpy(),
+            axis=axis,
+            weight=None if weight is None else as_array(weight),
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            lse_square_scale=lse_square_scale,
+            out=as_array(gradient),
+        )
     return gradient if x is input else gradient.movedim(axis, 1)
+
+
+def scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor | None:
+    """A saved gradient times the number in `grad_loss`, whose elements are one in memory.
+
+    The product is in the memory of `gradient`, except that a saved float32 gradient of float16
+    logits is rounded to float16. None if the number is not finite.
+    """
+    scale_at = current().scale_at
+    if scale_at is not None and type(grad_loss) is Tensor and not grad_loss.is_neg():
+        dtype = grad_loss.dtype
+        product = gradient
+        if dtype is torch.float16:
+            product = torch.empty_like(gradient, dtype=dtype)
+        if scale_at(
+            DTYPE_NAMES[product.dtype],
+            gradient.numel(),
+            gradient.data_ptr(),
+            product.data_ptr(),
+            grad_loss.data_ptr(),
+            DTYPE_NAMES[dtype],
+            torch.get_num_threads,
+        ):
+            return product
+    number = grad_loss[(0,) * grad_loss.dim()].item()
+    if number == 1.0:
+        return gradient
+    return gradient.mul_(number) if math.isfinite(number) else None
 
 
 def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -161,8 +216,6 @@ def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int
 
     If their shapes do not match, they are returned as they are, for the error message.
     """
-    if input.is_contiguous():
-        return input, target, 1 if input.dim() > 1 else 0
     x, axis = in_memory_order(input)
     if x is not input:
         if target.shape == input.shape:
@@ -173,16 +226,26 @@ def _in_memory_order(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int
     return input, target, 1 if input.dim() > 1 else 0
 
 
+def _in_memory_of(x: Tensor, t: Tensor) -> Tensor:
+    """The target, or a copy in the memory order of the logits if it holds probabilities in another.
+
+    The logits are contiguous, perhaps with the class axis elsewhere.
+    """
+    if t.shape != x.shape or x.is_contiguous() or t.stride() == x.stride():
+        return t
+    return torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
 def _rows(x: Tensor, axis: int) -> torch.Size:
     """The shape of the losses of the rows."""
     return x.shape[:axis] + x.shape[axis + 1 :]
 
 
-def _empty_rows(x: Tensor, t: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+def _empty_rows(x: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised memory for a number for each row."""
     if t.dtype is torch.int64:  # labels: contiguous and of this shape, which is quicker
         return torch.empty_like(t, dtype=dtype)
-    return x.new_empty(_rows(x, axis), dtype=dtype)
+    return x.new_empty(_rows(x, 1 if x.dim() > 1 else 0), dtype=dtype)
 
 
 def _memory(
@@ -196,36 +259,45 @@ def _memory(
 ) -> Any:
     """The last arguments of the backend's `at_addresses` for the batch; None if it can't be used.
 
-    It takes contiguous tensors with int64 labels or probabilities. The backend gets addresses
-    instead of NumPy arrays: to make the arrays of a small batch takes as long as to compute its
-    loss. It checks the values of the labels, and everything else is checked here. An invalid
-    argument gives None, and the way through NumPy raises the error for it.
+    It takes logits that are contiguous with the class axis at `axis`, and int64 labels or
+    probabilities. The backend gets addresses instead of NumPy arrays: to make the arrays of a small
+    batch takes as long as to compute its loss. It checks the values of the labels, and everything
+    else is checked here. An invalid argument gives None, and the way through NumPy raises the error
+    for it.
     """
     shape = x.shape
+    dimensions = len(shape)
+    if dimensions == 2 and axis:
+        outer, classes = shape
+        inner = 1
+    elif dimensions == 0:
+        return None
+    elif axis == 1 or dimensions == 1:
+        outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    else:  # elsewhere than in the shape, and not contiguous, so that there are classes
+        classes = shape[1]
+        outer, inner = x.numel() // classes, 1
+        if axis == 0:
+            outer, inner = 1, outer
     dtype = DTYPE_NAMES.get(x.dtype)
     probs_dtype = dtype
     labels = probs = weights = 0
-    if len(shape) == 2 and axis:
-        outer, classes = shape
-        inner = 1
-    elif shape:
-        outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-    else:
-        return None
-    place = contiguous_address(t)
     if t.dtype is torch.int64:
-        labels = place
+        labels = contiguous_address(t)
         # For matrices, what takes less time than to compare shapes.
-        if t.numel() != outer if inner == t.dim() == 1 else t.shape != _rows(x, axis):
+        if dimensions == 2 == t.dim() + 1:
+            if t.numel() != shape[0]:
+                return None
+        elif t.shape != _rows(x, 1 if dimensions > 1 else 0):
             return None
     else:
-        probs = place
+        probs = memory_address(t) if t.stride() == x.stride() else contiguous_address(t)
         probs_dtype = DTYPE_NAMES.get(t.dtype)
         if t.shape != shape:
             return None
-    logits = contiguous_address(x)
+    logits = memory_address(x)
     if (
-        not (logits and place and dtype and probs_dtype)
+        not (logits and (labels or probs) and dtype and probs_dtype)
         or reduction not in _REDUCTIONS
         or not (label_smoothing == 0.0 or _is_fraction(label_smoothing))
         or not (ignore_index == -100 or _is_index(ignore_index))
@@ -252,9 +324,9 @@ def _memory(
     )
 
 
-def _float64(weight: Tensor | None) -> Tensor | None:
+def _float64(weight: Tensor) -> Tensor:
     """The weights as float64; as they are if they can't be converted."""
-    if weight is None or weight.dtype not in DTYPE_NAMES or not contiguous_address(weight):
+    if weight.dtype not in DTYPE_NAMES or not contiguous_address(weight):
         return weight
     return weight.double()
 

@@ -17,7 +17,7 @@ from pyce.torch import (
     _compute,
     _operators,  # noqa: F401  registers torch.ops.pyce.cross_entropy
 )
-from pyce.torch._autograd import apply
+from pyce.torch._autograd import apply_to_few, apply_to_many
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING
 from pyce.torch._tensors import (
     DTYPE_NAMES,
@@ -31,6 +31,7 @@ from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
     is_compiling,
+    saved_tensors_hooks,
     tracing_state,
     transforms_active,
 )
@@ -40,6 +41,8 @@ _torch_loss = torch._C._nn.cross_entropy_loss
 _STRIDED = torch.strided
 # For float16 logits of at most this many elements, the forward pass saves the gradient in float32.
 _WIDENED = 1 << 16
+# At most this many logits live as long as the graph.
+_FEW = 1 << 16
 
 
 def cross_entropy(
@@ -51,6 +54,8 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    lse_square_scale: float = 0.0,
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy` on pyce's kernels.
 
@@ -78,6 +83,9 @@ def cross_entropy(
     label_smoothing : float
         ε in [0, 1]: probabilities t are replaced by (1 − ε) · t + ε/C, and class indices by the
         same of their one-hot vectors.
+    lse_square_scale : float
+        λ of the z-loss: λ · lse² is added to each row's loss, times weight[y] for a class index y,
+        whatever the smoothing. Any finite number.
 
     Returns
     -------
@@ -94,7 +102,7 @@ def cross_entropy(
     ValueError
         If a tensor is sparse, nested or not on the CPU; if shapes do not match; if `size_average`
         or `reduce` is given; if `reduction` is unknown; if `label_smoothing` is outside [0, 1]; if
-        `ignore_index` is given with probabilities.
+        `lse_square_scale` is not finite; if `ignore_index` is given with probabilities.
     IndexError
         If a class index is out of range. The message names the first such row.
     NotImplementedError
@@ -135,6 +143,7 @@ def cross_entropy(
             ignore_index=ignore_index,
             reduction=reduction,
             label_smoothing=label_smoothing,
+            lse_square_scale=lse_square_scale,
         )
     plain = type(input) in PLAIN_TYPES and type(target) in PLAIN_TYPES
     if not (
@@ -155,9 +164,12 @@ def cross_entropy(
     if ignore_index >= 0 and target.dtype in DTYPE_NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
     if transforms_active() or (not traced and forward_mode()) or not (plain or is_served(input)):
-        return _torch_loss(
+        loss = _torch_loss(
             input, target, weight, get_enum(reduction), ignore_index, label_smoothing
         )
+        if lse_square_scale == 0.0:
+            return loss
+        return loss + _lse_square(input, target, weight, reduction, ignore_index, lse_square_scale)
     save = SAVE_NOTHING
     dtype = input.dtype
     float32_loss = dtype in HALF_TYPES and torch.is_autocast_enabled("cpu")
@@ -166,12 +178,38 @@ def cross_entropy(
     if (of_target or input.requires_grad) and torch.is_grad_enabled():
         narrow = dtype is torch.float16 and (intercepted or input.numel() > _WIDENED)
         save = SAVE_LSE if of_target or narrow else SAVE_GRADIENT
-    options = (reduction, ignore_index, label_smoothing, save, float32_loss)
+    options = (reduction, ignore_index, label_smoothing, save, float32_loss, lse_square_scale)
     if intercepted:
         return torch.ops.pyce.cross_entropy(input, target, weight, *options)[0]
     if save is SAVE_NOTHING:
         return _compute.forward(input, target, weight, *options)[0]
-    return apply(input, target, weight, options)[0]
+    few = input.numel() <= _FEW and lse_square_scale == 0.0
+    if save is SAVE_GRADIENT and few and saved_tensors_hooks() is None:
+        return apply_to_few(input, target, weight, options)
+    return apply_to_many(input, target, weight, options)[0]
+
+
+def _lse_square(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    lse_square_scale: float,
+) -> Tensor:
+    """What `lse_square_scale` adds to the loss, in operations of PyTorch."""
+    axis = 1 if input.dim() > 1 else 0
+    term = lse_square_scale * input.logsumexp(axis) ** 2
+    factor = torch.ones_like(term)
+    if not target.is_floating_point():
+        ignored = target == ignore_index
+        if weight is not None:
+            factor = weight.to(term.dtype)[torch.where(ignored, 0, target).long()]
+        factor = torch.where(ignored, 0.0, factor)
+        term = torch.where(factor == 0, 0.0, term * factor)
+    if reduction == "none":
+        return term
+    return term.sum() if reduction == "sum" else term.sum() / factor.sum()
 
 
 def is_left_to_pytorch(input: Tensor) -> bool:
@@ -201,6 +239,9 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
     label_smoothing : float
         ε in [0, 1]: probabilities t are replaced by (1 − ε) · t + ε/C, and class indices by the
         same of their one-hot vectors.
+    lse_square_scale : float
+        λ of the z-loss: λ · lse² is added to each row's loss, times weight[y] for a class index y,
+        whatever the smoothing. Any finite number.
 
     Raises
     ------
@@ -215,6 +256,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
     2.3026
     """
 
+    lse_square_scale: float = 0.0  # also of modules that were pickled before it existed
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -223,6 +266,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        *,
+        lse_square_scale: float = 0.0,
     ) -> None:
         if size_average is not None or reduce is not None:
             raise ValueError("size_average and reduce are not supported: say reduction= instead")
@@ -232,6 +277,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
             reduction=reduction,
             label_smoothing=label_smoothing,
         )
+        if lse_square_scale != 0.0:
+            self.lse_square_scale = lse_square_scale
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss with the options of the module.
@@ -276,6 +323,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            lse_square_scale=self.lse_square_scale,
         )
 
 

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from pyce.torch import _autograd, _compute
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE
-from pyce.torch._tensors import in_memory_order
+from pyce.torch._tensors import class_axis_in_memory
 
 # Exported programs hold the names of the operators and of their arguments.
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
+# Last and with a default: programs exported before it existed do not have it.
+_LSE_SQUARE = "float lse_square_scale=0.0"
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -35,6 +37,7 @@ def _forward_fake(
     label_smoothing: float,
     save: str,
     float32_loss: bool,
+    lse_square_scale: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The shapes and dtypes of what `_forward` returns."""
     axis = 1 if input.dim() > 1 else 0
@@ -57,7 +60,7 @@ def _set_up(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _differentiate(ctx: Any, *gradients: Any) -> Any:
-    return *_autograd.backward(ctx, *gradients), *(None,) * 6
+    return *_autograd.backward(ctx, *gradients), *(None,) * 7
 
 
 def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
@@ -66,9 +69,9 @@ def _backward_fake(grad_loss: Tensor, input: Tensor, *others: Any) -> Tensor:
 
 def _gradient_fake(input: Tensor) -> Tensor:
     """A gradient in the memory layout that `_compute` gives it."""
-    x, axis = in_memory_order(input)
-    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return gradient if x is input else gradient.movedim(axis, 1)
+    if class_axis_in_memory(input) is None:
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return torch.empty_like(input)
 
 
 # The layout of the gradient follows from the strides of the logits that were traced: compiled code
@@ -80,7 +83,8 @@ _forward_op = torch.library.custom_op(
     _forward,
     mutates_args=(),
     tags=_TAGS,
-    schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide) -> (Tensor, Tensor)",
+    schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide, {_LSE_SQUARE}) "
+    "-> (Tensor, Tensor)",
 )
 _forward_op.register_fake(_forward_fake)
 _forward_op.register_autograd(_differentiate, setup_context=_set_up)
@@ -89,6 +93,7 @@ _backward_op = torch.library.custom_op(
     _compute.backward,
     mutates_args=(),
     tags=_TAGS,
-    schema=f"(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, {_OPTIONS}) -> Tensor",
+    schema="(Tensor grad_loss, Tensor input, Tensor target, Tensor lse, "
+    f"{_OPTIONS}, {_LSE_SQUARE}) -> Tensor",
 )
 _backward_op.register_fake(_backward_fake)

@@ -52,37 +52,61 @@ def is_served(tensor: Tensor) -> bool:
     return distributed is None or not isinstance(tensor, distributed.DTensor)
 
 
+def class_axis_in_memory(logits: Tensor) -> int | None:
+    """The place that the class axis has in memory; None if the logits are not contiguous then.
+
+    It is the place 1 of the shape (0 if there is only one) for contiguous logits. The first and the
+    last place are the others: channels-last images have the class axis in the last.
+    """
+    dimensions = logits.dim()
+    axis = 1 if dimensions > 1 else 0
+    if logits.is_contiguous():
+        return axis
+    if dimensions == 4 and logits.is_contiguous(memory_format=torch.channels_last):
+        return 3
+    return axis_in_memory(logits.shape, logits.stride(), axis, 1)
+
+
 def in_memory_order(logits: Tensor) -> tuple[Tensor, int]:
     """The logits with the class axis where it is in memory, and that place.
 
-    The class axis is moved from its place 1 (0 if it is the only one) to the last or first place,
-    if the tensor is contiguous then: channels-last images have it in the last.
+    If they are not contiguous with the class axis anywhere, they are returned as they are.
     """
     axis = 1 if logits.dim() > 1 else 0
-    if logits.is_contiguous():
-        return logits, axis
-    to = axis_in_memory(logits.shape, logits.stride(), axis, 1)
+    to = class_axis_in_memory(logits)
     return (logits, axis) if to is None or to == axis else (logits.movedim(axis, to), to)
 
 
-def empty_gradient(logits: Tensor) -> Tensor:
-    """Uninitialised memory for a gradient: C-contiguous, of the shape and dtype of `logits`."""
+def empty_gradient(logits: Tensor, contiguous: bool = False) -> Tensor:
+    """Uninitialised memory for a gradient, of the shape and dtype of `logits`.
+
+    It is C-contiguous if that is asked for, and else in the memory order of the logits, for which
+    they must be contiguous, perhaps with the class axis elsewhere.
+    """
     if logits.nbytes < _HUGE_PAGES_FROM:
-        if logits.is_contiguous():
-            return torch.empty_like(logits)  # an argument more would take longer
-        return torch.empty_like(logits, memory_format=torch.contiguous_format)
-    if logits.dtype is torch.bfloat16:
-        return torch.from_numpy(np.empty(logits.shape, np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.empty(logits.shape, DTYPE_NAMES[logits.dtype]))
+        if contiguous and not logits.is_contiguous():
+            return torch.empty_like(logits, memory_format=torch.contiguous_format)
+        return torch.empty_like(logits)  # an argument more would take longer
+    x, axis = (logits, 1) if contiguous else in_memory_order(logits)
+    if x.dtype is torch.bfloat16:
+        gradient = torch.from_numpy(np.empty(x.shape, np.int16)).view(torch.bfloat16)
+    else:
+        gradient = torch.from_numpy(np.empty(x.shape, DTYPE_NAMES[x.dtype]))
+    return gradient if x is logits else gradient.movedim(axis, 1)
 
 
 def contiguous_address(tensor: Tensor) -> int:
-    """The address of the first element of a contiguous tensor.
+    """`memory_address` of a contiguous tensor, and 0 of any other."""
+    return memory_address(tensor) if tensor.is_contiguous() else 0
 
-    0 if the tensor is not contiguous, is to be negated when it is read, or has no memory: its
-    storage was freed or cut.
+
+def memory_address(tensor: Tensor) -> int:
+    """The address of the first element of a tensor whose elements fill a piece of memory.
+
+    0 if the tensor is to be negated when it is read, or has no memory: its storage was freed or
+    cut.
     """
-    if not tensor.is_contiguous() or tensor.is_neg():
+    if tensor.is_neg():
         return 0
     address: int = tensor.data_ptr()
     storage = tensor.untyped_storage()
@@ -93,7 +117,7 @@ def contiguous_address(tensor: Tensor) -> int:
 def as_array(tensor: Tensor) -> Any:
     """The memory of the tensor as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not _has_memory(tensor):
+    if tensor.numel() and not has_memory(tensor):
         raise ValueError("a tensor without memory: its storage was freed, cut or never made")
     if tensor.dtype is not torch.bfloat16:
         return tensor.numpy()
@@ -106,7 +130,7 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def _has_memory(tensor: Tensor) -> bool:
+def has_memory(tensor: Tensor) -> bool:
     """Whether the storage contains all elements."""
     steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     end = tensor.storage_offset() + 1 + steps

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 import pyce
-from pyce._arguments import positive_number
+from pyce._arguments import as_array, positive_number
 from pyce._types import Array
 
 # Samples that `evaluate` computes at a time, which limits the memory of the logits.
@@ -62,7 +62,7 @@ class History:
 
 
 def _samples(x: Any, y: Any) -> tuple[Array, Array]:
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = as_array(x, "x"), as_array(y, "y")
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y):
         raise ValueError(f"x of shape {x.shape} and y of shape {y.shape} differ in length")
     return x, y

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import pyce
-from pyce._arguments import positive_number
+from pyce._arguments import as_array, positive_number
 from pyce._types import Array
 
 
@@ -108,7 +108,7 @@ class _Classifier:
 
     def _flat(self, x: Any) -> Array:
         """x as an array of shape (N, features) in the dtype of the model."""
-        x = np.asarray(x)
+        x = as_array(x, "x")
         first = self.parameters[0]
         if x.dtype.kind not in "fiub":
             raise TypeError(f"x must be real numbers, got {x.dtype}")
@@ -164,7 +164,7 @@ class _Classifier:
                 f"the state needs {', '.join(self._names)}; it has {', '.join(map(str, state))}"
             )
         values = [
-            np.asarray(state[name], dtype=p.dtype)
+            np.asarray(as_array(state[name], name), dtype=p.dtype)
             for name, p in zip(self._names, self.parameters, strict=True)
         ]
         for name, p, value in zip(self._names, self.parameters, values, strict=True):

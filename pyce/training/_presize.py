@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyce._arguments import index_number
+from pyce._arguments import index_number, is_masked
 from pyce._types import Array
 
 METHODS = ("crop", "squash")
@@ -195,6 +195,8 @@ def _of_image(image: Any) -> _Picture:
 def _of_array(array: Array) -> _Picture:
     import PIL.Image as pillow
 
+    if is_masked(array):
+        raise TypeError("has masked elements, and masks are not used: .filled(...) sets them")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in _CHANNELS):

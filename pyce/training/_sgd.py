@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyce._arguments import real
+from pyce._arguments import as_array, real
 from pyce._types import Array
 
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
@@ -158,8 +158,8 @@ class SGD:
         if any(np.iscomplexobj(g) for g in gradients):
             raise TypeError("gradients must be real numbers")
         given = [
-            None if g is None else np.asarray(g, dtype=p.dtype)
-            for p, g in zip(self.parameters, gradients, strict=True)
+            None if g is None else np.asarray(as_array(g, f"gradient {i}"), dtype=p.dtype)
+            for i, (p, g) in enumerate(zip(self.parameters, gradients, strict=True))
         ]
         for i, (p, g) in enumerate(zip(self.parameters, given, strict=True)):
             if g is not None and g.shape != p.shape:

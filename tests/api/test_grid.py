@@ -40,7 +40,7 @@ SETTINGS = {
 # Functions whose arrays have relations of their own, in test_linear.py and test_selective.py.
 ELSEWHERE = {
     *("LinearGradients", "linear_cross_entropy", "linear_cross_entropy_with_grad"),
-    "selective_log_softmax",
+    *("linear_selective_log_softmax", "selective_log_softmax"),
 }
 # Parameters that are not arrays; test_errors.py tests bad values of them.
 SCALARS = {

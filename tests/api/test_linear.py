@@ -6,8 +6,10 @@ PYCE_TEST_EXHAUSTIVE=1 (`make test-exhaustive`) also computes more than 2^31 log
 import os
 import tracemalloc
 
+import cases
 import ml_dtypes
 import numpy as np
+import oracle
 import pytest
 
 import pyce
@@ -113,6 +115,26 @@ def test_half_types_are_computed_in_float32(backend, dtype, monkeypatch):
                     close(part, right, dtype)
 
 
+def test_conversions_of_half_types():
+    """The same bits as those of NumPy and ml_dtypes."""
+    bits = np.arange(2**16, dtype=np.uint16)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        with np.errstate(all="ignore"):
+            every = bits.view(dtype)
+            for part in (every[np.isfinite(every.astype(np.float32))], every):
+                got = _linear_chunks.widened(part, np.empty(part.shape, np.float32))
+                np.testing.assert_array_equal(got, part.astype(np.float32))
+    wide = np.arange(0, 2**32, 40_009, dtype=np.uint64).astype(np.uint32)
+    wide = np.concatenate([wide, (bits.astype(np.uint32) << 16) + 0x1000]).view(np.float32)
+    halves = bits.view(np.float16).astype(np.float32)
+    with np.errstate(all="ignore"):
+        ties = (halves + np.nextafter(bits.view(np.float16), np.float16(np.inf))) / np.float32(2)
+        for part in (wide, ties, np.nextafter(ties, np.float32(0)), wide[np.abs(wide) < 6e4]):
+            got = _linear_chunks.narrowed(part, np.empty(part.shape, np.float16))
+            np.testing.assert_array_equal(got, part.astype(np.float16))
+            assert (np.signbit(got) == np.signbit(part))[~np.isnan(part)].all()
+
+
 def chunk_bound(x, w, options, losses, lse):
     """The most by which two float64 values of `losses` differ, by the docstring; Σ_c |b_c| is 1."""
     unit = 2.0**-53 if x.dtype == np.float64 else 2.0**-24
@@ -129,8 +151,9 @@ def chunk_bound(x, w, options, losses, lse):
 
 @pytest.mark.parametrize("name", ["plain", "bias", "smoothing", "softcap", "scale", "z-loss"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_loss_depends_on_the_chunk_within_the_bound(backend, dtype, name):
+def test_the_loss_depends_on_the_chunk_within_the_bound(backend, dtype, name, monkeypatch):
     """With products of any size, and with their terms in another order."""
+    monkeypatch.setattr(_linear_chunks, "_FORWARD_CLASSES", 7)
     x, w, target, options = make(dtype, name)
     different = False
     for order in (slice(None), slice(None, None, -1)):
@@ -146,6 +169,41 @@ def test_the_loss_depends_on_the_chunk_within_the_bound(backend, dtype, name):
             assert (np.abs(got - first) <= bound).all()
             different |= (got != first).any()
     assert different
+
+
+@pytest.mark.parametrize(("regime", "classes"), [("random", 100), ("confident30", 300),
+                                                 ("spread25", 2100), ("offset-1e4", 100),
+                                                 ("offset-1e30", 100)])  # fmt: skip
+def test_the_loss_of_blocks_of_classes_is_that_of_whole_rows(regime, classes, backend, monkeypatch):
+    """In units in the last place, with the logits as products of a row and the unit matrix."""
+    monkeypatch.setattr(_linear_chunks, "_FORWARD_CLASSES", 16)
+    logits, target, _ = cases.Case(regime, classes, 5).make("float32")
+    exact = oracle.softmax_rows(logits).minus_log_p[np.arange(5), target]
+    eye = np.eye(classes, dtype=np.float32)
+    got, lse = pyce.linear_cross_entropy(
+        logits, eye, target, reduction="none", chunk_bytes=400, return_lse=True
+    )
+    assert oracle.ulp_error(got, exact).max() <= 2
+    np.testing.assert_allclose(lse, pyce.logsumexp(logits.astype(np.float64)), atol=2.0**-22)
+
+
+def test_rows_without_a_finite_loss_in_blocks_of_classes(backend, monkeypatch):
+    monkeypatch.setattr(_linear_chunks, "_FORWARD_CLASSES", 5)
+    w = np.zeros((20, 3), np.float32)
+    w[2, 0], w[13, 1], w[7, 2] = np.inf, np.nan, -np.inf
+    b = np.zeros(20, np.float32)
+    b[17] = -np.inf
+    x = np.zeros((1, 3), np.float32)
+    for bias, target in ((b, 17), (b, 3), (np.where(b == 0, -np.inf, b), 3)):
+        for weight in (w, np.zeros_like(w)):
+            options = {"linear_bias": bias.astype(np.float32), "reduction": "none"}
+            whole = pyce.linear_cross_entropy(x, weight, [target], **options)
+            got = pyce.linear_cross_entropy(x, weight, [target], chunk_bytes=20, **options)
+            np.testing.assert_array_equal(got, whole)
+            with np.errstate(invalid="ignore"):
+                logits = x @ weight.T + options["linear_bias"]
+            expected = pyce.cross_entropy(logits, [target], reduction="none")
+            np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("positions", [(), (0,), (4,), (2, 3, 2)])
@@ -230,13 +288,17 @@ def test_the_bound_of_the_filter(kind, dtype, tolerance, monkeypatch):
     x = np.stack([ADVERSARIAL[kind](classes)] * 2).astype(dtype)
     for options in ({}, {"label_smoothing": 0.1}, {"lse_square_scale": 0.01}):
         _, g = pyce.cross_entropy_with_grad(x, [0, 0], **options)
-        kept = _linear_chunks.kept_columns(g, tolerance)
-        assert kept is not None
-        dropped = np.delete(g.astype(np.float64), kept, axis=1)
+        g[1] *= 1e-30  # the bound is that of each row, whatever its size
         norms = np.abs(g.astype(np.float64)).sum(axis=1)
-        assert (np.abs(dropped).sum(axis=1) <= 0.5 * tolerance * norms).all()
-        if kind == "powers" and not options:
-            assert len(kept) < classes
+        for gradient, labels in ((g, None), (g, [0, 0]), (-g, [0, 0])):
+            if labels and options:
+                continue
+            kept = _linear_chunks.kept_columns(gradient, tolerance, labels)
+            assert kept is not None
+            dropped = np.delete(gradient.astype(np.float64), kept, axis=1)
+            assert (np.abs(dropped).sum(axis=1) <= 0.5 * tolerance * norms).all()
+            if kind == "powers" and not options:
+                assert len(kept) < classes
 
 
 def test_filtered_gradients_are_within_the_bound(backend, monkeypatch):
@@ -325,8 +387,23 @@ def test_bad_outputs():
     for out, error, match in (
         ((good[0],), ValueError, "out must have three elements, got 1"),
         ((good[0], [1.0], None), TypeError, r"out.linear_weight must be a numpy.ndarray, got list"),
-        ((good[0], good[1][1:], None), ValueError, r"out.linear_weight has shape \(59, 12\)"),
-        ((good[0], good[1].astype("d"), None), TypeError, "out.linear_weight has dtype float64"),
+        (
+            (good[0], good[1][1:], None),
+            ValueError,
+            r"must have the shape \(60, 12\) of linear_weight",
+        ),
+        (
+            (good[0], good[1].astype("d"), None),
+            TypeError,
+            "must have the dtype float32 of linear_weight",
+        ),
+        (
+            (good[0], np.ma.array(good[1], mask=True), None),
+            TypeError,
+            "weight has masked elements",
+        ),
+        (good[0], TypeError, "out must be a tuple of three arrays, got ndarray"),
+        (1, TypeError, "out must be a tuple of three arrays, got int"),
         ((good[0], np.asfortranarray(good[1]), None), ValueError, "must be C-contiguous"),
         ((good[0], read_only, None), ValueError, "out.linear_weight must be writable"),
         ((good[0], w, None), ValueError, "out.linear_weight shares memory"),
@@ -336,6 +413,27 @@ def test_bad_outputs():
             pyce.linear_cross_entropy_with_grad(x, w, target, out=out)
         assert (good[0] == 7).all()
         assert (good[1] == 7).all()
+
+
+@pytest.mark.parametrize("other", [">f4", ">f8", "unaligned"])
+def test_outputs_of_any_byte_order_and_alignment(backend, other):
+    """As `out` of `cross_entropy_with_grad`: the dtype of the argument with its byte order."""
+    x, w, target, _ = make("float32")
+    bias = w[:, 0].copy()
+    if other != "unaligned":
+        x, w, bias = (a.astype(other) for a in (x, w, bias))
+    expected = pyce.linear_cross_entropy_with_grad(x, w, target, linear_bias=bias)[1]
+    for dtype in {x.dtype, x.dtype.newbyteorder("=")}:
+        out = tuple(
+            np.zeros(a.nbytes + 1, np.uint8)[other == "unaligned" :][: a.nbytes]
+            .view(dtype)
+            .reshape(a.shape)
+            for a in (x, w, bias)
+        )
+        _, grads = pyce.linear_cross_entropy_with_grad(x, w, target, linear_bias=bias, out=out)
+        for grad, place, right in zip(grads, out, expected, strict=True):
+            assert grad is place
+            np.testing.assert_array_equal(grad, right)
 
 
 def test_an_interrupt_between_chunks(backend, monkeypatch):

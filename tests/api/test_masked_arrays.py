@@ -41,6 +41,11 @@ CALLS = [
     ("weight", lambda a: pyce.binary_cross_entropy(X, T, weight=a), ONES),
     ("pos_weight", lambda a: pyce.binary_cross_entropy_with_grad(X, T, pos_weight=a), ONES),
     ("normalizer", lambda a: pyce.cross_entropy(X, Y, normalizer=a), np.array(2.0)),
+    ("input", lambda a: pyce.linear_cross_entropy(a, X, [0, 1]), X),
+    ("linear_weight", lambda a: pyce.linear_cross_entropy_with_grad(X, a, [0, 1])[0], X),
+    ("linear_bias", lambda a: pyce.linear_cross_entropy(X, X, [0, 1], linear_bias=a), ROWS),
+    ("logits", lambda a: pyce.selective_log_softmax(a, Y), X),
+    ("index", lambda a: pyce.selective_log_softmax(X, a), Y),
     ("label_smoothing", lambda a: pyce.cross_entropy(X, Y, label_smoothing=a), np.array(0.5)),
 ]
 
@@ -94,3 +99,37 @@ def test_an_error_leaves_the_outputs_as_they_were(backend):
     assert (out == 7.0).all()
     filled = labels.filled(-100)
     assert pyce.cross_entropy(X, filled) == pyce.cross_entropy(X[:1], [1])
+
+
+def test_training_and_estimators():
+    """Samples, targets, gradients and states, which pyce only passes on."""
+    sklearn = pytest.importorskip("pyce.sklearn")
+    training = pyce.training
+    x, y, rows = (np.ma.masked_array(a, a == a.flat[-1]) for a in (X, Y, np.array([1.0, 2.0])))
+    linear = training.LinearClassifier(features=3, classes=3)
+    before = linear.state_dict()
+    fitted = sklearn.SoftmaxRegression().fit(X, Y)
+    for call, name in (
+        (lambda: training.minibatches(x, Y, 2), "x"),
+        (lambda: training.minibatches(X, y, 2), "y"),
+        (lambda: linear.logits(x), "x"),
+        (lambda: linear.load_state_dict({**before, "bias": x[0] * 0 + x[1]}), "bias"),
+        (lambda: training.SGD(linear.parameters, lr=1).step([None, x[1]]), "gradient 1"),
+        (lambda: sklearn.SoftmaxRegression().fit(x, Y), "X"),
+        (lambda: sklearn.SoftmaxRegression().fit(X, y), "y"),
+        (lambda: sklearn.SoftmaxRegression().fit(X, Y, sample_weight=rows), "sample_weight"),
+        (lambda: fitted.predict_proba(x), "X"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} has masked elements"):
+            call()
+    for name, value in linear.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_images():
+    pytest.importorskip("PIL")
+    image = np.ma.masked_array(np.ones((3, 4), np.uint8), np.eye(3, 4))
+    for attempt in (image, image.astype(np.float64)):
+        with pytest.raises(TypeError, match=r"^image 1 has masked elements"):
+            pyce.training.presize([np.ones((2, 2), attempt.dtype), attempt], 2)
+    assert pyce.training.presize([np.ma.masked_array(image.data)], 2).shape == (1, 2, 2)

@@ -1,5 +1,8 @@
 """Which memory a call writes: `out`, in place, and never an input."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 from samples import by_classes, by_dtype, sample
@@ -87,3 +90,48 @@ def test_out_in_the_byte_order_of_the_logits(backend, in_place):
         assert call(given, out) is out
         assert out.dtype == swapped.dtype
         np.testing.assert_array_equal(out, right)
+
+
+@pytest.fixture
+def before_an_inaccessible_page():
+    """A function that makes an array whose last byte is the last one of a page, before a page that
+    nobody may access.
+    """
+    mapped = []
+
+    def make(values):
+        values = np.ascontiguousarray(values)
+        page = mmap.PAGESIZE
+        used = (values.nbytes + page - 1) // page * page
+        memory = mmap.mmap(-1, used + page)
+        every = np.frombuffer(memory, np.uint8)
+        status = ctypes.CDLL(None).mprotect(ctypes.c_void_p(every.ctypes.data + used), page, 0)
+        assert status == 0
+        mapped.append(memory)
+        array = every[used - values.nbytes : used].view(values.dtype).reshape(values.shape)
+        array[...] = values
+        return array
+
+    return make
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MAP_PRIVATE"), reason="pages are protected by mprotect")
+@by_dtype
+def test_nothing_past_the_end_of_an_array_is_accessed(backend, before_an_inaccessible_page, dtype):
+    """Also not by a masked instruction, some of which fault on what their mask excludes."""
+    for classes in (1, 2, 3, 4, 5, 7, 10, 17, 33, 65, 100, 2049):
+        for rows in (1, 16, 35):
+            x, y = sample(classes, rows=rows)
+            x = x.astype(dtype)
+            expected = pyce.cross_entropy_with_grad(x, y, reduction="none", return_lse=True)
+            p = pyce.softmax(x)
+            x, y, out = map(before_an_inaccessible_page, (x, y, np.zeros_like(x)))
+            results = pyce.cross_entropy_with_grad(x, y, reduction="none", return_lse=True, out=out)
+            for got, right in zip(results, expected, strict=True):
+                np.testing.assert_array_equal(got, right)
+            np.testing.assert_array_equal(pyce.softmax(x, out=out), p)
+            # The class axis is not the last in memory.
+            across = before_an_inaccessible_page(x.T)
+            pyce.cross_entropy_with_grad(
+                across, y, axis=0, reduction="none", out=out.reshape(x.T.shape)
+            )

@@ -90,3 +90,48 @@ def test_bad_arguments(backend):
     for temperature in (0.0, -1.0, np.inf, np.nan):
         with pytest.raises(ValueError, match="temperature must be"):
             pyce.selective_log_softmax(x, [0, 1], temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_from_hidden_states(backend, dtype, monkeypatch):
+    """`linear_selective_log_softmax` against float64 logits, in chunks of rows and of classes."""
+    monkeypatch.setattr("pyce._linear_chunks._FORWARD_CLASSES", 7)
+    rng = np.random.default_rng(0)
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    h, w, b = (rng.normal(size=shape).astype(dtype) for shape in ((3, 4, 9), (50, 9), (50,)))
+    index = rng.integers(0, 50, (3, 4, 3))
+    z = h.astype(np.float64) @ w.astype(np.float64).T
+    for options, x in (
+        ({}, z),
+        (
+            {"linear_bias": b, "softcap": 4.0, "logit_scale": 0.7, "temperature": 2.0},
+            2.0 * np.tanh(0.7 * (z + b.astype(np.float64)) / 4.0),
+        ),
+        ({"temperature": 0.5}, 2.0 * z),
+    ):
+        soft = pyce.log_softmax(x)
+        chosen = np.take_along_axis(soft, index, axis=-1)
+        entropy = -(np.exp(soft) * soft).sum(axis=-1)
+        tolerance = {"rtol": 1e-12 if dtype == np.float64 else 2e-5}
+        for chunk in (1, 1500, None):
+            call = {**options, "chunk_bytes": chunk}
+            got = pyce.linear_selective_log_softmax(h, w, index[..., 0], **call)
+            assert got.dtype == (np.float64 if dtype == np.float64 else np.float32)
+            np.testing.assert_allclose(got, chosen[..., 0], **tolerance)
+            got, h_of = pyce.linear_selective_log_softmax(h, w, index, return_entropy=True, **call)
+            np.testing.assert_allclose(got, chosen, **tolerance)
+            np.testing.assert_allclose(h_of, entropy, **tolerance)
+
+
+def test_bad_arguments_of_hidden_states(backend):
+    h, w = np.zeros((2, 4), np.float32), np.zeros((3, 4), np.float32)
+    for error, match, index, options in (
+        (IndexError, r"index at \(1,\) is 3, outside the valid range 0..2", [0, 3], {}),
+        (IndexError, r"index at \(0,\) is -1, outside", [-1, 0], {}),
+        (ValueError, r"index of shape \(3,\) does not fit input of shape \(2, 4\)", [0, 1, 2], {}),
+        (TypeError, "index must be integers, got float64", [0.0, 1.0], {}),
+        (ValueError, "temperature must be positive", [0, 1], {"temperature": 0.0}),
+        (ValueError, "softcap must be positive", [0, 1], {"softcap": -1.0}),
+    ):
+        with pytest.raises(error, match=match):
+            pyce.linear_selective_log_softmax(h, w, index, **options)

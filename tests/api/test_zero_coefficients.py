@@ -228,3 +228,19 @@ def test_weights_from_counts_of_absent_labels(backend, dtype):
     wide = x[:, 1].astype(np.float64)
     near(loss[:, 1], np.logaddexp(0.0, wide), dtype)
     near(grad[:, 1], 1.0 / (1.0 + np.exp(-wide)), dtype)
+
+
+@by_classes
+def test_rows_after_one_without_coefficients(backend, classes):
+    """Its results are 0, not those of later rows of a batch that is larger than a kernel's tile."""
+    rows = 200
+    x, y = sample(classes, rows)
+    x = x.astype(np.float32)
+    t = np.eye(classes, dtype=np.float32)[y]
+    s = np.ones(rows)
+    s[::67] = 0.0
+    x[::67] = NAN
+    loss, grad, back = every_way(x, t, sample_weight=s, reduction="none")
+    assert (loss == 0.0).tolist() == (s == 0.0).tolist()
+    for found in (grad, back):
+        assert (found == 0.0).all(axis=1).tolist() == (s == 0.0).tolist()

@@ -1003,3 +1003,77 @@ def test_every_status_has_a_text():
     assert {texts[s] for s in texts if s not in known} == {"unknown status"}
     assert "unknown status" not in {texts[s] for s in known}
     assert ffi.string(lib.pyce_compiler())
+
+
+class Scaling:
+    """The arguments of pyce_scale_at, by name; `saved` is `result` where their dtypes agree."""
+
+    def __init__(self, dtype="FLOAT32", factor_dtype="FLOAT32", n=37, factor=0.3):
+        kind = DTYPES[dtype]
+        rng = np.random.default_rng(0)
+        self.saved = rng.normal(size=n).astype(np.float32 if dtype == "FLOAT16" else kind)
+        self.saved[:4] = [0, -0.0, np.nan, -np.inf]
+        self.result = filled(n, kind) if dtype == "FLOAT16" else self.saved
+        self.factor = np.array([factor, 7]).astype(DTYPES[factor_dtype])
+        self.arguments = {
+            "dtype": number(dtype),
+            "n": n,
+            "threads": 2,
+            "saved": self.saved.ctypes.data,
+            "result": self.result.ctypes.data,
+            "factor": self.factor.ctypes.data,
+            "factor_dtype": number(factor_dtype),
+        }
+
+    def run(self, **changes):
+        return lib.pyce_scale_at(*{**self.arguments, **changes}.values())
+
+    def expected(self):
+        wide = self.saved.dtype if self.saved.itemsize > 2 else np.dtype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product = self.saved.astype(wide) * self.factor[0].astype(wide)
+            return product.astype(self.result.dtype)
+
+    def memory(self):
+        return self.saved.tobytes(), self.result.tobytes(), self.factor.tobytes()
+
+
+@pytest.mark.parametrize("factor_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_saved_gradient_times_a_number(dtype, factor_dtype, c_backend):
+    """The bytes of NumPy's product, for every instruction set and number of threads."""
+    for n, threads, factor in ((0, 1, 0.3), (1, 1, 1), (37, 1, -0.3), (37, 1, 0), (300_000, 2, 3)):
+        s = Scaling(dtype, factor_dtype, n=max(n, 4), factor=factor)
+        expected = s.expected()
+        expected[n:] = s.result[n:]
+        assert s.run(n=n, threads=threads) == lib.PYCE_OK
+        np.testing.assert_array_equal(s.result.astype(float), expected.astype(float))
+        assert (np.signbit(s.result) == np.signbit(expected))[np.isfinite(expected)].all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_saved_gradient_times_a_number_refuses(dtype):
+    for factor in (np.nan, np.inf, -np.inf):
+        s = Scaling(dtype, factor=factor)
+        before = s.memory()
+        assert s.run() == lib.PYCE_BAD_ARGUMENT
+        assert s.memory() == before
+    s = Scaling(dtype)
+    before = s.memory()
+    far = 2**64 - 4
+    for change in (
+        *({"dtype": v} for v in (-1, 4, 2**31 - 1)),
+        *({"factor_dtype": v} for v in (-1, 4, 2**31 - 1)),
+        *({"n": v} for v in (-1, LEAST, BIG, BIG // 8)),
+        *({"threads": v} for v in (0, -1, -(2**31))),
+        *({name: at} for name in ("saved", "result", "factor") for at in (0, far)),
+        *({name: s.arguments[name] + 1} for name in ("saved", "result", "factor")),
+        {"saved": 0, "result": 0},
+        {"result": s.saved.ctypes.data + s.result.itemsize},
+        {"factor": s.result.ctypes.data + 8 * s.factor.itemsize},
+        *([{"result": s.saved.ctypes.data}] if dtype == "FLOAT16" else []),
+    ):
+        assert s.run(**change) == lib.PYCE_BAD_ARGUMENT, change
+        assert s.memory() == before
+    assert s.run(n=0, saved=0, result=0) == lib.PYCE_OK
+    assert s.memory() == before

@@ -44,13 +44,12 @@ TARGETS = {
 }
 
 # Loops over lane blocks. Each lane has a normaliser, a pivot and sums of its own, which together
-# with the constants are more than the registers. combine_blocks runs once for each block of a row.
+# with the constants are more than the registers.
 ON_THE_STACK = {
     ("avx2", "general_batch"): [4, 20],
     ("avx2", "index_batch"): [2, 6],
     ("avx2", "exp_many_classes"): [2],
     ("avx2", "few_rows"): [7, 24, 5],
-    ("avx512", "combine_blocks"): [1],
     ("neon", "general_batch"): [2, 20],
     ("neon", "index_batch"): [13, 1, 18],
     ("neon", "exp_many_classes"): [1],

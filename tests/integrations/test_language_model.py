@@ -6,7 +6,6 @@ import sys
 import sysconfig
 import time
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +34,7 @@ from bench_scripts import readme_tables  # noqa: E402
 import pyce.torch  # noqa: E402
 from pyce import _cli  # noqa: E402
 
+Loss = language_model.Loss
 TINY = replace(language_model.SMALL, vocabulary=300, width=16, steps=4)
 
 
@@ -65,12 +65,12 @@ def test_a_small_run(run_python, tmp_path):
     assert (settings["steps"], settings["seed"], settings["vocabulary"]) == (12, 3, 512)
     assert "with 1 threads" in figures["machine"]
 
-    theirs, ours, nudged = (
-        figures["trainings"][name] for name in ("PyTorch", "pyce", language_model.NUDGED)
-    )
-    for training in (theirs, ours, nudged):
+    names = ("PyTorch", "pyce", "pyce-linear", language_model.NUDGED)
+    theirs, ours, fused, nudged = (figures["trainings"][name] for name in names)
+    for training in (theirs, ours, fused, nudged):
         assert len(training["losses"]) == len(training["differences"]) == 12
-        assert 0 < training["loss"] < training["step"] and 0 < training["share"] < 1
+        assert 0 < training["loss"] <= training["head and loss"] < training["step"]
+        assert 0 < training["share"] < 1
         assert training["losses"][-1] < training["losses"][0] - 0.05
         # A trained model that cannot see the targets has a lower loss than guessing.
         assert 1 < training["held_out"] < np.log(512)
@@ -78,18 +78,45 @@ def test_a_small_run(run_python, tmp_path):
     # Some units in the last place of a loss of 6, amplified by a dozen steps.
     np.testing.assert_allclose(ours["losses"], theirs["losses"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(nudged["losses"], theirs["losses"], rtol=0, atol=1e-4)
-    assert abs(ours["held_out"] - theirs["held_out"]) < 1e-4
+    np.testing.assert_allclose(fused["losses"], theirs["losses"], rtol=0, atol=1e-4)
     assert max(theirs["differences"]) == 0
-    apart = np.abs(np.subtract(ours["losses"], theirs["losses"]))
-    np.testing.assert_array_equal(ours["differences"], apart)
+    for training in (ours, fused):
+        assert abs(training["held_out"] - theirs["held_out"]) < 1e-4
+        apart = np.abs(np.subtract(training["losses"], theirs["losses"]))
+        np.testing.assert_array_equal(training["differences"], apart)
 
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert report in said and "step 12/12" in said
     assert "12 steps with 128 × 512 logits" in report
     row = next(line for line in report.splitlines() if line.startswith("| a training step"))
-    assert f"{1e3 * theirs['step']:.1f} ms" in row and f"{1e3 * ours['step']:.1f} ms" in row
+    assert all(f"{1e3 * training['step']:.1f} ms" in row for training in (theirs, ours, fused))
+    alone = next(line for line in report.splitlines() if line.startswith("| in it the loss alone"))
+    assert alone.count("ms") == 2  # not of the training whose head and loss are one function
     picture = (folder / "language-model.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and 10_000 < len(picture) < 100_000
+    model, saved, coding = language_model.load(folder / "model.pt")
+    assert saved == replace(language_model.SMALL, seed=3)
+    _, held_out = language_model.split(saved)
+    unseen = torch.tensor(coding.encode(b"\n".join(held_out)))
+    training = language_model.Training(saved)
+    training.model = model
+    assert training.mean_loss(unseen, saved) == pytest.approx(theirs["held_out"], abs=1e-6)
+
+
+def test_one_loss(tmp_path, monkeypatch):
+    """`--loss` names what is trained besides PyTorch's loss."""
+    monkeypatch.setattr(language_model, "SMALL", replace(TINY, steps=2, modules=12))
+    options = ["--small", "--loss", "pyce-linear", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["language_model.py", *options])
+    language_model.main()
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert list(figures["trainings"]) == ["PyTorch", "pyce-linear", language_model.NUDGED]
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    header = next(line for line in report.splitlines() if line.startswith("|"))
+    assert header.split("|")[2:-1] == [
+        f" {name.rjust(len(cell) - 2)} "
+        for name, cell in zip(("PyTorch", "pyce-linear"), header.split("|")[2:-1], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--threads", "-1"]])
@@ -253,23 +280,25 @@ def test_the_model_is_as_large_as_told():
 
 
 def test_the_same_seed_gives_the_same_curve(tokens):
-    same = language_model.train(tokens, TINY, {"one": nullcontext, "other": nullcontext})
+    same = language_model.train(tokens, TINY, {"one": Loss(), "other": Loss()})
     assert same["one"].losses == same["other"].losses
     assert len(same["one"].losses) == TINY.steps
-    ours = {"one": pyce.torch.patched, "other": pyce.torch.patched}
+    ours = {"one": Loss(pyce.torch.patched), "other": Loss(fused=True)}
     of_pyce = language_model.train(tokens, TINY, ours)
-    assert of_pyce["one"].losses == of_pyce["other"].losses
-    other = language_model.train(tokens, replace(TINY, seed=1), {"one": nullcontext})
+    np.testing.assert_allclose(of_pyce["one"].losses, of_pyce["other"].losses, rtol=1e-5)
+    again = language_model.train(tokens, TINY, ours)
+    assert all(again[name].losses == of_pyce[name].losses for name in ours)
+    other = language_model.train(tokens, replace(TINY, seed=1), {"one": Loss()})
     assert other["one"].losses != same["one"].losses
 
 
 def test_one_bit_is_changed(tokens):
     trainings = language_model.train(tokens, replace(TINY, steps=0))
-    weights, nudged, of_pyce = (
+    weights, nudged, *ours = (
         torch.cat([p.detach().flatten() for p in trainings[name].model.parameters()])
-        for name in ("PyTorch", language_model.NUDGED, "pyce")
+        for name in ("PyTorch", language_model.NUDGED, *language_model.OURS)
     )
-    assert torch.equal(weights, of_pyce)
+    assert all(torch.equal(weights, those) for those in ours)
     bits = weights.view(torch.int32) ^ nudged.view(torch.int32)
     assert (bits != 0).sum() == 1
     changed = bits != 0
@@ -282,6 +311,7 @@ def test_each_loss_is_its_own(tokens, monkeypatch):
     for who, module, function in (
         ("PyTorch", torch._C._nn, "cross_entropy_loss"),
         ("pyce", pyce.torch._patched, "cross_entropy"),
+        ("pyce-linear", pyce.torch, "linear_cross_entropy"),
     ):
         original = getattr(module, function)
 
@@ -290,9 +320,11 @@ def test_each_loss_is_its_own(tokens, monkeypatch):
             return original(*arguments, **options)
 
         monkeypatch.setattr(module, function, spy)
-    losses = {name: language_model.LOSSES[name] for name in ("PyTorch", "pyce")}
+    losses = dict(language_model.LOSSES)
+    del losses[language_model.NUDGED]
     language_model.train(tokens, replace(TINY, steps=3), losses)
-    assert called == ["PyTorch", "pyce", "pyce", "PyTorch", "PyTorch", "pyce"]
+    turn = ["PyTorch", "pyce", "pyce-linear"]
+    assert called == [*turn, *turn[1:], turn[0], turn[2], *turn[:2]]
 
 
 class Slow(torch.autograd.Function):
@@ -310,17 +342,19 @@ class Slow(torch.autograd.Function):
         return gradient.expand(ctx.shape)
 
 
-def test_the_time_of_the_loss_is_its_own(tokens, monkeypatch):
-    training = language_model.Training(TINY)
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_time_of_the_loss_is_its_own(tokens, monkeypatch, fused):
+    training = language_model.Training(TINY, fused)
     inputs, targets = next(language_model.batches(tokens, TINY, 1))
     began = time.perf_counter()
     with monkeypatch.context() as patch:
-        patch.setattr(F, "cross_entropy", lambda logits, target: Slow.apply(logits))
+        where, name = (pyce.torch, "linear_cross_entropy") if fused else (F, "cross_entropy")
+        patch.setattr(where, name, lambda scores, *_: Slow.apply(scores))
         training.step(inputs, targets)
     taken = time.perf_counter() - began
     assert training.seconds[0]["loss"] >= 0.2
     assert sum(training.seconds[0].values()) <= taken
-    assert training.seconds[0]["model"] <= taken - 0.2
+    assert training.seconds[0]["model"] + training.seconds[0]["head"] <= taken - 0.2
 
     def sleep(*_):
         time.sleep(0.1)
@@ -347,7 +381,7 @@ def test_the_memory_that_a_call_adds():
 
 def test_a_step_is_that_of_a_plain_loop(tokens):
     settings = replace(TINY, steps=5)
-    training = language_model.train(tokens, settings, {"PyTorch": nullcontext})["PyTorch"]
+    training = language_model.train(tokens, settings, {"PyTorch": Loss()})["PyTorch"]
     torch.manual_seed(settings.seed)
     model = language_model.GPT(settings)
     parameters = list(model.parameters())
@@ -362,6 +396,21 @@ def test_a_step_is_that_of_a_plain_loop(tokens):
         optimizer.step()
         losses.append(loss.item())
     np.testing.assert_allclose(training.losses, losses, rtol=1e-5)
+
+
+def test_the_time_of_the_head_is_its_own(tokens, monkeypatch):
+    training = language_model.Training(TINY)
+    inputs, targets = next(language_model.batches(tokens, TINY, 1))
+    linear = F.linear
+
+    def slow(hidden, weight, *bias):
+        if weight is training.model.head:
+            time.sleep(0.1)
+        return linear(hidden, weight, *bias)
+
+    monkeypatch.setattr(F, "linear", slow)
+    training.step(inputs, targets)
+    assert training.seconds[0]["head"] >= 0.1
 
 
 def test_the_learning_rate_warms_up(tokens):

@@ -262,6 +262,67 @@ def test_a_graph_may_be_used_again(dtype, reduction):
             loss.backward()
 
 
+SIZES = pytest.mark.parametrize("size", [1, 60], ids=["few", "many"])
+
+
+@SIZES
+def test_a_graph_that_is_not_retained_is_used_once(size):
+    logits, target = example(6 * size, 5 * size)
+    loss = ours(logits, target)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+@SIZES
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_logits_may_be_overwritten_after_the_loss(size, scale):
+    logits, target = example(6 * size, 5 * size)
+    expected = true_step(logits, target)[1] * scale
+    for rows in (False, True):
+        own = logits * 1
+        loss = (ours(own, target, reduction="none") * (scale / len(target))).sum()
+        loss = loss if rows else ours(own, target) * scale
+        own.zero_()
+        for retain in (True, False):
+            (grad,) = torch.autograd.grad(loss, logits, retain_graph=retain)
+            assert_close(grad, expected.float())
+
+
+def test_tensors_that_second_derivatives_need_may_not_be_overwritten():
+    logits, target = example()
+    weight = torch.rand(5)
+    for index in range(3):
+        tensors = [logits * 1, target.clone(), weight.clone()]
+        loss = ours(*tensors)
+        tensors[index].zero_()
+        with pytest.raises(RuntimeError, match="inplace"):
+            torch.autograd.grad(loss, logits, create_graph=True)
+
+
+@SIZES
+def test_a_penalty_on_gradients_of_logits_that_nobody_holds(size):
+    def penalty(function):
+        loss = function((2 * x).tanh(), target)
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), x)[0]
+
+    x, target = example(6 * size, 5 * size, torch.float64)
+    assert_close(penalty(ours), penalty(theirs), rtol=1e-10, atol=1e-14)
+
+
+def test_the_logits_live_as_long_as_the_graph_at_most():
+    x, target = example()
+    for use in (lambda loss: loss.backward(), lambda loss: None):
+        logits = x * 1
+        seen = weakref.ref(logits)
+        loss = ours(logits, target)
+        del logits
+        use(loss)
+        del loss
+        assert seen() is None
+
+
 def test_losses_of_the_same_logits_add_up():
     logits, target = example()
     once = step(ours, logits, target)[1]
@@ -302,7 +363,8 @@ def saved_by(function):
 
 def place_of_saved(loss):
     """The address of the tensor that the backward pass of this loss scales or reads."""
-    return loss.grad_fn.saved_tensors[0].data_ptr()
+    node = loss.grad_fn
+    return (node.state if hasattr(node, "state") else node.saved_tensors)[0].data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (1100, 1024), (2, 5, 3)], ids=str)

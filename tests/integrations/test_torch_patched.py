@@ -187,3 +187,79 @@ def test_patches_that_overlap():
         assert is_pyces()
     thread.join()
     assert not is_pyces()
+
+
+# ---------------------------------------------------------------------------------------------
+# linear_cross_entropy
+
+pytorchs_linear = getattr(F, "linear_cross_entropy", None)
+has_linear = pytest.mark.skipif(pytorchs_linear is None, reason="PyTorch has none")
+
+
+def head():
+    return torch.randn(6, 4, requires_grad=True), torch.randn(5, 4), torch.arange(6) % 5
+
+
+@has_linear
+def test_patched_linear():
+    module = torch.nn.LinearCrossEntropyLoss(4, 5)
+    x, w, y = head()
+    own = pytorchs_linear.__code__
+
+    def calls():
+        return (
+            pytorchs_linear(x, w, y),
+            F.linear_cross_entropy(x, w, y, label_smoothing=0.1),
+            module(x, y),
+            pytorchs_linear(
+                x, w, y, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+            ),
+        )
+
+    expected = calls()
+    with pyce.torch.patched() as patch:
+        for got, right in zip(calls(), expected, strict=True):
+            assert "_LinearCrossEntropy" in got.grad_fn.name()
+            assert_close(got, right)
+        assert patch.calls == 4
+        assert F.linear_cross_entropy is pytorchs_linear
+        assert pickle.loads(pickle.dumps(pytorchs_linear)) is pytorchs_linear
+        with pyce.torch.patched():
+            pass
+        assert "_LinearCrossEntropy" in pytorchs_linear(x, w, y).grad_fn.name()
+    assert pytorchs_linear.__code__ is own
+    assert "_LinearCrossEntropy" not in pytorchs_linear(x, w, y).grad_fn.name()
+
+
+@has_linear
+def test_what_pyce_does_not_compute_of_a_layer():
+    x, w, y = head()
+    with pyce.torch.patched() as patch:
+        for arguments, message in (
+            ((x[None], w, y), "dimensionality 1 or 2, got 3"),
+            ((x, w[0], y), "dimensionality at least 2, got 1"),
+            ((x[:, 1:], w, y), "got 3 and 4, respectively"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                pytorchs_linear(*arguments)
+        with pytest.raises(RuntimeError, match="ignore_index cannot be specified"):
+            pytorchs_linear(x, w, torch.rand(6, 5), ignore_index=0)
+        assert pytorchs_linear(x.to("meta"), w.to("meta"), y.to("meta")).is_meta
+        found = torch.func.grad(pytorchs_linear)(x.detach(), w, y)
+        assert patch.calls == 0
+    assert_close(found, torch.autograd.grad(pytorchs_linear(x, w, y), x)[0])
+
+
+@has_linear
+def test_compiled_linear_inside():
+    torch.compiler.reset()
+    x, w, y = head()
+
+    def model(x):
+        return pytorchs_linear(2 * x, w, y)
+
+    with pyce.torch.patched() as patch:
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(x), model(x))
+        assert patch.calls == 1
+    torch.compiler.reset()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pyce
@@ -79,6 +80,20 @@ def test_command_tells_of_a_distribution_in_the_same_folder(run_python, tmp_path
     (info / "METADATA").write_text(text, encoding="utf-8")
     path = os.pathsep.join([ROOT, str(tmp_path)])
     assert "pip uninstall both" in run_python("-m", "pyce", PYTHONPATH=path).stdout
+
+
+def test_command_tells_of_a_distribution_that_replaced_this_one(run_python, tmp_path):
+    """The other has an `__init__.py` as well, and was installed later."""
+    ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "numba", "torch")
+    shutil.copytree(Path(pyce.__file__).parent, tmp_path / "pyce", ignore=ignore)
+    (tmp_path / "pyce" / "__init__.py").write_text("", encoding="utf-8")
+    program = (
+        "import runpy, sys; sys.path.insert(0, {!r}); runpy.run_module('pyce', run_name='__main__')"
+    )
+    done = run_python("-c", program.format(str(tmp_path)), check=False)
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr and "pip uninstall pyce pyce-kernels" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_files_are_opened_with_an_encoding(run_python):

@@ -3,6 +3,7 @@
 import collections
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -181,6 +182,29 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
     join(started)
     assert len(most) >= 20 * callers
     assert threads <= max(most) <= callers + threads - 1
+
+
+def test_a_late_helper_of_numba_allocates_nothing(monkeypatch):
+    """Memory that is allocated without the GIL while tracemalloc stops ends the process."""
+    pytest.importorskip("numba")
+    from pyce._backends.numba import _launch
+
+    tasks = []
+    monkeypatch.setattr(_launch._Helpers, "call", lambda self, number, *task: tasks.append(task))
+    monkeypatch.setattr(_launch, "PARALLEL_WORK", 2**12)
+    monkeypatch.setattr(_threads, "_unlimited", lambda: 2.0)
+    monkeypatch.setattr(_launch.config, "NUMBA_NUM_THREADS", 2)
+    x, y = np.zeros((20, 50_000), np.float32), np.zeros(20, int)
+    with pyce.use_backend("numba"):
+        for _ in range(2):
+            pyce.cross_entropy_with_grad(x, y)
+    entry, arguments = tasks[-1]
+    tracemalloc.start()
+    try:
+        entry(*arguments)
+        assert tracemalloc.get_traced_memory()[1] < x[0].nbytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_set_num_threads_from_any_thread(backend):

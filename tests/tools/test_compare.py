@@ -232,6 +232,26 @@ def test_a_file_whose_times_are_not_numbers(compared, tmp_path, value):
     assert status == UNUSABLE and "broken.json" in errors
 
 
+@pytest.mark.parametrize("value", [[], {}, None, 3])
+@pytest.mark.parametrize("name", ["workload", "operation", "candidate"])
+def test_a_file_whose_names_are_not_text(compared, tmp_path, name, value):
+    whole = written_run(tmp_path, "whole.json", noisy(1))
+    content = copy.deepcopy(whole.content)
+    content["benchmarks"][0]["extra_info"][name] = value
+    (tmp_path / "broken.json").write_text(json.dumps(content))
+    for files in ((tmp_path / "broken.json", whole.path), (whole.path, tmp_path / "broken.json")):
+        status, _, errors = compared(*files)
+        assert status == UNUSABLE
+        assert "broken.json" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("value", ["x", -1, [None]])
+def test_a_file_without_the_description_of_a_commit(tmp_path, value):
+    run = written_run(tmp_path, "a.json", noisy(1))
+    run.content["commit_info"] = value
+    assert run.commit == ""
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
 @pytest.mark.parametrize("part", ["median", "blocks", "over_floor"])
 def test_times_that_are_no_times_are_unknown(compared, tmp_path, value, part):

@@ -20,13 +20,14 @@ BACKENDS = {f"_backends.{p.stem}" for p in (PACKAGE / "_backends").glob("[a-z]*"
 # (`_backends` itself), the argument checks or the public functions, and `_threads` imports no
 # checks. What is not listed is above `pyce` itself: modules for other libraries and the commands.
 LAYERS = (
-    {"_types", "_version", "_fpenv", "_pyce"},
+    {"_types", "_version", "_fpenv", "_pyce", "_caches"},
     {"_compensated", "_dtypes", "_threads"},
     {"_problem", "_threadpoolctl"},
     {"_arguments", *BACKENDS},
     {"_backends"},
     {"_binary", "_info", "_linear_chunks", "_loss", "_metrics", "_probabilities", "_settings"},
     {"_linear", "_selective", "_softmax"},
+    {"_linear_selective"},
     {""},
 )
 LISTED = set().union(*LAYERS)
@@ -84,7 +85,7 @@ def test_the_layers_name_what_there_is():
     assert {unit_of(path) for path in MODULES} | {"_pyce"} >= LISTED
     assert {"_backends.c", "_backends.numba", "_backends.numpy"} <= BACKENDS
     units = ("_types", "_backends.c", "_backends", "_loss", "_linear", "", "torch")
-    assert [layer(unit) for unit in units] == [0, 3, 4, 5, 6, 7, 8]
+    assert [layer(unit) for unit in units] == [0, 3, 4, 5, 6, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def test_public_names():
             "info",
             "linear_cross_entropy",
             "linear_cross_entropy_with_grad",
+            "linear_selective_log_softmax",
             "log_loss",
             "log_softmax",
             "logsumexp",

@@ -108,6 +108,8 @@ BUILD_WHEEL = """
 import runpy, shutil, sys, sysconfig
 from pathlib import Path
 sysconfig.get_config_vars()["Py_GIL_DISABLED"] = {free_threaded}
+if not {cffi}:
+    sys.modules["cffi"] = None
 from setuptools.command import build_ext
 
 def build(self, extension):
@@ -135,14 +137,19 @@ def copy(tmp_path_factory):
     return place
 
 
-def wheel(copy, **options):
-    """Of a wheel that is built there: tag, names of the extensions, metadata and messages."""
+def build_wheel(copy, *, free_threaded=0, compiles=True, cffi=True, require="0"):
     shutil.rmtree(copy / "dist", ignore_errors=True)
-    command = [sys.executable, "-W", "ignore", "-c", BUILD_WHEEL.format(**options)]
-    variables = {k: v for k, v in os.environ.items() if k != "PYCE_REQUIRE_C"}
-    done = subprocess.run(
+    program = BUILD_WHEEL.format(free_threaded=free_threaded, compiles=compiles, cffi=cffi)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    variables = {**os.environ, "PYCE_REQUIRE_C": require}
+    return subprocess.run(
         command, cwd=copy, capture_output=True, text=True, timeout=120, env=variables
     )
+
+
+def wheel(copy, **options):
+    """Of a wheel that is built there: tag, names of the extensions, metadata and messages."""
+    done = build_wheel(copy, **options)
     assert done.returncode == 0, done.stderr
     (path,) = (copy / "dist").iterdir()
     with zipfile.ZipFile(path) as file:
@@ -157,7 +164,7 @@ def wheel(copy, **options):
 @pytest.mark.parametrize("free_threaded", [0, 1])
 def test_the_tag_of_a_wheel_with_the_extension(copy, free_threaded):
     """The stable ABI where there is one: free-threaded Python has none before 3.15."""
-    tag, names, about, _ = wheel(copy, free_threaded=free_threaded, compiles=True)
+    tag, names, about, _ = wheel(copy, free_threaded=free_threaded)
     cpython, stable = sys.implementation.name == "cpython", sys.version_info >= (3, 15)
     assert "Root-Is-Purelib: false" in about
     if not cpython or (free_threaded and not stable):
@@ -170,14 +177,27 @@ def test_the_tag_of_a_wheel_with_the_extension(copy, free_threaded):
         assert len(names) == 1 and "abi3" in names[0]
 
 
-@pytest.mark.parametrize("free_threaded", [0, 1])
-def test_the_tag_of_a_wheel_without_the_extension(copy, free_threaded):
+@pytest.mark.parametrize(
+    "options",
+    [{"compiles": False}, {"compiles": False, "free_threaded": 1}, {"cffi": False}],
+    ids=str,
+)
+def test_the_tag_of_a_wheel_without_the_extension(copy, options):
     """Nothing of an earlier build is left in it, and the message names what to install."""
-    wheel(copy, free_threaded=free_threaded, compiles=True)
-    tag, names, about, said = wheel(copy, free_threaded=free_threaded, compiles=False)
+    wheel(copy, free_threaded=options.get("free_threaded", 0))
+    tag, names, about, said = wheel(copy, **options)
+    assert ("pip install cffi" in said) == ("cffi" in options)
     assert (tag, names) == ("py3-none-any", [])
     assert "Root-Is-Purelib: true" in about
     assert "WITHOUT its C kernels" in said and "--no-cache-dir pyce-kernels\n" in said
+
+
+@pytest.mark.parametrize("options", [{"compiles": False}, {"cffi": False}], ids=str)
+def test_an_extension_that_is_required(copy, options):
+    done = build_wheel(copy, **options, require="1")
+    assert done.returncode != 0
+    assert ("no compiler" if "compiles" in options else "pip install cffi") in done.stderr
+    assert not list((copy / "dist").glob("*.whl"))
 
 
 # ---------------------------------------------------------------------------------------------

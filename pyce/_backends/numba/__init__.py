@@ -19,6 +19,7 @@ docs/derivation.md derives them. From the caller to the arithmetic:
     _launch      compiles kernels, caches them on disk, runs them on threads
     _rows        kernel for many contiguous classes: vector lanes are classes
     _tiles       kernel for few classes, or another class axis than the last: vector lanes are rows
+    _index_tiles the steps of `_tiles` for float32 logits with index targets and no weights
     _half_types  kernel for float16 and bfloat16, by way of blocks of float32 in the other two
     _bernoulli   kernel for binary cross-entropy
     _lanes       the formulas of a row, for many rows at a time
@@ -29,8 +30,8 @@ docs/derivation.md derives them. From the caller to the arithmetic:
 Error against exact arithmetic: loss ≤ 2 ULP; gradient ≤ 4 ULP of the larger of A·p_c and b_c, for
 index targets without smoothing of the gradient itself. Half types: the float32 result rounded once.
 
-Memory: below 400 KiB per thread, or a row of half types as float32. A kernel reads a tile, block or
-row before it writes the output there, so an output may be the input.
+Memory: below 400 KiB per thread, and a row of up to 2 MiB, or of half types as float32. A kernel
+reads a tile, block or row before it writes the output there, so an output may be the input.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import numpy as np
 from pyce import _fpenv
 from pyce._backends.numba._job import BernoulliJob
 from pyce._backends.numba._lanes import count_valid
-from pyce._backends.numba._launch import entry_point, launch, run_bernoulli, writable
+from pyce._backends.numba._launch import entry_point, launch, run_bernoulli
 from pyce._backends.numba._layout import Request, run
 from pyce._backends.numba._sums import BLOCK, quotient_of_sum
 from pyce._dtypes import compute_dtype
@@ -53,6 +54,7 @@ from pyce._types import Array
 NAME = "numba"
 CHECKS_LABELS = True
 at_addresses = None  # reads NumPy arrays only
+scale_at = None
 
 
 @_fpenv.default
@@ -92,7 +94,7 @@ def _valid_rows(p: Problem) -> int:
     """The number of rows that are not ignored. Raises IndexError for labels out of range."""
     if p.labels is None:
         return p.rows
-    labels = writable(p.labels)
+    labels = p.labels
     valid: int = entry_point(count_valid, (labels,))(labels, p.ignore_index, p.classes)
     if valid < 0:
         p.check_labels()

@@ -13,7 +13,7 @@ import numpy as np
 from pyce._backends.numba._jit import U0, Index, U, bits, from_bits, jit, jit_allocating
 from pyce._backends.numba._job import Job
 from pyce._backends.numba._rows import rows, rows_scratch
-from pyce._backends.numba._tiles import LEAST_ROW, tiles, tiles_scratch
+from pyce._backends.numba._tiles import tiles, tiles_scratch
 
 # Elements of a block of rows in float32.
 _BLOCK = 2**15
@@ -71,8 +71,10 @@ def half_types_scratch(job: Any) -> Any:
         outer=job.outer,
         classes=job.classes,
         inner=job.inner,
+        few=job.few,
         width=job.width,
         log_softmax=job.log_softmax,
+        past_caches=False,
         bfloat16=job.bfloat16,
     )
     return block, rows_scratch(part), tiles_scratch(part)
@@ -109,14 +111,16 @@ def half_types(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
             outer=stop - first,
             classes=classes,
             inner=job.inner,
+            few=job.few,
             width=job.width,
             log_softmax=job.log_softmax,
+            past_caches=False,
             bfloat16=job.bfloat16,
         )
-        if classes >= LEAST_ROW:
-            rows(U0, stop - first, part, for_rows)
-        else:
+        if job.few:
             tiles(U0, stop - first, part, for_tiles)
+        else:
+            rows(U0, stop - first, part, for_rows)
         if job.grad.size:
             for c in range(size):
                 job.grad[i + c] = _from_float32(block[c], job.bfloat16)

@@ -28,6 +28,9 @@ OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 # For functions that allocate no arrays: do not count references to their arguments. The counters
 # are atomic and shared by the threads, and took a third of the time of short rows.
 _PLAIN: Any = {**OPTIONS, "_nrt": False}
+# For functions that only compiled code calls: nothing to call them from Python or C, each of which
+# would be compiled and optimised with a copy of the function.
+_INTERNAL: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 # Numba infers the types of compiled code. These names say what is meant.
 Index = Any  # uintp; in the kernels' outer loops also the integers that Python passed
@@ -41,12 +44,12 @@ U0, U1, U2, U3, U4, U8, U16, U32 = U(0), U(1), U(2), U(3), U(4), U(8), U(16), U(
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile a function that allocates no arrays."""
-    return numba.njit(**_PLAIN)(function)
+    return numba.njit(**_PLAIN, **_INTERNAL)(function)
 
 
 def jit_allocating(function: Callable[..., Any]) -> Any:
     """Compile a function that allocates arrays."""
-    return numba.njit(**OPTIONS)(function)
+    return numba.njit(**OPTIONS, **_INTERNAL)(function)
 
 
 def by_dtype(float32: Any, float64: Any) -> Any:
@@ -60,7 +63,7 @@ def by_dtype(float32: Any, float64: Any) -> Any:
         function: Callable[..., Any] = chosen.py_func
         return function
 
-    overload(generic, strict=False, jit_options=_PLAIN)(choose)
+    overload(generic, strict=False, jit_options={**_PLAIN, **_INTERNAL})(choose)
     return generic
 
 
@@ -195,6 +198,19 @@ def set_control(context: Any, value: Any) -> Any:
         return value
 
     return types.uintp(types.uintp), generate
+
+
+@intrinsic_of
+def stream_fence(context: Any) -> Any:
+    """Let the stores that bypassed the caches precede whatever this thread stores next."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if _MACHINE in ("x86_64", "amd64"):
+            kind, name = ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse.sfence"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return cg.get_dummy_value()
+
+    return types.none(), generate
 
 
 def _element(cg: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:

@@ -35,8 +35,10 @@ class Job(NamedTuple):
     outer: Index
     classes: Index
     inner: Index
+    few: bool  # whether rows of half types are worked on by `_tiles`
     width: Index  # lanes of a tile, a multiple of 16
     log_softmax: bool
+    past_caches: bool  # whether grad is written past the caches, since it does not fit
     bfloat16: bool  # half types: whether x and grad are bfloat16 rather than float16
 
 

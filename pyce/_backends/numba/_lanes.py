@@ -51,13 +51,14 @@ from pyce._types import Array
 WIDTH = U(64)
 
 
-def _fields(count: int) -> list[Any]:
+def fields(count: int) -> list[Any]:
+    """The places of fields in scratch memory, each WIDTH numbers long."""
     return [U(i) * WIDTH for i in range(count)]
 
 
 # Fields of s: the maximum, and the normaliser of exponentials; in `_tiles` the label, −1 without,
 # and the class that is left out of the sum, −1 if there is none.
-MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
+MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = fields(6)
 
 # Fields of a.
 (
@@ -90,7 +91,7 @@ MAX, SHIFT, MAGIC, LEAST, LABEL, PIVOT = _fields(6)
     LABEL_GRADIENT,
     _TOTAL,  # A = Σ b
     _TOTAL_ERROR,
-) = _fields(29)
+) = fields(29)
 _S_SIZE, _A_SIZE = int(PIVOT + WIDTH), int(_TOTAL_ERROR + WIDTH)
 
 # ---------------------------------------------------------------------------------------------
@@ -242,7 +243,9 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         log_error += rest_error * inverse
         a[LOG + v] = log + invalid
         a[LOG_ERROR + v] = log_error
-        a[_LSE + v] = m + (log + log_error)
+        lse, lse_error = two_sum(m, log)
+        lse_error += log_error
+        a[_LSE + v] = lse + finite_or_zero(lse_error)
 
         on_term, on_term_error = scale_pair_or_zero(k.on_value, k.on_error, a[LABEL_WEIGHT + v])
         total, total_error = two_sum(a[SOFT_TOTAL + v], on_term)
@@ -265,8 +268,6 @@ def _finalize_lanes_float64(s: Array, a: Array, n: Index, k: Any) -> None:
         loss_error += finite_or_zero(error) + a[SOFT_COST_ERROR + v]
         lse_term, lse_term_error = 0.0, 0.0  # λ·w·lse
         if k.lse_square_scale != 0.0:
-            lse, lse_error = two_sum(m, log)
-            lse_error += log_error
             weight = a[_LSE_WEIGHT + v]
             weight, weight_error = scale_pair_or_zero(k.lse_square_scale, 0.0, weight)
             lse_term, error = scale_pair_or_zero(weight, weight_error, lse)
@@ -345,6 +346,9 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
         if job.weight.size:
             for v in range(n):
                 a[LABEL_WEIGHT + v] = a[_LSE_WEIGHT + v] = job.weight[label[v]]
+    else:
+        for v in range(n):
+            ignored[v] = False  # `finalize` may have marked a row that was in this lane before
     return any_ignored
 
 

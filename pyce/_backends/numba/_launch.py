@@ -18,15 +18,17 @@ others work on their own thread.
 from __future__ import annotations
 
 import _thread
+import ctypes
 import hashlib
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
 from queue import Empty, SimpleQueue
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -39,6 +41,7 @@ from pyce._backends.numba._half_types import half_types, half_types_scratch
 from pyce._backends.numba._jit import (
     DEFAULT_CONTROL,
     OPTIONS,
+    U0,
     Index,
     U,
     config,
@@ -52,11 +55,14 @@ from pyce._backends.numba._job import BernoulliJob, Job
 from pyce._backends.numba._lanes import WIDTH
 from pyce._backends.numba._rows import rows, rows_scratch
 from pyce._backends.numba._tiles import tiles, tiles_scratch
+from pyce._backends.numba._vectors import LANES
 from pyce._types import Array
 
-# Work, in elements, from which a call uses several threads; and that of the smallest part.
+# Work, in elements, from which a call uses several threads, half of it if calls follow each other
+# within so many ns, so that the threads are awake; and the work of the smallest part.
 PARALLEL_WORK = 2**18
-PART_WORK = 2**15
+_AWAKE_NS = 200_000
+PART_WORK = 2**14
 # Parts for each thread, at most.
 _PARTS = 16
 # A thread that finished its work waits so many times, some 50 ns each, before it sleeps: to wake it
@@ -65,21 +71,23 @@ _LINGER = 2000
 
 # The counters of a job, int64, in cache lines of their own: parts that were drawn, parts that are
 # done, and whether the caller works. Nobody draws before: a caller who is interrupted until then
-# leaves nothing behind that writes to its arrays.
-_DRAWN, _DONE, _OPEN, _COUNTERS = U(0), U(8), U(16), 24
+# leaves nothing behind that writes to its arrays. Then whether the job has ended; helpers that have
+# begun; those of them that have their scratch memory, or need none; and those that got none.
+_DRAWN, _DONE, _OPEN, _ENDED = U(0), U(8), U(16), U(24)
+_BEGUN, _READY, _FAILED, _COUNTERS = U(32), U(40), U(48), 57
 _NOTHING = 2**31  # a part of no job
 
 # ---------------------------------------------------------------------------------------------
-# The functions that are compiled as entry points. All threads of a job call the same one. The
-# fields of a job come one by one: Numba inspects the type of every argument at every call, and is
-# slow to look into tuples.
+# The functions that are compiled as entry points. All threads of a job call the same one.
 
 
 @jit
-def _first_part(counters: Array, caller: bool) -> Index:
+def _first_part(counters: Array, calls: Array, caller: bool) -> Index:
     """The first part that this thread draws; the caller's thread opens the job before."""
     if caller:
         fetch_add(counters, _OPEN, 1)
+        # Here the caller has released the GIL, which helpers need to take their task.
+        fetch_add(calls, U0, 1)
     turns = 0
     while fetch(counters, _OPEN) == 0:
         pause()
@@ -97,62 +105,70 @@ def _next_part(counters: Array) -> Index:
 
 
 @jit
-def _wait(counters: Array, caller: bool, count: int, grain: int) -> None:
-    """Let the caller wait for the parts that other threads have drawn."""
-    while caller and fetch(counters, _DONE) * grain < count:
+def _is_in_time(counters: Array, caller: bool) -> bool:
+    """Whether the job goes on. A helper that comes later has nothing to do."""
+    if caller:
+        return True
+    fetch_add(counters, _BEGUN, 1)
+    if fetch(counters, _ENDED) == 0:
+        return True
+    fetch_add(counters, _READY, 1)
+    return False
+
+
+@jit
+def _wait(counters: Array, count: int, grain: int) -> None:
+    """Let the caller wait for the parts that others have drawn, and until nobody allocates memory.
+
+    CPython ends the process if tracemalloc.stop() is called while a thread without the GIL
+    allocates.
+    """
+    while fetch(counters, _DONE) * grain < count:
+        pause()
+    fetch_add(counters, _ENDED, 1)
+    while fetch(counters, _READY) + fetch(counters, _FAILED) < fetch(counters, _BEGUN):
         pause()
 
 
-def run_rows(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
-    """`rows` over the rows of the `Job` with these fields."""
+# What the entry points differ in: each has its own values of these three names.
+_job_type: Any = Job
+_scratch: Any = rows_scratch
+_kernel: Any = rows
+
+
+def _run(
+    counters: Array, calls: Array, caller: bool, count: int, grain: int, fields: tuple[Any, ...]
+) -> None:
+    """A kernel over `count` rows or blocks of the job with these fields.
+
+    The caller adds 1 to calls[0], which helpers watch.
+    """
+    if not _is_in_time(counters, caller):
+        return
     control = set_control(DEFAULT_CONTROL)
-    job = Job(*fields)
-    room = rows_scratch(job)
-    part = _first_part(counters, caller)
+    job = _job_type(*fields)
+    room = _scratch(job)
+    if not caller:
+        fetch_add(counters, _READY, 1)
+    part = _first_part(counters, calls, caller)
     while part * grain < count:
-        rows(part * grain, min((part + 1) * grain, count), job, room)
+        _kernel(part * grain, min((part + 1) * grain, count), job, room)
         part = _next_part(counters)
-    _wait(counters, caller, count, grain)
+    if caller:
+        _wait(counters, count, grain)
     set_control(control)
 
 
-def run_tiles(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
-    """`tiles` over the rows of the `Job` with these fields."""
-    control = set_control(DEFAULT_CONTROL)
-    job = Job(*fields)
-    room = tiles_scratch(job)
-    part = _first_part(counters, caller)
-    while part * grain < count:
-        tiles(part * grain, min((part + 1) * grain, count), job, room)
-        part = _next_part(counters)
-    _wait(counters, caller, count, grain)
-    set_control(control)
+def _entry_of(name: str, job_type: Any, scratch: Any, kernel: Any) -> Callable[..., Any]:
+    """`_run` for one kernel. Not a closure: Numba's cache would not know it in the next process."""
+    names = {**globals(), "_job_type": job_type, "_scratch": scratch, "_kernel": kernel}
+    return FunctionType(_run.__code__, names, name)
 
 
-def run_half_types(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
-    """`half_types` over the rows of the `Job` with these fields."""
-    control = set_control(DEFAULT_CONTROL)
-    job = Job(*fields)
-    room = half_types_scratch(job)
-    part = _first_part(counters, caller)
-    while part * grain < count:
-        half_types(part * grain, min((part + 1) * grain, count), job, room)
-        part = _next_part(counters)
-    _wait(counters, caller, count, grain)
-    set_control(control)
-
-
-def run_bernoulli(counters: Array, caller: bool, count: int, grain: int, *fields: Any) -> None:
-    """`bernoulli` over the blocks of the `BernoulliJob` with these fields."""
-    control = set_control(DEFAULT_CONTROL)
-    job = BernoulliJob(*fields)
-    room = bernoulli_scratch(job)
-    part = _first_part(counters, caller)
-    while part * grain < count:
-        bernoulli(part * grain, min((part + 1) * grain, count), job, room)
-        part = _next_part(counters)
-    _wait(counters, caller, count, grain)
-    set_control(control)
+run_rows = _entry_of("run_rows", Job, rows_scratch, rows)
+run_tiles = _entry_of("run_tiles", Job, tiles_scratch, tiles)
+run_half_types = _entry_of("run_half_types", Job, half_types_scratch, half_types)
+run_bernoulli = _entry_of("run_bernoulli", BernoulliJob, bernoulli_scratch, bernoulli)
 
 
 def linger(calls: Array, seen: int) -> None:
@@ -219,25 +235,30 @@ def _compile(function: Callable[..., Any], dtypes: str) -> Callable[..., Any]:
 
     def ready(types: tuple[Any, ...]) -> Any:
         try:
-            cached.compile(types)
+            return cached.compile(types)
         except (OSError, EOFError, pickle.PickleError):
             # The file is damaged or cannot be written.
-            compiled.compile(types)
-            return compiled
-        return cached
+            return compiled.compile(types)
 
     found: list[Callable[..., Any]] = []
 
     def entry(*arguments: Any) -> Any:
+        # The compiled function itself: Numba's dispatcher would inspect the type of every argument
+        # at every call, and these are always the same.
         if not found:
-            # As Numba's dispatcher sees them: what *fields receives is one tuple.
-            named = copy.__code__.co_argcount
-            given = [*arguments[:named], *([arguments[named:]] if arguments[named:] else [])]
-            types = tuple([numba.typeof(argument) for argument in given])
+            types = tuple([_type_of(argument) for argument in arguments])
             found.append(_uninterrupted(lambda: ready(types)))
         return found[0](*arguments)
 
     return entry
+
+
+def _type_of(argument: Any) -> Any:
+    """Numba's type of an argument. Arrays count as writable; kernels write to outputs alone."""
+    if isinstance(argument, tuple):
+        return numba.types.Tuple([_type_of(item) for item in argument])
+    found = numba.typeof(argument)
+    return found.copy(readonly=False) if isinstance(argument, np.ndarray) else found
 
 
 def _uninterrupted(work: Callable[[], Any]) -> Any:
@@ -272,31 +293,88 @@ def _uninterrupted(work: Callable[[], Any]) -> Any:
 # Threads
 
 
+def _this_processor() -> Callable[[], int]:
+    """The function of the C library that tells which processor the calling thread runs on."""
+    with suppress(AttributeError, OSError, TypeError):  # not on this system
+        found: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+        return found
+    return lambda: -1
+
+
+_processor = _this_processor()
+
+
+class _Helper:
+    """What a caller must know of a helper."""
+
+    def __init__(self) -> None:
+        self.thread = 0  # as the system numbers it; 0 until it has begun
+        self.asleep = False
+        self.processor = -1  # that it was last seen on
+        self.excluded = -1  # that it may not use: where its caller ran last
+        self.allowed: set[int] = set()  # what it may use apart from that: what its caller may
+
+
 class _Helpers:
     """Threads that wait for tasks, which are entry points with their arguments."""
 
     def __init__(self) -> None:
         self.tasks: SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]]] = SimpleQueue()
-        self.count = 0
+        self.all: list[_Helper] = []
         # How many calls shared their work. An array, since `linger` reads it without the GIL.
         self.calls = np.zeros(1, np.int64)
         self._linger: Callable[..., Any]
+        self.last_end = 0  # of a call that may be shared, in ns of the monotonic clock
+
+    @property
+    def count(self) -> int:
+        """The number of threads."""
+        return len(self.all)
 
     def call(self, number: int, entry: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Let `number` threads call `entry`; there may be fewer, and they may come late."""
-        if not self.count:
+        if not self.all:
             # Compiled here, not in a helper.
             self._linger = entry_point(linger, (self.calls,))
             self._linger(self.calls, -1)
         try:
-            while self.count < number:
-                _thread.start_new_thread(self._help, ())
-                self.count += 1
+            while len(self.all) < number:
+                helper = _Helper()
+                _thread.start_new_thread(self._help, (helper,))
+                self.all.append(helper)
         except RuntimeError:  # no more threads: the others do the work
-            number = self.count
+            number = len(self.all)
+        self._place()
         for _ in range(number):
             self.tasks.put((entry, arguments))
-        self.calls[0] += 1
+
+    def are_worth_waking(self, work: int) -> bool:
+        """Whether a call with this work should be shared; notes its time."""
+        now = time.monotonic_ns()
+        awake = now - self.last_end < _AWAKE_NS
+        self.last_end = now
+        return awake or work >= PARALLEL_WORK
+
+    def _place(self) -> None:
+        """Let helpers run where the caller may, but let none wake or stay on its processor.
+
+        Linux tends to wake a thread on the processor of the thread that wakes it, where the two
+        would take turns.
+        """
+        here = _processor()
+        if here < 0:
+            return
+        with suppress(AttributeError, OSError):  # not on this system, or not permitted
+            allowed = os.sched_getaffinity(0)
+            for helper in self.all:
+                conflicts = helper.asleep or helper.processor == here
+                same = helper.allowed == allowed and (not conflicts or helper.excluded == here)
+                if same or not helper.thread:
+                    continue
+                if helper.allowed != allowed:  # else keep the set that is there
+                    helper.allowed = allowed
+                helper.excluded = here if conflicts else -1
+                os.sched_setaffinity(helper.thread, allowed - {helper.excluded} or allowed)
 
     def take_back(self) -> None:
         """Withdraw the tasks that no thread has begun, so that none holds the caller's arrays."""
@@ -306,14 +384,21 @@ class _Helpers:
         except Empty:
             pass
 
-    def _help(self) -> None:
+    def _help(self, helper: _Helper) -> None:
+        helper.thread = threading.get_native_id()
         while True:
+            helper.asleep = True
             entry, arguments = self.tasks.get()
-            seen = int(self.calls[0])
-            with suppress(BaseException):  # no memory: the caller does the work
+            helper.asleep = False
+            try:
                 entry(*arguments)
+            except BaseException:  # no memory: the caller does the work
+                arguments[0][_FAILED] += 1
             del entry, arguments
-            self._linger(self.calls, seen)
+            helper.processor = _processor()
+            seen = int(self.calls[0])
+            if self.tasks.empty():
+                self._linger(self.calls, seen)
 
 
 _helpers = _Helpers()
@@ -347,11 +432,11 @@ def launch(function: Callable[..., Any], job: tuple[Any, ...], count: int, work:
 
     Several threads share it if it is large.
     """
-    fields = tuple([writable(a) if isinstance(a, np.ndarray) else a for a in job])
+    fields = tuple(job)
     entry = entry_point(function, fields)
     counters = np.zeros(_COUNTERS, np.int64)
     threads = 1
-    if work >= PARALLEL_WORK and entry in _called:
+    if 2 * work >= PARALLEL_WORK and entry in _called and _helpers.are_worth_waking(work):
         threads = min(_threads.budget(), config.NUMBA_NUM_THREADS)
     caller = object()
     try:
@@ -359,29 +444,19 @@ def launch(function: Callable[..., Any], job: tuple[Any, ...], count: int, work:
             _callers.append(caller)
         if threads > 1 and _callers[0] is caller:
             grain = max(1, count // (threads * _PARTS), count * PART_WORK // work)
-            if count > WIDTH:  # whole tiles
-                grain = -(-grain // int(WIDTH)) * int(WIDTH)
+            whole = int(WIDTH if 2 * grain > WIDTH else LANES)  # tiles, or vectors
+            if count > whole:
+                grain = -(-grain // whole) * whole
+            calls = _helpers.calls
             try:
-                _helpers.call(threads - 1, entry, (counters, False, count, grain, *fields))
-                entry(counters, True, count, grain, *fields)
+                _helpers.call(threads - 1, entry, (counters, calls, False, count, grain, fields))
+                entry(counters, calls, True, count, grain, fields)
             finally:
                 _helpers.take_back()
+            _helpers.last_end = time.monotonic_ns()
             return
     finally:
         if caller in _callers:
             _callers.remove(caller)
-    entry(counters, True, count, max(1, count), *fields)
+    entry(counters, counters[-1:], True, count, max(1, count), fields)
     _called.add(entry)
-
-
-def writable(a: Array) -> Array:
-    """a, or a writable view of it.
-
-    For Numba a read-only array has another type, for which it would compile every kernel again. No
-    kernel writes to an array that is not an output.
-    """
-    if a.flags.writeable:
-        return a
-    interface = dict(a.__array_interface__)
-    interface["data"] = (interface["data"][0], False)
-    return np.asarray(SimpleNamespace(__array_interface__=interface, owner=a))

@@ -10,7 +10,8 @@ import numpy as np
 from pyce._backends.numba._job import Job
 from pyce._backends.numba._lanes import WIDTH
 from pyce._backends.numba._launch import launch, run_half_types, run_rows, run_tiles
-from pyce._backends.numba._tiles import LEAST_ROW
+from pyce._backends.numba._tiles import LEAST_INDEX_ROW, LEAST_ROW
+from pyce._caches import last_cache
 from pyce._dtypes import compute_dtype
 from pyce._problem import row_blocks
 from pyce._types import Array
@@ -54,6 +55,12 @@ def _compute_dtype(x: Array) -> np.dtype[Any]:
     return compute_dtype(x.dtype.name) if x.itemsize == 2 else x.dtype
 
 
+def _least_row(r: Request, dtype: np.dtype[Any]) -> int:
+    """From how many contiguous classes on rows are faster in `_rows`, which needs LEAST_ROW."""
+    plain = r.labels is not None and r.smoothing[2] == 0.0 and r.smoothing[4] == 0.0
+    return LEAST_INDEX_ROW if plain and dtype == np.float32 else LEAST_ROW
+
+
 def run(r: Request) -> None:
     """Write the outputs of a request."""
     x = r.x
@@ -63,7 +70,7 @@ def run(r: Request) -> None:
     # By the shape alone, even if a copy is needed: half types are to be added in float32's order.
     dtype = _compute_dtype(x)
     fits = 16 * classes * dtype.itemsize <= _TILE
-    few = classes < LEAST_ROW or (inner > 1 and fits)
+    few = classes < _least_row(r, dtype) or (inner > 1 and fits)
     direct = x.flags.c_contiguous and (inner == 1 or (x.itemsize >= 4 and fits))
     if r.probs is not None:
         direct = direct and r.probs.flags.c_contiguous and r.probs.itemsize >= 4
@@ -80,12 +87,14 @@ def _run_blocks(r: Request, few: bool, classes: int, dtype: np.dtype[Any]) -> No
         return None if a is None else a[start:stop]
 
     view = np.moveaxis(r.x, r.axis, -1)
+    blocks: list[Array] = []
+    blocks_of_probs: list[Array] = []
     for index, start, stop in row_blocks(r.x.shape, r.axis, _COPIED):
-        block = np.array(view[index], dtype, order="C")
+        block = _copy(view[index], blocks, dtype)
         probs = None
         if r.probs is not None:
             probs = np.moveaxis(r.probs, r.axis, -1)[index]
-            probs = np.array(probs, _compute_dtype(r.probs), order="C")
+            probs = _copy(probs, blocks_of_probs, _compute_dtype(r.probs))
         request = r._replace(
             x=block,
             grad=None if r.grad is None else block,
@@ -101,6 +110,18 @@ def _run_blocks(r: Request, few: bool, classes: int, dtype: np.dtype[Any]) -> No
         if r.grad is not None:
             with np.errstate(all="ignore"):
                 np.moveaxis(r.grad, r.axis, -1)[index] = block
+
+
+def _copy(a: Array, memory: list[Array], dtype: np.dtype[Any]) -> Array:
+    """A C-contiguous copy of `a` in the memory of the copy before it, if that is large enough.
+
+    A helper that ends late still holds the arrays of the block before, so new ones would add up.
+    """
+    if not memory or memory[0].size < a.size:
+        memory[:] = [np.empty(a.size, dtype)]
+    copy = memory[0][: a.size].reshape(a.shape)
+    np.copyto(copy, a, casting="unsafe")
+    return copy
 
 
 def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
@@ -133,8 +154,10 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
         outer=outer,
         classes=classes,
         inner=inner,
+        few=few,
         width=width,
         log_softmax=r.log_softmax,
+        past_caches=grad is not None and x.itemsize >= 4 and 2 * x.nbytes > last_cache(),
         bfloat16=bfloat16,
     )
     launch(function, job, outer * inner, x.size + _ROW_OVERHEAD * outer * inner)

@@ -80,7 +80,7 @@ def scale_pair_or_zero(a: Real, a_error: Real, factor: Real) -> Any:
 # probable as the maximum has all its digits: the loss of a confident row needs them.
 
 _BIAS = 60
-UNBIAS = 2.0**-_BIAS
+BIAS_FACTOR, UNBIAS = 2.0**_BIAS, 2.0**-_BIAS
 _ROUND_32, _ROUND_64 = np.float32(1.5 * 2.0**23), 1.5 * 2.0**52
 # What is added so that the low bits are those of an exponent field.
 _FIELD_32, _FIELD_64 = np.float32(127.0), 1023.0

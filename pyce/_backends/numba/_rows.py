@@ -1,12 +1,12 @@
 """The kernel for many contiguous classes: vector lanes are neighbouring classes of one row.
 
 Three passes over a row: the maximum; exponentials, their sum and the soft-target term, in blocks of
-BLOCK classes; the gradient, from exponentials that the second pass left in `grad`. Rows up to some
+BLOCK classes; the gradient, from exponentials that the second pass has saved. Rows up to some
 thousand classes go through each pass in groups, so that the rows of a group are lanes of
 `finalize`.
 
-Scratch memory is some 80 KiB per thread, whatever the number of classes. The row is read before its
-gradient is written, so grad may be x.
+Scratch memory is some 100 KiB per thread, and a row of at most SAVED bytes. The row is read before
+its gradient is written, so grad may be x.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pyce._backends.numba._jit import (
     fma,
     jit,
     jit_allocating,
+    stream_fence,
 )
 from pyce._backends.numba._lanes import (
     FACTOR,
@@ -69,11 +70,15 @@ from pyce._backends.numba._sums import BLOCK, sum_float32, sum_float64
 from pyce._backends.numba._vectors import (
     LANES,
     any_equal,
+    before_alignment,
     larger,
     largest,
     load,
+    prefetch,
     spread,
     store,
+    stream,
+    stream_copy,
     total,
     widen,
 )
@@ -84,6 +89,8 @@ UNIT = 4096
 # Classes whose exponentials are computed and then added up, from the nearest cache. The last part
 # of a row has up to twice as many.
 PART = U(2048)
+# Exponentials of a row that are saved, in bytes; those of a longer row are saved in the gradient.
+SAVED = 2**21
 # Classes in a step of the loops over a row. Rows have at least as many.
 STEP = U4 * LANES
 L = LANES
@@ -96,7 +103,8 @@ class Workspace(NamedTuple):
     one block of classes of the soft-target term, float64 (BLOCK,) each.
     """
 
-    exponentials: Array  # (2·PART,)
+    part: Array  # (2·PART,): exponentials that are not needed again
+    saved: Array  # those of the rows of a group; empty if a row is too long
     block: Array  # (BLOCK,)
     tail: Array  # (STEP,)
     mask: Array  # (2·LANES,): zeros, then ones
@@ -160,18 +168,24 @@ def _exp_step(x: Array, i: Index, e: Array, j: Index, norm: Any) -> None:
 
 @jit
 def _exponentials(
-    x: Array, first: Index, n: Index, e: Array, at: Index, norm: Any, room: Array
+    x: Array, first: Index, n: Index, e: Array, at: Index, norm: Any, room: Array, ahead: Index
 ) -> None:
     """e[at:at+n] = exponentials of x[first:first+n], n ≥ STEP; e may be x, at = first.
 
-    room (STEP,) is workspace.
+    room (STEP,) is workspace. Numbers that are `ahead` behind those are prefetched, unless it is 0.
     """
     # The last step overlaps the one before it, which may replace what it reads.
     last = n - STEP
     for i in range(U0, STEP, L):
         store(room, i, load(x, first + last + i))
-    for c in range(U0, last, STEP):
-        _exp_step(x, first + c, e, at + c, norm)
+    if ahead:
+        for c in range(U0, last, STEP):
+            for i in range(U0, STEP, L):
+                prefetch(x, first + c + ahead + i)
+            _exp_step(x, first + c, e, at + c, norm)
+    else:
+        for c in range(U0, last, STEP):
+            _exp_step(x, first + c, e, at + c, norm)
     _exp_step(room, U0, e, at + last, norm)
 
 
@@ -287,18 +301,18 @@ def _add_soft_target(x: Array, probs: Array, weight: Array, row: Any, k: Any, wo
 
 
 @jit
-def _add_exponentials(x: Array, e: Array, row: Any, pivot: Index, work: Any) -> None:
+def _add_exponentials(x: Array, e: Array, row: Any, pivot: Index, work: Any, ahead: Index) -> None:
     """Compute the exponentials of a row and add those of all classes but `pivot` to its lane.
 
-    They are stored in e, in the places of x, unless e is empty.
+    They are stored in e from `begin` on, unless e is empty.
     """
     s, a, first, classes, v = row.s, row.a, row.first, row.classes, row.lane
     norm = (s[SHIFT + v], s[MAGIC + v], s[LEAST + v])
     j = U0
     while j < classes:
         n = classes - j if classes - j < U2 * PART else PART
-        to, at = (e, first + j) if e.size else (work.exponentials, U0)
-        _exponentials(x, first + j, n, e=to, at=at, norm=norm, room=work.tail)
+        to, at = (e, row.begin + j) if e.size else (work.part, U0)
+        _exponentials(x, first + j, n, e=to, at=at, norm=norm, room=work.tail, ahead=ahead)
         if j <= pivot < j + n:
             saved = to[at + pivot - j]
             to[at + pivot - j] = 0.0
@@ -311,82 +325,113 @@ def _add_exponentials(x: Array, e: Array, row: Any, pivot: Index, work: Any) -> 
 
 
 @jit
-def _scale_float32(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
-    """g[first:first+n] times a pair, n ≥ STEP."""
-    if not 1e-25 < abs(factor) < 1e25:  # it may underflow in float32, and its product may not
-        for c in range(first, first + n):
-            g[c] = np.float64(g[c]) * factor
-        return
-    f = np.float32(factor)
+def _scale(
+    e: Array, at: Index, g: Array, first: Index, n: Index, f: Real, error: Real, past_caches: bool
+) -> None:
+    """g[first:first+n] = e[at:at+n] times the pair (f, error) in their dtype, n ≥ STEP.
+
+    g may be e, with first = at, unless it is written past the caches.
+    """
     # The last vector overlaps the one before it.
-    last = load(g, first + n - L) * f
-    steps, whole = first + n // STEP * STEP, first + n // L * L
-    for i in range(first, steps, STEP):
-        a, b = load(g, i) * f, load(g, i + L) * f
-        c, d = load(g, i + U2 * L) * f, load(g, i + U3 * L) * f
-        store(g, i, a)
-        store(g, i + L, b)
-        store(g, i + U2 * L, c)
-        store(g, i + U3 * L, d)
-    for i in range(steps, whole, L):
-        store(g, i, load(g, i) * f)
+    last = load(e, at + n - L)
+    last = fma(last, f, last * error)
+    i = U0
+    if past_caches:
+        a = load(e, at)
+        store(g, first, fma(a, f, a * error))
+        i = before_alignment(g, first)
+        while i + STEP <= n:
+            a, b = load(e, at + i), load(e, at + i + L)
+            c, d = load(e, at + i + U2 * L), load(e, at + i + U3 * L)
+            stream(g, first + i, fma(a, f, a * error))
+            stream(g, first + i + L, fma(b, f, b * error))
+            stream(g, first + i + U2 * L, fma(c, f, c * error))
+            stream(g, first + i + U3 * L, fma(d, f, d * error))
+            i += STEP
+    else:
+        while i + STEP <= n:
+            a, b = load(e, at + i), load(e, at + i + L)
+            c, d = load(e, at + i + U2 * L), load(e, at + i + U3 * L)
+            store(g, first + i, fma(a, f, a * error))
+            store(g, first + i + L, fma(b, f, b * error))
+            store(g, first + i + U2 * L, fma(c, f, c * error))
+            store(g, first + i + U3 * L, fma(d, f, d * error))
+            i += STEP
+    while i + L <= n:
+        a = load(e, at + i)
+        store(g, first + i, fma(a, f, a * error))
+        i += L
     store(g, first + n - L, last)
 
 
 @jit
-def _scale_float64(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
-    for c in range(first, first + n):
-        g[c] = fma(g[c], factor, g[c] * error)
-
-
-_scale = by_dtype(_scale_float32, _scale_float64)
-
-
-@jit
-def _quotients_float32(g: Array, first: Index, n: Index, factor: Real, error: Real) -> None:
-    """As `_scale`, with no error of the factor: the probabilities of a row add up to 1."""
-    if not 1e-25 < abs(factor) < 1e25:
-        _scale_float32(g, first, n, factor, error)
+def _write_float32(
+    e: Array,
+    at: Index,
+    g: Array,
+    first: Index,
+    n: Index,
+    a: Array,
+    v: Index,
+    softmax: bool,
+    past_caches: bool,
+) -> None:
+    """g[first:first+n] = e[at:at+n] times FACTOR of lane v, n ≥ STEP; see `_scale`."""
+    factor = a[FACTOR + v]
+    if not 1e-25 < abs(factor) < 1e25:  # it may underflow in float32, and its product may not
+        for c in range(n):
+            g[first + c] = np.float64(e[at + c]) * factor
         return
-    f = np.float32(factor)
-    f_error = np.float32(factor - np.float64(f))
-    end = load(g, first + n - L)
-    last = fma(end, f, end * f_error)
-    for i in range(first, first + n // L * L, L):
-        e = load(g, i)
-        store(g, i, fma(e, f, e * f_error))
-    store(g, first + n - L, last)
+    f, error = np.float32(factor), np.float32(0.0)
+    if softmax:  # with no error of the factor: the probabilities of a row add up to 1
+        error = np.float32(factor - np.float64(f))
+    _scale(e, at, g, first, n, f, error, past_caches)
 
 
-_quotients = by_dtype(_quotients_float32, _scale_float64)
+@jit
+def _write_float64(
+    e: Array,
+    at: Index,
+    g: Array,
+    first: Index,
+    n: Index,
+    a: Array,
+    v: Index,
+    softmax: bool,
+    past_caches: bool,
+) -> None:
+    _scale(e, at, g, first, n, a[FACTOR + v], a[FACTOR_ERROR + v], past_caches)
+
+
+_write = by_dtype(_write_float32, _write_float64)
 
 
 @jit
 def _soft_target_row(
-    grad: Array,
+    e: Array,
+    g: Array,
     probs: Array,
     weight: Array,
-    first: Index,
-    classes: Index,
+    row: Any,
+    to: Index,
     k: Any,
     work: Any,
-    a: Array,
-    v: Index,
 ) -> None:
-    """Replace exponentials grad[first:first+classes], the row in lane v, by the gradient."""
-    row, max_exp = gradient_terms(a, v), a[MAX_EXP + v]
+    """g[to:to+classes] = the gradient of a row, whose exponentials are e[begin:begin+classes]."""
+    a, v, first, begin, classes = row.a, row.lane, row.first, row.begin, row.classes
+    terms, max_exp = gradient_terms(a, v), a[MAX_EXP + v]
     targets, weights, block = work.target, work.weight, work.block
     for j in range(U0, classes, U(BLOCK)):
         n = min(U(BLOCK), classes - j)
         _copy(targets, probs, first + j, n)
         _copy(weights, weight, j, n)
         for c in range(n):
-            block[c] = grad[first + j + c]
+            block[c] = e[begin + j + c]
         for c in range(n):
-            e = block[c]
-            block[c] = class_gradient(e, row, targets[c], weights[c], e == max_exp, k)
+            x = block[c]
+            block[c] = class_gradient(x, terms, targets[c], weights[c], x == max_exp, k)
         for c in range(n):
-            grad[first + j + c] = block[c]
+            g[to + j + c] = block[c]
 
 
 @jit
@@ -403,8 +448,15 @@ class Row(NamedTuple):
     s: Array
     a: Array
     first: Index  # index of its first class
+    begin: Index  # index of its first exponential
     classes: Index
     lane: Index
+
+
+@jit
+def _group(classes: Index) -> Any:
+    """The number of rows that are worked on together."""
+    return max(U1, min(WIDTH, U(UNIT) // U(classes)))
 
 
 @jit_allocating
@@ -414,8 +466,12 @@ def rows_scratch(job: Any) -> Any:
     soft[1] = 1.0
     mask = zeros(job.x, 2 * LANES)
     mask[LANES:] = 1.0
+    saved = _group(job.classes) * U(job.classes)
+    if job.grad.size == 0 or job.log_softmax or saved * U(job.x.itemsize) > U(SAVED):
+        saved = U0
     work = Workspace(
-        exponentials=zeros(job.x, 2 * PART),
+        part=zeros(job.x, 2 * PART),
+        saved=zeros(job.x, saved),
         block=zeros(job.x, BLOCK),
         tail=zeros(job.x, STEP),
         mask=mask,
@@ -442,8 +498,16 @@ def rows(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
     softmax = not labelled and probs.size == 0
     size = U(job.classes)
     (s, a, label, ignored), work = room
-    exponentials = grad[:0] if job.log_softmax else grad
-    group = max(U1, min(WIDTH, U(UNIT) // size))
+    group = _group(size)
+    saved = work.saved
+    in_grad = saved.size == 0
+    exponentials = grad if in_grad else saved
+    if job.log_softmax:
+        exponentials = grad[:0]
+    ahead = U0 if in_grad else group * size
+    # Small rows are written past the caches together, as they begin and end within cache lines.
+    staged = job.past_caches and group > U1 and not in_grad
+    past_caches = job.past_caches and not staged and not in_grad
     end = U(end_row)
     for row in range(U(begin_row), end, group):
         n = min(group, end - row)
@@ -456,7 +520,8 @@ def rows(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
             first = (row + v) * size
             if any_ignored and ignored[v]:
                 continue
-            one = Row(s=s, a=a, first=first, classes=size, lane=v)
+            at = first if in_grad else v * size
+            one = Row(s=s, a=a, first=first, begin=at, classes=size, lane=v)
             if soft:
                 _add_soft_target(x, probs, weight, one, k, work)
             pivot = size
@@ -468,40 +533,37 @@ def rows(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
                 pivot = _find(x, first, size, s[MAX + v])
             # Before exponentials replace the logits, of which grad may be the memory.
             infinite = job.lse.size and s[MAX + v] == np.inf and not _any_nan(x, first, size)
-            _add_exponentials(x, exponentials, one, pivot, work)
+            _add_exponentials(x, exponentials, one, pivot, work, ahead)
             if pivot == size:
                 leave_out_maximum(a, v)
             if infinite:
                 a[REST + v] = a[REST_ERROR + v] = 0.0  # the lse is ∞, not NaN
             if labelled and exponentials.size:
-                a[LABEL_EXP + v] = grad[first + label[v]]
+                a[LABEL_EXP + v] = exponentials[at + label[v]]
         any_ignored = finalize(s, a, ignored, any_ignored, row=row, n=n, k=k, job=job)
         if grad.size == 0:
             continue
         if softmax:
             softmax_factors(s, a, n)
+        to = saved if staged else grad
         for v in range(n):
             first = (row + v) * size
             if job.log_softmax:
                 _log_softmax_row(x, grad, first, first + size, a, v)
-            elif any_ignored and ignored[v]:
-                grad[first : first + size] = 0.0
+                continue
+            at = first if in_grad else v * size
+            place = at if staged else first
+            if any_ignored and ignored[v]:
+                to[place : place + size] = 0.0
+                continue
+            if soft:
+                one = Row(s=s, a=a, first=first, begin=at, classes=size, lane=v)
+                _soft_target_row(exponentials, to, probs, weight, row=one, to=place, k=k, work=work)
             else:
-                if soft:
-                    _soft_target_row(
-                        grad,
-                        probs=probs,
-                        weight=weight,
-                        first=first,
-                        classes=size,
-                        k=k,
-                        work=work,
-                        a=a,
-                        v=v,
-                    )
-                elif softmax:
-                    _quotients(grad, first, size, a[FACTOR + v], a[FACTOR_ERROR + v])
-                else:
-                    _scale(grad, first, size, a[FACTOR + v], a[FACTOR_ERROR + v])
-                if labelled:
-                    grad[first + label[v]] = a[LABEL_GRADIENT + v]
+                _write(exponentials, at, to, place, size, a, v, softmax, past_caches)
+            if labelled:
+                to[place + label[v]] = a[LABEL_GRADIENT + v]
+        if staged:
+            stream_copy(saved, U0, grad, row * size, n * size)
+    if job.past_caches:
+        stream_fence()

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyce._backends.numba._index_tiles import index_scratch, index_tile, restore_regular
 from pyce._backends.numba._jit import (
     U0,
     U1,
+    U2,
     U3,
     U4,
     U8,
@@ -27,6 +29,7 @@ from pyce._backends.numba._jit import (
     fma,
     jit,
     jit_allocating,
+    stream_fence,
     zero_where,
 )
 from pyce._backends.numba._lanes import (
@@ -63,27 +66,36 @@ from pyce._backends.numba._lanes import (
 )
 from pyce._backends.numba._math import exp, two_sum
 from pyce._backends.numba._vectors import (
+    ALIGNMENT,
     LANES,
     choose,
     larger,
     load,
     load_fours,
+    misalignment,
     narrow,
+    prefetch,
     spread,
     store,
     store_fours,
+    stream,
+    stream_copy,
     widen,
 )
 from pyce._types import Array
 
 # Below this many classes, contiguous rows are faster in tiles than in `_rows`, which needs as many.
 LEAST_ROW = 64
+# As LEAST_ROW, of float32 logits that `_index_tiles` knows.
+LEAST_INDEX_ROW = 200
 
 
 class Tile(NamedTuple):
     """Scratch memory of `tiles`, in the dtype of the logits except for `at`."""
 
     numbers: Array  # (blocks, classes, LANES), flat; first logits, then exponentials, then results
+    # (width·classes + LANES,): results that are written past the caches, or are put back later
+    results: Array
     staged: Array  # (4·LANES,): rows that are not written as four classes
     at: Array  # uintp (WIDTH,): index of a row's first class in x
 
@@ -127,13 +139,20 @@ def _load(x: Array, at: Array, inner: Index, classes: Index, n: Index, tile: Arr
             i = at[0] + c * inner
             for v in range(U0, done, LANES):
                 store(tile, v * classes + c * LANES, load(x, i + v))
+                # There are more streams than the processor follows by itself.
+                prefetch(x, i + n + v)
     elif inner == U1:
         # Fewer than four classes are read as four: the next row, or what is beyond the array.
         beyond = U4 - classes if classes < U4 else U0
         while done + LANES <= n and at[done] + LANES * classes + beyond <= U(x.size):
             four: Index = U0
             while four < classes and (four + U4 <= classes or four == U0):
-                load_fours(x, at[done] + four, classes, tile, done * classes + four * LANES)
+                a, b, c, d = load_fours(x, at[done] + four, classes)
+                i = done * classes + four * LANES
+                store(tile, i, a)
+                store(tile, i + LANES, b)
+                store(tile, i + U2 * LANES, c)
+                store(tile, i + U3 * LANES, d)
                 four = _next_four(four, classes)
             done += LANES
     for v in range(done, (n + LANES - U1) // LANES * LANES):
@@ -142,38 +161,61 @@ def _load(x: Array, at: Array, inner: Index, classes: Index, n: Index, tile: Arr
 
 
 @jit
-def _store(tile: Any, inner: Index, classes: Index, n: Index, x: Array) -> None:
-    """x[at[v] + c·inner] = row v, class c of the tile, for v < n."""
+def _four(tile: Array, i: Index) -> Any:
+    """Four classes of a block."""
+    return (
+        load(tile, i),
+        load(tile, i + LANES),
+        load(tile, i + U2 * LANES),
+        load(tile, i + U3 * LANES),
+    )
+
+
+@jit
+def _store(
+    tile: Any, inner: Index, classes: Index, n: Index, x: Array, base: Index, past_caches: bool
+) -> None:
+    """x[at[v] + c·inner − base] = row v, class c of the tile, for v < n."""
     numbers, staged, at = tile.numbers, tile.staged, tile.at
     done = U0
     if inner >= U16:
         done = n // LANES * LANES
+        i = at[0] - base
+        aligned = misalignment(x, i) == U0 and inner * U(x.itemsize) % U(ALIGNMENT) == U0
         for c in range(classes):
-            i = at[0] + c * inner
-            for v in range(U0, done, LANES):
-                store(x, i + v, load(numbers, v * classes + c * LANES))
+            if past_caches and aligned:
+                for v in range(U0, done, LANES):
+                    stream(x, i + v, load(numbers, v * classes + c * LANES))
+            else:
+                for v in range(U0, done, LANES):
+                    store(x, i + v, load(numbers, v * classes + c * LANES))
+            i += inner
     elif inner == U1 and classes >= U4:
         while done + LANES <= n:
             four: Index = U0
+            first = at[done] - base
             while four + U4 <= classes:
-                store_fours(numbers, done * classes + four * LANES, x, at[done] + four, classes)
+                vectors = _four(numbers, done * classes + four * LANES)
+                store_fours(x, first + four, classes, vectors)
                 four = _next_four(four, classes)
             done += LANES
     elif inner == U1:
         # Rows are written as four numbers, each before the next, which replaces the excess: up to
         # three numbers, which must not be beyond the tile.
         while done + LANES <= n:
+            vectors = _four(numbers, done * classes)
+            first = at[done] - base
             if done + LANES + U3 > n:
-                store_fours(numbers, done * classes, staged, U0, U4)
+                store_fours(staged, U0, U4, vectors)
                 for v in range(LANES):
                     for c in range(classes):
-                        x[at[done] + v * classes + c] = staged[v * U4 + c]
+                        x[first + v * classes + c] = staged[v * U4 + c]
             else:
-                store_fours(numbers, done * classes, x, at[done], classes)
+                store_fours(x, first, classes, vectors)
             done += LANES
     for v in range(done, n):
         for c in range(classes):
-            x[at[v] + c * inner] = numbers[_place(v, c, classes)]
+            x[at[v] + c * inner - base] = numbers[_place(v, c, classes)]
 
 
 @jit
@@ -354,10 +396,23 @@ def tiles_scratch(job: Any) -> Any:
     tile = Tile(
         # Fewer than four classes are loaded as four.
         numbers=zeros(job.x, job.width * job.classes + 4 * LANES),
+        results=zeros(job.x, job.width * job.classes + LANES),
         staged=zeros(job.x, 4 * LANES),
         at=np.empty(WIDTH, np.uintp),
     )
-    return scratch(job), tile
+    return scratch(job), index_scratch(job), tile
+
+
+@jit
+def _write(tile: Any, inner: Index, classes: Index, n: Index, job: Any) -> None:
+    """Store a tile of results to the gradient."""
+    if job.past_caches and inner == U1:
+        first = tile.at[0]
+        begin = misalignment(job.grad, first) // U(job.x.itemsize)
+        _store(tile, inner, classes, n, tile.results, first - begin, False)
+        stream_copy(tile.results, begin, job.grad, first, n * classes)
+    else:
+        _store(tile, inner, classes, n, job.grad, U0, job.past_caches)
 
 
 @jit
@@ -369,16 +424,30 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
     soft = probs.size > 0 or k.off_value != 0.0
     labelled = job.labels.size > 0
     softmax = not labelled and probs.size == 0
-    (s, a, label, ignored), tile = room
+    (s, a, label, ignored), for_index, tile = room
     numbers, at = tile.numbers, tile.at
+    plain = labelled and not soft and k.lse_square_scale == 0.0
+    plain = plain and U(x.itemsize) == U4  # float32
     # If `inner` is large enough for whole runs to be copied, a tile lies within one outer index.
     span = stride if stride >= U16 else U(job.outer) * stride
-    row, end = U(begin_row), U(end_row)
+    row: Index = U(begin_row)
+    end = U(end_row)
     while row < end:
-        n = min(U(job.width), min(end - row, span - row % span))
+        n: Index = min(U(job.width), min(end - row, span - row % span))
+        if n > LANES:
+            n = n // LANES * LANES
         lanes = (n + LANES - U1) // LANES * LANES
         _locate(row, n, size, stride, at)
         _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
+        if plain:
+            if index_tile(numbers, for_index, size, row, n, job):
+                if grad.size:
+                    _write(tile, stride, size, n, job)
+                row += n
+                continue
+            for j in range(lanes * size):
+                tile.results[j] = numbers[j]
+            _load(x, at=at, inner=stride, classes=size, n=n, tile=numbers)
         any_ignored = read_rows(a, label, ignored, row, n, job)
         if labelled:
             for v in range(n):
@@ -417,5 +486,10 @@ def tiles(begin_row: Index, end_row: Index, job: Any, room: Any) -> None:
                     if ignored[v]:
                         for c in range(size):
                             numbers[_place(v, c, size)] = 0.0
-            _store(tile, inner=stride, classes=size, n=n, x=grad)
+        if plain:
+            restore_regular(numbers, tile.results, for_index, size, row, n, job)
+        if grad.size:
+            _write(tile, stride, size, n, job)
         row += n
+    if job.past_caches:
+        stream_fence()

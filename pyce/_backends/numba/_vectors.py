@@ -14,13 +14,17 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from pyce._backends.numba._jit import U, intrinsic_of, spread_to
+from pyce._backends.numba._jit import U2, Index, U, intrinsic_of, jit, spread_to
+from pyce._types import Array
 
 # Numbers in a vector, whatever their dtype.
 LANES = U(16)
+# Bytes that addresses of `stream` are multiples of: a cache line.
+ALIGNMENT = 64
 
 
 class _Vector(types.Type):  # type: ignore[misc]
@@ -66,8 +70,10 @@ def _truth(kind: Any) -> Any:
 _define(operator.add, lambda builder, a, b: builder.fadd(a, b))
 _define(operator.sub, lambda builder, a, b: builder.fsub(a, b))
 _define(operator.mul, lambda builder, a, b: builder.fmul(a, b))
+_define(operator.truediv, lambda builder, a, b: builder.fdiv(a, b))
 _define(operator.neg, lambda builder, a: builder.fneg(a))
 _define(operator.lt, lambda builder, a, b: builder.fcmp_ordered("<", a, b), _truth)
+_define(operator.gt, lambda builder, a, b: builder.fcmp_ordered(">", a, b), _truth)
 _define(operator.eq, lambda builder, a, b: builder.fcmp_ordered("==", a, b), _truth)
 
 
@@ -106,6 +112,97 @@ def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
         return cg.get_dummy_value()
 
     return types.none(array, index, vector), generate
+
+
+@intrinsic_of
+def stream(context: Any, array: Any, index: Any, vector: Any) -> Any:
+    """`store` that bypasses the caches; the address is a multiple of 64 bytes."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index, vector = arguments
+        pointer, _ = _address(cg, builder, signature.args[0], array, index)
+        instruction = builder.store(vector, pointer, align=ALIGNMENT)
+        one = builder.module.add_metadata([ir.IntType(32)(1)])
+        instruction.set_metadata("nontemporal", one)
+        return cg.get_dummy_value()
+
+    return types.none(array, index, vector), generate
+
+
+@intrinsic_of
+def misalignment(context: Any, array: Any, index: Any) -> Any:
+    """How many bytes the address of an element is above a multiple of 64."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, _ = _address(cg, builder, signature.args[0], *arguments)
+        size = cg.get_value_type(types.uintp)
+        return builder.and_(builder.ptrtoint(pointer, size), size(ALIGNMENT - 1))
+
+    return types.uintp(array, index), generate
+
+
+@jit
+def before_alignment(array: Array, index: Index) -> Any:
+    """The number of elements from `index` on before the first whose address `stream` accepts."""
+    size = U(array.itemsize)
+    return (U(ALIGNMENT) - misalignment(array, index)) % U(ALIGNMENT) // size
+
+
+@jit
+def stream_copy(values: Array, begin: Index, to: Array, first: Index, n: Index) -> None:
+    """to[first : first + n] = values[begin : begin + n], past the caches.
+
+    The first and the last vector are stored normally, since they may not be aligned.
+    """
+    if n < U2 * LANES:
+        for i in range(n):
+            to[first + i] = values[begin + i]
+        return
+    store(to, first, load(values, begin))
+    i = before_alignment(to, first)
+    while i + LANES <= n:
+        stream(to, first + i, load(values, begin + i))
+        i += LANES
+    store(to, first + n - LANES, load(values, begin + n - LANES))
+
+
+@intrinsic_of
+def prefetch(context: Any, array: Any, index: Any) -> Any:
+    """Begin to load array[index : index + LANES] to the second cache; it need not exist."""
+    step = ALIGNMENT * 8 // array.dtype.bitwidth
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = cg.make_array(signature.args[0])(cg, builder, arguments[0]).data
+        i32, bytes_ = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [bytes_, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch")
+        for n in range(0, int(LANES), step):
+            place = builder.add(arguments[1], arguments[1].type(n))
+            address = builder.bitcast(builder.gep(data, [place]), bytes_)
+            builder.call(function, [address, i32(0), i32(2), i32(1)])
+        return cg.get_dummy_value()
+
+    return types.none(array, index), generate
+
+
+@intrinsic_of
+def load_labels(context: Any, labels: Any, index: Any, ignore_index: Any) -> Any:
+    """labels[index : index + LANES] as float32, −1 for those that are `ignore_index`."""
+    to = _Vector(types.float32)
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        labels, index, ignore_index = arguments
+        pointer, align = _address(cg, builder, signature.args[0], labels, index)
+        value = builder.load(pointer, align=align)
+        wide = ir.VectorType(ir.IntType(64), int(LANES))
+        narrow = ir.VectorType(ir.IntType(32), int(LANES))
+        whole = value if value.type == wide else builder.sext(value, wide)
+        ignored = builder.icmp_signed("==", whole, spread_to(builder, ignore_index, wide))
+        value = builder.trunc(value, narrow) if value.type == wide else value
+        value = builder.select(ignored, ir.Constant(narrow, [-1] * int(LANES)), value)
+        return builder.sitofp(value, cg.get_value_type(to))
+
+    return to(labels, index, types.int64), generate
 
 
 @intrinsic_of
@@ -200,6 +297,17 @@ def total(context: Any, vector: Any) -> Any:
 
 
 @intrinsic_of
+def all_true(context: Any, condition: Any) -> Any:
+    """Whether a condition holds for all numbers of a vector."""
+
+    def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        mask = builder.bitcast(arguments[0], ir.IntType(int(LANES)))
+        return builder.icmp_signed("==", mask, ir.IntType(int(LANES))(-1))
+
+    return types.boolean(condition), generate
+
+
+@intrinsic_of
 def any_equal(context: Any, a: Any, b: Any) -> Any:
     """Whether two vectors have an equal number in the same place."""
 
@@ -243,43 +351,35 @@ def _fours(
 
 
 @intrinsic_of
-def load_fours(context: Any, x: Any, first: Any, step: Any, to: Any, at: Any) -> Any:
-    """to[at + c·LANES + v] = x[first + v·step + c] for v < LANES, c < 4."""
+def load_fours(context: Any, x: Any, first: Any, step: Any) -> Any:
+    """Four vectors: number v of vector c is x[first + v·step + c], for v < LANES, c < 4."""
+    to = types.UniTuple(_Vector(x.dtype), 4)
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, first, step, to, at = arguments
-        pointers, align = _fours(cg, builder, signature.args[0], x, first, step)
+        pointers, align = _fours(cg, builder, signature.args[0], *arguments)
         rows = [builder.load(pointer, align=align) for pointer in pointers]
         joined = []
         for n in range(4):
             low = _pick(builder, rows[n], rows[n + 4], list(range(8)))
             high = _pick(builder, rows[n + 8], rows[n + 12], list(range(8)))
             joined.append(_pick(builder, low, high, list(range(16))))
-        for c, vector in enumerate(_transpose_fours(builder, joined)):
-            place = builder.add(at, at.type(c * int(LANES)))
-            pointer, align = _address(cg, builder, signature.args[3], to, place)
-            builder.store(vector, pointer, align=align)
-        return cg.get_dummy_value()
+        return cg.make_tuple(builder, to, _transpose_fours(builder, joined))
 
-    return types.none(x, first, step, to, at), generate
+    return to(x, first, step), generate
 
 
 @intrinsic_of
-def store_fours(context: Any, tile: Any, at: Any, to: Any, first: Any, step: Any) -> Any:
-    """to[first + v·step + c] = tile[at + c·LANES + v] for v < LANES, c < 4; row by row."""
+def store_fours(context: Any, to: Any, first: Any, step: Any, vectors: Any) -> Any:
+    """to[first + v·step + c] = number v of vector c, for v < LANES, c < 4; row by row."""
 
     def generate(cg: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tile, at, to, first, step = arguments
-        columns = []
-        for c in range(4):
-            place = builder.add(at, at.type(c * int(LANES)))
-            pointer, align = _address(cg, builder, signature.args[0], tile, place)
-            columns.append(builder.load(pointer, align=align))
+        to, first, step, vectors = arguments
+        columns = cgutils.unpack_tuple(builder, vectors, 4)
         joined = _transpose_fours(builder, columns)
-        pointers, align = _fours(cg, builder, signature.args[2], to, first, step)
+        pointers, align = _fours(cg, builder, signature.args[0], to, first, step)
         for v, pointer in enumerate(pointers):
             four = list(range(v // 4 * 4, v // 4 * 4 + 4))
             builder.store(_pick(builder, joined[v % 4], joined[v % 4], four), pointer, align=align)
         return cg.get_dummy_value()
 
-    return types.none(tile, at, to, first, step), generate
+    return types.none(to, first, step, vectors), generate

@@ -1,0 +1,249 @@
+"""pyce.torch.selective_log_softmax, and cross_entropy with lse_square_scale."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from conftest import one_isa
+
+torch = pytest.importorskip("torch")
+
+from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
+from torch.testing import assert_close  # noqa: E402
+from torch_cases import (  # noqa: E402
+    WARNINGS,
+    dtypes,
+    example,
+    kinds_of_target,
+    ours,
+    reductions,
+    targets,
+    theirs,
+)
+
+import pyce  # noqa: E402
+import pyce.torch  # noqa: E402
+
+pytestmark = WARNINGS
+
+selective = pyce.torch.selective_log_softmax
+SCALE = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+# ---------------------------------------------------------------------------------------------
+# selective_log_softmax
+
+
+def chosen(kind, positions=(4, 3), classes=6):
+    index = torch.randint(classes, positions if kind == "one" else (*positions, 3))
+    if kind == "twice":
+        index[..., 1] = index[..., 0]
+    return index
+
+
+def truth(logits, index, temperature):
+    log_p = (logits / temperature).log_softmax(-1)
+    several = index.dim() == logits.dim()
+    found = log_p.gather(-1, index if several else index.unsqueeze(-1))
+    return found if several else found.squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+@one_isa
+@dtypes
+@pytest.mark.parametrize("kind", ["one", "several", "twice"])
+def test_values_and_gradients(backend, dtype, kind):
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    index = chosen(kind)
+    for temperature in (1.0, 0.7):
+        logits = (3 * torch.randn(4, 3, 6)).to(dtype).requires_grad_()
+        exact = logits.detach().double().requires_grad_()
+        right = truth(exact, index, temperature)
+        upstream = [torch.rand(t.shape).to(wide) for t in right]
+        plain = selective(logits, index, temperature)
+        log_p, entropy = selective(logits, index, temperature, return_entropy=True)
+        for got, expected in zip((plain, log_p, entropy), (right[0], *right), strict=True):
+            assert got.dtype == wide
+            assert_close(got, expected.to(wide))
+        wide_upstream = [u.double() for u in upstream]
+        for results, count in (((plain,), 1), ((log_p, entropy), 2), ((entropy,), -1)):
+            part = slice(None, 1) if count == 1 else slice(1, None) if count < 0 else slice(None)
+            (grad,) = torch.autograd.grad(results, logits, upstream[part], retain_graph=True)
+            (expected,) = torch.autograd.grad(
+                right[part], exact, wide_upstream[part], retain_graph=True
+            )
+            assert grad.dtype == dtype
+            assert_close(grad, expected.to(dtype))
+        with torch.no_grad():
+            assert torch.equal(selective(logits, index, temperature), plain)
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "twice"])
+def test_second_derivatives(kind):
+    index = chosen(kind)
+    logits = torch.randn(4, 3, 6, dtype=torch.float64, requires_grad=True)
+    for entropy in (False, True):
+
+        def function(x, entropy=entropy):
+            return selective(x, index, 0.7, return_entropy=entropy)
+
+        assert gradcheck(function, [logits], fast_mode=True)
+        assert gradgradcheck(function, [logits], fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_confident_rows(dtype):
+    """1 − p of the chosen class keeps its digits, where p rounds to 1."""
+    logits = torch.zeros(3, 5, dtype=dtype)
+    logits[:, 2] = torch.tensor([20.0, 30.0, 35.0])
+    logits.requires_grad_()
+    for index in (torch.full((3,), 2), torch.full((3, 1), 2)):
+        (grad,) = torch.autograd.grad(selective(logits, index).sum(), logits)
+        rest = 4 * torch.exp(-logits.detach()[:, 2].double())
+        assert_close(grad[:, 2].double(), rest / (1 + rest), rtol=1e-6, atol=0.0)
+
+
+def test_masked_classes_and_bad_rows():
+    logits = torch.tensor([[0.0, -math.inf, 1.0], [math.nan, 0.0, 1.0], [0.0, 1.0, 2.0]])
+    logits.requires_grad_()
+    log_p, entropy = selective(logits, torch.zeros(3).long(), return_entropy=True)
+    assert log_p.isnan().tolist() == entropy.isnan().tolist() == [False, True, False]
+    (grad,) = torch.autograd.grad((log_p, entropy), logits, (torch.ones(3), torch.ones(3)))
+    assert grad.isnan().any(1).tolist() == [False, True, False]
+    assert grad[0, 1] == 0
+
+
+def test_traced_and_transformed():
+    torch.compiler.reset()
+    logits, index = torch.randn(4, 6), torch.arange(4)
+    for entropy in (False, True):
+        right = selective(logits, index, 0.7, entropy)
+        compiled = torch.compile(selective, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(logits, index, 0.7, entropy), right)
+        assert_close(torch.vmap(lambda x, i, e=entropy: selective(x, i, 0.7, e))(logits, index),
+                     right)  # fmt: skip
+
+
+def test_refused():
+    logits, index = torch.randn(4, 6), torch.arange(4)
+    for error, match, arguments in (
+        (TypeError, "logits must be a tensor", (logits.numpy(), index)),
+        (TypeError, "logits must be float16", (logits.long(), index)),
+        (TypeError, "index must be integers, got float32", (logits, logits[:, 0])),
+        (ValueError, r"index of shape \(3,\) does not fit logits of shape \(4, 6\)",
+         (logits, index[:3])),
+        (ValueError, "logits must be on the CPU", (logits.to("meta"), index)),
+        (ValueError, "temperature must be positive", (logits, index, 0.0)),
+        (IndexError, r"index at \(3,\) is 6, outside the valid range 0\.\.5",
+         (logits, index + 3)),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            selective(*arguments)
+
+
+# ---------------------------------------------------------------------------------------------
+# cross_entropy with lse_square_scale
+
+
+def with_square(logits, target, reduction="mean", ignore_index=-100, weight=None, **options):
+    """PyTorch's loss and the term, in differentiable operations."""
+    options = {"ignore_index": ignore_index, "weight": weight, **options}
+    term = SCALE * logits.logsumexp(1) ** 2
+    factor = torch.ones_like(term)
+    if not target.is_floating_point():
+        valid = target != ignore_index
+        factor = valid.to(term.dtype)
+        if weight is not None:
+            factor = factor * weight[target.clamp(min=0)]
+    losses = theirs(logits, target, reduction="none", **options) + factor * term
+    if reduction == "none":
+        return losses
+    return losses.sum() / (factor.sum() if reduction == "mean" else 1.0)
+
+
+@one_isa
+@targets
+@reductions
+@dtypes
+def test_the_square_of_lse(kind, reduction, dtype, backend):
+    logits, _ = example(dtype=dtype)
+    target, options = kinds_of_target(dtype=dtype)[kind]
+    loss = ours(logits, target, reduction=reduction, lse_square_scale=SCALE, **options)
+    exact = logits.detach().double().requires_grad_()
+    wide = {k: v.double() if torch.is_tensor(v) else v for k, v in options.items()}
+    goal = target.double() if target.is_floating_point() else target
+    right = with_square(exact, goal, reduction, **wide)
+    upstream = (torch.rand(loss.shape) + 0.5).to(dtype)
+    (grad,) = torch.autograd.grad(loss, logits, upstream)
+    (expected,) = torch.autograd.grad(right, exact, upstream.double())
+    assert loss.dtype == grad.dtype == dtype
+    assert_close(loss, right.to(dtype))
+    assert_close(grad, expected.to(dtype))
+
+
+@targets
+@reductions
+def test_derivatives_of_the_square_of_lse(kind, reduction):
+    logits, _ = example(rows=3, dtype=torch.float64)
+    target, options = kinds_of_target(rows=3, dtype=torch.float64)[kind]
+    for needed in (False, True):
+        leaves = [logits]
+        if target.is_floating_point() and needed:
+            leaves.append(target.requires_grad_())
+
+        def loss(x, t=target):
+            return ours(x, t, reduction=reduction, lse_square_scale=SCALE, **options)
+
+        assert gradcheck(loss, leaves)
+        assert gradgradcheck(loss, leaves)
+    direct, right = (
+        torch.func.hessian(lambda x, f=f: f(x).sum())(logits.detach())
+        for f in (loss, lambda x: with_square(x, target.detach(), reduction, **options))
+    )
+    assert_close(direct, right)
+
+
+@dtypes
+def test_the_bytes_are_those_of_numpy(dtype):
+    logits, target = example(dtype=dtype)
+    if dtype is torch.bfloat16:
+        pytest.importorskip("ml_dtypes")
+    x = pyce.torch._tensors.as_array(logits)
+    loss, grad = pyce.cross_entropy_with_grad(x, target.numpy(), lse_square_scale=SCALE)
+    found = ours(logits, target, lse_square_scale=SCALE)
+    assert torch.equal(found, torch.as_tensor(np.asarray(loss)).to(dtype))
+    (got,) = torch.autograd.grad(found, logits)
+    assert torch.equal(got.double(), torch.from_numpy(grad.astype(np.float64)))
+
+
+def test_module_and_compiled_square_of_lse():
+    torch.compiler.reset()
+    logits, target = example()
+    criterion = pyce.torch.CrossEntropyLoss(lse_square_scale=SCALE)
+    for module in (criterion, pickle.loads(pickle.dumps(criterion))):
+        assert_close(module(logits, target), with_square(logits, target))
+    old = pyce.torch.CrossEntropyLoss()
+    assert "lse_square_scale" not in old.__dict__
+    assert_close(old(logits, target), theirs(logits, target))
+    compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
+    (grad,) = torch.autograd.grad(compiled(logits, target), logits)
+    assert_close(grad, torch.autograd.grad(criterion(logits, target), logits)[0])
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="lse_square_scale must be finite"):
+            ours(logits, target, lse_square_scale=bad)
+
+
+@pytest.mark.parametrize("keep", ["nothing", "gradient", "lse"])
+def test_opcheck_of_the_square_of_lse(keep):
+    logits, target = example(dtype=torch.float64)
+    done = torch.library.opcheck(
+        torch.ops.pyce.cross_entropy.default,
+        (logits if keep != "nothing" else logits.detach(), target, None, "mean", -100, 0.1, keep,
+         False, SCALE),
+    )  # fmt: skip
+    assert set(done.values()) == {"SUCCESS"}
