@@ -4,9 +4,10 @@
 
     losses = pyce.jax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
-Names, arguments and results are Optax's. XLA calls the C kernels through its foreign function interface,
-under `jit`, `grad`, `vmap`, `checkpoint` and `scan`. The kernels read and write XLA's buffers; nothing is
-copied. A gradient is computed only when JAX differentiates, together with the loss. CPU only.
+Names, arguments and results are Optax's. XLA calls the C kernels through its foreign function
+interface, under `jit`, `grad`, `vmap`, `checkpoint` and `scan`. The kernels read and write XLA's
+buffers; nothing is copied. A gradient is computed only when JAX differentiates, together with the
+loss. CPU only.
 """
 
 # The modules, from the bottom up:

@@ -46,22 +46,53 @@ def _register() -> None:
     address = int(ffi.cast("uintptr_t", ffi.addressof(lib, "pyce_xla_cross_entropy")))
     handler = jax.ffi.pycapsule(ctypes.c_void_p(address))
     jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu", api_version=1)
-    # Compiled programs call the handler without Python, which cannot ask for the budget then.
-    _threads.notify(lambda: lib.pyce_xla_set_threads(_threads.budget()))
+    _threads.notify(_set_threads)
 
 
-def call(logits: Any, target: Any, gradient: bool) -> list[Any]:
-    """The losses of the rows, and with `gradient` the gradient of their sum.
+def _set_threads() -> None:
+    """Tell the handler how many threads it may use: a compiled program calls it without Python."""
+    lib.pyce_xla_set_threads(_threads.budget())
+
+
+def losses(logits: Any, target: Any) -> Any:
+    """The losses of the rows.
 
     logits : (…, classes, inner)
     target : (…, inner) of int32 or int64, or (…, classes, inner) of a floating dtype
     """
-    rows = (*logits.shape[:-2], logits.shape[-1])
-    results = [jax.ShapeDtypeStruct(rows, loss_dtype(logits.dtype))]
-    if gradient:
-        results.append(jax.ShapeDtypeStruct(logits.shape, logits.dtype))
-    run = jax.ffi.ffi_call(_TARGET, results, vmap_method="broadcast_all")
-    return list(run(logits, target))
+    return _call([_like_losses(logits)], logits, target)[0]
+
+
+def losses_and_gradient(logits: Any, target: Any, factors: Any) -> tuple[Any, Any]:
+    """The losses and the gradient of Σ factor·loss; factors (…, inner) are of the losses' dtype."""
+    loss, gradient = _call([_like_losses(logits), _like(logits)], logits, target, factors)
+    return loss, gradient
+
+
+def gradient(logits: Any, target: Any, factors: Any, saved: Any, guess: Any) -> Any:
+    """That gradient; if the factors are `guess`, then `saved`, without being computed."""
+    return _call([_like(logits)], logits, target, factors, saved, guess, aliases={3: 0})[0]
+
+
+def _call(results: list[Any], *arguments: Any, aliases: dict[int, int] | None = None) -> list[Any]:
+    _set_threads()
+    run = jax.ffi.ffi_call(
+        _TARGET, results, vmap_method="broadcast_all", input_output_aliases=aliases
+    )
+    return list(run(*arguments))
+
+
+def _like(logits: Any) -> Any:
+    return jax.ShapeDtypeStruct(logits.shape, logits.dtype)
+
+
+def _like_losses(logits: Any) -> Any:
+    return jax.ShapeDtypeStruct(rows(logits), loss_dtype(logits.dtype))
+
+
+def rows(logits: Any) -> tuple[int, ...]:
+    """The shape of logits (…, classes, inner) without the classes."""
+    return (*logits.shape[:-2], logits.shape[-1])
 
 
 def loss_dtype(dtype: Any) -> Any:

@@ -32,13 +32,14 @@ def softmax_cross_entropy_with_integer_labels(
         Logits x of any shape with at least one axis; float32, float64, bfloat16 or float16.
     labels : array_like
         Class indices of any integer dtype, shaped like `logits` without `axis`. −C to −1 count from
-        the last of the C classes, as indices of JAX do. A row with any other label outside 0…C−1 has
-        the loss NaN and the gradient softmax(x), as in Optax.
+        the last of the C classes, as indices of JAX do. A row with any other label outside 0…C−1
+        has the loss NaN and the gradient softmax(x), as in Optax.
     axis : int or tuple of int
         The class axis. With several axes, a label is the index into them flattened in this order.
     where : array_like, optional
-        Booleans that broadcast to the shape of `logits`, or of the shape of `labels`. Logits where it is
-        False are left out of lse, but x_y is included all the same. A row without any logits has loss 0.
+        Booleans that broadcast to the shape of `logits`, or of the shape of `labels`. Logits where
+        it is False are left out of lse, but x_y is included all the same. A row without any logits
+        has loss 0.
 
     Returns
     -------
@@ -56,9 +57,11 @@ def softmax_cross_entropy_with_integer_labels(
     Examples
     --------
     >>> import jax.numpy as jnp
+    >>> import pyce.jax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([0, 1])
     >>> with jnp.printoptions(precision=4):
-    ...     print(softmax_cross_entropy_with_integer_labels(logits, jnp.array([0, 1])))
+    ...     print(pyce.jax.softmax_cross_entropy_with_integer_labels(logits, labels))
     [0.2761 2.9518]
     """
     x = _logits(logits)
@@ -71,8 +74,8 @@ def softmax_cross_entropy_with_integer_labels(
     batch = _batch(x.shape, axes)
     if y.shape != batch:
         raise ValueError(
-            f"labels must have the shape {batch}, that of logits {x.shape} without axis {axis}, got "
-            f"{y.shape}"
+            f"labels must have the shape {batch}, that of logits {x.shape} without axis {axis}, "
+            f"got {y.shape}"
         )
     outer, classes, inner = _folded_shape(x.shape, axes)
     y = _as_int32_or_int64(y, classes).reshape(outer, inner)
@@ -107,43 +110,44 @@ def softmax_cross_entropy(
 ) -> jax.Array:
     """`optax.losses.softmax_cross_entropy` on pyce's kernels.
 
-    The loss of a row is Σ_c t_c · (lse − x_c), with lse = log Σ_c exp(x_c) and the probabilities t. A
-    class with t_c = 0 counts 0, also where x_c is −inf.
+    The loss of a row is Σ_c t_c · (lse − x_c), with lse = log Σ_c exp(x_c) and the probabilities t.
+    A class with t_c = 0 counts 0, also where x_c is −inf.
 
     Parameters
     ----------
     logits : array_like
         Logits x of any shape with at least one axis; float32, float64, bfloat16 or float16.
     labels : array_like
-        Probabilities t of a floating, integer or boolean dtype that broadcast to the shape of `logits`.
-        They need not sum to 1.
+        Probabilities t of a floating, integer or boolean dtype that broadcast to the shape of
+        `logits`. They need not sum to 1.
     axis : int, tuple of int, or None
         The class axis or axes; None for all axes.
     where : array_like, optional
-        Booleans that broadcast to the shape of `logits`, or of its shape without `axis`. Elements where
-        it is False are left out of both sums. A row without any elements has loss 0.
+        Booleans that broadcast to the shape of `logits`, or of its shape without `axis`. Elements
+        where it is False are left out of both sums. A row without any elements has loss 0.
 
     Returns
     -------
     jax.Array
-        The loss of each row in nats, of the shape of `logits` without `axis`, with the dtype to which
-        those of `logits` and `labels` are promoted. It is differentiable with respect to `logits` and
-        `labels`, forward and in reverse, any number of times.
+        The loss of each row in nats, of the shape of `logits` without `axis`, with the dtype to
+        which those of `logits` and `labels` are promoted. It is differentiable with respect to
+        `logits` and `labels`, forward and in reverse, any number of times.
 
     Raises
     ------
     TypeError
-        If `logits` or `labels` have another dtype, or `axis` is neither an integer, a tuple nor None.
+        If `logits` or `labels` have another dtype, or `axis` is no integer, tuple or None.
     ValueError
         If shapes do not match, an axis is out of range or repeated, or there are no classes.
 
     Examples
     --------
     >>> import jax.numpy as jnp
+    >>> import pyce.jax
     >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
     >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> with jnp.printoptions(precision=4):
-    ...     print(softmax_cross_entropy(logits, labels))
+    ...     print(pyce.jax.softmax_cross_entropy(logits, labels))
     [0.2761 2.9518]
     """
     x = _logits(logits)
@@ -202,7 +206,7 @@ def _are_adjacent(axes: tuple[int, ...]) -> bool:
 
 
 def _folded_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int]:
-    """(outer, classes, inner) of an array, whose class axes are moved to the end unless adjacent."""
+    """(outer, classes, inner) of an array, class axes moved to the end unless adjacent."""
     classes = math.prod(shape[a] for a in axes)
     if classes < 1:
         raise ValueError(f"logits of the shape {shape} have no classes along axis {axes}")
@@ -236,8 +240,8 @@ def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     if mask.ndim != logits.ndim:
         if mask.ndim != logits.ndim - len(axes):
             raise ValueError(
-                f"where must broadcast to the shape {logits.shape} of the logits, or have that shape "
-                f"without the class axes, got {mask.shape}"
+                f"where must broadcast to the shape {logits.shape} of the logits, or have that "
+                f"shape without the class axes, got {mask.shape}"
             )
         mask = jnp.expand_dims(mask, axes)
     # A mask of rows keeps its size of 1 along the class axes.

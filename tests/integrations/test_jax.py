@@ -1,4 +1,4 @@
-"""pyce.jax: Optax's functions under JAX's transformations, and the handler called with forged frames."""
+"""pyce.jax: Optax's functions under JAX's transformations; the handler with forged frames."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 jax = pytest.importorskip("jax")
+cffi = pytest.importorskip("cffi")
 pytest.importorskip("pyce._pyce")
 import jax.numpy as jnp  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
@@ -52,6 +53,29 @@ def test_same_as_numpy(shape, axis, transformed):
     np.testing.assert_array_equal(jax.grad(lambda x: f(x).sum())(x), grad)
 
 
+@pytest.mark.parametrize("axis", [1, (3, 1), (-4, -3, -1)], ids=str)
+def test_same_as_optax(axis):
+    optax = pytest.importorskip("optax")
+    shape = (2, 3, 4, 5)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    t = rng.random(shape, dtype=np.float32)
+    axes = tuple(a % 4 for a in (axis if isinstance(axis, tuple) else (axis,)))
+    classes = np.prod([shape[a] for a in axes])
+    y = rng.integers(-classes - 1, classes + 1, tuple(np.delete(shape, axes)))
+    y.flat[:3] = 0, -1, classes  # the last one is out of range
+    factors = rng.standard_normal(y.shape, dtype=np.float32)
+    for name, target in ((INTEGER.__name__, y), (SOFT.__name__, t)):
+        values, gradients = [], []
+        for library in (pj, optax.losses):
+            f = getattr(library, name)
+            value, pullback = jax.vjp(jax.jit(lambda x, f=f, y=target: f(x, y, axis=axis)), x)
+            values.append(value)
+            gradients.append(pullback(factors)[0])
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_dtypes(dtype):
     x, y = batch((7, 30), 1)
@@ -84,6 +108,44 @@ def test_gradients_of_first_and_second_order():
     check_grads(SOFT, (x, np.abs(x)), order=2, **tolerance)
 
 
+@pytest.mark.parametrize("classes", [10, 300, 3000])
+def test_a_row_has_the_same_gradient_whatever_the_cotangents_of_others(classes):
+    x, y = batch((40, classes), 1)
+    _, pullback = jax.vjp(lambda x: INTEGER(x, y), x)
+    third = np.float32(1 / 3)
+    same = pullback(np.full(40, third))[0]
+    other = pullback(np.where(np.arange(40) == 7, np.float32(0.1), third))[0]
+    np.testing.assert_array_equal(np.delete(same, 7, 0), np.delete(other, 7, 0))
+    np.testing.assert_allclose(other[7] / 0.1, same[7] * 3, rtol=1e-6)
+
+
+def test_rows_whose_losses_are_not_used_have_no_gradient():
+    x, y = batch((3, 5), 1)
+    x[1] = np.nan
+    used = np.array([True, False, True])
+    for where in (used, ~used & used):
+        grad = jax.grad(lambda x, w=where: jnp.where(w, INTEGER(x, y), 0).sum())(x)
+        assert np.isfinite(grad).all() and grad.any(axis=1).tolist() == where.tolist()
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (30, 3000)])
+@pytest.mark.parametrize("target", ["labels", "probabilities"])
+def test_a_right_guess_of_the_cotangent_changes_no_byte(shape, target):
+    """That of a mean is guessed in the forward pass; the backward pass computes the others."""
+    x, y = batch(shape, 1)
+    f = lambda x: INTEGER(x, y)  # noqa: E731
+    if target == "probabilities":
+        t = np.abs(batch(shape, 1, seed=1)[0])
+        f = lambda x: SOFT(x, t)  # noqa: E731
+    mean = jax.jit(jax.grad(lambda x: f(x).mean()))(x)
+    _, pullback = jax.vjp(f, x)
+    factors = np.full(shape[0], np.float32(1) / shape[0])
+    np.testing.assert_array_equal(pullback(factors)[0], mean)
+    np.testing.assert_array_equal(pullback(factors)[0], mean)  # once more, from the same memory
+    factors[3] *= 2
+    np.testing.assert_array_equal(np.delete(pullback(factors)[0], 3, 0), np.delete(mean, 3, 0))
+
+
 def test_vmap_scan_checkpoint_and_donation():
     x, y = batch((4, 3, 5), 2)
     expected = INTEGER(x, y)
@@ -108,7 +170,10 @@ def test_labels_out_of_range():
     value, grad = INTEGER(x, y), jax.grad(lambda x: INTEGER(x, y).sum())(x)
     assert np.isnan(value).tolist() == [False, False, True, True, False]
     np.testing.assert_array_equal(value[1], INTEGER(x, np.full(5, 3))[1])
-    np.testing.assert_array_equal(grad[2:4], pyce.softmax(x[2:4]))
+    np.testing.assert_allclose(grad[2:4], pyce.softmax(x[2:4]), rtol=1e-6)
+    with_factors = jax.grad(lambda x: (INTEGER(x, y) * np.array([1, 2, 3, 0, 5.0])).sum())(x)
+    np.testing.assert_allclose(with_factors[:3], np.array([[1], [2], [3]]) * grad[:3], rtol=1e-6)
+    assert not with_factors[3].any()
     for dtype in (np.uint8, np.uint16, np.uint32):
         other = INTEGER(x, np.array([0, 1, 2, 3, 200]).astype(dtype))
         assert np.isnan(other).tolist() == [False] * 4 + [True]
@@ -155,6 +220,12 @@ def test_an_unknown_major_version_is_refused_at_import():
         check_version("#define XLA_FFI_API_MAJOR 1\n")
 
 
+def test_without_the_extension():
+    code = "import sys; sys.modules['pyce._pyce'] = None\nimport pyce.jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: pyce.jax needs pyce's C extension" in done.stderr
+
+
 def test_two_threads():
     x, y = batch((300, 1000), 1)
     f = [jax.jit(jax.value_and_grad(lambda x, k=k: INTEGER(k * x, y).sum())) for k in (1, 2)]
@@ -176,17 +247,17 @@ def test_two_threads():
 
 
 def test_import_pyce_does_not_import_jax():
-    code = "import sys, pyce; assert 'jax' not in sys.modules; import pyce.jax; assert 'jax' in sys.modules"
+    code = "import sys, pyce; assert 'jax' not in sys.modules; import pyce.jax"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 FRAME = """
-typedef struct xla_extension { size_t struct_size; int type; struct xla_extension *next; } xla_extension;
-typedef struct { size_t struct_size; xla_extension *extensions; int major, minor; } xla_version;
+typedef struct { size_t struct_size; void *e; int major, minor; } xla_version;
 typedef struct { size_t struct_size; void *e; const char *message; int code; } xla_error_arguments;
 typedef struct { size_t struct_size; void *e; xla_version version; void *internal;
                  void *(*create_error)(xla_error_arguments *); } xla_api;
-typedef struct { size_t struct_size; void *e; int dtype; void *data; int64_t rank; int64_t *dims; } xla_buffer;
+typedef struct { size_t struct_size; void *e; int dtype; void *data;
+                 int64_t rank; int64_t *dims; } xla_buffer;
 typedef struct { size_t struct_size; void *e; int64_t size; int *types; void **values; } xla_values;
 typedef struct { size_t struct_size; void *e; xla_api *api; void *context; int stage;
                  xla_values arguments; xla_values results; } xla_call_frame;
@@ -194,10 +265,8 @@ typedef struct { size_t struct_size; void *e; xla_api *api; void *context; int s
 F32, S32 = 11, 4
 
 
-def forged(change):
-    """The message with which the handler refuses a changed call, and the losses after it."""
-    import cffi
-
+def forged(change, arguments=("logits", "labels"), results=("losses",)):
+    """The message with which the handler refuses a changed call, and its last result after it."""
     from pyce._pyce import ffi as pyce_ffi
     from pyce._pyce import lib
 
@@ -220,17 +289,22 @@ def forged(change):
         b.dims, b.data = new("int64_t[]", dims), data
         return b
 
-    losses = new("float[]", [7.0, 7.0])
+    rows, like = [2, 1], [2, 3, 1]
+    outputs = {"losses": new("float[]", [7.0] * 2), "gradient": new("float[]", [7.0] * 6)}
     parts = {
-        "logits": buffer(F32, [2, 3, 1], new("float[]", [1, 2, 3, 4, 5, 6])),
-        "labels": buffer(S32, [2, 1], new("int32_t[]", [0, 1])),
-        "losses": buffer(F32, [2, 1], losses),
+        "logits": buffer(F32, like, new("float[]", [1, 2, 3, 4, 5, 6])),
+        "labels": buffer(S32, rows, new("int32_t[]", [0, 1])),
+        "factors": buffer(F32, rows, new("float[]", [1, 2])),
+        "saved": buffer(F32, like, new("float[]", [5.0] * 6)),
+        "guess": buffer(F32, rows, new("float[]", [1, 1])),
+        "losses": buffer(F32, rows, outputs["losses"]),
+        "gradient": buffer(F32, like, outputs["gradient"]),
     }
     frame, api = new("xla_call_frame *"), new("xla_api *")
     api.struct_size, api.version.major, api.version.minor = ffi.sizeof("xla_api"), 0, 3
     api.create_error = create_error
     frame.struct_size, frame.api, frame.stage = ffi.sizeof("xla_call_frame"), api, 3
-    for values, names in ((frame.arguments, ["logits", "labels"]), (frame.results, ["losses"])):
+    for values, names in ((frame.arguments, arguments), (frame.results, results)):
         values.struct_size, values.size = ffi.sizeof("xla_values"), len(names)
         values.types = new("int[]", [1] * len(names))
         values.values = new("void *[]", [parts[name] for name in names])
@@ -238,7 +312,7 @@ def forged(change):
     address = int(ffi.cast("uintptr_t", frame))
     failed = lib.pyce_xla_cross_entropy(pyce_ffi.cast("void *", address)) != pyce_ffi.NULL
     assert failed == bool(messages)
-    return messages, list(losses)
+    return messages, list(outputs[results[-1]])
 
 
 def set_field(path, value):
@@ -247,7 +321,7 @@ def set_field(path, value):
         owner = parts[owners[0]] if owners and owners[0] in parts else frame
         for name in owners[1 if owner is not frame else 0 :]:
             owner = getattr(owner, name)
-        setattr(owner, last, value)
+        setattr(owner, last, cffi.FFI.NULL if value is None else value)
 
     return change
 
@@ -266,14 +340,14 @@ def set_dim(name, i, value):
         (set_field("api.version.minor", 0), "version"),
         (set_field("struct_size", 16), "too small"),
         (set_field("arguments.struct_size", 8), "too small"),
-        (set_field("arguments.size", 1), "two arguments"),
-        (set_field("logits.struct_size", 8), "must be a buffer"),
+        (set_field("arguments.size", 1), "number of arguments"),
+        (set_field("logits.struct_size", 8), "is no buffer"),
         (set_field("logits.dtype", S32), "logits must be"),
         (set_field("labels.dtype", 2), "labels must be"),
-        (set_field("losses.dtype", 12), "losses must be"),
+        (set_field("losses.dtype", 12), "losses and factors must"),
         (set_field("logits.rank", 1), "class axis"),
         (set_dim("labels", 0, 3), "shape of the labels"),
-        (set_dim("losses", 0, 3), "shape of the losses"),
+        (set_dim("losses", 0, 3), "losses and factors must"),
         (set_dim("logits", 1, 0), "at least one class"),
     ],
 )
@@ -283,7 +357,42 @@ def test_the_handler_refuses_what_it_does_not_know(change, words):
     assert losses == [7.0, 7.0]
 
 
-def test_the_handler_accepts_a_valid_frame():
-    messages, losses = forged(lambda frame, parts: None)
+BACKWARD = ("logits", "labels", "factors", "saved", "guess"), ("gradient",)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (set_field("factors.dtype", 12), "losses and factors must"),
+        (set_field("factors.data", None), "missing"),
+        (set_field("gradient.data", None), "missing"),
+        (set_dim("guess", 0, 3), "losses and factors must"),
+        (set_field("gradient.dtype", 12), "gradients must have"),
+        (set_dim("saved", 1, 2), "gradients must have"),
+        (set_field("arguments.size", 4), "number of arguments"),
+    ],
+)
+def test_the_handler_refuses_a_backward_pass(change, words):
+    messages, gradient = forged(change, *BACKWARD)
+    assert len(messages) == 1 and words in messages[0]
+    assert gradient == [7.0] * 6
+
+
+def test_the_handler_accepts_valid_frames():
+    def nothing(frame, parts):
+        pass
+
+    def right_guess(frame, parts):
+        parts["guess"].data = parts["factors"].data
+
+    messages, losses = forged(nothing)
     np.testing.assert_allclose(losses, [2.407606, 1.407606], rtol=1e-6)
-    assert not messages
+    p = pyce.softmax(np.array([1.0, 2.0, 3.0]))
+    expected = np.concatenate([p - [1, 0, 0], 2 * (p - [0, 1, 0])])
+    for call in (BACKWARD, (("logits", "labels", "factors"), ("losses", "gradient"))):
+        more, gradient = forged(nothing, *call)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+        messages += more
+    more, gradient = forged(right_guess, *BACKWARD)
+    assert gradient == [5.0] * 6
+    assert not messages + more
