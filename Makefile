@@ -10,7 +10,7 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] test
 EXTENSION := pyce/_pyce.abi3.so
 # The packages that each job needs; pyproject.toml has the extras for users.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis mpmath ml_dtypes threadpoolctl mypy \
-	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas
+	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas jax optax
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build abi3audit twine check-wheel-contents \
@@ -19,7 +19,7 @@ PEER_NEEDS := $(BENCH_NEEDS) torch jax optax
 DEMO_NEEDS := numpy cffi setuptools wheel scikit-learn pillow matplotlib
 EXAMPLE_NEEDS := numpy cffi setuptools wheel torch matplotlib pillow rich
 DOCS_NEEDS := mkdocs mkdocs-material mkdocstrings mkdocstrings-python ruff
-PEER_TEST_NEEDS := $(TEST_NEEDS) jax optax onnx onnxruntime \
+PEER_TEST_NEEDS := $(TEST_NEEDS) onnx onnxruntime \
 	"tensorflow-cpu; python_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'"
 
 CLIENT_NEEDS := $(TEST_NEEDS) pyinstaller transformers accelerate lightning skorch

@@ -96,6 +96,18 @@ def _over_torch(run: Run, workload: str, operation: str = "fused") -> float:
     return min(eager, compiled) / ours
 
 
+def _over_jax(run: Run, workload: str, operation: str = "fused") -> float:
+    """Time of Optax's loss under JAX over that of `pyce.jax`."""
+    optax, ours = (
+        run.items[workload, operation, name].seconds for name in ("JAX + optax", "pyce jax")
+    )
+    return optax / ours
+
+
+def _forward_over_jax(run: Run, workload: str) -> float:
+    return _over_jax(run, workload, "forward")
+
+
 def _forward_over_torch(run: Run, workload: str) -> float:
     return _over_torch(run, workload, "forward")
 
@@ -155,6 +167,11 @@ FLOOR = "fused, time over the copy floor"
 
 # On every instruction set.
 EVERYWHERE = (
+    Goal("pyce.jax, times faster than Optax", LLM, _over_jax, 3, True),
+    Goal("pyce.jax, times faster than Optax", OTHERS, _over_jax, 1, True),
+    Goal(
+        "pyce.jax without a gradient, times faster than Optax", OTHERS, _forward_over_jax, 1, True
+    ),
     Goal("in place over out of place", LLM, _ratio("pyce c, in place", OURS), 1.05),
     Goal("the backend chosen over the fastest", ("64x10", "128x1000", *LARGE), _over_own, 1.1),
     Goal("two threads over one", LARGE, _ratio(OURS, "pyce c, 1 thread"), 1.05),

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/half_types.h"
 #include "kernels/kernels.h"
 #include "pyce.h"
 #include "pyce_bench.h"
@@ -18,6 +19,16 @@ static inline size_t pyce_item_alignment(int dtype) {
     static const size_t alignment[] = {_Alignof(float), _Alignof(double), _Alignof(uint16_t),
                                        _Alignof(uint16_t)};
     return alignment[dtype];
+}
+
+/* Element i of an array of a dtype. */
+static inline double pyce_number_at(const void *data, int dtype, int64_t i) {
+    switch (dtype) {
+    case PYCE_FLOAT32: return ((const float *)data)[i];
+    case PYCE_FLOAT64: return ((const double *)data)[i];
+    case PYCE_FLOAT16: return from_f16(((const uint16_t *)data)[i]);
+    default: return from_bf16(((const uint16_t *)data)[i]);
+    }
 }
 
 /* Bytes of an element of a saved gradient (kernels/scale.inc.h). */

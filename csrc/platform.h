@@ -42,6 +42,10 @@ static inline int64_t platform_now_ns(void);
 static inline void *platform_allocate(size_t size);
 static inline void platform_free(void *memory);
 
+/* Ask for huge pages in a range of memory, which the system then provides in fewer steps. Has no effect where
+   there are none. */
+static inline void platform_request_huge_pages(void *memory, size_t size);
+
 /* Bytes of the largest data cache of the first processor; 0 or less if unknown. */
 static inline int64_t platform_cache_size(void);
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/mman.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -27,6 +28,18 @@ static inline void *platform_allocate(size_t size) {
     return posix_memalign(&memory, 64, size) ? NULL : memory;
 }
 static inline void platform_free(void *memory) { free(memory); }
+
+static inline void platform_request_huge_pages(void *memory, size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)memory + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)memory + size) / page * page;
+    if (begin < end) (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)size;
+#endif
+}
 
 /* Linux is asked by its files, since sysconf returns the sum over a socket in some C libraries and
    nothing in musl. macOS lists the caches of the fastest processors first. */

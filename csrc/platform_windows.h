@@ -20,6 +20,11 @@ static inline int64_t platform_now_ns(void) {
 static inline void *platform_allocate(size_t size) { return _aligned_malloc(size, 64); }
 static inline void platform_free(void *memory) { _aligned_free(memory); }
 
+static inline void platform_request_huge_pages(void *memory, size_t size) {
+    (void)memory;
+    (void)size;
+}
+
 static inline int64_t platform_cache_size(void) {
     int64_t largest = 0;
     DWORD size = 0;

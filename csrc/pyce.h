@@ -116,6 +116,12 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total);
 
+/* A handler of XLA's foreign function interface: `call_frame` is an XLA_FFI_CallFrame, and the result an
+ * XLA_FFI_Error, NULL for success (xla_ffi.c). It runs on at most as many threads as
+ * pyce_xla_set_threads was last given, at first 1. */
+void *pyce_xla_cross_entropy(void *call_frame);
+void pyce_xla_set_threads(int threads);
+
 /* The cost of a row in addition to its elements, in elements. */
 enum { PYCE_ROW_OVERHEAD = 32 };
 /* The work, in elements + PYCE_ROW_OVERHEAD for each row, below which the calling thread runs a problem

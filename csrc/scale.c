@@ -4,7 +4,6 @@
 
 #include "dispatch.h"
 #include "internal.h"
-#include "kernels/half_types.h"
 #include "pool.h"
 
 /* Elements of a piece. */
@@ -17,15 +16,6 @@ typedef struct {
     const pyce_scaling *s;
     double factor;
 } piece_work;
-
-static double number_at(const void *address, int dtype) {
-    switch (dtype) {
-    case PYCE_FLOAT32: return *(const float *)address;
-    case PYCE_FLOAT64: return *(const double *)address;
-    case PYCE_FLOAT16: return from_f16(*(const uint16_t *)address);
-    default: return from_bf16(*(const uint16_t *)address);
-    }
-}
 
 static void run_pieces(void *context, int64_t begin, int64_t end, void *scratch) {
     const piece_work *w = context;
@@ -42,7 +32,7 @@ __attribute__((noinline)) int pyce_run_scaling(const pyce_scaling *s, int thread
     const int64_t pieces = (s->n + PIECE - 1) / PIECE;
     piece_work context = {.kernels = pyce_dispatch()->rows[s->dtype],
                           .s = s,
-                          .factor = number_at(s->factor, s->factor_dtype)};
+                          .factor = pyce_number_at(s->factor, s->factor_dtype, 0)};
     if (!isfinite(context.factor)) return PYCE_BAD_ARGUMENT;
     if (context.factor == 1 && s->result == s->saved) return PYCE_OK;
     threads = pyce_threads_for(s->n / ELEMENTS_FOR_ONE, threads);

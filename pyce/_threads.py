@@ -24,9 +24,7 @@ _limit: float = math.inf
 _at_most: ContextVar[float] = ContextVar("pyce_threads", default=math.inf)
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
-
-# Called when the number asked for or the limit has changed.
-watchers: list[Callable[[], None]] = []
+_changed: list[Callable[[], None]] = []
 
 # Whether this process was forked from one that had imported pyce.
 forked = False
@@ -48,9 +46,15 @@ def ask(n: int) -> None:
     _tell()
 
 
+def notify(changed: Callable[[], None]) -> None:
+    """Call a function now, and whenever `ask` or `limit` changes the number of threads."""
+    _changed.append(changed)
+    changed()
+
+
 def _tell() -> None:
-    for watcher in watchers:
-        watcher()
+    for changed in _changed:
+        changed()
 
 
 def budget() -> int:

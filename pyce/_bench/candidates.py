@@ -18,6 +18,8 @@ from pyce._selection import Selection
 
 # PyTorch's losses and pyce.torch's are compared for probabilities as well, and without a gradient.
 OF_TORCH = ("torch", "torch.compile", "pyce torch")
+# Those of other libraries and for them are measured for class indices, with and without a gradient.
+OF_JAX = "pyce jax"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Candidate:
         """Whether the candidate is measured for this operation of this workload."""
         if self.name in OF_TORCH:
             return workload.target in ("index", "probabilities") and operation != "backward"
-        if self.kind == "peer":
+        if self.kind == "peer" or self.name == OF_JAX:
             return workload.target == "index" and operation != "backward"
         if self.kind == "variant":
             plain = self.name.endswith("plain")
@@ -100,6 +102,7 @@ def variants() -> list[Candidate]:
         Candidate(
             "pyce torch", "variant", _calls_of(peers.torch_on_pyce), threads, "c", spins=True
         ),
+        Candidate(OF_JAX, "variant", _calls_of(peers.jax_on_pyce), threads, "c", spins=True),
         Candidate("pyce c, in place", "variant", calls.in_place, threads, "c", result=False),
         Candidate("pyce c, plain", "variant", calls.plain, threads, "c", result=False),
     ]

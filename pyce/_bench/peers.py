@@ -88,10 +88,23 @@ def _torch_calls(data: Data, torch: Any, loss_of: Any) -> Calls:
 
 def jax_optax(data: Data) -> Calls:
     """JAX with Optax's loss. JAX always uses as many threads as there are processors."""
+    from optax import losses
+
+    return _jax_calls(data, losses.softmax_cross_entropy_with_integer_labels)
+
+
+def jax_on_pyce(data: Data) -> Calls:
+    """JAX with `pyce.jax`'s loss, called as Optax's is."""
+    from pyce.jax import softmax_cross_entropy_with_integer_labels
+
+    return _jax_calls(data, softmax_cross_entropy_with_integer_labels)
+
+
+def _jax_calls(data: Data, losses_of: Callable[..., Any]) -> Calls:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    forward, fused = _jitted(data.workload.axis, data.options.get("reduction", "mean"))
+    forward, fused = _jitted(losses_of, data.workload.axis, data.options.get("reduction", "mean"))
     x = jax.device_put(data.logits, may_alias=True)
     target = jax.device_put(data.target, may_alias=True)
     return (
@@ -101,12 +114,11 @@ def jax_optax(data: Data) -> Calls:
 
 
 @cache
-def _jitted(axis: int, reduction: str) -> tuple[Any, Any]:
+def _jitted(losses_of: Callable[..., Any], axis: int, reduction: str) -> tuple[Any, Any]:
     import jax
-    import optax
 
     def loss(x: Any, target: Any) -> Any:
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(x, target, axis=axis)
+        losses = losses_of(x, target, axis=axis)
         return losses.sum() if reduction == "sum" else losses.mean()
 
     return jax.jit(loss), jax.jit(jax.value_and_grad(loss))

@@ -136,8 +136,7 @@ def register() -> None:
         _state[_STATUS] = INTERRUPTED
     llvmlite.binding.add_symbol(_RUN, address)
     llvmlite.binding.add_symbol(_STATE, int(_state.ctypes.data))
-    publish()
-    _threads.watchers.append(publish)
+    _threads.notify(publish)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
 

@@ -38,7 +38,17 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen")
     script = folder / "program.py"
     script.write_text("import pyce\n", encoding="utf-8")
-    others = ["numpy", "numba", "torch", "sklearn", "scipy", "matplotlib", "PIL", "ml_dtypes"]
+    others = [
+        "numpy",
+        "numba",
+        "torch",
+        "jax",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "PIL",
+        "ml_dtypes",
+    ]
     finder = ModuleFinder(excludes=[*others, "threadpoolctl"])
     finder.run_script(str(script))
     for name, module in finder.modules.items():

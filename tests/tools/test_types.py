@@ -144,9 +144,11 @@ def test_backends_fit_the_protocol(mypy, tmp_path):
 # Signatures, as they are at run time
 
 MODULES = ["pyce", "pyce.training"]
-MODULES += [f"pyce.{name}" for name in ("sklearn", "torch") if importlib.util.find_spec(name)]
+MODULES += [
+    f"pyce.{name}" for name in ("jax", "sklearn", "torch") if importlib.util.find_spec(name)
+]
 # Whose results and arguments have types of other libraries, which need not have any.
-OF_LIBRARIES = {"pyce.sklearn", "pyce.torch", "pyce.training"}
+OF_LIBRARIES = {"pyce.jax", "pyce.sklearn", "pyce.torch", "pyce.training"}
 
 
 def functions(module):

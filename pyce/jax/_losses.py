@@ -1,0 +1,263 @@
+"""The public functions: arguments, axes and masks, as Optax has them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pyce.jax._autodiff import losses
+
+# The dtypes of logits, and of probabilities that are read without a conversion.
+_FLOATS = ("float32", "float64", "bfloat16", "float16")
+_LARGEST = 2**31 - 1
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Any,
+    labels: Any,
+    axis: int | tuple[int, ...] = -1,
+    where: Any = None,
+) -> jax.Array:
+    """`optax.losses.softmax_cross_entropy_with_integer_labels` on pyce's kernels.
+
+    The loss of a row is lse − x_y, with lse = log Σ_c exp(x_c) and y the label.
+
+    Parameters
+    ----------
+    logits : array_like
+        Logits x of any shape with at least one axis; float32, float64, bfloat16 or float16.
+    labels : array_like
+        Class indices of any integer dtype, shaped like `logits` without `axis`. −C to −1 count from
+        the last of the C classes, as indices of JAX do. A row with any other label outside 0…C−1
+        has the loss NaN and the gradient softmax(x), as in Optax.
+    axis : int or tuple of int
+        The class axis. With several axes, a label is the index into them flattened in this order.
+    where : array_like, optional
+        Booleans that broadcast to the shape of `logits`, or of the shape of `labels`. Logits where
+        it is False are left out of lse, but x_y is included all the same. A row without any logits
+        has loss 0.
+
+    Returns
+    -------
+    jax.Array
+        The loss of each row in nats, shaped like `labels`, with the dtype of `logits`. It is
+        differentiable with respect to `logits`, forward and in reverse, any number of times.
+
+    Raises
+    ------
+    TypeError
+        If `logits` or `labels` have another dtype, or `axis` is neither an integer nor a tuple.
+    ValueError
+        If shapes do not match, an axis is out of range or repeated, or there are no classes.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import pyce.jax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([0, 1])
+    >>> with jnp.printoptions(precision=4):
+    ...     print(pyce.jax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    [0.2761 2.9518]
+    """
+    x = _logits(logits)
+    y = jnp.asarray(labels)
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"labels must have an integer dtype, got {y.dtype}")
+    if axis is None:
+        raise TypeError("axis must be an integer or a tuple of integers, got None")
+    axes = _axes(axis, x.ndim)
+    batch = _batch(x.shape, axes)
+    if y.shape != batch:
+        raise ValueError(
+            f"labels must have the shape {batch}, that of logits {x.shape} without axis {axis}, "
+            f"got {y.shape}"
+        )
+    outer, classes, inner = _folded_shape(x.shape, axes)
+    y = _as_int32_or_int64(y, classes).reshape(outer, inner)
+    if where is None:
+        return losses(_fold(x, axes), y).reshape(batch).astype(x.dtype)
+    mask = _mask(where, x, axes)
+    if _is_of_rows(mask, axes):
+        loss = losses(_fold(x, axes), y).reshape(batch).astype(x.dtype)
+        return jnp.where(jnp.all(mask, axis=axes), loss, 0)
+    mask = _fold(jnp.broadcast_to(mask, x.shape), axes)
+    x3 = _fold(x, axes)
+    masked = jnp.where(mask, x3, -jnp.inf)
+    some = jnp.any(mask, axis=1)
+    loss = losses(masked, y)
+    at_label = jnp.expand_dims(y, 1)
+    usual = jnp.take_along_axis(mask, at_label, axis=1).squeeze(1) | ~some
+
+    def with_excluded_labels() -> jax.Array:
+        wide, wide_masked = x3.astype(loss.dtype), masked.astype(loss.dtype)
+        x_y = jnp.take_along_axis(wide, at_label, axis=1).squeeze(1)
+        return jnp.where(usual, loss, jax.nn.logsumexp(wide_masked, axis=1) - x_y)
+
+    loss = jax.lax.cond(jnp.all(usual), lambda: loss, with_excluded_labels)
+    return jnp.where(some, loss, 0).reshape(batch).astype(x.dtype)
+
+
+def softmax_cross_entropy(
+    logits: Any,
+    labels: Any,
+    axis: int | tuple[int, ...] | None = -1,
+    where: Any = None,
+) -> jax.Array:
+    """`optax.losses.softmax_cross_entropy` on pyce's kernels.
+
+    The loss of a row is Σ_c t_c · (lse − x_c), with lse = log Σ_c exp(x_c) and the probabilities t.
+    A class with t_c = 0 counts 0, also where x_c is −inf.
+
+    Parameters
+    ----------
+    logits : array_like
+        Logits x of any shape with at least one axis; float32, float64, bfloat16 or float16.
+    labels : array_like
+        Probabilities t of a floating, integer or boolean dtype that broadcast to the shape of
+        `logits`. They need not sum to 1.
+    axis : int, tuple of int, or None
+        The class axis or axes; None for all axes.
+    where : array_like, optional
+        Booleans that broadcast to the shape of `logits`, or of its shape without `axis`. Elements
+        where it is False are left out of both sums. A row without any elements has loss 0.
+
+    Returns
+    -------
+    jax.Array
+        The loss of each row in nats, of the shape of `logits` without `axis`, with the dtype to
+        which those of `logits` and `labels` are promoted. It is differentiable with respect to
+        `logits` and `labels`, forward and in reverse, any number of times.
+
+    Raises
+    ------
+    TypeError
+        If `logits` or `labels` have another dtype, or `axis` is no integer, tuple or None.
+    ValueError
+        If shapes do not match, an axis is out of range or repeated, or there are no classes.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import pyce.jax
+    >>> logits = jnp.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]])
+    >>> labels = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> with jnp.printoptions(precision=4):
+    ...     print(pyce.jax.softmax_cross_entropy(logits, labels))
+    [0.2761 2.9518]
+    """
+    x = _logits(logits)
+    t = jnp.asarray(labels)
+    if jnp.issubdtype(t.dtype, jnp.complexfloating):
+        raise TypeError(f"labels must be probabilities of a real dtype, got {t.dtype}")
+    dtype = jnp.result_type(x, t)
+    if t.dtype.name not in _FLOATS:
+        t = t.astype(x.dtype)
+    axes = tuple(range(x.ndim)) if axis is None else tuple(sorted(_axes(axis, x.ndim)))
+    if t.shape != x.shape:
+        t = _broadcast("labels", t, x.shape)
+    batch = _batch(x.shape, axes)
+    _folded_shape(x.shape, axes)
+    if where is None:
+        return losses(_fold(x, axes), _fold(t, axes)).reshape(batch).astype(dtype)
+    mask = _mask(where, x, axes)
+    some = jnp.any(mask, axis=axes)
+    if not _is_of_rows(mask, axes):
+        x = jnp.where(mask, x, -jnp.inf)
+        t = jnp.where(mask, t, 0)
+    loss = losses(_fold(x, axes), _fold(t, axes)).reshape(batch).astype(dtype)
+    return jnp.where(some, loss, 0)
+
+
+def _logits(logits: Any) -> jax.Array:
+    x = jnp.asarray(logits)
+    if x.dtype.name not in _FLOATS:
+        raise TypeError(f"logits must be {', '.join(_FLOATS[:-1])} or float16, got {x.dtype}")
+    return x
+
+
+def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """The class axes as non-negative integers."""
+    given = axis if isinstance(axis, tuple) else (axis,)
+    try:
+        numbers = [operator.index(a) for a in given]
+    except TypeError:
+        raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}") from None
+    for number in numbers:
+        if not -ndim <= number < ndim:
+            raise ValueError(f"axis {number} is out of range for logits of {ndim} dimensions")
+    axes = tuple(number % ndim for number in numbers)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis {axis} contains an axis twice")
+    return axes
+
+
+def _batch(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the class axes."""
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def _are_adjacent(axes: tuple[int, ...]) -> bool:
+    return len(axes) > 0 and axes == tuple(range(axes[0], axes[0] + len(axes)))
+
+
+def _folded_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int]:
+    """(outer, classes, inner) of an array, class axes moved to the end unless adjacent."""
+    classes = math.prod(shape[a] for a in axes)
+    if classes < 1:
+        raise ValueError(f"logits of the shape {shape} have no classes along axis {axes}")
+    if _are_adjacent(axes):
+        return math.prod(shape[: axes[0]]), classes, math.prod(shape[axes[-1] + 1 :])
+    return math.prod(_batch(shape, axes)), classes, 1
+
+
+def _fold(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """An array of the logits' shape as (outer, classes, inner)."""
+    shape = _folded_shape(array.shape, axes)
+    if not _are_adjacent(axes):
+        batch = tuple(a for a in range(array.ndim) if a not in axes)
+        array = array.transpose(batch + axes)
+    return array.reshape(shape)
+
+
+def _as_int32_or_int64(labels: jax.Array, classes: int) -> jax.Array:
+    if labels.dtype.name in ("int32", "int64"):
+        return labels
+    if labels.dtype.name in ("uint32", "uint64"):  # what exceeds int32 remains out of range
+        labels = jnp.minimum(labels, jnp.asarray(min(classes, _LARGEST), labels.dtype))
+    return labels.astype(jnp.int32)
+
+
+def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`where` with as many dimensions as the logits."""
+    mask = jnp.asarray(where)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, got {mask.dtype}")
+    if mask.ndim != logits.ndim:
+        if mask.ndim != logits.ndim - len(axes):
+            raise ValueError(
+                f"where must broadcast to the shape {logits.shape} of the logits, or have that "
+                f"shape without the class axes, got {mask.shape}"
+            )
+        mask = jnp.expand_dims(mask, axes)
+    # A mask of rows keeps its size of 1 along the class axes.
+    rows = _is_of_rows(mask, axes)
+    shape = tuple(1 if rows and a in axes else n for a, n in enumerate(logits.shape))
+    return _broadcast("where", mask, shape)
+
+
+def _is_of_rows(mask: jax.Array, axes: tuple[int, ...]) -> bool:
+    return all(mask.shape[a] == 1 for a in axes)
+
+
+def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the shape {shape} of the logits, got {array.shape}"
+        ) from None

@@ -1,0 +1,398 @@
+"""pyce.jax: Optax's functions under JAX's transformations; the handler with forged frames."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+cffi = pytest.importorskip("cffi")
+pytest.importorskip("pyce._pyce")
+import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
+
+import pyce  # noqa: E402
+import pyce.jax as pj  # noqa: E402
+from pyce.jax._ffi import check_version  # noqa: E402
+
+INTEGER, SOFT = pj.softmax_cross_entropy_with_integer_labels, pj.softmax_cross_entropy
+# The examples and test values of Optax's documentation.
+LOGITS = np.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], np.float32)
+YS = np.array([[10.0, 1.0, -2.0], [1.0, 4.0, 0.2]], np.float32)
+
+
+def batch(shape, axis, seed=0):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(shape) * 3).astype(np.float32)
+    labels = rng.integers(0, shape[axis], tuple(np.delete(shape, axis)))
+    return x, labels.astype(np.int32)
+
+
+def test_values_of_optax():
+    np.testing.assert_allclose(INTEGER(LOGITS, np.array([0, 1])), [0.2761, 2.9518], atol=5e-5)
+    np.testing.assert_allclose(SOFT(LOGITS, np.eye(3)[:2]), [0.2761, 2.9518], atol=5e-5)
+    np.testing.assert_allclose(SOFT(YS, np.eye(3)[[1, 0]]), [9.00013, 3.0696733], rtol=1e-6)
+    x = jnp.arange(24, dtype=jnp.float32).reshape(1, 2, 3, 4)
+    np.testing.assert_allclose(
+        INTEGER(x, jnp.array([[5, 11]]), axis=(2, 3)), [[6.4587, 0.4587]], 1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((6, 5), -1), ((4, 5, 6), 0), ((4, 5, 6), 1), ((2, 3000), 1)]
+)
+@pytest.mark.parametrize("transformed", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_same_as_numpy(shape, axis, transformed):
+    x, y = batch(shape, axis)
+    with pyce.use_backend("c"):
+        expected, grad = pyce.cross_entropy_with_grad(x, y, axis=axis, reduction="none")
+    f = transformed(lambda x: INTEGER(x, y, axis=axis))
+    np.testing.assert_array_equal(f(x), expected)
+    np.testing.assert_array_equal(jax.grad(lambda x: f(x).sum())(x), grad)
+
+
+@pytest.mark.parametrize("axis", [1, (3, 1), (-4, -3, -1)], ids=str)
+def test_same_as_optax(axis):
+    optax = pytest.importorskip("optax")
+    shape = (2, 3, 4, 5)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape, dtype=np.float32)
+    t = rng.random(shape, dtype=np.float32)
+    axes = tuple(a % 4 for a in (axis if isinstance(axis, tuple) else (axis,)))
+    classes = np.prod([shape[a] for a in axes])
+    y = rng.integers(-classes - 1, classes + 1, tuple(np.delete(shape, axes)))
+    y.flat[:3] = 0, -1, classes  # the last one is out of range
+    factors = rng.standard_normal(y.shape, dtype=np.float32)
+    for name, target in ((INTEGER.__name__, y), (SOFT.__name__, t)):
+        values, gradients = [], []
+        for library in (pj, optax.losses):
+            f = getattr(library, name)
+            value, pullback = jax.vjp(jax.jit(lambda x, f=f, y=target: f(x, y, axis=axis)), x)
+            values.append(value)
+            gradients.append(pullback(factors)[0])
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_dtypes(dtype):
+    x, y = batch((7, 30), 1)
+    half = jnp.asarray(x).astype(dtype)
+    value, grad = jax.value_and_grad(lambda x: INTEGER(x, y).sum(dtype=jnp.float32))(half)
+    assert INTEGER(half, y).dtype == grad.dtype == half.dtype
+    exact = np.asarray(half, np.float64)
+    expected, exact_grad = pyce.cross_entropy_with_grad(exact, y, reduction="sum")
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(value, expected, rtol=eps)
+    np.testing.assert_allclose(np.asarray(grad, np.float64), exact_grad, rtol=2 * eps, atol=1e-7)
+
+
+def test_float64_and_int64():
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        x, y = batch((7, 30), 1)
+        wide = x.astype(np.float64)
+        expected, grad = pyce.cross_entropy_with_grad(wide, y, reduction="sum")
+        f = jax.value_and_grad(lambda x: INTEGER(x, y.astype(np.int64)).sum())
+        value, actual = f(jnp.asarray(wide))
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, expected, rtol=1e-15)
+        np.testing.assert_array_equal(actual, grad)
+
+
+def test_gradients_of_first_and_second_order():
+    x, y = batch((3, 4), 1)
+    tolerance = {"atol": 2e-2, "rtol": 2e-2}
+    check_grads(lambda x: INTEGER(x, y), (x,), order=2, **tolerance)
+    check_grads(SOFT, (x, np.abs(x)), order=2, **tolerance)
+
+
+@pytest.mark.parametrize("classes", [10, 300, 3000])
+def test_a_row_has_the_same_gradient_whatever_the_cotangents_of_others(classes):
+    x, y = batch((40, classes), 1)
+    _, pullback = jax.vjp(lambda x: INTEGER(x, y), x)
+    third = np.float32(1 / 3)
+    same = pullback(np.full(40, third))[0]
+    other = pullback(np.where(np.arange(40) == 7, np.float32(0.1), third))[0]
+    np.testing.assert_array_equal(np.delete(same, 7, 0), np.delete(other, 7, 0))
+    np.testing.assert_allclose(other[7] / 0.1, same[7] * 3, rtol=1e-6)
+
+
+def test_rows_whose_losses_are_not_used_have_no_gradient():
+    x, y = batch((3, 5), 1)
+    x[1] = np.nan
+    used = np.array([True, False, True])
+    for where in (used, ~used & used):
+        grad = jax.grad(lambda x, w=where: jnp.where(w, INTEGER(x, y), 0).sum())(x)
+        assert np.isfinite(grad).all() and grad.any(axis=1).tolist() == where.tolist()
+
+
+@pytest.mark.parametrize("shape", [(40, 10), (30, 3000)])
+@pytest.mark.parametrize("target", ["labels", "probabilities"])
+def test_a_right_guess_of_the_cotangent_changes_no_byte(shape, target):
+    """That of a mean is guessed in the forward pass; the backward pass computes the others."""
+    x, y = batch(shape, 1)
+    f = lambda x: INTEGER(x, y)  # noqa: E731
+    if target == "probabilities":
+        t = np.abs(batch(shape, 1, seed=1)[0])
+        f = lambda x: SOFT(x, t)  # noqa: E731
+    mean = jax.jit(jax.grad(lambda x: f(x).mean()))(x)
+    _, pullback = jax.vjp(f, x)
+    factors = np.full(shape[0], np.float32(1) / shape[0])
+    np.testing.assert_array_equal(pullback(factors)[0], mean)
+    np.testing.assert_array_equal(pullback(factors)[0], mean)  # once more, from the same memory
+    factors[3] *= 2
+    np.testing.assert_array_equal(np.delete(pullback(factors)[0], 3, 0), np.delete(mean, 3, 0))
+
+
+def test_vmap_scan_checkpoint_and_donation():
+    x, y = batch((4, 3, 5), 2)
+    expected = INTEGER(x, y)
+    loss = lambda x, y: INTEGER(x, y).sum()  # noqa: E731
+    grad = jax.grad(loss)(x, y)
+    mapped = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(1, 1)))
+    values, grads = mapped(np.moveaxis(x, 0, 1), y.T)
+    np.testing.assert_array_equal(grads, grad)
+    np.testing.assert_allclose(values, expected.sum(1), rtol=1e-6)
+    shared = jax.vmap(INTEGER, in_axes=(0, None))(x, y[0])
+    np.testing.assert_array_equal(shared[2], INTEGER(x[2], y[0]))
+    _, scanned = jax.lax.scan(lambda c, xy: (c, INTEGER(*xy)), 0, (x, y))
+    np.testing.assert_array_equal(scanned, expected)
+    np.testing.assert_array_equal(jax.grad(jax.checkpoint(loss))(x, y), grad)
+    step = jax.jit(lambda x: x - jax.grad(loss)(x, y), donate_argnums=0)
+    np.testing.assert_allclose(step(jnp.array(x)), x - grad, rtol=1e-6)
+
+
+def test_labels_out_of_range():
+    x, _ = batch((5, 4), 1)
+    y = np.array([0, -1, 4, -5, 3], np.int32)
+    value, grad = INTEGER(x, y), jax.grad(lambda x: INTEGER(x, y).sum())(x)
+    assert np.isnan(value).tolist() == [False, False, True, True, False]
+    np.testing.assert_array_equal(value[1], INTEGER(x, np.full(5, 3))[1])
+    np.testing.assert_allclose(grad[2:4], pyce.softmax(x[2:4]), rtol=1e-6)
+    with_factors = jax.grad(lambda x: (INTEGER(x, y) * np.array([1, 2, 3, 0, 5.0])).sum())(x)
+    np.testing.assert_allclose(with_factors[:3], np.array([[1], [2], [3]]) * grad[:3], rtol=1e-6)
+    assert not with_factors[3].any()
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        other = INTEGER(x, np.array([0, 1, 2, 3, 200]).astype(dtype))
+        assert np.isnan(other).tolist() == [False] * 4 + [True]
+
+
+def test_masks():
+    x, y = batch((4, 5), 1)
+    rows = np.array([True, False, True, False])
+    np.testing.assert_array_equal(INTEGER(x, y, where=rows), np.where(rows, INTEGER(x, y), 0))
+    assert not jax.grad(lambda x: INTEGER(x, y, where=rows).sum())(x)[1].any()
+    mask = np.ones((4, 5), bool)
+    mask[:, 2] = False
+    mask[3] = False
+    lse = np.log(np.exp(x.astype(np.float64)).sum(1, where=mask, initial=1e-300))
+    y = np.array([0, 2, 4, 1], np.int32)  # the second label is masked
+    expected = np.where(mask.any(1), lse - x[np.arange(4), y], 0)
+    np.testing.assert_allclose(INTEGER(x, y, where=mask), expected, rtol=1e-6)
+    t = np.eye(5, dtype=np.float32)[y]
+    soft = np.where(mask[np.arange(4), y], expected, 0)
+    np.testing.assert_allclose(SOFT(x, t, where=mask), soft, rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: SOFT(x, t, where=mask).sum())(x)).all()
+
+
+@pytest.mark.parametrize(
+    "call, error, words",
+    [
+        (lambda x, y: INTEGER(x.astype(int), y), TypeError, "logits must be"),
+        (lambda x, y: INTEGER(x, y.astype(float)), TypeError, "integer dtype"),
+        (lambda x, y: INTEGER(x, y[:1]), ValueError, "labels must have the shape"),
+        (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
+        (lambda x, y: INTEGER(x[:, :0], y), ValueError, "no classes"),
+        (lambda x, y: INTEGER(x, y, where=x), TypeError, "boolean"),
+        (lambda x, y: SOFT(x, x[:, :2]), ValueError, "broadcast"),
+    ],
+)
+def test_errors(call, error, words):
+    with pytest.raises(error, match=words):
+        call(*batch((2, 3), 1))
+
+
+def test_an_unknown_major_version_is_refused_at_import():
+    check_version("#define XLA_FFI_API_MAJOR 0\n")
+    with pytest.raises(ImportError, match="version 1"):
+        check_version("#define XLA_FFI_API_MAJOR 1\n")
+
+
+def test_without_the_extension():
+    code = "import sys; sys.modules['pyce._pyce'] = None\nimport pyce.jax"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: pyce.jax needs pyce's C extension" in done.stderr
+
+
+def test_two_threads():
+    x, y = batch((300, 1000), 1)
+    f = [jax.jit(jax.value_and_grad(lambda x, k=k: INTEGER(k * x, y).sum())) for k in (1, 2)]
+    expected = [jax.tree.map(np.asarray, g(x)) for g in f]
+    wrong = []
+
+    def work(i):
+        for _ in range(20):
+            value, grad = f[i](x)
+            if value != expected[i][0] or not np.array_equal(grad, expected[i][1]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_import_pyce_does_not_import_jax():
+    code = "import sys, pyce; assert 'jax' not in sys.modules; import pyce.jax"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+FRAME = """
+typedef struct { size_t struct_size; void *e; int major, minor; } xla_version;
+typedef struct { size_t struct_size; void *e; const char *message; int code; } xla_error_arguments;
+typedef struct { size_t struct_size; void *e; xla_version version; void *internal;
+                 void *(*create_error)(xla_error_arguments *); } xla_api;
+typedef struct { size_t struct_size; void *e; int dtype; void *data;
+                 int64_t rank; int64_t *dims; } xla_buffer;
+typedef struct { size_t struct_size; void *e; int64_t size; int *types; void **values; } xla_values;
+typedef struct { size_t struct_size; void *e; xla_api *api; void *context; int stage;
+                 xla_values arguments; xla_values results; } xla_call_frame;
+"""
+F32, S32 = 11, 4
+
+
+def forged(change, arguments=("logits", "labels"), results=("losses",)):
+    """The message with which the handler refuses a changed call, and its last result after it."""
+    from pyce._pyce import ffi as pyce_ffi
+    from pyce._pyce import lib
+
+    ffi = cffi.FFI()
+    ffi.cdef(FRAME)
+    messages, keep = [], []
+
+    @ffi.callback("void *(xla_error_arguments *)")
+    def create_error(arguments):
+        messages.append(ffi.string(arguments.message).decode())
+        return ffi.cast("void *", 1)
+
+    def new(*arguments):
+        keep.append(ffi.new(*arguments))
+        return keep[-1]
+
+    def buffer(dtype, dims, data):
+        b = new("xla_buffer *")
+        b.struct_size, b.dtype, b.rank = ffi.sizeof("xla_buffer"), dtype, len(dims)
+        b.dims, b.data = new("int64_t[]", dims), data
+        return b
+
+    rows, like = [2, 1], [2, 3, 1]
+    outputs = {"losses": new("float[]", [7.0] * 2), "gradient": new("float[]", [7.0] * 6)}
+    parts = {
+        "logits": buffer(F32, like, new("float[]", [1, 2, 3, 4, 5, 6])),
+        "labels": buffer(S32, rows, new("int32_t[]", [0, 1])),
+        "factors": buffer(F32, rows, new("float[]", [1, 2])),
+        "saved": buffer(F32, like, new("float[]", [5.0] * 6)),
+        "guess": buffer(F32, rows, new("float[]", [1, 1])),
+        "losses": buffer(F32, rows, outputs["losses"]),
+        "gradient": buffer(F32, like, outputs["gradient"]),
+    }
+    frame, api = new("xla_call_frame *"), new("xla_api *")
+    api.struct_size, api.version.major, api.version.minor = ffi.sizeof("xla_api"), 0, 3
+    api.create_error = create_error
+    frame.struct_size, frame.api, frame.stage = ffi.sizeof("xla_call_frame"), api, 3
+    for values, names in ((frame.arguments, arguments), (frame.results, results)):
+        values.struct_size, values.size = ffi.sizeof("xla_values"), len(names)
+        values.types = new("int[]", [1] * len(names))
+        values.values = new("void *[]", [parts[name] for name in names])
+    change(frame, parts)
+    address = int(ffi.cast("uintptr_t", frame))
+    failed = lib.pyce_xla_cross_entropy(pyce_ffi.cast("void *", address)) != pyce_ffi.NULL
+    assert failed == bool(messages)
+    return messages, list(outputs[results[-1]])
+
+
+def set_field(path, value):
+    def change(frame, parts):
+        *owners, last = path.split(".")
+        owner = parts[owners[0]] if owners and owners[0] in parts else frame
+        for name in owners[1 if owner is not frame else 0 :]:
+            owner = getattr(owner, name)
+        setattr(owner, last, cffi.FFI.NULL if value is None else value)
+
+    return change
+
+
+def set_dim(name, i, value):
+    def change(_, parts):
+        parts[name].dims[i] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (set_field("api.version.major", 1), "version"),
+        (set_field("api.version.minor", 0), "version"),
+        (set_field("struct_size", 16), "too small"),
+        (set_field("arguments.struct_size", 8), "too small"),
+        (set_field("arguments.size", 1), "number of arguments"),
+        (set_field("logits.struct_size", 8), "is no buffer"),
+        (set_field("logits.dtype", S32), "logits must be"),
+        (set_field("labels.dtype", 2), "labels must be"),
+        (set_field("losses.dtype", 12), "losses and factors must"),
+        (set_field("logits.rank", 1), "class axis"),
+        (set_dim("labels", 0, 3), "shape of the labels"),
+        (set_dim("losses", 0, 3), "losses and factors must"),
+        (set_dim("logits", 1, 0), "at least one class"),
+    ],
+)
+def test_the_handler_refuses_what_it_does_not_know(change, words):
+    messages, losses = forged(change)
+    assert len(messages) == 1 and words in messages[0]
+    assert losses == [7.0, 7.0]
+
+
+BACKWARD = ("logits", "labels", "factors", "saved", "guess"), ("gradient",)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (set_field("factors.dtype", 12), "losses and factors must"),
+        (set_field("factors.data", None), "missing"),
+        (set_field("gradient.data", None), "missing"),
+        (set_dim("guess", 0, 3), "losses and factors must"),
+        (set_field("gradient.dtype", 12), "gradients must have"),
+        (set_dim("saved", 1, 2), "gradients must have"),
+        (set_field("arguments.size", 4), "number of arguments"),
+    ],
+)
+def test_the_handler_refuses_a_backward_pass(change, words):
+    messages, gradient = forged(change, *BACKWARD)
+    assert len(messages) == 1 and words in messages[0]
+    assert gradient == [7.0] * 6
+
+
+def test_the_handler_accepts_valid_frames():
+    def nothing(frame, parts):
+        pass
+
+    def right_guess(frame, parts):
+        parts["guess"].data = parts["factors"].data
+
+    messages, losses = forged(nothing)
+    np.testing.assert_allclose(losses, [2.407606, 1.407606], rtol=1e-6)
+    p = pyce.softmax(np.array([1.0, 2.0, 3.0]))
+    expected = np.concatenate([p - [1, 0, 0], 2 * (p - [0, 1, 0])])
+    for call in (BACKWARD, (("logits", "labels", "factors"), ("losses", "gradient"))):
+        more, gradient = forged(nothing, *call)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+        messages += more
+    more, gradient = forged(right_guess, *BACKWARD)
+    assert gradient == [5.0] * 6
+    assert not messages + more
