@@ -17,6 +17,9 @@ def expected_seconds(plan: Any, digits: bool) -> dict[str, float]:
             calls *= 3
         arrays = workload.size * 1e-8 * plan.effort.blocks
         turns = 0.6 * len(plan.candidates) ** 0.5 * len(plan.operations)
+        if workload.features is not None:
+            products = workload.size * workload.features * 1e-11
+            calls = 30.0 * products * len(plan.candidates)
         found[workload.name] = 0.5 + calls + arrays + turns
     if digits:
         found["digits"] = 8.0
