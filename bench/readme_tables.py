@@ -15,7 +15,8 @@ Each table replaces the text between its markers, for example `<!-- accuracy:beg
 
 ISA is the instruction set that the C backend ran on, for example avx2. The last six come from the
 newest file of bench with that instruction set, those of heads also from one of heads alone. A table
-of speed or accuracy without a file stays as it is. Tables of speed state when, at which commit and on which machine they were measured.
+of speed or accuracy without a file stays as it is. Tables of speed state when, at which commit and
+on which machine they were measured.
 """
 
 from __future__ import annotations
@@ -356,7 +357,7 @@ _PICTURE = "language-model.png"
 _ALT = (
     "The curves of the training loss coincide. Their differences begin at the last bit of "
     "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
-    "takes with each loss, and how much of it head and loss."
+    "takes with each loss, how much of it head and loss take, and how much memory a step adds."
 )
 
 

@@ -117,6 +117,17 @@ def test_one_loss(tmp_path, monkeypatch):
         f" {name.rjust(len(cell) - 2)} "
         for name, cell in zip(("PyTorch", "pyce-linear"), header.split("|")[2:-1], strict=True)
     ]
+    # On systems other than Linux the memory is not known, and the picture has no panel for it.
+    with_panel = (tmp_path / "language-model.png").read_bytes()
+    for training in figures["trainings"].values():
+        training["memory"] = 0
+    language_model.draw(figures, tmp_path / "without.png")
+    heights = [
+        int.from_bytes(content[20:24], "big")
+        for content in (with_panel, (tmp_path / "without.png").read_bytes())
+    ]
+    assert heights[0] > heights[1] or sys.platform != "linux"
+    assert "memory that a step adds" not in language_model.report(figures)
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--threads", "-1"]])
