@@ -166,13 +166,15 @@ def _head_table(items: dict[tuple[str, str], Item]) -> str:
         "| --- |" + " ---: |" * (len(HEAD_COLUMNS) + 1),
     ]
     for name, words in HEAD_ROWS.items():
-        row = [items.get((operation, name)) for operation in HEAD_COLUMNS]
-        if any(row) and (name != "floor" or row[0]):
-            some = row[:1] if name == "floor" else row
-            cells = [_in_products(item) for item in [*some, *[None] * (len(row) - len(some))]]
-            added = row[1].about.get("memory") if row[1] else None
+        row = {operation: items.get((operation, name)) for operation in HEAD_COLUMNS}
+        if name == "floor":
+            row |= {"head-fused": None, "head-filtered": None}
+        if any(row.values()):
+            fused = row["head-fused"]
+            added = fused.about.get("memory") if fused else None
+            cells = [words, *map(_in_products, row.values())]
             cells.append("–" if added is None else memory(added))
-            lines.append("| " + " | ".join([words, *cells]) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

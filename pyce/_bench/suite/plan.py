@@ -93,7 +93,8 @@ class Plan:
             data = Data(workload) if workload.features is None else HeadData(workload)
         except ImportError as error:
             return error
-        return measure(data, self.operations, self.candidates, effort, tell)
+        operations = [name for name in self.operations if name in workload.operations]
+        return measure(data, operations, self.candidates, effort, tell)
 
 
 def about(workload: Workload) -> dict[str, Any]:
