@@ -64,6 +64,8 @@ class Candidate:
         if workload.features is not None:
             if self.name == PRODUCTS:
                 return operation == "head-fused"
+            if workload.is_long and self.backend not in (None, pyce.get_backend()):
+                return False
             # Other libraries leave out no columns.
             return self.head is not None and (self.kind != "peer" or operation != "head-filtered")
         if self.bind is None:

@@ -69,6 +69,11 @@ class Workload:
         return OPERATIONS if self.features is None else HEAD_OPERATIONS
 
     @property
+    def is_long(self) -> bool:
+        """Whether a call takes about a second, so that fewer candidates and blocks are measured."""
+        return self.features is not None and self.size * self.features >= 2**32
+
+    @property
     def size(self) -> int:
         return math.prod(self.shape)
 

@@ -91,6 +91,9 @@ def test_who_does_what():
     others = {c.name for c in who if c.does(WORKLOADS[0], "fused")}
     assert not others & {"torch chunked", candidates.PRODUCTS}
     assert not any(c.does(WORKLOADS[0], "head-fused") for c in who)
+    long = {c.backend for c in who if c.does(HEADS[1], "head-fused")}
+    assert [w.is_long for w in HEADS] == [False, True]
+    assert long - {None} == {pyce.get_backend()} - ({"numba"} & {pyce.get_backend()})
 
 
 def test_every_candidate_is_right(data):

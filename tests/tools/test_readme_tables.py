@@ -54,7 +54,7 @@ def test_the_table_of_torch_marks_slow_downs_in_bold():
 
 def of_heads(tmp_path, name="head.json", day=1, machine=None, both=True):
     """A file of bench with two heads, the second one larger."""
-    file = content(elements={"64x10": 640} if both else {}, times=ALL_TIMES, day=day)
+    file = content(times=ALL_TIMES, day=day)
     file["machine_info"]["pyce"].update(machine or TORCH)
     file["machine_info"]["pyce"]["versions"] = {"numpy": "2.4", "torch": "2.13"}
     if not both:

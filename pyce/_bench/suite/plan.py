@@ -12,9 +12,6 @@ from pyce._bench.head import HeadData
 from pyce._bench.measure import Effort, Outcome, Outcomes, measure
 from pyce._bench.workloads import HEAD_OPERATIONS, OPERATIONS, WORKLOADS, Data, Workload
 
-# Elements of a head's logits from which on a call takes about a second.
-LONG = 2**24
-
 
 class Display(Protocol):
     """Shows the progress of a session."""
@@ -86,7 +83,7 @@ class Plan:
 
         tell(0, "making the arrays")
         effort = self.effort
-        if workload.features is not None and workload.size >= LONG:
+        if workload.is_long:
             blocks = min(3, effort.blocks)
             effort = replace(effort, blocks=blocks, rounds=blocks, most=6 * effort.most)
         try:
