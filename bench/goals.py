@@ -113,15 +113,19 @@ def _nanoseconds(run: Run, workload: str) -> float:
     return item.seconds / int(item.about["elements"]) * 1e9
 
 
-def _head_over_torch(run: Run, workload: str) -> float:
-    """Time of PyTorch's faster way, with all logits or in chunks, over that of `pyce.torch`."""
-    times = {
-        candidate: item.seconds
-        for (name, operation, candidate), item in run.items.items()
-        if (name, operation) == (workload, "head-fused")
-    }
-    fastest = min(times[name] for name in ("torch", "torch chunked") if name in times)
-    return fastest / times["pyce torch"]
+def _head_over_torch(ours: str) -> Figure:
+    """Time of PyTorch's faster way, with all logits or in chunks, over that of `ours`."""
+
+    def figure(run: Run, workload: str) -> float:
+        times = {
+            candidate: item.seconds
+            for (name, operation, candidate), item in run.items.items()
+            if (name, operation) == (workload, "head-fused")
+        }
+        fastest = min(times[name] for name in ("torch", "torch chunked") if name in times)
+        return fastest / times[ours]
+
+    return figure
 
 
 def _head_memory(run: Run, workload: str) -> float:
@@ -180,7 +184,14 @@ EVERYWHERE = (
     Goal("head, loss and gradients, in products", HEAD, _over_floor("head-fused"), 3.3),
     Goal("head, columns left out, in products", HEAD, _over_floor("head-filtered"), 1.7),
     Goal("head, MiB added to arrays and gradients", HEAD, _head_memory, 64),
-    Goal("head, pyce.torch, times faster than PyTorch's best", HEAD, _head_over_torch, 1.4, True),
+    Goal("head, times faster than PyTorch's best", HEAD, _head_over_torch(OURS), 1.4, True),
+    Goal(
+        "head, pyce.torch, times faster than PyTorch's best",
+        HEAD,
+        _head_over_torch("pyce torch"),
+        1.4,
+        True,
+    ),
     Goal("in place over out of place", LLM, _ratio("pyce c, in place", OURS), 1.05),
     Goal("the backend chosen over the fastest", ("64x10", "128x1000", *LARGE), _over_own, 1.1),
     Goal("two threads over one", LARGE, _ratio(OURS, "pyce c, 1 thread"), 1.05),

@@ -22,6 +22,7 @@ on which machine they were measured.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -34,6 +35,7 @@ import goals
 from pyce import _cli
 from pyce._bench import results
 from pyce._bench.formats import duration, memory, ratio
+from pyce._bench.head import FILTER
 from pyce._bench.report.goal_files import Line
 from pyce._bench.results import Item, Run
 from pyce._check import promises, regimes
@@ -144,7 +146,8 @@ def head_markdown(run: Run, full: bool = True) -> str:
         + (f", torch {machine['versions']['torch']}" if "torch" in machine["versions"] else "")
         + ". Medians of calls in turn, float32. In brackets: the ratio to one product of the "
         "hidden states with the weight, by NumPy. Memory: the most that loss and gradients add to "
-        f"arrays and gradients. Columns are left out with `filter_tolerance` {2.0**-10:.4f}."
+        f"arrays and gradients. Columns are left out with "
+        f"`filter_tolerance=2**{math.log2(FILTER):.0f}`."
         + (f" {run.disturbed}" if run.disturbed else "")
     ]
     parts += [_head_table(items) for items in heads.values()]

@@ -112,6 +112,7 @@ def test_goals_of_a_head(tmp_path):
         "head, loss and gradients, in products": (3.2, True),
         "head, columns left out, in products": (1.8, False),
         "head, MiB added to arrays and gradients": (70, False),
+        "head, times faster than PyTorch's best": (1.3125, False),
         "head, pyce.torch, times faster than PyTorch's best": (1.2, False),
     }
 
