@@ -1,6 +1,7 @@
 """The benchmark of a language model's head: its data, checks, candidates and memory."""
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pytest
@@ -124,13 +125,15 @@ def test_a_wrong_candidate_is_not_measured(data):
 
 @needs_proc
 def test_added_memory():
-    def call():
-        np.ones(2**23)  # 64 MiB, freed before the end
+    def call(mebibytes):
+        np.ones(mebibytes * 2**17)  # freed before the end
         return "done"
 
-    result, added = memory.added(call)
-    assert result == "done"
-    assert 60 * 2**20 < added < 80 * 2**20
+    # The memory of the smaller arrays would be used again, unless it is given back.
+    for mebibytes in (64, 8, 8, 8):
+        result, added = memory.added(partial(call, mebibytes))
+        assert result == "done"
+        assert 0.9 * mebibytes < added / 2**20 < mebibytes + 16
 
 
 def test_added_memory_is_not_known(tmp_path, monkeypatch):
