@@ -195,8 +195,8 @@ def _check(data: Data | HeadData, call: Call, operation: str, candidate: Candida
     data.clear()
     added = None
     if isinstance(data, HeadData):
-        if not data.workload.is_long:
-            call()  # libraries allocate some MiB for good in the first call
+        if not data.workload.is_long or candidate.kind != "peer":
+            call()  # BLAS touches some MiB for good in the first call
         result, added = memory.added(call)
         if added is not None and isinstance(result, tuple):
             new = (grad for grad in result[1] if not isinstance(grad, np.ndarray))
