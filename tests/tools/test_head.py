@@ -107,7 +107,7 @@ def test_every_candidate_is_right(data):
         if name == "torch chunked" and isinstance(timings, head.Unsupported):
             continue
         assert isinstance(timings, Timings), (operation, name, timings)
-        assert len(timings.over_floor) == SHORT.blocks
+        assert 1 <= len(timings.over_floor) <= SHORT.blocks
         checked = name not in ("floor", candidates.PRODUCTS)
         known = memory.added(lambda: None)[1] is not None
         assert (timings.memory is not None) == (checked and known)
