@@ -29,6 +29,7 @@ RESULTS := bench/results
 ISA ?=
 HOLD := $(if $(ISA),--isa $(ISA))
 PEERS := $(RESULTS)/peers$(ISA:%=-%).json
+HEADS := $(RESULTS)/head$(ISA:%=-%).json
 ONE_THREAD := $(RESULTS)/one-thread$(ISA:%=-%).json
 MEASURE := $(BIN)/python -m pyce bench $(HOLD) --output $(RESULTS)/latest.json
 GOALS := PYTHONPATH=. $(BIN)/python bench/goals.py
@@ -52,7 +53,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -183,6 +184,10 @@ bench-peers: .venv/.peers $(EXTENSION) ## measure pyce and other libraries, and 
 	$(BIN)/python -m pyce bench --full --peers $(HOLD) --output $(PEERS)
 	$(GOALS) $(PEERS)
 
+bench-head: .venv/.peers $(EXTENSION) ## the same for the head of a language model alone: minutes
+	$(BIN)/python -m pyce bench --workload 'head-*' --peers $(HOLD) --output $(HEADS)
+	$(GOALS) $(HEADS)
+
 # JAX takes as many threads as there are processors, so the process gets one of them.
 bench-one-thread: .venv/.peers $(EXTENSION) ## the same on one processor, for the goals of one thread
 	$(call need,taskset,util-linux)
@@ -213,8 +218,8 @@ accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units i
 accuracy-peers: .venv/.peers $(EXTENSION) ## the same, with PyTorch for comparison
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
-report: .venv/.bench .venv/.test ## write the last tables of bench-peers, of each ISA, and accuracy-peers to README and docs
-	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md
+report: .venv/.bench .venv/.test ## write the last tables of bench-peers, bench-head (of each ISA) and accuracy-peers to README and docs
+	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md docs/language-model-head.md
 
 demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits; pictures in build/demo
 	$(BIN)/python -m pyce demo --output build/demo

@@ -125,6 +125,29 @@ def _nanoseconds(run: Run, workload: str) -> float:
     return item.seconds / int(item.about["elements"]) * 1e9
 
 
+def _head_over_torch(ours: str) -> Figure:
+    """Time of PyTorch's faster way, with all logits or in chunks, over that of `ours`."""
+
+    def figure(run: Run, workload: str) -> float:
+        times = {
+            candidate: item.seconds
+            for (name, operation, candidate), item in run.items.items()
+            if (name, operation) == (workload, "head-fused")
+        }
+        fastest = min(times[name] for name in ("torch", "torch chunked") if name in times)
+        return fastest / times[ours]
+
+    return figure
+
+
+def _head_memory(run: Run, workload: str) -> float:
+    """MiB that loss and gradients of the C backend add to arrays and gradients."""
+    added = run.items[workload, "head-fused", OURS].about.get("memory")
+    if added is None:
+        raise KeyError("no memory")
+    return float(added / 2**20)
+
+
 def _over_own(run: Run, workload: str) -> float:
     """Time of the backend that "auto" selects over that of the fastest backend."""
     chosen = f"pyce {run.machine['backend']}"
@@ -165,12 +188,26 @@ HALVES = ("2048x32000-bfloat16", "2048x32000-float16")
 PEERS = "fused, times faster than the best peer"
 FLOOR = "fused, time over the copy floor"
 
+HEAD = ("head-1024x768x50257",)
+
 # On every instruction set.
 EVERYWHERE = (
     Goal("pyce.jax, times faster than Optax", LLM, _over_jax, 3, True),
     Goal("pyce.jax, times faster than Optax", OTHERS, _over_jax, 1, True),
     Goal(
         "pyce.jax without a gradient, times faster than Optax", OTHERS, _forward_over_jax, 1, True
+    ),
+    Goal("head, loss alone, in products", HEAD, _over_floor("head-forward"), 1.15),
+    Goal("head, loss and gradients, in products", HEAD, _over_floor("head-fused"), 3.3),
+    Goal("head, columns left out, in products", HEAD, _over_floor("head-filtered"), 1.7),
+    Goal("head, MiB added to arrays and gradients", HEAD, _head_memory, 64),
+    Goal("head, times faster than PyTorch's best", HEAD, _head_over_torch(OURS), 1.4, True),
+    Goal(
+        "head, pyce.torch, times faster than PyTorch's best",
+        HEAD,
+        _head_over_torch("pyce torch"),
+        1.4,
+        True,
     ),
     Goal("in place over out of place", LLM, _ratio("pyce c, in place", OURS), 1.05),
     Goal("the backend chosen over the fastest", ("64x10", "128x1000", *LARGE), _over_own, 1.1),

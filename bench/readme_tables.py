@@ -10,15 +10,19 @@ Each table replaces the text between its markers, for example `<!-- accuracy:beg
     bench-torch-ISA      training steps of PyTorch, with its own loss and with pyce's
     bench-ISA            loss and gradient in float32, and the goals that are missed
     bench-full-ISA       every workload with index targets, and every goal
+    bench-head-ISA       the largest head of a language model
+    bench-head-full-ISA  every head, and the goals for heads
 
-ISA is the instruction set that the C backend ran on, for example avx2. The last four come from the
-newest file of bench with that instruction set. A table of speed or accuracy without a file stays as
-it is. Tables of speed state when, at which commit and on which machine they were measured.
+ISA is the instruction set that the C backend ran on, for example avx2. The last six come from the
+newest file of bench with that instruction set, those of heads also from one of heads alone. A table
+of speed or accuracy without a file stays as it is. Tables of speed state when, at which commit and
+on which machine they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +34,8 @@ import goals
 
 from pyce import _cli
 from pyce._bench import results
-from pyce._bench.formats import duration, ratio
+from pyce._bench.formats import duration, memory, ratio
+from pyce._bench.head import FILTER
 from pyce._bench.report.goal_files import Line
 from pyce._bench.results import Item, Run
 from pyce._check import promises, regimes
@@ -40,7 +45,7 @@ from pyce._cli import Unusable
 from pyce._machine import isa_text, processor_text, widest_isa
 
 RESULTS = Path("bench/results")
-PEERS, ONE_THREAD = "peers*.json", "one-thread*.json"
+PEERS, ONE_THREAD, HEADS = "peers*.json", "one-thread*.json", "head*.json"
 ACCURACY = RESULTS / "accuracy.json"
 LANGUAGE_MODEL = RESULTS / "language-model"
 # The instruction sets of the markers, by the names that headings use.
@@ -95,10 +100,92 @@ def peers_markdown(run: Run, one: Run | None = None, full: bool = True) -> str:
                 rows.setdefault(row, {})[item.about["candidate"]] = item
         if rows:
             parts.append(f"**{title}**\n\n" + _table(rows, names))
-    parts += _goals("Goals", goals.lines(run), full)
+    parts += _goals("Goals", _lines(run), full)
     if one:
         parts += _goals(f"Goals on one processor. {_measured(one)}", goals.lines(one), full)
     return "\n\n".join(parts) + "\n"
+
+
+def _lines(run: Run, head: bool = False) -> list[Line]:
+    """The goals of a run for heads of language models, or those for everything else."""
+    return [line for line in goals.lines(run) if line.workload.startswith("head-") == head]
+
+
+HEAD_COLUMNS = {
+    "head-forward": "loss",
+    "head-fused": "loss and gradients",
+    "head-filtered": "the same, columns left out",
+}
+HEAD_ROWS = {
+    "pyce c": "`pyce`, C backend",
+    "pyce numba": "`pyce`, Numba",
+    "pyce numpy": "`pyce`, NumPy",
+    "pyce torch": "`pyce.torch`",
+    "torch": "PyTorch, all logits",
+    "torch chunked": "PyTorch, in chunks",
+    "three products": "the three products alone",
+    "floor": "one product alone",
+}
+
+
+def head_markdown(run: Run, full: bool = True) -> str:
+    """For each head, a table of the candidates' times and memory; the goals only if `full`.
+
+    Unless `full`, only of the head with the most logits.
+    """
+    heads: dict[str, dict[tuple[str, str], Item]] = {}
+    for (workload, operation, candidate), item in run.items.items():
+        if operation in HEAD_COLUMNS:
+            heads.setdefault(workload, {})[operation, candidate] = item
+    if not full:
+        largest = max(heads, key=lambda name: _some(heads[name]).about["elements"])
+        heads = {largest: heads[largest]}
+    machine = run.machine
+    parts = [
+        f"{_measured(run)}; numpy {machine['versions']['numpy']}"
+        + (f", torch {machine['versions']['torch']}" if "torch" in machine["versions"] else "")
+        + ". Medians of calls in turn, float32. In brackets: the ratio to one product of the "
+        "hidden states with the weight, by NumPy. Memory: the most that loss and gradients add to "
+        f"arrays and gradients. Columns are left out with "
+        f"`filter_tolerance=2**{math.log2(FILTER):.0f}`."
+        + (f" {run.disturbed}" if run.disturbed else "")
+    ]
+    parts += [_head_table(items) for items in heads.values()]
+    if full:
+        parts += _goals("Goals", _lines(run, head=True), full)
+    return "\n\n".join(parts) + "\n"
+
+
+def _some(items: dict[tuple[str, str], Item]) -> Item:
+    return next(iter(items.values()))
+
+
+def _head_table(items: dict[tuple[str, str], Item]) -> str:
+    about = _some(items).about
+    rows, classes = about["shape"]
+    title = f"{rows}×{about['features']}×{classes}, {about['stands_for']}"
+    lines = [
+        "| " + " | ".join([title, *HEAD_COLUMNS.values(), "memory"]) + " |",
+        "| --- |" + " ---: |" * (len(HEAD_COLUMNS) + 1),
+    ]
+    for name, words in HEAD_ROWS.items():
+        row = {operation: items.get((operation, name)) for operation in HEAD_COLUMNS}
+        if name == "floor":
+            row |= {"head-fused": None, "head-filtered": None}
+        if any(row.values()):
+            fused = row["head-fused"]
+            added = fused.about.get("memory") if fused else None
+            cells = [words, *map(_in_products, row.values())]
+            cells.append("–" if added is None else memory(added))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _in_products(item: Item | None) -> str:
+    if item is None:
+        return "–"
+    over = item.over_floor
+    return duration(item.seconds) + (f" ({ratio(over)})" if over else "")
 
 
 MANY = 32_000  # classes
@@ -275,7 +362,7 @@ _PICTURE = "language-model.png"
 _ALT = (
     "The curves of the training loss coincide. Their differences begin at the last bit of "
     "a float32 and grow like those of a training with one bit changed. Bars show how long a step "
-    "takes with each loss, and how much of it head and loss."
+    "takes with each loss, how much of it head and loss take, and how much memory a step adds."
 )
 
 
@@ -311,10 +398,14 @@ def _markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
-def newest(files: Iterable[Path]) -> dict[str, Run]:
-    """{instruction set: the newest run of it} of files of bench."""
+def newest(files: Iterable[Path], head: bool = False) -> dict[str, Run]:
+    """{instruction set: the newest run of it} of files of bench; with `head`, that has heads."""
     runs = sorted((results.load(path) for path in files), key=lambda run: run.when)
-    return {run.machine["isa"]: run for run in runs}
+    return {
+        run.machine["isa"]: run
+        for run in runs
+        if not head or any(operation in HEAD_COLUMNS for _, operation, _ in run.items)
+    }
 
 
 def main(options: argparse.Namespace) -> int:
@@ -325,6 +416,11 @@ def main(options: argparse.Namespace) -> int:
             newest(options.bench or sorted(RESULTS.glob(PEERS))),
             newest(options.one_thread or sorted(RESULTS.glob(ONE_THREAD))),
         )
+
+    @cache
+    def heads() -> dict[str, Run]:
+        files = [path for names in (HEADS, PEERS) for path in sorted(RESULTS.glob(names))]
+        return newest([*(options.head or ()), *(options.bench or ())] or files, head=True)
 
     fixed: dict[str, Callable[[], str]] = {
         "accuracy": lambda: accuracy_markdown(results.read(options.accuracy), FLOATS[:1]),
@@ -337,6 +433,7 @@ def main(options: argparse.Namespace) -> int:
         "bench": lambda run, one: peers_markdown(run, one, full=False),
         "bench-full": peers_markdown,
     }
+    of_heads = {"bench-head": False, "bench-head-full": True}
     for page in options.pages:
         text = page.read_text(encoding="utf-8")
         found = False
@@ -353,6 +450,12 @@ def main(options: argparse.Namespace) -> int:
                     print(f"{page.name}: {name} stays as it is, without a file of {isa}")
                 else:
                     replace(page, name, by_isa[block](run, one))
+            elif block in of_heads and isa in ISAS:
+                run = heads().get(isa)
+                if run is None:
+                    print(f"{page.name}: {name} stays as it is, without a file of {isa}")
+                else:
+                    replace(page, name, head_markdown(run, of_heads[block]))
             else:
                 continue
             found = True
@@ -384,6 +487,13 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         metavar="FILE",
         help=f"the same, on one processor (default: {RESULTS / ONE_THREAD})",
+    )
+    add(
+        "--head",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=f"the same, of heads of language models (default: {RESULTS / HEADS}, and the others)",
     )
     add("--accuracy", type=Path, default=ACCURACY, help="written by check (default: %(default)s)")
     add(

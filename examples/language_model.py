@@ -427,12 +427,15 @@ GREY, LIGHT = "#7b7f86", "#c9cdd3"
 
 
 def draw(figures: dict, path: Path) -> None:
-    """Plot the losses, their differences, and the time of the parts of a step."""
+    """Plot the losses, their differences, and the time of the parts and the memory of a step."""
     trainings = dict(figures["trainings"])
     nudged = trainings.pop(NUDGED)
     steps = range(1, len(nudged["losses"]) + 1)
-    picture = Figure(figsize=(8, 8.9), layout="constrained")
-    losses, apart, times = picture.subplots(3, 1, height_ratios=(3, 2, 1.7))
+    has_memory = any(training["memory"] for training in trainings.values())
+    picture = Figure(figsize=(8, 10.4 if has_memory else 8.9), layout="constrained")
+    heights = (3, 2, 1.7, 1.2) if has_memory else (3, 2, 1.7)
+    panels = picture.subplots(len(heights), 1, height_ratios=heights)
+    losses, apart, times = panels[:3]
     # On the logarithmic axis, differences of 0 are not drawn.
     label = "PyTorch and PyTorch, one bit of a weight changed"
     apart.plot(steps, nudged["differences"], ".", color=GREY, markersize=4, label=label)
@@ -461,8 +464,18 @@ def draw(figures: dict, path: Path) -> None:
     times.set(xlabel="ms", xlim=(0, 1.3 * longest), ylim=(-0.5, len(trainings) - 0.2))
     times.set_yticks(range(len(trainings)), list(reversed(trainings)))
 
-    titles = ("Training loss", "How far two losses are apart", "Time of a training step")
-    for panel, title in zip((losses, apart, times), titles, strict=True):
+    for panel in panels[3:]:
+        for y, (name, training) in enumerate(reversed(trainings.items())):
+            added = training["memory"] / 2**20
+            panel.barh(y, added, color=COLORS[name], height=0.6)
+            panel.text(added, y, f"  {added:.0f} MiB", va="center")
+        most = max(training["memory"] for training in trainings.values()) / 2**20
+        panel.set(xlabel="MiB", xlim=(0, 1.3 * most))
+        panel.set_yticks(range(len(trainings)), list(reversed(trainings)))
+
+    titles = ["Training loss", "How far two losses are apart", "Time of a training step"]
+    titles += ["Memory that a step adds, at most"][: len(panels) - 3]
+    for panel, title in zip(panels, titles, strict=True):
         panel.set_title(title, loc="left", weight="bold")
         panel.spines[["top", "right"]].set_visible(False)
     for panel in (losses, apart):

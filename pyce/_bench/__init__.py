@@ -6,10 +6,12 @@ without.
 
 Lower layers come first; a module imports only what is above it:
 
+memory        the memory that a call adds
 workloads     the registry of shapes, dtypes and targets, and their arrays
 calls         pyce's operations on these arrays, as calls without arguments
 floors        the time to read or copy the same bytes
 peers         other libraries, as calls on the same arrays
+head          the last layer of a language model: its arrays, and the calls of pyce and PyTorch
 candidates    the registry of all that is measured: backends, variants, floors, peers
 measure       measuring candidates in turn, on the same buffers, in blocks
 suite         pytest items that hand the times to pytest-benchmark

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OUTPUT = Path("pyce-bench.json")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-OPERATIONS = ("forward", "fused", "backward")
+OPERATIONS = ("forward", "fused", "backward", "head-forward", "head-fused", "head-filtered")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -297,7 +297,7 @@ def show_times(run: Run) -> None:
         rows.append((workload, operation, str(threads), *cells))
     if rows:
         _cli.table(
-            "Median time, and its ratio to the floor: 1 is the limit" + held,
+            "Median time, and its ratio to the floor: 1 is the limit (3 for head-fused)" + held,
             ("workload", "operation", "threads", *names),
             rows,
             left=2,

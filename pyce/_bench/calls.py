@@ -10,8 +10,6 @@ from pyce._bench.workloads import Data
 
 Call = Callable[[], Any]
 
-OPERATIONS = ("forward", "fused", "backward")
-
 
 def operation(data: Data, name: str) -> Call:
     """The operation of this name, on the backend that is selected when it is called."""

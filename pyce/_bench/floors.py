@@ -12,7 +12,7 @@ import numpy as np
 
 import pyce
 from pyce._bench.calls import Call
-from pyce._bench.workloads import Array, Data, aligned
+from pyce._bench.workloads import HEAD_OPERATIONS, Array, Data, aligned
 
 try:
     from pyce._pyce import ffi, lib
@@ -20,6 +20,7 @@ except ImportError:
     lib = None
 
 FLOOR_OF = {"forward": "read", "fused": "copy", "backward": "copy"}
+FLOOR_OF |= dict.fromkeys(HEAD_OPERATIONS, "product")  # see `head.floor`
 # Bytes of the arrays that bandwidth is measured on: more than any cache holds.
 _LARGE = 2**28
 

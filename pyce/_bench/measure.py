@@ -12,16 +12,17 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter, sleep
-from typing import Any
 
 import numpy as np
 
+from pyce._bench import memory
 from pyce._bench.calls import Call
 from pyce._bench.candidates import Candidate
 from pyce._bench.floors import shortest
-from pyce._bench.workloads import Array, Data
+from pyce._bench.head import HeadData
+from pyce._bench.workloads import Data
 
 # Seconds to wait after a candidate whose idle threads spin for some milliseconds: they would take
 # processor time from the next candidate.
@@ -60,11 +61,13 @@ class Timings:
     over_floor : for each block, the median ratio of a call's time to the floor's time in the same
                  round with the same number of threads
     calls      : number of calls in a round
+    memory     : for a head, the bytes that a call adds at most, without the gradients; else None
     """
 
     blocks: list[list[float]] = field(default_factory=list)
     over_floor: list[float] = field(default_factory=list)
     calls: int = 1
+    memory: int | None = None
 
     @property
     def samples(self) -> list[float]:
@@ -81,7 +84,7 @@ Outcomes = dict[tuple[str, str], Outcome]  # {(operation, candidate's name)}
 
 
 def measure(
-    data: Data,
+    data: Data | HeadData,
     operations: Sequence[str],
     candidates: Sequence[Candidate],
     effort: Effort,
@@ -93,6 +96,7 @@ def measure(
     """
     outcomes: Outcomes = {}
     spent: dict[tuple[str, str], float] = {}
+    added: dict[tuple[str, str], int | None] = {}
     steps = effort.blocks * len(operations)
     for block in range(effort.blocks):
         if block:
@@ -110,20 +114,23 @@ def measure(
                 tell(part, f"{operation}, {candidate.name}")
                 with candidate.selected():
                     try:
-                        call = candidate.bind(data, operation)
+                        call = candidate.call(data, operation)
                         if block == 0 and candidate.result and candidate.kind != "floor":
-                            _check(data, call, operation, candidate)
+                            added[key] = _check(data, call, operation, candidate)
                         else:
                             call()
                     except Exception as error:  # other libraries may raise anything
                         outcomes[key] = error
                         continue
-                calls[candidate.name], chosen[candidate.name] = call, candidate
+                calls[candidate.name] = call
+                # The threads of BLAS spin too.
+                spins = candidate.spins or isinstance(data, HeadData)
+                chosen[candidate.name] = replace(candidate, spins=spins)
             times = in_turn(calls, chosen, effort)
             floors = {c.threads: times[c.name][0] for c in chosen.values() if c.kind == "floor"}
             for name, (samples, repeats) in times.items():
                 key = operation, name
-                timings = outcomes.setdefault(key, Timings())
+                timings = outcomes.setdefault(key, Timings(memory=added.get(key)))
                 assert isinstance(timings, Timings)
                 timings.blocks.append(samples)
                 timings.calls = repeats
@@ -178,27 +185,35 @@ def in_turn(
     return {name: (samples[name], repeats[name]) for name in calls}
 
 
-def _check(data: Data, call: Call, operation: str, candidate: Candidate) -> None:
-    """Raise `Wrong` unless the candidate's loss and gradient equal the reference's."""
-    tolerance = TOLERANCE[data.workload.dtype] if candidate.kind == "peer" else None
-    data.grad.fill(np.nan)  # or the gradient of the previous candidate would pass
-    result = call()
+def _check(data: Data | HeadData, call: Call, operation: str, candidate: Candidate) -> int | None:
+    """Raise `Wrong` unless the candidate's loss and gradient equal the reference's.
+
+    Returns the memory that the call adds, for `Timings.memory`.
+    """
+    dtype = data.workload.dtype
+    tolerance = TOLERANCE[dtype] if candidate.kind == "peer" else None
+    data.clear()
+    added = None
+    if isinstance(data, HeadData):
+        if not data.workload.is_long or candidate.kind != "peer":
+            call()  # BLAS touches some MiB for good in the first call
+        result, added = memory.added(call)
+        if added is not None and isinstance(result, tuple):
+            new = (grad for grad in result[1] if not isinstance(grad, np.ndarray))
+            added = max(0, added - sum(grad.nbytes for grad in new))
+    else:
+        result = call()
     try:
+        alone = operation.endswith("forward")
         if operation != "backward":
-            loss = result if operation == "forward" else result[0]
+            loss = result if alone else result[0]
             # PyTorch rounds the losses of half types to their dtype.
             rounded = getattr(getattr(loss, "dtype", None), "itemsize", 0) == 2
-            data.check_loss(loss, TOLERANCE[data.workload.dtype] if rounded else tolerance)
-        if operation == "fused":
-            data.check_grad(_as_array(result[1]), tolerance)
-        elif operation == "backward":
-            data.check_grad(result, tolerance)
+            data.check_loss(loss, TOLERANCE[dtype] if rounded else tolerance)
+        if not alone:
+            grad = result if operation == "backward" else result[1]
+            data.check_grad(grad, operation, tolerance)
     except AssertionError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise Wrong("; ".join(lines[:4])) from None
-
-
-def _as_array(grad: Any) -> Array:
-    if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
-        grad = grad.float()  # NumPy cannot convert torch's bfloat16
-    return np.asarray(grad)
+    return added

@@ -12,11 +12,15 @@ def expected_seconds(plan: Any, digits: bool) -> dict[str, float]:
     found = {}
     for workload in plan.workloads:
         slow = any(c.backend == "numpy" for c in plan.candidates)
-        calls = workload.size * (3e-8 if slow else 3e-9) * len(plan.operations)
+        operations = len(set(plan.operations) & set(workload.operations))
+        calls = workload.size * (3e-8 if slow else 3e-9) * operations
         if workload.dtype in ("float16", "float64"):
             calls *= 3
         arrays = workload.size * 1e-8 * plan.effort.blocks
-        turns = 0.6 * len(plan.candidates) ** 0.5 * len(plan.operations)
+        turns = 0.6 * len(plan.candidates) ** 0.5 * operations
+        if workload.features is not None:
+            products = 1e-11 * workload.size * workload.features  # seconds of one
+            calls = 10 * operations * products * len(plan.candidates)
         found[workload.name] = 0.5 + calls + arrays + turns
     if digits:
         found["digits"] = 8.0

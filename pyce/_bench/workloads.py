@@ -24,6 +24,10 @@ _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64"
 _SMALLEST = {"float16": 2.0**-24, "bfloat16": 1e-38, "float32": 1e-38, "float64": 1e-300}
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
+# Of a workload whose logits are given, and of a language model's head.
+OPERATIONS = ("forward", "fused", "backward")
+HEAD_OPERATIONS = ("head-forward", "head-fused", "head-filtered")
+
 # The logits repeat this many random numbers, since generating them all would take longer than the
 # benchmark. The count is prime, so that no two rows are alike.
 _POOL = 1_048_573
@@ -36,7 +40,9 @@ class Workload:
     """A shape, class axis, dtype and kind of target; `quick` ones are measured by default.
 
     `target` is "index", "probabilities", "smoothing" or "weight"; the last two are index targets
-    with label smoothing or class weights.
+    with label smoothing or class weights. With `features`, the workload is the head of a language
+    model: hidden states (rows, features) are given, and the logits of `shape` are their product
+    with a weight (classes, features).
     """
 
     shape: tuple[int, ...]
@@ -45,14 +51,27 @@ class Workload:
     target: str = "index"
     axis: int = -1
     quick: bool = False
+    features: int | None = None
 
     @property
     def name(self) -> str:
+        if self.features is not None:
+            rows, classes = self.shape
+            return f"head-{rows}x{self.features}x{classes}"
         parts = ["x".join(map(str, self.shape))]
         parts += [f"axis{self.axis}"] if self.axis != -1 else []
         parts += [self.dtype] if self.dtype != "float32" else []
         parts += [self.target] if self.target != "index" else []
         return "-".join(parts)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        return OPERATIONS if self.features is None else HEAD_OPERATIONS
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a call takes about a second, so that fewer candidates and blocks are measured."""
+        return self.features is not None and self.size * self.features >= 2**32
 
     @property
     def size(self) -> int:
@@ -67,8 +86,16 @@ class Workload:
         return 4 * self.size if self.target == "probabilities" else 8 * self.rows
 
     def bytes_moved(self, operation: str, floor: str, floor_itself: bool) -> int:
-        """Bytes that an operation, or its floor ("read" or "copy"), must read and write."""
+        """Bytes that an operation, or its floor ("read" or "copy"), must read and write.
+
+        For a head: its arrays, their gradients, and the logits if it is the floor.
+        """
         once = self.size * _ITEMSIZE[self.dtype]
+        if self.features is not None:
+            arrays = self.features * sum(self.shape) * _ITEMSIZE[self.dtype]
+            if floor_itself:
+                return arrays + once
+            return self.target_bytes + (1 if operation == "head-forward" else 2) * arrays
         moved = once if floor == "read" else 2 * once
         if floor_itself:
             return moved
@@ -109,6 +136,8 @@ WORKLOADS = (
     Workload((2048, 32000), "distillation", target="probabilities"),
     Workload((2048, 32000), "label smoothing 0.1", target="smoothing"),
     Workload((2048, 32000), "class weights", target="weight"),
+    Workload((256, 8192), "head of a small language model", features=256, quick=True),
+    Workload((1024, 50257), "head of GPT-2", features=768),
 )
 
 
@@ -187,6 +216,10 @@ class Data:
             self.target = aligned(shape, np.dtype(np.float32))
             _fill(self.target, self._targets_pool)
 
+    def clear(self) -> None:
+        """Fill the gradient with NaN, so that that of another candidate does not pass."""
+        self.grad.fill(np.nan)
+
     @cached_property
     def _sample(self) -> tuple[tuple[Array, ...], Array, Array]:
         """Indices of some rows with the first and last, their float64 gradients, subtracted terms.
@@ -227,12 +260,13 @@ class Data:
             float(loss), self.loss, rtol=tolerance or 4 * _EPS[dtype], err_msg="loss"
         )
 
-    def check_grad(self, grad: Array, tolerance: float | None = None) -> None:
+    def check_grad(self, grad: Any, operation: str, tolerance: float | None = None) -> None:
         """Raise AssertionError unless the sample rows of `grad` equal the reference's.
 
         They are compared to 8 ULP, half types to 1 ULP; with `tolerance`, to that part of the
         sample's norm. A NaN in any row is an error.
         """
+        grad = _as_array(grad)
         assert not np.isnan(grad.max()), "the gradient has elements that were not written"
         index, expected, subtracted = self._sample
         rows = np.moveaxis(grad, self.workload.axis, -1)[index].astype(np.float64)
@@ -245,6 +279,12 @@ class Data:
         else:
             part = np.linalg.norm(error) / np.linalg.norm(expected)
             assert part <= tolerance, f"the gradient differs by {part:.1e} of its norm"
+
+
+def _as_array(grad: Any) -> Array:
+    if hasattr(grad, "detach") and str(grad.dtype) == "torch.bfloat16":
+        grad = grad.float()  # NumPy cannot convert torch's bfloat16
+    return np.asarray(grad)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -117,6 +117,15 @@ def test_one_loss(tmp_path, monkeypatch):
         f" {name.rjust(len(cell) - 2)} "
         for name, cell in zip(("PyTorch", "pyce-linear"), header.split("|")[2:-1], strict=True)
     ]
+    # On systems other than Linux the memory is not known, and the picture has no panel for it.
+    heights = []
+    for memory in (2**26, 0):
+        for training in figures["trainings"].values():
+            training["memory"] = memory
+        language_model.draw(figures, tmp_path / "drawn.png")
+        heights.append(int.from_bytes((tmp_path / "drawn.png").read_bytes()[20:24], "big"))
+    assert heights[0] > heights[1]
+    assert "memory that a step adds" not in language_model.report(figures)
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--threads", "-1"]])

@@ -94,6 +94,29 @@ def test_the_backend_chosen_is_that_of_the_run(tmp_path):
         assert (line.about, line.figure) == ("the backend chosen over the fastest", figure)
 
 
+def test_goals_of_a_head(tmp_path):
+    name = "head-1024x768x50257"
+    times = {
+        (name, "head-forward", "pyce c"): [1.1],
+        (name, "head-fused", "pyce c"): [3.2],
+        (name, "head-fused", "pyce torch"): [3.5],
+        (name, "head-fused", "torch"): [4.2],
+        (name, "head-fused", "torch chunked"): [21.0],
+        (name, "head-filtered", "pyce c"): [1.8],
+    }
+    run = written_run(tmp_path, "a.json", times, isa="another")
+    run.items[name, "head-fused", "pyce c"].about["memory"] = 70 * 2**20
+    found = {line.about: (round(line.figure, 6), line.met) for line in goals.lines(run)}
+    assert found == {
+        "head, loss alone, in products": (1.1, True),
+        "head, loss and gradients, in products": (3.2, True),
+        "head, columns left out, in products": (1.8, False),
+        "head, MiB added to arrays and gradients": (70, False),
+        "head, times faster than PyTorch's best": (1.3125, False),
+        "head, pyce.torch, times faster than PyTorch's best": (1.2, False),
+    }
+
+
 def test_every_goal_is_about_workloads_that_exist():
     names = {workload.name for workload in workloads.WORKLOADS}
     sets = (goals.EVERYWHERE, *goals.GOALS.values(), *goals.ONE_THREAD.values())

@@ -52,6 +52,85 @@ def test_the_table_of_torch_marks_slow_downs_in_bold():
     assert [row[-1] for row in rows] == ["**0.5** |", "2 |", "2 |"]
 
 
+def of_heads(tmp_path, name="head.json", day=1, machine=None, both=True):
+    """A file of bench with two heads, the second one larger."""
+    file = content(times=ALL_TIMES, day=day)
+    file["machine_info"]["pyce"].update(machine or TORCH)
+    file["machine_info"]["pyce"]["versions"] = {"numpy": "2.4", "torch": "2.13"}
+    if not both:
+        file["benchmarks"] = []
+    for rows, features, classes in ((8, 16, 100), (1024, 768, 50257)):
+        workload = f"head-{rows}x{features}x{classes}"
+        for operation, over in (("head-forward", 1.1), ("head-fused", 3.2), ("head-filtered", 1.5)):
+            for who, factor in (("floor", 1 / over), ("pyce c", 1.0), ("torch", 2.0)):
+                if who == "torch" and operation == "head-filtered":
+                    continue
+                about = {
+                    "workload": workload,
+                    "stands_for": "a test",
+                    "shape": [rows, classes],
+                    "features": features,
+                    "elements": rows * classes,
+                    "dtype": "float32",
+                    "target": "index",
+                    "axis": -1,
+                    "operation": operation,
+                    "candidate": who,
+                    "kind": {"floor": "floor", "torch": "peer"}.get(who, "backend"),
+                    "backend": "c" if who == "pyce c" else None,
+                    "threads": 2,
+                    "bytes": 1,
+                    "target_bytes": 1,
+                    "blocks": [over * factor],
+                    "over_floor": [over * factor],
+                    "memory": None if who == "floor" else 64 * 2**20,
+                }
+                one = {"extra_info": about, "stats": {"median": over * factor}}
+                file["benchmarks"].append(one)
+    path = tmp_path / name
+    path.write_text(json.dumps(file))
+    return path
+
+
+def test_tables_of_heads(tmp_path):
+    run = readme_tables.results.load(of_heads(tmp_path))
+    text = readme_tables.head_markdown(run)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[:2] == [
+        "| 8×16×100, a test | loss | loss and gradients | the same, columns left out | memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    assert rows[2:5] == [
+        "| `pyce`, C backend | 1.1 s (1.1) | 3.2 s (3.2) | 1.5 s (1.5) | 64 MiB |",
+        "| PyTorch, all logits | 2.2 s (2.2) | 6.4 s (6.4) | – | 64 MiB |",
+        "| one product alone | 1 s (1) | – | – | – |",
+    ]
+    assert rows[5].startswith("| 1024×768×50257, a test |")
+    assert "| head, columns left out, in products | head-1024x768x50257 | ≤ 1.7 | 1.5 |" in rows
+    short = readme_tables.head_markdown(run, full=False)
+    assert "1024×768×50257" in short and "8×16×100" not in short and "Goals" not in short
+    # The other tables have no head.
+    assert "head-" not in readme_tables.peers_markdown(run)
+    assert "head-" not in readme_tables.headline(run) + readme_tables.torch_markdown(run)
+
+
+def test_heads_come_from_the_newest_file_that_has_them(tmp_path, page, monkeypatch, capsys):
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    blocks = [f"{block}-{isa}" for block in ("bench-head", "bench-head-full") for isa in ISAS]
+    text = "".join(f"<!-- {b}:begin -->\nold\n<!-- {b}:end -->\n" for b in blocks)
+    page.write_text(page.read_text("utf-8") + text)
+    made(tmp_path, "peers.json", times=ALL_TIMES, day=9, machine=TORCH)
+    of_heads(tmp_path, "head.json", day=4, both=False)
+    of_heads(tmp_path, "peers-old.json", day=2)
+    write_tables(page)
+    found = parts(page)
+    for block in ("bench-head", "bench-head-full"):
+        assert "Measured on 2026-01-04" in found[f"{block}-avx2"]
+        assert found[f"{block}-avx512"] == "old"
+        assert f"{block}-avx512 stays as it is" in capsys.readouterr().out or block != "bench-head"
+    assert "Measured on 2026-01-09" in found["bench-avx2"]
+
+
 def made(tmp_path, name, **options):
     """A file of bench; `options` are those of `content`, and `machine`."""
     machine = options.pop("machine", {})
@@ -62,6 +141,7 @@ def made(tmp_path, name, **options):
     return path
 
 
+ISAS = ("avx512", "avx2")
 BLOCKS = ("bench-headline", "bench-torch", "bench", "bench-full")
 ALL_TIMES = {"pyce c": 2.0, "torch": 9.0, "torch.compile": 6.0, "pyce torch": 3.0}
 TORCH = {"versions": {"Python": "3.12.1", "torch": "2.13"}}
@@ -164,9 +244,10 @@ def test_pages_of_the_project_have_tables_of_both_instruction_sets():
     """Each block that depends on the processor is there for AVX-512 and for AVX2."""
     root = FOLDER.parent
     for name, blocks in {
-        "README.md": {"bench-headline", "bench"},
+        "README.md": {"bench-headline", "bench", "bench-head"},
         "docs/speed.md": {"bench-full"},
         "docs/torch.md": {"bench-torch"},
+        "docs/language-model-head.md": {"bench-head-full"},
         "docs/sklearn.md": {"fit-times"},
     }.items():
         found = parts(root / name)

@@ -16,11 +16,13 @@ LAYERS = {
     "_bench": (
         *(
             "formats",
+            "memory",
             "workloads",
             "calls",
             "floors",
             "others",
             "peers",
+            "head",
             "candidates",
             "measure",
             "suite",

@@ -60,9 +60,9 @@ def test_wrong_results_are_detected():
     data = Data(SMALL)
     loss, grad = pyce.cross_entropy_with_grad(data.logits, data.target)
     data.check_loss(loss)
-    data.check_grad(grad)
+    data.check_grad(grad, "fused")
     with pytest.raises(AssertionError):
         data.check_loss(np.float32(loss) * np.float32(1 + 1e-5))
     grad[5, 3] *= np.float32(1 + 1e-5)
     with pytest.raises(AssertionError, match="gradients differ"):
-        data.check_grad(grad)
+        data.check_grad(grad, "fused")

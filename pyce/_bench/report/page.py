@@ -244,6 +244,8 @@ def _bench(shown: Shown, lines: list[Line]) -> list[Section]:
             sections.append(Section(title, name, pictures=[drawn[name]]))
         if name == "speed-up" and shown.places:
             sections.append(_losses(shown))
+    if shown.heads:
+        sections.append(_heads(shown))
     if lines:
         sections.append(_goals(lines))
     return sections
@@ -269,6 +271,29 @@ def _losses(shown: Shown) -> Section:
     headers = ["workload", "operation", "faster", "by", "its time", f"{shown.ours}'s time"]
     tables = [Table(headers, lines, 3)] if lines else []
     return Section("Where other candidates are faster", "losses", text, tables=tables)
+
+
+def _heads(shown: Shown) -> Section:
+    cells = []
+    for item in shown.heads:
+        about = item.about
+        over, added = item.over_floor, about.get("memory")
+        cells.append(
+            [
+                about["workload"],
+                summaries.HEAD_TITLES[about["operation"]],
+                "one product" if about["kind"] == "floor" else about["candidate"],
+                duration(item.seconds),
+                ratio(over) if over else "",
+                memory(added) if added is not None else "",
+            ]
+        )
+    headers = ["workload", "operation", "", "time", "× one product", "memory added"]
+    text = (
+        "The product of hidden states with the weight of a vocabulary, and the loss of the logits. "
+        "The memory is the most that a call adds, without the gradients."
+    )
+    return Section("Language-model head", "heads", text, tables=[Table(headers, cells, 3)])
 
 
 def _goals(lines: list[Line]) -> Section:

@@ -15,6 +15,12 @@ from pyce._bench.significance import Change, compare
 OPERATIONS = ("fused", "forward", "backward")
 TITLES = {"fused": "loss and gradient", "forward": "loss alone", "backward": "gradient alone"}
 FLOORS = {"fused": "copy", "forward": "read", "backward": "copy"}
+# Of a language model's head, in units of one product of its hidden states with its weight.
+HEAD_TITLES = {
+    "head-forward": "loss alone",
+    "head-fused": "loss and gradients",
+    "head-filtered": "loss and gradients, columns left out",
+}
 REFERENCE = "pyce numpy"
 
 Place = tuple[str, str]  # workload, operation
@@ -98,6 +104,11 @@ class Shown:
     def training(self) -> dict[str, Item]:
         """{backend: item} of the training on digits."""
         return {i.about["backend"]: i for i in self.run.items.values() if "losses" in i.about}
+
+    @cached_property
+    def heads(self) -> list[Item]:
+        """The items of a language model's head."""
+        return [i for i in self.run.items.values() if i.about["operation"] in HEAD_TITLES]
 
     def over_floor(self, place: Place, name: str) -> float | None:
         here = self.places.get(place, {})

@@ -36,5 +36,6 @@ def bench_loss(workload: str, operation: str, candidate: str, plan: Plan, record
         "blocks": [statistics.median(block) for block in outcome.blocks],
         "over_floor": outcome.over_floor,
         "calls": outcome.calls,
+        "memory": outcome.memory,
     }
     record(outcome, f"{workload} {operation}", info)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyce
 from pyce._bench import candidates
-from pyce._bench.calls import OPERATIONS
 from pyce._bench.candidates import Candidate
+from pyce._bench.head import HeadData
 from pyce._bench.measure import Effort, Outcome, Outcomes, measure
-from pyce._bench.workloads import WORKLOADS, Data, Workload
+from pyce._bench.workloads import HEAD_OPERATIONS, OPERATIONS, WORKLOADS, Data, Workload
 
 
 class Display(Protocol):
@@ -38,7 +38,7 @@ class Plan:
     """The workloads, operations and candidates of a session, in the order of measuring."""
 
     workloads: list[Workload] = field(default_factory=lambda: [w for w in WORKLOADS if w.quick])
-    operations: tuple[str, ...] = OPERATIONS
+    operations: tuple[str, ...] = (*OPERATIONS, *HEAD_OPERATIONS)
     candidates: list[Candidate] = field(default_factory=_default_candidates)
     effort: Effort = field(default_factory=Effort)
     display: Display = field(default_factory=Silent)
@@ -82,11 +82,16 @@ class Plan:
             self.display.doing(workload.name, part, what)
 
         tell(0, "making the arrays")
+        effort = self.effort
+        if workload.is_long:
+            blocks = min(3, effort.blocks)
+            effort = replace(effort, blocks=blocks, rounds=blocks, most=6 * effort.most)
         try:
-            data = Data(workload)
+            data = Data(workload) if workload.features is None else HeadData(workload)
         except ImportError as error:
             return error
-        return measure(data, self.operations, self.candidates, self.effort, tell)
+        operations = [name for name in self.operations if name in workload.operations]
+        return measure(data, operations, self.candidates, effort, tell)
 
 
 def about(workload: Workload) -> dict[str, Any]:
@@ -98,5 +103,6 @@ def about(workload: Workload) -> dict[str, Any]:
         "dtype": workload.dtype,
         "target": workload.target,
         "axis": workload.axis,
+        "features": workload.features,
         "elements": workload.size,
     }
