@@ -120,16 +120,7 @@ INLINE void index_exponentials(index_block *u, int n) {
         v_store(u->pivot_e, pivot_e);
         return;
     }
-    int c = 0;
-    for (; c + LANE_STEP_VECTORS <= n; c += LANE_STEP_VECTORS) {
-        vreal v[LANE_STEP_VECTORS];
-        UNROLL
-        for (int j = 0; j < LANE_STEP_VECTORS; j++) v[j] = v_load(x + (c + j) * LANES);
-        exps(v, LANE_STEP_VECTORS, norm);
-        UNROLL
-        for (int j = 0; j < LANE_STEP_VECTORS; j++) v_store(x + (c + j) * LANES, v[j]);
-    }
-    for (; c < n; c++) v_store(x + c * LANES, exp1(v_load(x + c * LANES), norm));
+    exp_all_lanes(x, n, norm);
     UNROLL
     for (int i = 0; i < LANES; i++) {
         real *at = x + u->label[i] * LANES + i;

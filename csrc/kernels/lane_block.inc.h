@@ -336,6 +336,20 @@ static __attribute__((noinline)) vreal exp_many_classes(const pyce_job *job, rea
     return pivot_x;
 }
 
+/* x of n classes becomes e. */
+INLINE void exp_all_lanes(real *x, int n, normaliser norm) {
+    int c = 0;
+    for (; c + LANE_STEP_VECTORS <= n; c += LANE_STEP_VECTORS) {
+        vreal v[LANE_STEP_VECTORS];
+        UNROLL
+        for (int j = 0; j < LANE_STEP_VECTORS; j++) v[j] = v_load(x + (c + j) * LANES);
+        exps(v, LANE_STEP_VECTORS, norm);
+        UNROLL
+        for (int j = 0; j < LANE_STEP_VECTORS; j++) v_store(x + (c + j) * LANES, v[j]);
+    }
+    for (; c < n; c++) v_store(x + c * LANES, exp1(v_load(x + c * LANES), norm));
+}
+
 /* x of the lane block becomes e; the sums of those that are not a row's pivot; returns x of the
    pivots. */
 INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser norm, vreal pivot,
@@ -377,22 +391,13 @@ INLINE vreal exp_lane_block(const pyce_job *job, real *block, int n, normaliser 
         pivot_e[i] = *at[i];
     }
     pivot_x = v_load(pivot_e);
-    int c = 0;
-    for (; c + LANE_STEP_VECTORS <= n; c += LANE_STEP_VECTORS) {
-        vreal v[LANE_STEP_VECTORS];
-        UNROLL
-        for (int j = 0; j < LANE_STEP_VECTORS; j++) v[j] = v_load(block + (c + j) * LANES);
-        exps(v, LANE_STEP_VECTORS, norm);
-        UNROLL
-        for (int j = 0; j < LANE_STEP_VECTORS; j++) v_store(block + (c + j) * LANES, v[j]);
-    }
-    for (; c < n; c++) v_store(block + c * LANES, exp1(v_load(block + c * LANES), norm));
+    exp_all_lanes(block, n, norm);
     UNROLL
     for (int i = 0; i < LANES; i++) {
         pivot_e[i] = *at[i];
         *at[i] = 0;
     }
-    for (c = 0; c < n; c++) sum_add_from(&sum, block + c * LANES);
+    for (int c = 0; c < n; c++) sum_add_from(&sum, block + c * LANES);
     UNROLL
     for (int i = 0; i < LANES; i++) *at[i] = pivot_e[i];
     sum_lanes(sum, sums, errors);
