@@ -62,6 +62,8 @@ typedef struct {
 
 /* validate.c: whether arguments are valid; nothing is written. */
 int pyce_problem_is_valid(const pyce_problem *p);
+int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
+                          const double *const *states);
 int pyce_bernoulli_is_valid(const pyce_bernoulli *b);
 int pyce_scaling_is_valid(const pyce_scaling *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
@@ -85,6 +87,8 @@ int64_t pyce_grain(int64_t pieces, int threads);
 
 /* run.c, bernoulli.c and scale.c: run what was validated; return a status. */
 int pyce_run_problem(pyce_problem *p);
+int pyce_run_partial(pyce_problem *p, const pyce_shards *shards, double *state);
+int pyce_run_complete(pyce_problem *p, const pyce_shards *shards, const double *const *states);
 int pyce_run_bernoulli(const pyce_bernoulli *b, int threads, double *total);
 int pyce_run_scaling(const pyce_scaling *s, int threads);
 

@@ -12,10 +12,15 @@
 #include "pool.h"
 #include "reduce.h"
 
+typedef void run_function(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
+                          double *sums);
+
 typedef struct {
     const pyce_kernels *kernels;
     const pyce_job *job;
     double *sums; /* of the losses of each tile, or NULL */
+    /* If the threads share the rows: */
+    run_function *run;
     /* If the threads share a row: */
     int64_t row;
     pyce_block *blocks;
@@ -29,19 +34,20 @@ static void run_tiles(void *context, int64_t begin, int64_t end, void *scratch) 
     const pyce_job *job = w->job;
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t last = end * job->tile < rows ? end * job->tile : rows;
-    w->kernels->rows[job->p->dtype]->run(job, begin * job->tile, last, scratch, w->sums);
+    w->run(job, begin * job->tile, last, scratch, w->sums);
 }
 
 /* Threads share the rows, tile by tile. */
-static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+static int run_rows(const pyce_job *job, run_function *run, size_t scratch, int threads,
+                    double *sums) {
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t tiles = (rows + job->tile - 1) / job->tile;
-    row_work context = {.kernels = kernels, .job = job, .sums = sums};
+    row_work context = {.job = job, .sums = sums, .run = run};
     const pyce_work work = {.work = run_tiles,
                             .context = &context,
                             .pieces = tiles,
                             .grain = pyce_grain(tiles, threads),
-                            .scratch = kernels->rows[job->p->dtype]->scratch(job)};
+                            .scratch = scratch};
     return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
 }
 
@@ -148,21 +154,84 @@ static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads
         if (!sums) return PYCE_NO_MEMORY;
     }
     int status = PYCE_OK;
-    if (rows) {
-        status = pyce_shares_rows(job, threads) ? run_shared(kernels, job, threads, sums)
-                                                : run_rows(kernels, job, threads, sums);
+    const pyce_row_kernels *k = kernels->rows[p->dtype];
+    if (rows && job->shards) {
+        status = run_rows(job, k->complete, k->shard_scratch(job), threads, sums);
+    } else if (rows && pyce_shares_rows(job, threads)) {
+        status = run_shared(kernels, job, threads, sums);
+    } else if (rows) {
+        status = run_rows(job, k->run, k->scratch(job), threads, sums);
     }
     if (sums && status == PYCE_OK) *total = sum_of_losses(job, sums);
     if (sums != on_stack) free(sums);
     return status;
 }
 
-/* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
-   environment, but not past a call. */
-__attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
+/* -- shards ---------------------------------------------------------------------------------------- */
+
+/* The first class of the own shard; or with `end` = 1, the class after its last. */
+static int64_t class_bound(const pyce_job *cuts, int end) {
+    return cuts->shards->bounds[cuts->shards->own + end];
+}
+
+/* The work for the classes that are there, in element equivalents. */
+static int64_t work_of(const pyce_problem *p, const pyce_job *cuts) {
+    const int64_t rows = p->outer * p->inner;
+    const int64_t classes = cuts ? class_bound(cuts, 1) - class_bound(cuts, 0) : p->classes;
+    return rows * classes + PYCE_ROW_OVERHEAD * rows;
+}
+
+/* The blocks of all shards: the fields of a job about them. Returns memory to be freed, or NULL if there
+   is none. */
+static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
+    *cuts = (pyce_job){.shards = shards};
+    for (int s = 0; s < shards->count; s++) {
+        if (s == shards->own) cuts->first = cuts->blocks;
+        cuts->blocks += pyce_blocks_of(shards->bounds[s + 1] - shards->bounds[s]);
+        if (s == shards->own) cuts->last = cuts->blocks;
+    }
+    int64_t *begins = malloc(((size_t)cuts->blocks + 1) * sizeof *begins), k = 0;
+    if (!begins) return NULL;
+    for (int s = 0; s < shards->count; s++) {
+        for (int64_t c = shards->bounds[s]; c < shards->bounds[s + 1]; c += PYCE_BLOCK) {
+            begins[k++] = c;
+        }
+    }
+    begins[k] = shards->bounds[shards->count];
+    cuts->begins = begins;
+    return begins;
+}
+
+static void set_cuts(pyce_job *job, const pyce_job *cuts) {
+    job->blocks = cuts->blocks;
+    job->shards = cuts->shards;
+    job->begins = cuts->begins;
+    job->first = cuts->first;
+    job->last = cuts->last;
+    job->state = cuts->state;
+    job->states = cuts->states;
+}
+
+/* The problem with the addresses that its arrays would have if all classes were there. */
+static pyce_problem with_all_classes(const pyce_problem *p, const pyce_job *cuts) {
+    pyce_problem whole = *p;
+    pyce_operand *operands[] = {&whole.logits, &whole.result, &whole.probs};
+    const int dtypes[] = {p->dtype, p->dtype, p->probs_dtype};
+    for (int i = 0; i < 3; i++) {
+        const uintptr_t item = pyce_item_size(dtypes[i]), first = (uintptr_t)class_bound(cuts, 0);
+        const uintptr_t distance = first * (uintptr_t)operands[i]->class_stride * item;
+        operands[i]->data = (void *)((uintptr_t)operands[i]->data - distance);
+    }
+    return whole;
+}
+
+/* -- a problem ------------------------------------------------------------------------------------- */
+
+/* `cuts` is NULL, or has the fields of a job about shards. */
+static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     const pyce_kernels *kernels = pyce_dispatch();
     const int64_t rows = p->outer * p->inner;
-    const int threads = pyce_threads_for(rows * p->classes + PYCE_ROW_OVERHEAD * rows, p->threads);
+    const int threads = pyce_threads_for(work_of(p, cuts), p->threads);
 
     int64_t valid_rows;
     double weights, total = 0;
@@ -180,17 +249,61 @@ __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
 
     pyce_job job;
     pyce_plan(infinite ? &finite.problem : p, &job);
+    if (cuts) set_cuts(&job, cuts);
     job.grad_scale = grad_scale;
     job.grad_scale_error = isfinite(error) ? error : 0;
     job.all_valid = valid_rows == rows;
     status = run_job(kernels, &job, threads, &total);
     if (infinite) {
-        if (status == PYCE_OK) total += pyce_make_infinite(p, given_scale, &finite);
+        const int64_t first = cuts ? class_bound(cuts, 0) : 0;
+        const int64_t last = cuts ? class_bound(cuts, 1) : p->classes;
+        if (status == PYCE_OK) total += pyce_make_infinite(p, first, last, given_scale, &finite);
         free(finite.memory);
     }
     if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) {
         const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
         write_loss(p, empty ? 0.0 : total / denominator);
     }
+    return status;
+}
+
+/* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
+   environment, but not past a call. */
+__attribute__((noinline)) int pyce_run_problem(pyce_problem *p) { return run_problem(p, NULL); }
+
+__attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shards *shards,
+                                               double *state) {
+    const pyce_kernels *kernels = pyce_dispatch();
+    pyce_job cuts, job;
+    int64_t *memory = cut_blocks(shards, &cuts);
+    if (!memory) return PYCE_NO_MEMORY;
+    cuts.state = state;
+    const int threads = pyce_threads_for(work_of(p, &cuts), p->threads);
+    int64_t valid_rows;
+    double weights;
+    int status = find_weights(kernels, p, threads, &weights, &valid_rows);
+    if (status == PYCE_OK && p->outer) {
+        const pyce_problem whole = with_all_classes(p, &cuts);
+        pyce_plan(&whole, &job);
+        set_cuts(&job, &cuts);
+        const pyce_row_kernels *k = kernels->rows[p->dtype];
+        status = run_rows(&job, k->partial, k->shard_scratch(&job), threads, NULL);
+    }
+    free(memory);
+    return status;
+}
+
+__attribute__((noinline)) int pyce_run_complete(pyce_problem *p, const pyce_shards *shards,
+                                                const double *const *states) {
+    pyce_job cuts;
+    int64_t *memory = cut_blocks(shards, &cuts);
+    if (!memory) return PYCE_NO_MEMORY;
+    cuts.states = states;
+    pyce_problem whole = with_all_classes(p, &cuts);
+    const int status = run_problem(&whole, &cuts);
+    p->loss = whole.loss;
+    p->bad_row = whole.bad_row;
+    p->bad_value = whole.bad_value;
+    free(memory);
     return status;
 }

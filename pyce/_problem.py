@@ -167,6 +167,21 @@ class Problem:
             return to(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
 
 
+class ShardedProblem(Problem):
+    """The rows of a loss of which this process has some of the classes, the shard `own`.
+
+    Shard s has the classes bounds[s]..bounds[s + 1]−1, none if the bounds are equal. `classes` is
+    the number of all classes, and labels count from the first of all. Logits, probs and grad are
+    (rows, classes of the own shard). There are no class weights, sample weights and lse, `grad` is
+    None if the own shard has no classes, and grad_loss is 1.
+    """
+
+    __slots__ = ("bounds", "own")
+
+    bounds: tuple[int, ...]
+    own: int
+
+
 def axis_in_memory(
     shape: tuple[int, ...], strides: tuple[int, ...], axis: int, unit: int
 ) -> int | None:

@@ -26,7 +26,7 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
     unsummed before = {0};
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
-        const int64_t at = k * PYCE_BLOCK;
+        const int64_t at = block_begin(job, k);
         const element *block = gather(x + at * a->class_stride, a->class_stride, n, room->in);
         const real *b = job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
         const real max = next.x == block ? next.max : block_max(block, n);
@@ -37,12 +37,17 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
     sum_block(&before);
 }
 
-static void finalize_row(const pyce_job *job, int64_t row, pyce_block *blocks, row_state *s) {
-    for (int i = 0; i < LANES; i++) clear_lane(i, s);
-    if (is_valid(job->p, row)) combine_blocks(job, row, blocks, 0, s);
+/* The row in the first lane of `s`, the others of which are clear. */
+static void finalize_one(const pyce_job *job, int64_t row, row_state *s) {
     s->row = row;
     s->n = 1;
     finalize_rows(job, s, 1);
+}
+
+static void finalize_row(const pyce_job *job, int64_t row, pyce_block *blocks, row_state *s) {
+    for (int i = 0; i < LANES; i++) clear_lane(i, s);
+    if (is_valid(job->p, row)) combine_blocks(job, row, blocks, 0, s);
+    finalize_one(job, row, s);
 }
 
 static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t last,
@@ -56,7 +61,7 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
     const int valid = is_valid(job->p, row) && !(gradient && is_zero_row(job, s, 0));
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
-        const int64_t at = k * PYCE_BLOCK;
+        const int64_t at = block_begin(job, k);
         element *out = g->class_stride == 1 ? result + at : room->out;
         const element *block = x + at * a->class_stride;
         if (valid) block = gather(block, a->class_stride, n, room->in);

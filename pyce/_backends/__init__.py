@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
-from pyce._problem import Problem
+from pyce._problem import Problem, ShardedProblem
 from pyce._types import Array, BackendChoice, BackendName, Scalar
 
 
@@ -53,6 +53,22 @@ class Backend(Protocol):
         """Multiplies a saved gradient by a number, in memory that is not a NumPy array.
 
         None if the backend has `at_addresses` None.
+        """
+
+    @property
+    def partial(self) -> Callable[[ShardedProblem], Array] | None:
+        """Returns the states of the rows after the classes of the own shard.
+
+        A state is float64 (rows, numbers), C-contiguous, and only this backend reads it. Labels are
+        checked before anything is computed. None if the backend leaves shards to the NumPy backend.
+        """
+
+    @property
+    def complete(self) -> Callable[[ShardedProblem, list[Array]], Scalar | None] | None:
+        """From the states of all shards, does for the own shard what `forward_backward` does.
+
+        The loss is that of all classes and the same for every shard; the gradient is that of the
+        own classes and is not written if p.grad is None. None where `partial` is.
         """
 
     def forward(self, p: Problem) -> Scalar | None:

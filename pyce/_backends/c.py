@@ -14,7 +14,7 @@ import numpy as np
 
 from pyce import _threads
 from pyce._dtypes import dtype_name
-from pyce._problem import Problem, label_error
+from pyce._problem import Problem, ShardedProblem, label_error
 from pyce._pyce import ffi, lib
 from pyce._types import Array, Scalar
 
@@ -360,6 +360,66 @@ def _general(operation: int, p: Problem) -> Scalar | None:
             raise label_error(c.bad_row, c.bad_value, p.classes, p.ignore_index)
         _check(status)
     return None if loss is None else loss[0]
+
+
+def partial(p: ShardedProblem) -> Array:
+    """The states of the rows after the classes of the own shard; see `Backend`."""
+    c, keep_alive = _sharded(p)
+    c.operation = _FORWARD
+    c.result.data = _NULL
+    c.reduction = _SUM
+    size = lib.pyce_state_size(c, p.bounds[p.own + 1] - p.bounds[p.own])
+    state = np.empty((p.rows, size))
+    _check_shards(lib.pyce_partial(c, keep_alive[0], _from_buffer(_DOUBLES, state)), c, p)
+    return state
+
+
+def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
+    """Loss and gradient of the own shard from the states of all; see `Backend`."""
+    c, keep_alive = _sharded(p)
+    c.operation = _FORWARD if p.grad is None else _FORWARD_BACKWARD
+    c.reduction = _REDUCTIONS[p.reduction]
+    c.grad_loss = 1.0
+    loss = None
+    if p.losses is not None:
+        c.losses = _from_buffer(p.losses)
+    else:
+        loss = np.empty(1, _FLOAT64 if p.dtype_name == "float64" else _FLOAT32)
+        c.reduced = _from_buffer(loss)
+    pointers = ffi.new("double *[]", [_from_buffer(_DOUBLES, state) for state in states])
+    _check_shards(lib.pyce_complete(c, keep_alive[0], pointers), c, p)
+    return None if loss is None else loss[0]
+
+
+def _sharded(p: ShardedProblem) -> tuple[Any, Any]:
+    """The `pyce_problem`, and what must outlive the call: first of all its `pyce_shards`."""
+    bounds = ffi.new("int64_t[]", p.bounds)
+    shards = ffi.new("pyce_shards *", {"count": len(p.bounds) - 1, "own": p.own, "bounds": bounds})
+    c = _new(_PROBLEM)
+    tables = None
+    if p.logits.size:
+        tables = _set_operands(c, 1, p.logits, p.grad, p.probs)
+    c.outer, c.inner = p.rows, 1
+    c.dtype = _DTYPES[p.dtype_name]
+    c.threads = _threads_for(p.logits.size, p.rows)
+    c.classes = p.classes
+    c.smoothing = p.smoothing
+    c.lse_square_scale = p.lse_square_scale
+    c.ignore_index = p.ignore_index
+    if p.labels is not None:
+        c.target = _INDEX64 if p.labels.itemsize == 8 else _INDEX32
+        c.labels = _from_buffer(p.labels)
+    else:
+        assert p.probs is not None
+        c.target = _PROBABILITIES
+        c.probs_dtype = _DTYPES[dtype_name(p.probs.dtype) or ""]
+    return c, (shards, bounds, tables)
+
+
+def _check_shards(status: int, c: Any, p: ShardedProblem) -> None:
+    if status == lib.PYCE_BAD_LABEL:
+        raise label_error(c.bad_row, c.bad_value, p.classes, p.ignore_index)
+    _check(status)
 
 
 def softmax(x: Array, axis: int, out: Array) -> None:
