@@ -59,8 +59,16 @@ class Backend(Protocol):
     def partial(self) -> Callable[[ShardedProblem], Array] | None:
         """Returns the states of the rows after the classes of the own shard.
 
-        A state is float64 (rows, numbers), C-contiguous, and only this backend reads it. Labels are
+        A state is float64 (rows, numbers), C-contiguous, and only this backend reads it: as such,
+        or as a flat array of the same numbers. Labels are
         checked before anything is computed. None if the backend leaves shards to the NumPy backend.
+        """
+
+    @property
+    def state_size(self) -> Callable[[ShardedProblem, int], int] | None:
+        """Returns the numbers of a row's state after the classes of a shard, if there are so many.
+
+        None where `partial` is.
         """
 
     @property

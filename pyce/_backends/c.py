@@ -368,10 +368,14 @@ def partial(p: ShardedProblem) -> Array:
     c.operation = _FORWARD
     c.result.data = _NULL
     c.reduction = _SUM
-    size = lib.pyce_state_size(c, p.bounds[p.own + 1] - p.bounds[p.own])
-    state = np.empty((p.rows, size))
+    state = np.empty((p.rows, lib.pyce_state_size(c, p.bounds[p.own + 1] - p.bounds[p.own])))
     _check_shards(lib.pyce_partial(c, keep_alive[0], _from_buffer(_DOUBLES, state)), c, p)
     return state
+
+
+def state_size(p: ShardedProblem, classes: int) -> int:
+    """The numbers of a row's state after so many classes; see `Backend`."""
+    return int(lib.pyce_state_size(_sharded(p)[0], classes))
 
 
 def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:

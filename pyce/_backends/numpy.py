@@ -456,12 +456,18 @@ def partial(p: ShardedProblem) -> Array:
     return state
 
 
+def state_size(p: ShardedProblem, classes: int) -> int:
+    """The numbers of a row's state; see `Backend`."""
+    return _STATE
+
+
 @_fpenv.default
 def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     """Loss and gradient of the own shard from the states of all; see `Backend`."""
     p.check_labels()
     losses = np.zeros(p.rows)
     valid, scale = p.valid(), p.row_scale()
+    states = [state.reshape(p.rows, _STATE) for state in states]
     for _, start, stop in row_blocks(p.logits.shape, 1, _block(p.logits)):
         ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):

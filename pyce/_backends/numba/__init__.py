@@ -56,7 +56,7 @@ NAME = "numba"
 CHECKS_LABELS = True
 at_addresses = None  # reads NumPy arrays only
 scale_at = None
-partial = complete = None  # shards are left to the NumPy backend
+partial = state_size = complete = None  # shards are left to the NumPy backend
 
 
 @_fpenv.default
