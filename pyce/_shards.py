@@ -186,7 +186,7 @@ def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> d
 
 
 def _packed(described: dict[str, Any]) -> Array:
-    text = json.dumps(described).encode()
+    text = json.dumps(described, ensure_ascii=False).encode(errors="replace")
     packed = np.zeros(_DESCRIPTION, np.uint8)
     packed[: len(text)] = np.frombuffer(text, np.uint8)
     return packed
