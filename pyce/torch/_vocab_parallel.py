@@ -92,6 +92,8 @@ def vocab_parallel_cross_entropy(
 
     Notes
     -----
+    `torch.compile` leaves the call to eager mode.
+
     The forward pass gathers the states of the rows, once: 16 bytes for each row and each 2048
     classes (float64: 24; with smoothing 32 more, with probabilities 48 more). A message of 4 KiB
     before it describes the arguments of each rank. The backward pass does not communicate: the
@@ -116,9 +118,6 @@ def vocab_parallel_cross_entropy(
         raise NotImplementedError(
             "vocab_parallel_cross_entropy communicates: it cannot be traced or transformed"
         )
-    logits, group = _of_this_rank(vocab_parallel_logits, group)
-    target, _ = _of_this_rank(target, group)
-    ranks = _Ranks(group)
     options = {
         "vocab_size": vocab_size,
         "ignore_index": ignore_index,
@@ -126,6 +125,17 @@ def vocab_parallel_cross_entropy(
         "reduction": reduction,
         "lse_square_scale": lse_square_scale,
     }
+    run = _run
+    if "torch._dynamo" in sys.modules:  # torch.compile, which may be tracing the caller's functions
+        run = torch.compiler.disable(_run)
+    loss: Tensor = run(vocab_parallel_logits, target, group, options)
+    return loss
+
+
+def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tensor:
+    logits, group = _of_this_rank(logits, group)
+    target, _ = _of_this_rank(target, group)
+    ranks = _Ranks(group)
     needs_gradient = isinstance(logits, Tensor) and logits.requires_grad and torch.is_grad_enabled()
     if needs_gradient:
         loss = _VocabParallel.apply(logits, target, ranks, options)
@@ -133,7 +143,7 @@ def vocab_parallel_cross_entropy(
         loss, _ = _forward(logits, target, ranks, options, False)
     if logits.dtype in HALF_TYPES and not torch.is_autocast_enabled("cpu"):
         loss = loss.to(logits.dtype)
-    return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
+    return loss.reshape(logits.shape[:-1]) if options["reduction"] == "none" else loss
 
 
 def _of_this_rank(tensor: Any, group: Any) -> tuple[Any, Any]:

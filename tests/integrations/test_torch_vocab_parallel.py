@@ -159,3 +159,12 @@ def test_a_dtensor_of_loss_parallel():
     for loss, _, message in found:
         torch.testing.assert_close(loss, pyce.torch.cross_entropy(x, y))
         assert "sharded along its last dimension" in message
+
+
+def test_compiled_code_calls_it():
+    x, y = torch.randn(4, 5), torch.tensor([0, 4, -100, 3])
+    z = x.clone().requires_grad_()
+    loss = pyce.torch.cross_entropy(2 * z, y, reduction="sum")
+    loss.backward()
+    (found,) = vocab_ranks.run(1, vocab_ranks.compiled, x, y)
+    torch.testing.assert_close(found, (loss.detach(), z.grad))

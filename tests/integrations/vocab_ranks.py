@@ -119,3 +119,15 @@ def distributed_tensor(rank, ranks, logits, target):
     except ValueError as error:
         message = str(error)
     return loss.detach(), x.grad.to_local(), message
+
+
+def compiled(rank, ranks, logits, target):
+    """Loss and gradient inside torch.compile."""
+
+    def step(x):
+        return pyce.torch.vocab_parallel_cross_entropy(2 * x, target).sum()
+
+    x = logits.requires_grad_()
+    loss = torch.compile(step, backend="eager")(x)
+    loss.backward()
+    return loss.detach(), x.grad
