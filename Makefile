@@ -151,7 +151,7 @@ sanitize-threads: ## run the test program of the thread pool under ThreadSanitiz
 	timeout 120 build/c/threads 10
 
 fuzz-python: .venv/.test $(EXTENSION) ## search for inputs that break a law of tests/api/test_properties.py: minutes
-	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest tests/api/test_properties.py
+	PYCE_FUZZ_EXAMPLES=$${PYCE_FUZZ_EXAMPLES:-50} $(BIN)/python -m pytest -o faulthandler_timeout=7200 tests/api/test_properties.py
 
 lint: .venv/.lint ## check style, types, the rules of the C sources, and CI's workflows
 	$(BIN)/ruff check .

@@ -107,6 +107,8 @@ def objective(model: Any, X: Any, y: Array) -> float:
     X = X.astype(np.float64)
     W, b = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
     z = X @ W.T + b
+    if z.shape[1] == 1:  # of two classes, the logit of the second minus that of the first
+        z = np.hstack([np.zeros_like(z), z])
     z -= z.max(1, keepdims=True)
     lse = np.log(np.exp(z).sum(1))
     label = np.searchsorted(model.classes_, y)

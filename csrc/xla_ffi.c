@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fpenv.h"
 #include "internal.h"
 #include "xla_ffi.h"
 
@@ -222,6 +223,7 @@ static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch)
     if (!p->result.data) return PYCE_OK;
     const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
     const double factor = factors ? factors[row] : p->grad_loss;
+    if (!factor) return PYCE_OK; /* the kernel has written the gradient 0 of an ignored row */
     const int64_t first = row / p->inner * p->logits.outer_stride + row % p->inner;
     for (int64_t c = 0; c < p->classes; c++) {
         scratch[c] = pyce_number_at(p->logits.data, p->dtype, first + c * p->inner);
@@ -239,7 +241,7 @@ static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch)
     };
     const int status = pyce_run(&softmax);
     for (int64_t c = 0; c < p->classes && status == PYCE_OK; c++) {
-        store(p->result.data, p->dtype, first + c * p->inner, factor ? factor * scratch[c] : 0);
+        store(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
     }
     return status;
 }
@@ -269,6 +271,16 @@ static int run_any_labels(pyce_problem *p) {
     return status;
 }
 
+/* Whether a label is the smallest number of 64 bits, which the kernel would ignore. */
+static int has_ignored_label(const pyce_problem *p) {
+    if (p->target != PYCE_INDEX64) return 0;
+    const int64_t *labels = p->labels, rows = p->outer * p->inner;
+    for (int64_t i = 0; i < rows; i++) {
+        if (labels[i] == p->ignore_index) return 1;
+    }
+    return 0;
+}
+
 /* -- the handler ----------------------------------------------------------------------------------- */
 
 /* Run a call that was read into `p`. Returns a status. */
@@ -288,7 +300,11 @@ static int run_call(const call *c, pyce_problem *p) {
     if (p->result.data && size >= HUGE_PAGES_FROM) {
         platform_request_huge_pages(p->result.data, size);
     }
-    if (status == PYCE_OK) status = pyce_run(p);
+    /* Labels whose memory the kernel would refuse are not read. */
+    const int readable = p->labels && (uintptr_t)p->labels % _Alignof(int64_t) == 0;
+    if (status == PYCE_OK) {
+        status = readable && has_ignored_label(p) ? PYCE_BAD_LABEL : pyce_run(p);
+    }
     if (status == PYCE_BAD_LABEL) status = run_any_labels(p);
     free(memory);
     return status;
@@ -296,7 +312,10 @@ static int run_call(const call *c, pyce_problem *p) {
 
 /* An error for XLA. NULL, which means success, only if XLA gave no function to make one. */
 static xla_error *error_of(const xla_api *api, int code, const char *message) {
-    if (!api || api->struct_size < sizeof *api || !api->create_error) return NULL;
+    if (!api || api->struct_size < sizeof *api || api->version.struct_size != sizeof(xla_version) ||
+        !api->create_error) {
+        return NULL;
+    }
     xla_error_arguments arguments = {
         .struct_size = offsetof(xla_error_arguments, code) + sizeof arguments.code,
         .message = message,
@@ -327,10 +346,12 @@ void *pyce_xla_cross_entropy(void *call_frame) {
         return error_of(api, XLA_UNIMPLEMENTED,
                         "pyce: this version of XLA's foreign function interface is not supported");
     }
-    if (frame->struct_size < sizeof *frame || frame->arguments.struct_size < sizeof(xla_values) ||
+    /* If `arguments` had more fields, `results` would not be where it is declared. */
+    if (frame->struct_size < sizeof *frame || frame->arguments.struct_size != sizeof(xla_values) ||
         frame->results.struct_size < sizeof(xla_values)) {
-        return error_of(api, XLA_UNIMPLEMENTED,
-                        "pyce: a structure of XLA's foreign function interface is too small");
+        return error_of(
+            api, XLA_UNIMPLEMENTED,
+            "pyce: a structure of XLA's foreign function interface has an unknown size");
     }
     if (frame->stage != XLA_EXECUTE) return NULL;
     call c;
@@ -341,7 +362,10 @@ void *pyce_xla_cross_entropy(void *call_frame) {
     pyce_problem p;
     const char *wrong = read_call(&c, &p);
     if (wrong) return error_of(api, XLA_INVALID_ARGUMENT, wrong);
+    const pyce_fpenv before =
+        pyce_fpenv_enter(); /* XLA's threads may flush subnormal numbers to 0 */
     const int status = run_call(&c, &p);
+    pyce_fpenv_leave(before);
     if (status == PYCE_OK) return NULL;
     return error_of(api, status == PYCE_NO_MEMORY ? XLA_RESOURCE_EXHAUSTED : XLA_INTERNAL,
                     status == PYCE_NO_MEMORY ? "pyce: out of memory"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyce
+from pyce._extras import advice
 from pyce._info import Info
 
 # Exit statuses. A shell reports INTERRUPTED for a program that Ctrl-C ends.
@@ -27,8 +28,8 @@ def require(command: str, *modules: str, extra: str = "bench") -> None:
     """Raise `Unusable` that says what to install, unless all modules can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        advice = f"pip install 'pyce-kernels[{extra}]'"
-        raise Unusable(f"`python -m pyce {command}` needs {', '.join(missing)}: {advice}")
+        what = ", ".join(missing)
+        raise Unusable(f"`python -m pyce {command}` needs {what}: {advice(extra)}")
 
 
 def writable(path: Path) -> None:

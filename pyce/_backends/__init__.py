@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
+from pyce._extras import advice, sources
 from pyce._problem import Problem, ShardedProblem
 from pyce._types import Array, BackendChoice, BackendName, Scalar
 
@@ -262,8 +263,8 @@ def _why_no_extension(error: ImportError) -> str:
         return "the C extension cannot be loaded"
     if not os.path.isdir(os.path.dirname(__file__)):  # an archive, which extensions cannot be in
         return "the C extension was not included in this program: add pyce._pyce, as a file"
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if os.path.exists(os.path.join(root, "csrc", "build_ffi.py")):
+    root = sources()
+    if root:
         # In its folder Python imports the sources, also where pyce is installed.
         return (
             f"the C extension was not built in the sources in {root}: build it with `make build`, "
@@ -275,7 +276,7 @@ def _why_no_extension(error: ImportError) -> str:
 def _why_not_numba() -> str | None:
     # Importing numba takes a second, so it is imported at its first use only.
     if not importlib.util.find_spec("numba"):
-        return "numba is not installed: pip install 'pyce-kernels[numba]'"
+        return f"numba is not installed: {advice('numba')}"
     return "NUMBA_DISABLE_JIT is set" if _without_jit() else None
 
 

@@ -19,7 +19,9 @@ loss. CPU only.
 try:
     import jax as _jax  # noqa: F401
 except ImportError as error:
-    raise ImportError("pyce.jax needs JAX: pip install 'pyce-kernels[jax]'") from error
+    from pyce._extras import advice
+
+    raise ImportError(f"pyce.jax needs JAX: {advice('jax')}") from error
 
 from pyce.jax._losses import softmax_cross_entropy, softmax_cross_entropy_with_integer_labels
 

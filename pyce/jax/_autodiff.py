@@ -65,6 +65,8 @@ def _losses_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[An
         loss_dot = jnp.zeros_like(loss)
     if _is_tangent(target_dot):
         log_p = jax.nn.log_softmax(logits.astype(loss.dtype), axis=_CLASSES)
+        # Finite: a class with the logit −inf, as masked ones have, adds 0 if its tangent is 0.
+        log_p = jnp.maximum(log_p, jnp.finfo(log_p.dtype).min)
         loss_dot -= jnp.sum(log_p * target_dot.astype(loss.dtype), axis=_CLASSES)
     return loss, loss_dot
 

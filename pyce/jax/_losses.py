@@ -37,9 +37,9 @@ def softmax_cross_entropy_with_integer_labels(
     axis : int or tuple of int
         The class axis. With several axes, a label is the index into them flattened in this order.
     where : array_like, optional
-        Booleans that broadcast to the shape of `logits`, or of the shape of `labels`. Logits where
-        it is False are left out of lse, but x_y is included all the same. A row without any logits
-        has loss 0.
+        Booleans with as many dimensions as `logits` that broadcast to its shape, or of the shape of
+        `labels`, or one boolean. Logits where it is False are left out of lse, but x_y is included
+        all the same. A row without any logits has loss 0.
 
     Returns
     -------
@@ -123,8 +123,9 @@ def softmax_cross_entropy(
     axis : int, tuple of int, or None
         The class axis or axes; None for all axes.
     where : array_like, optional
-        Booleans that broadcast to the shape of `logits`, or of its shape without `axis`. Elements
-        where it is False are left out of both sums. A row without any elements has loss 0.
+        Booleans with as many dimensions as `logits` that broadcast to its shape, or of its shape
+        without `axis`, or one boolean. Elements where it is False are left out of both sums. A row
+        without any elements has loss 0.
 
     Returns
     -------
@@ -237,7 +238,9 @@ def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     mask = jnp.asarray(where)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, got {mask.dtype}")
-    if mask.ndim != logits.ndim:
+    if mask.ndim == 0:
+        mask = jnp.broadcast_to(mask, (1,) * logits.ndim)
+    elif mask.ndim != logits.ndim:
         if mask.ndim != logits.ndim - len(axes):
             raise ValueError(
                 f"where must broadcast to the shape {logits.shape} of the logits, or have that "

@@ -18,6 +18,7 @@ from pyce.numba._errors import (
     AxisError,
     FiniteError,
     IndexShapeError,
+    IntegerError,
     Interrupted,
     LabelError,
     NoClassError,
@@ -40,9 +41,10 @@ _INT64_MAX = np.uint64(np.iinfo(np.int64).max)
 def class_axis(shape, axis):
     """`axis` as an index into the shape, not negative."""
     ndim = len(shape)
-    if axis < -ndim or axis >= ndim:
-        raise AxisError(axis, shape)
-    k = axis + ndim if axis < 0 else axis
+    index = as_int64(axis, "axis")
+    if index < -ndim or index >= ndim:
+        raise AxisError(index, shape)
+    k = index + ndim if index < 0 else index
     if shape[k] == 0:
         raise NoClassError(k, shape)
     return k
@@ -289,6 +291,23 @@ def finite(value):
     return number
 
 
+def as_int64(value, name):
+    """The argument with this name, of any integer type, as int64."""
+
+
+@overload(as_int64)
+def _as_int64(value, name):
+    if types.unliteral(value) != types.uint64:
+        return lambda value, name: np.int64(value)
+
+    def checked(value, name):
+        if value > _INT64_MAX:
+            raise IntegerError(name, value)
+        return np.int64(value)
+
+    return checked
+
+
 def optional(value):
     """A number as float64; 0 for None."""
 
@@ -307,7 +326,7 @@ def options(label_smoothing, lse_square_scale, normalizer, ignore_index):
         fraction(label_smoothing),
         finite(lse_square_scale),
         optional(normalizer),
-        np.int64(ignore_index),
+        as_int64(ignore_index, "ignore_index"),
     )
 
 
@@ -341,4 +360,5 @@ def check_status(status, row, value, classes, ignore_index):
             raise Interrupted
         if status == _c.FAILED:
             raise RuntimeError("the backend failed with the error that was printed")
-        raise RuntimeError("an argument is invalid")
+        # Numba does not always distinguish the type of such an array from that of others.
+        raise ValueError("an array is not aligned to its dtype: array.copy() is")

@@ -105,5 +105,12 @@ class TopKError(_Builtin, ValueError):
         super().__init__(f"top_k must be at least 1, got {value}")
 
 
+class IntegerError(_Builtin, ValueError):
+    """An integer argument exceeds int64."""
+
+    def __init__(self, name: str, value: int) -> None:
+        super().__init__(f"{name} must fit a 64-bit integer, got {value}")
+
+
 class Interrupted(KeyboardInterrupt, Exception):
     """Python raised KeyboardInterrupt in a call; Numba raises subclasses of Exception only."""

@@ -16,6 +16,7 @@ from numba.np.numpy_support import as_dtype
 import pyce
 from pyce.numba._accuracy import fraction_right, labels_of_one_hot
 from pyce.numba._arrays import (
+    as_int64,
     check_status,
     class_axis,
     contiguous,
@@ -55,12 +56,14 @@ from pyce.numba._types import (
     reduction_of,
 )
 
+# With fastmath of the caller, LLVM could assume that nothing is NaN or infinite.
+_OPTIONS = {"error_model": "numpy", "fastmath": False}
 _REDUCTIONS = {"mean": MEAN, "sum": SUM, "none": NONE}
 
 
 def _register(function: Callable[..., Any]) -> Any:
     """Decorator: an overload of a function of pyce. Constants in a call are known to it."""
-    return overload(function, prefer_literal=True, jit_options={"error_model": "numpy"})
+    return overload(function, prefer_literal=True, jit_options=_OPTIONS)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -332,13 +335,14 @@ def _accuracy(logits, target, axis=-1, top_k=1, ignore_index=-100):
     labels = register_jitable(labels_of)
 
     def implementation(logits, target, axis=-1, top_k=1, ignore_index=-100):
-        if top_k < 1:
-            raise TopKError(top_k)
+        most = as_int64(top_k, "top_k")
+        if most < 1:
+            raise TopKError(most)
         shape = logits.shape
         k = class_axis(shape, axis)
         sizes = parts(shape, k)
-        index = np.int64(ignore_index)
+        index = as_int64(ignore_index, "ignore_index")
         found = labels(target, shape, k, sizes, index)
-        return fraction_right(contiguous(logits).reshape(-1), found, sizes, top_k, index)
+        return fraction_right(contiguous(logits).reshape(-1), found, sizes, most, index)
 
     return implementation

@@ -14,9 +14,10 @@ try:
 
     sklearn.utils.validation.validate_data  # noqa: B018  since 1.6
 except (ImportError, AttributeError) as error:
+    from pyce._extras import advice
+
     raise ImportError(
-        "pyce.sklearn needs scikit-learn 1.6 or later: pip install 'pyce-kernels[sklearn]'"
-        f" ({error})"
+        f"pyce.sklearn needs scikit-learn 1.6 or later: {advice('sklearn')} ({error})"
     ) from error
 
 from pyce.sklearn._cv import SoftmaxRegressionCV

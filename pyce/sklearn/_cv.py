@@ -194,7 +194,12 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         weight = self._weights(y, classes, labels, given)
         total_weight(weight, len(y))
         columns, target = columns_and_target(classes, labels, X.dtype)
-        splits = list(check_cv(self.cv, y, classifier=True).split(X, y))
+        splits = [
+            (_indices(training, len(y)), _indices(test, len(y)))
+            for training, test in check_cv(self.cv, y, classifier=True).split(X, y)
+        ]
+        if not splits:
+            raise ValueError("cv must have at least one fold")
         samples, folds = _shared(_Samples(X, y, target, weight, given), splits)
         shape = (len(splits), len(ratios), len(Cs))
         size = (X.shape[1] + bool(self.fit_intercept)) * int(np.prod(columns))
@@ -405,6 +410,14 @@ class _Samples(NamedTuple):
 _Fold = tuple[_Samples, "list[tuple[int, int]] | None", _Samples]
 
 
+def _indices(chosen: Any, samples: int) -> Array:
+    """The numbers of the samples that a splitter chose, by their numbers or by a mask."""
+    numbers: Array = np.asarray(chosen)
+    if numbers.dtype == bool and numbers.shape == (samples,):
+        return np.flatnonzero(numbers)
+    return numbers
+
+
 def _shared(
     samples: _Samples, splits: list[tuple[Array, Array]]
 ) -> tuple[_Samples, Iterator[_Fold]]:
@@ -417,7 +430,7 @@ def _shared(
     fold_of = np.full(n, -1)
     for fold, test in enumerate(tests):
         fold_of[test] = fold
-    partition = sum(map(len, tests)) == n and bool((fold_of >= 0).all())
+    partition = sum(len(test) for _, test in splits) == n and bool((fold_of >= 0).all())
     partition = partition and all(
         np.array_equal(np.sort(train), np.flatnonzero(fold_of != fold))
         for fold, (train, _) in enumerate(splits)

@@ -29,7 +29,9 @@ anyway, and the backward pass returns it. CPU tensors only.
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("pyce.torch needs PyTorch: pip install 'pyce-kernels[torch]'") from error
+    from pyce._extras import advice
+
+    raise ImportError(f"pyce.torch needs PyTorch: {advice('torch')}") from error
 
 from pyce.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from pyce.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy

@@ -243,7 +243,8 @@ def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index:
     if grad_loss.dim() and (any(grad_loss.stride()) or not grad_loss.numel()):
         factor = grad_loss
         if not target.is_floating_point():
-            factor = factor.masked_fill(target == ignore_index, 0.0)
+            # As int64: PyTorch compares uint8 with a number that it reduces modulo 256.
+            factor = factor.masked_fill(target.long() == ignore_index, 0.0)
         if _is_finite(factor):
             return gradient.mul_(factor.unsqueeze(1))
         return _product(gradient, target, grad_loss, ignore_index)

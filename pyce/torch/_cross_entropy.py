@@ -202,9 +202,10 @@ def _lse_square(
     term = lse_square_scale * input.logsumexp(axis) ** 2
     factor = torch.ones_like(term)
     if not target.is_floating_point():
-        ignored = target == ignore_index
+        index = target.long()
+        ignored = index == ignore_index
         if weight is not None:
-            factor = weight.to(term.dtype)[torch.where(ignored, 0, target).long()]
+            factor = weight.to(term.dtype)[torch.where(ignored, 0, index)]
         factor = torch.where(ignored, 0.0, factor)
         term = torch.where(factor == 0, 0.0, term * factor)
     if reduction == "none":

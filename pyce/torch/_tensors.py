@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyce._extras import advice
 from pyce._problem import axis_in_memory
 
 DTYPE_NAMES = {
@@ -125,7 +126,7 @@ def as_array(tensor: Tensor) -> Any:
         import ml_dtypes
     except ImportError as error:
         raise ImportError(
-            "pyce.torch needs ml_dtypes here, for bfloat16: pip install 'pyce-kernels[torch]'"
+            f"pyce.torch needs ml_dtypes here, for bfloat16: {advice('torch')}"
         ) from error
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 

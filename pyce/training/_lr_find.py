@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pyce._arguments import index_number, real
+from pyce._extras import advice
 from pyce._types import Array
 from pyce.training._state import restored
 
@@ -139,9 +140,7 @@ class LRCurve:
             try:
                 from matplotlib.figure import Figure
             except ImportError:
-                raise ImportError(
-                    "LRCurve.plot needs matplotlib: pip install 'pyce-kernels[training]'"
-                ) from None
+                raise ImportError(f"LRCurve.plot needs matplotlib: {advice('training')}") from None
             figure = Figure(figsize=(6.4, 4.0), layout="constrained")
             axes = self._draw(figure.add_subplot())
             figure.savefig(to, dpi=144)

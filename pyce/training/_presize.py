@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyce._arguments import index_number, is_masked
+from pyce._extras import advice
 from pyce._types import Array
 
 METHODS = ("crop", "squash")
@@ -95,7 +96,7 @@ def presize(
     try:
         import PIL.Image as pillow
     except ImportError:
-        raise ImportError("presize needs Pillow: pip install 'pyce-kernels[training]'") from None
+        raise ImportError(f"presize needs Pillow: {advice('training')}") from None
     height, width = _size(size)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")

@@ -23,6 +23,10 @@ LOGITS = np.array([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], np.float32)
 YS = np.array([[10.0, 1.0, -2.0], [1.0, 4.0, 0.2]], np.float32)
 
 
+def x64():
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
+
 def batch(shape, axis, seed=0):
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal(shape) * 3).astype(np.float32)
@@ -90,7 +94,7 @@ def test_dtypes(dtype):
 
 
 def test_float64_and_int64():
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+    with x64():
         x, y = batch((7, 30), 1)
         wide = x.astype(np.float64)
         expected, grad = pyce.cross_entropy_with_grad(wide, y, reduction="sum")
@@ -101,11 +105,25 @@ def test_float64_and_int64():
         np.testing.assert_array_equal(actual, grad)
 
 
+def test_the_smallest_label_of_64_bits():
+    """It is out of range as any other, whatever the labels of the other rows are."""
+    x, _ = batch((3, 4), 1)
+    least = np.iinfo(np.int64).min
+    with x64():
+        for labels in (np.array([1, least, 2]), np.array([99, least, 2])):
+            value, pullback = jax.vjp(lambda x, labels=labels: INTEGER(x, labels), x)
+            assert np.isnan(value).tolist() == [labels[0] == 99, True, False]
+            grad = pullback(jnp.ones(3, jnp.float32))[0]
+            np.testing.assert_allclose(grad[1], jax.nn.softmax(x[1]), rtol=1e-6)
+
+
 def test_gradients_of_first_and_second_order():
     x, y = batch((3, 4), 1)
     tolerance = {"atol": 2e-2, "rtol": 2e-2}
     check_grads(lambda x: INTEGER(x, y), (x,), order=2, **tolerance)
     check_grads(SOFT, (x, np.abs(x)), order=2, **tolerance)
+    mask = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], bool)
+    check_grads(lambda x, t: SOFT(x, t, where=mask), (x, np.abs(x)), order=2, **tolerance)
 
 
 @pytest.mark.parametrize("classes", [10, 300, 3000])
@@ -184,6 +202,8 @@ def test_masks():
     rows = np.array([True, False, True, False])
     np.testing.assert_array_equal(INTEGER(x, y, where=rows), np.where(rows, INTEGER(x, y), 0))
     assert not jax.grad(lambda x: INTEGER(x, y, where=rows).sum())(x)[1].any()
+    for one in (True, False):
+        np.testing.assert_array_equal(INTEGER(x, y, where=one), one * INTEGER(x, y))
     mask = np.ones((4, 5), bool)
     mask[:, 2] = False
     mask[3] = False
@@ -302,6 +322,7 @@ def forged(change, arguments=("logits", "labels"), results=("losses",)):
     }
     frame, api = new("xla_call_frame *"), new("xla_api *")
     api.struct_size, api.version.major, api.version.minor = ffi.sizeof("xla_api"), 0, 3
+    api.version.struct_size = ffi.sizeof("xla_version")
     api.create_error = create_error
     frame.struct_size, frame.api, frame.stage = ffi.sizeof("xla_call_frame"), api, 3
     for values, names in ((frame.arguments, arguments), (frame.results, results)):
@@ -338,8 +359,9 @@ def set_dim(name, i, value):
     [
         (set_field("api.version.major", 1), "version"),
         (set_field("api.version.minor", 0), "version"),
-        (set_field("struct_size", 16), "too small"),
-        (set_field("arguments.struct_size", 8), "too small"),
+        (set_field("struct_size", 16), "unknown size"),
+        (set_field("arguments.struct_size", 8), "unknown size"),
+        (set_field("arguments.struct_size", 48), "unknown size"),
         (set_field("arguments.size", 1), "number of arguments"),
         (set_field("logits.struct_size", 8), "is no buffer"),
         (set_field("logits.dtype", S32), "logits must be"),

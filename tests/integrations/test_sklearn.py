@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn_cases import DATA, gradient_at, scaled, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
+from pyce._extras import advice
 from pyce.sklearn import SoftmaxRegression, _objective
 
 
@@ -474,4 +475,4 @@ def test_a_missing_library_is_named(run_python):
     for missing in ("sklearn", "scipy.sparse"):
         code = f"import sys; sys.modules[{missing!r}] = None; import pyce.sklearn"
         error = run_python("-c", code, check=False).stderr.strip().splitlines()[-1]
-        assert error.startswith("ImportError: ") and "pip install 'pyce-kernels[sklearn]'" in error
+        assert error.startswith("ImportError: ") and advice("sklearn") in error

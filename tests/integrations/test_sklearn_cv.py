@@ -118,6 +118,28 @@ def test_folds_share_the_data(monkeypatch):
     assert len({id(x.base) for x in seen}) == 1 and not np.shares_memory(X, seen[0])
 
 
+def test_folds_of_any_kind():
+    """Masks choose what numbers choose, and a sample that a test set has twice counts twice."""
+    X, y = DATA["iris"]()
+    odd = np.arange(len(y)) % 2 == 1
+    masks = [(~odd, odd), (odd, ~odd)]
+    numbers = [(np.flatnonzero(training), np.flatnonzero(test)) for training, test in masks]
+    twice = [(training, np.append(test, test[-30:])) for training, test in numbers]
+    by_masks, by_numbers, weighted = (
+        SoftmaxRegressionCV(Cs=[0.01, 0.1], cv=cv).fit(X, y) for cv in (masks, numbers, twice)
+    )
+    np.testing.assert_array_equal(by_masks.scores_, by_numbers.scores_)
+    np.testing.assert_array_equal(by_masks.coefs_paths_, by_numbers.coefs_paths_)
+    for fold, (_, test) in enumerate(twice):
+        for i in range(2):
+            W = weighted.coefs_paths_[fold, 0, i]
+            right = (X[test] @ W[:, :-1].T + W[:, -1]).argmax(1) == y[test]
+            assert weighted.scores_[fold, 0, i] == right.mean()
+    assert (weighted.scores_ != by_numbers.scores_).any()
+    with pytest.raises(ValueError, match="at least one fold"):
+        SoftmaxRegressionCV(cv=[]).fit(X, y)
+
+
 def test_a_fold_without_a_class():
     """The scorer knows all classes, as that of scikit-learn does."""
     X, y = DATA["iris"]()  # sorted by class

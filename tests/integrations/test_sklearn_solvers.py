@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn_cases import DATA, gradient_at, weights_of
+from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
 from pyce.sklearn import SoftmaxRegression, _lbfgs, _team
@@ -119,6 +119,30 @@ def test_the_elastic_net_is_that_of_saga(data, options):
     np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=2e-5)
     np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=2e-5)
     np.testing.assert_array_equal(ours.coef_ == 0, theirs.coef_ == 0)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("l1_ratio", [0.5, 1.0])
+@pytest.mark.parametrize("shift", [0, 10])
+def test_the_elastic_net_does_not_stop_early(shift, l1_ratio):
+    """A weak penalty on data with few coefficients that are 0 at the optimum: many change their
+    signs on the way, so steps along directions that only fit the signs at their start are short.
+    """
+    X, y = synthetic(2000, 4, 3, seed=11)
+    X += [shift, shift / 2, 0, 1]
+    model = SoftmaxRegression(l1_ratio=l1_ratio, C=100, tol=1e-6, max_iter=5000).fit(X, y)
+    assert gradient_at(model, X, y) <= 1.01e-6
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_elastic_net_of_tiny_features(classes):
+    """The squared gradient underflows."""
+    X, y = synthetic(40, 3, classes)
+    model = SoftmaxRegression(l1_ratio=1.0, C=1e300, tol=0, fit_intercept=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X * 1e-170, y)
+    assert np.isfinite(model.coef_).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

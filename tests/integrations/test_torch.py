@@ -30,6 +30,7 @@ from torch_cases import (  # noqa: E402
 import pyce  # noqa: E402
 import pyce.torch  # noqa: E402
 from pyce import _threads  # noqa: E402
+from pyce._extras import advice  # noqa: E402
 
 pytestmark = WARNINGS
 
@@ -351,7 +352,7 @@ def test_pytorch_is_asked_for_by_the_name_of_the_extra(run_python):
         "try: pyce.torch\n"
         "except ImportError as error: print(error)"
     )
-    assert "pip install 'pyce-kernels[torch]'" in run_python("-c", code).stdout
+    assert advice("torch") in run_python("-c", code).stdout
 
 
 # ---------------------------------------------------------------------------------------------

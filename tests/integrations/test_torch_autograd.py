@@ -228,6 +228,19 @@ def test_the_gradient_of_an_ignored_row_is_0_whatever_comes_from_above(
             loss = ours(logits, labels, reduction=reduction, label_smoothing=smoothing)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+@pytest.mark.parametrize("how", [{}, {"create_graph": True}])
+def test_a_label_that_equals_the_ignored_index_modulo_256_counts(scale, how):
+    """PyTorch compares a uint8 tensor with −100 as with 156."""
+    logits = torch.randn(3, 200, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([156, 3, 155])
+    grads = []
+    for target in (labels, labels.to(torch.uint8)):
+        loss = ours(logits, target, reduction="none", lse_square_scale=scale)
+        grads += torch.autograd.grad(loss, logits, torch.tensor([1.0, 2.0, 3.0]).double(), **how)
+    assert torch.equal(*grads) and grads[0].any(1).all()
+
+
 @dtypes
 def test_weights_that_are_not_numbers_at_ignored_rows(dtype):
     logits, target = example(dtype=dtype)

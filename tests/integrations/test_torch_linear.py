@@ -1,4 +1,8 @@
-"""pyce.torch.linear_cross_entropy, against PyTorch's function and products in float64."""
+"""pyce.torch.linear_cross_entropy, against PyTorch's function and products in float64.
+
+The file is long because docs/semantics.md names its tests, and because every way to call the
+function (eager, module, compiled, under torch.func) is compared on the same examples.
+"""
 
 import math
 import os

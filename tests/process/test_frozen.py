@@ -104,6 +104,23 @@ def test_without_the_extension(found, run_python, tmp_path):
     assert f"not built in the sources in {tmp_path}: build it with `make build`" in reason
 
 
+def test_the_advice_for_an_extra(found, run_python, tmp_path):
+    """It is a command that pip can carry out: only an installed distribution is known by name."""
+
+    def advice():
+        code = f"import sys; sys.path[:2] = [{str(tmp_path)!r}]; import pyce._extras as extras\n"
+        return run_python("-c", code + "print(extras.advice('numba'))").stdout.strip()
+
+    shutil.copytree(found[1] / "pyce", tmp_path / "pyce")
+    assert advice() == "pip install 'pyce-kernels[numba]'"
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "build_ffi.py").touch()
+    assert advice() == f"pip install '{tmp_path}[numba]'"
+    (tmp_path / "pyce_kernels-0.dist-info").mkdir()  # an editable installation
+    (tmp_path / "pyce_kernels-0.dist-info" / "METADATA").write_text("Name: pyce-kernels\n")
+    assert advice() == "pip install 'pyce-kernels[numba]'"
+
+
 def test_an_extension_that_cannot_be_loaded(found, run_python, tmp_path):
     ignore = shutil.ignore_patterns("*.so", "*.pyd")
     shutil.copytree(found[1] / "pyce", tmp_path / "pyce", ignore=ignore)

@@ -10,6 +10,7 @@ import pytest
 import pyce
 from pyce import __main__ as pyce_main
 from pyce._cli import FINE, INTERRUPTED, UNUSABLE
+from pyce._extras import advice
 
 ROOT = Path(pyce.__file__).parents[1]
 
@@ -32,7 +33,7 @@ def test_a_missing_extra(run_python, module, arguments):
     done = run_python("-c", code, check=False)
     assert done.returncode == UNUSABLE
     assert f"needs {module}" in done.stderr
-    assert "pip install 'pyce-kernels[bench]'" in done.stderr
+    assert advice("bench") in done.stderr
 
 
 def test_tables_without_rich(run_python):

@@ -15,6 +15,7 @@ import pyce
 from pyce.__main__ import main
 from pyce._bench import demo
 from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
+from pyce._extras import advice
 
 pytest.importorskip("sklearn")
 pillow = pytest.importorskip("PIL.Image")
@@ -276,7 +277,7 @@ def test_a_missing_extra(run_python, module):
     code += "from pyce.__main__ import main; sys.exit(main(['demo']))"
     done = run_python("-c", code, check=False)
     assert (done.returncode, done.stdout) == (UNUSABLE, "")
-    wanted = f"pyce: `python -m pyce demo` needs {module}: pip install 'pyce-kernels[training]'\n"
+    wanted = f"pyce: `python -m pyce demo` needs {module}: {advice('training')}\n"
     assert done.stderr == wanted
 
 

@@ -20,7 +20,7 @@ BACKENDS = {f"_backends.{p.stem}" for p in (PACKAGE / "_backends").glob("[a-z]*"
 # (`_backends` itself), the argument checks or the public functions, and `_threads` imports no
 # checks. What is not listed is above `pyce` itself: modules for other libraries and the commands.
 LAYERS = (
-    {"_types", "_version", "_fpenv", "_pyce", "_caches"},
+    {"_types", "_version", "_fpenv", "_pyce", "_caches", "_extras"},
     {"_compensated", "_dtypes", "_threads"},
     {"_problem", "_threadpoolctl"},
     {"_infinite"},

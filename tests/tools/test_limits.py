@@ -57,8 +57,8 @@ def test_a_process_that_ends(run_python, tmp_path, files):
     programs.update((f"b{i}", passing if i % 2 else crash) for i in range(1, files))
     said = distributed(run_python, tmp_path, programs)
     crashes, passed = 1 + (files - 1) // 2, 3 + 2 * (files // 2)
-    assert said.splitlines()[-1].startswith(f"{crashes} failed, {passed} passed"), said
-    assert said.count("crashed while running 'test_a.py::test_crash'") == 1
+    assert said.splitlines()[-1].lstrip("= ").startswith(f"{crashes} failed, {passed} passed"), said
+    assert said.count("node down") == crashes, said
 
 
 def test_a_test_that_hangs(run_python, tmp_path):
@@ -69,4 +69,4 @@ def test_a_test_that_hangs(run_python, tmp_path):
     }
     said = distributed(run_python, tmp_path, files, "-o", "faulthandler_timeout=4")
     assert "no test has ended for 6 s; running: test_a.py::test_sleep" in said
-    assert said.splitlines()[-1].startswith("1 passed"), said
+    assert said.splitlines()[-1].lstrip("= ").startswith("1 passed"), said
