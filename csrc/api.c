@@ -19,6 +19,31 @@ int pyce_run(pyce_problem *p) {
     return status;
 }
 
+int64_t pyce_state_size(const pyce_problem *p, int64_t classes) {
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem) || classes < 0) return 0;
+    return pyce_state_head(p) + pyce_blocks_of(classes) * pyce_block_numbers(p);
+}
+
+int pyce_partial(pyce_problem *p, const pyce_shards *shards, double *state) {
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem)) return PYCE_BAD_ARGUMENT;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_shards_are_valid(p, shards, state, NULL)
+                           ? pyce_run_partial(p, shards, state)
+                           : PYCE_BAD_ARGUMENT;
+    pyce_fpenv_leave(before);
+    return status;
+}
+
+int pyce_complete(pyce_problem *p, const pyce_shards *shards, const double *const *states) {
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem)) return PYCE_BAD_ARGUMENT;
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_shards_are_valid(p, shards, NULL, states)
+                           ? pyce_run_complete(p, shards, states)
+                           : PYCE_BAD_ARGUMENT;
+    pyce_fpenv_leave(before);
+    return status;
+}
+
 /* Of contiguous arrays: the strides, and where the loss goes. */
 static int run_contiguous(pyce_problem *p, void *loss) {
     int64_t stride;

@@ -130,7 +130,8 @@ static double number_of(const void *number, int is_double) {
     return is_double ? *(const double *)number : *(const float *)number;
 }
 
-double pyce_make_infinite(const pyce_problem *p, double grad_scale, const pyce_finite *f) {
+double pyce_make_infinite(const pyce_problem *p, int64_t classes, double grad_scale,
+                          const pyce_finite *f) {
     const int64_t rows = p->outer * p->inner;
     const int is_double = p->dtype == PYCE_FLOAT64, loss_dtype = is_double;
     const size_t size = pyce_item_size(p->dtype), loss_size = pyce_item_size(loss_dtype);
@@ -157,8 +158,9 @@ double pyce_make_infinite(const pyce_problem *p, double grad_scale, const pyce_f
             const int64_t outer = row / p->inner;
             int64_t at = g->offsets ? g->offsets[outer] : outer * g->outer_stride;
             at += row % p->inner;
-            for (int64_t c = 0; c < p->classes; c++, at += g->class_stride) {
-                make_infinite((char *)g->data + at * (int64_t)size, p->dtype);
+            for (int64_t c = 0; c < classes; c++) {
+                const int64_t of_class = at + c * g->class_stride;
+                make_infinite((char *)g->data + of_class * (int64_t)size, p->dtype);
             }
         }
     }

@@ -83,6 +83,37 @@ typedef struct {
  * to these logits, PYCE_BACKWARD writes meaningless numbers but accesses no other memory. */
 int pyce_run(pyce_problem *problem);
 
+/* Rows whose classes are cut into shards, which several processes may hold. Shard s has the classes
+ * bounds[s]…bounds[s + 1] − 1, none if the bounds are equal; bounds[0] is 0 and bounds[count] the number of
+ * all classes. */
+typedef struct {
+    int32_t count;
+    int32_t own; /* the shard that a problem has */
+    const int64_t *bounds;
+} pyce_shards;
+
+/* The loss and the gradient of such rows, in two steps. In between, the processes exchange the states of
+ * their shards. The problem is a forward, with or without a backward, of rows with inner = 1, without class
+ * weights and lse. Its `classes` are all classes, and its labels count from the first of all. Its logits,
+ * result and probs are those of the own shard; if that has no classes, it is a PYCE_FORWARD without probs,
+ * and the logits are not accessed.
+ *
+ * pyce_state_size: the numbers of one row's state after the classes of a shard, if there are so many.
+ * pyce_partial: writes the states of all rows after the classes of the own shard.
+ * pyce_complete: from the states of all shards, the loss of all classes, which is the same in every
+ * process, and the gradient of the own classes.
+ *
+ * The states have `rows` times pyce_state_size numbers, which depends on the dtype, the target and the
+ * smoothing of the problem, and is 0 if the problem is NULL or `classes` negative. States depend on the
+ * dtype, target, labels, smoothing and ignore_index, which must be the same in both steps and for all
+ * shards. Where all shards begin at multiples of 2048 classes, and there are more than 64 classes, loss and
+ * gradient have the bytes that pyce_run gives for the whole rows, but for the sign of a NaN. If states do
+ * not belong to these logits, pyce_complete writes meaningless numbers but accesses no other memory. The
+ * functions pyce_partial and pyce_complete return a status. */
+int64_t pyce_state_size(const pyce_problem *problem, int64_t classes);
+int pyce_partial(pyce_problem *problem, const pyce_shards *shards, double *state);
+int pyce_complete(pyce_problem *problem, const pyce_shards *shards, const double *const *states);
+
 /* The common case of pyce_run with fewer arguments: contiguous logits (outer, classes, inner), 64-bit
  * labels, class weights or NULL, any reduction except PYCE_QUOTIENT. `operation` is PYCE_FORWARD, or
  * PYCE_FORWARD_BACKWARD to write the gradient to `grad`. `loss` receives the reduced loss, or for

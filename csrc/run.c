@@ -12,10 +12,15 @@
 #include "pool.h"
 #include "reduce.h"
 
+typedef void run_function(const pyce_job *job, int64_t begin, int64_t end, void *scratch,
+                          double *sums);
+
 typedef struct {
     const pyce_kernels *kernels;
     const pyce_job *job;
     double *sums; /* of the losses of each tile, or NULL */
+    /* If the threads share the rows: */
+    run_function *run;
     /* If the threads share a row: */
     int64_t row;
     pyce_block *blocks;
@@ -29,36 +34,43 @@ static void run_tiles(void *context, int64_t begin, int64_t end, void *scratch) 
     const pyce_job *job = w->job;
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t last = end * job->tile < rows ? end * job->tile : rows;
-    w->kernels->rows[job->p->dtype]->run(job, begin * job->tile, last, scratch, w->sums);
+    w->run(job, begin * job->tile, last, scratch, w->sums);
 }
 
 /* Threads share the rows, tile by tile. */
-static int run_rows(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+static int run_rows(const pyce_job *job, run_function *run, size_t scratch, int threads,
+                    double *sums) {
     const int64_t rows = job->p->outer * job->p->inner;
     const int64_t tiles = (rows + job->tile - 1) / job->tile;
-    row_work context = {.kernels = kernels, .job = job, .sums = sums};
+    row_work context = {.job = job, .sums = sums, .run = run};
     const pyce_work work = {.work = run_tiles,
                             .context = &context,
                             .pieces = tiles,
                             .grain = pyce_grain(tiles, threads),
-                            .scratch = kernels->rows[job->p->dtype]->scratch(job)};
+                            .scratch = scratch};
     return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
 }
 
+/* Blocks are counted from the first that is there. */
 static void find_statistics(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, begin, end, w->blocks, scratch);
+    const int64_t first = w->job->first;
+    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, first + begin, first + end,
+                                                   w->blocks, scratch);
 }
 
 static void write_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, begin, end, w->blocks, w->row_state,
-                                              scratch);
+    const int64_t first = w->job->first;
+    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, first + begin, first + end, w->blocks,
+                                              w->row_state, scratch);
 }
 
-/* The rows one after the other; threads share each of them, block by block. */
+/* The rows one after the other; threads share each of them, block by block. Of shards, the statistics of
+   blocks become the state of the row, or the states of all shards take their place. */
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
+    const pyce_row_kernels *k = kernels->rows[p->dtype];
     /* The row state begins a whole number of cache lines before the blocks. */
     _Static_assert(PYCE_STATE_BYTES % 64 == 0, "blocks are aligned");
     void *memory = platform_allocate(PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block));
@@ -69,19 +81,23 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
                         .row_state = memory};
     pyce_work statistics = {.work = find_statistics,
                             .context = &context,
-                            .pieces = job->blocks,
-                            .grain = pyce_grain(job->blocks, threads),
-                            .scratch = kernels->rows[p->dtype]->scratch(job)};
+                            .pieces = job->last - job->first,
+                            .grain = pyce_grain(job->last - job->first, threads),
+                            .scratch = job->shards ? k->shard_scratch(job) : k->scratch(job)};
     pyce_work write = statistics;
     write.work = write_blocks;
     int status = PYCE_OK;
     for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
         context.row = row;
-        if (pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
+        if (!job->states && pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
         if (status != PYCE_OK) break;
+        if (job->state) {
+            k->pack(job, row, context.blocks);
+            continue;
+        }
         double losses[PYCE_TILE];
-        kernels->rows[p->dtype]->finalize(job, row, context.blocks, context.row_state, losses,
-                                          sums);
+        (job->states ? k->combine : k->finalize)(job, row, context.blocks, context.row_state,
+                                                 losses, sums);
         if (pyce_has_result(p) && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
     platform_free(memory);
@@ -148,21 +164,56 @@ static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads
         if (!sums) return PYCE_NO_MEMORY;
     }
     int status = PYCE_OK;
-    if (rows) {
-        status = pyce_shares_rows(job, threads) ? run_shared(kernels, job, threads, sums)
-                                                : run_rows(kernels, job, threads, sums);
+    const pyce_row_kernels *k = kernels->rows[p->dtype];
+    if (rows && pyce_shares_rows(job, threads)) {
+        status = run_shared(kernels, job, threads, sums);
+    } else if (rows && job->shards) {
+        status = run_rows(job, k->complete, k->shard_scratch(job), threads, sums);
+    } else if (rows) {
+        status = run_rows(job, k->run, k->scratch(job), threads, sums);
     }
     if (sums && status == PYCE_OK) *total = sum_of_losses(job, sums);
     if (sums != on_stack) free(sums);
     return status;
 }
 
-/* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
-   environment, but not past a call. */
-__attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
+/* -- shards ---------------------------------------------------------------------------------------- */
+
+/* The work for the classes that are there, in element equivalents. */
+static int64_t work_of(const pyce_problem *p, int64_t classes) {
+    const int64_t rows = p->outer * p->inner;
+    return rows * classes + PYCE_ROW_OVERHEAD * rows;
+}
+
+/* The blocks of all shards: the fields of a job about them. Returns memory to be freed, or NULL if there
+   is none. */
+static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
+    *cuts = (pyce_job){.shards = shards, .base = shards->bounds[shards->own]};
+    for (int s = 0; s < shards->count; s++) {
+        if (s == shards->own) cuts->first = cuts->blocks;
+        cuts->blocks += pyce_blocks_of(shards->bounds[s + 1] - shards->bounds[s]);
+        if (s == shards->own) cuts->last = cuts->blocks;
+    }
+    int64_t *begins = malloc(((size_t)cuts->blocks + 1) * sizeof *begins), k = 0;
+    if (!begins) return NULL;
+    for (int s = 0; s < shards->count; s++) {
+        for (int64_t c = shards->bounds[s]; c < shards->bounds[s + 1]; c += PYCE_BLOCK) {
+            begins[k++] = c;
+        }
+    }
+    begins[k] = shards->bounds[shards->count];
+    cuts->begins = begins;
+    return begins;
+}
+
+/* -- a problem ------------------------------------------------------------------------------------- */
+
+/* `cuts` is NULL, or has the fields of a job about shards. */
+static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     const pyce_kernels *kernels = pyce_dispatch();
     const int64_t rows = p->outer * p->inner;
-    const int threads = pyce_threads_for(rows * p->classes + PYCE_ROW_OVERHEAD * rows, p->threads);
+    const int64_t classes = cuts ? pyce_own_classes(cuts->shards) : p->classes;
+    const int threads = pyce_threads_for(work_of(p, classes), p->threads);
 
     int64_t valid_rows;
     double weights, total = 0;
@@ -179,18 +230,55 @@ __attribute__((noinline)) int pyce_run_problem(pyce_problem *p) {
     if (infinite && pyce_make_finite(p, &grad_scale, &finite)) return PYCE_NO_MEMORY;
 
     pyce_job job;
-    pyce_plan(infinite ? &finite.problem : p, &job);
+    pyce_plan(infinite ? &finite.problem : p, cuts, &job);
     job.grad_scale = grad_scale;
     job.grad_scale_error = isfinite(error) ? error : 0;
     job.all_valid = valid_rows == rows;
     status = run_job(kernels, &job, threads, &total);
     if (infinite) {
-        if (status == PYCE_OK) total += pyce_make_infinite(p, given_scale, &finite);
+        if (status == PYCE_OK) total += pyce_make_infinite(p, classes, given_scale, &finite);
         free(finite.memory);
     }
     if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) {
         const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
         write_loss(p, empty ? 0.0 : total / denominator);
     }
+    return status;
+}
+
+/* Not inlined: a compiler may move arithmetic past the instruction that sets the floating-point
+   environment, but not past a call. */
+__attribute__((noinline)) int pyce_run_problem(pyce_problem *p) { return run_problem(p, NULL); }
+
+__attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shards *shards,
+                                               double *state) {
+    const pyce_kernels *kernels = pyce_dispatch();
+    pyce_job cuts, job;
+    int64_t *memory = cut_blocks(shards, &cuts);
+    if (!memory) return PYCE_NO_MEMORY;
+    cuts.state = state;
+    const int threads = pyce_threads_for(work_of(p, pyce_own_classes(shards)), p->threads);
+    int64_t valid_rows;
+    double weights;
+    int status = find_weights(kernels, p, threads, &weights, &valid_rows);
+    if (status == PYCE_OK && p->outer) {
+        pyce_plan(p, &cuts, &job);
+        const pyce_row_kernels *k = kernels->rows[p->dtype];
+        status = pyce_shares_rows(&job, threads)
+                     ? run_shared(kernels, &job, threads, NULL)
+                     : run_rows(&job, k->partial, k->shard_scratch(&job), threads, NULL);
+    }
+    free(memory);
+    return status;
+}
+
+__attribute__((noinline)) int pyce_run_complete(pyce_problem *p, const pyce_shards *shards,
+                                                const double *const *states) {
+    pyce_job cuts;
+    int64_t *memory = cut_blocks(shards, &cuts);
+    if (!memory) return PYCE_NO_MEMORY;
+    cuts.states = states;
+    const int status = run_problem(p, &cuts);
+    free(memory);
     return status;
 }

@@ -22,7 +22,7 @@ typedef struct {
 
 /* The arrays of one call. */
 typedef struct {
-    extent of[13];
+    extent of[16];
     int count;
 } extents;
 
@@ -118,7 +118,8 @@ static int same_operand(const pyce_operand *a, const pyce_operand *b) {
 /* Sizes of scratch memory, in bytes, must fit 64 bits. */
 #define MOST_ELEMENTS (INT64_MAX / (int64_t)sizeof(double) - 4096)
 
-int pyce_problem_is_valid(const pyce_problem *p) {
+/* Whether a problem is valid; its arrays are added to the extents. */
+static int add_problem(extents *all, const pyce_problem *p) {
     int64_t rows, size, work;
     if (p->operation < PYCE_FORWARD || p->operation > PYCE_LOGSUMEXP) return 0;
     if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
@@ -147,18 +148,69 @@ int pyce_problem_is_valid(const pyce_problem *p) {
     const int in_place = result && same_operand(&p->logits, &p->result);
     const int row_losses = loss && p->reduction == PYCE_NONE;
     const int lse_needed = backward || p->operation == PYCE_LOGSUMEXP;
+    return (in_place || add_operand(all, p, &p->logits, p->dtype, 1, 0)) &&
+           add_operand(all, p, &p->result, p->dtype, result, 1) &&
+           add_operand(all, p, &p->probs, p->probs_dtype, p->target == PYCE_PROBABILITIES, 0) &&
+           add_flat(all, p->labels, rows, label_size, label_alignment, index, index, 0) &&
+           add_doubles(all, p->weight, p->classes, 0, has_target, 0) &&
+           add_doubles(all, p->sample_weight, rows, 0, has_target, 0) &&
+           add_doubles(all, p->grad_losses, rows, 0, has_target && result, 0) &&
+           add_doubles(all, p->lse, rows, lse_needed, has_target || lse_needed, !backward) &&
+           add_losses(all, p->losses, rows, p->dtype, row_losses, row_losses) &&
+           add_losses(all, p->reduced, 1, p->dtype, 0, loss && !row_losses);
+}
+
+int pyce_problem_is_valid(const pyce_problem *p) {
     extents all = {.count = 0};
-    return (in_place || add_operand(&all, p, &p->logits, p->dtype, 1, 0)) &&
-           add_operand(&all, p, &p->result, p->dtype, result, 1) &&
-           add_operand(&all, p, &p->probs, p->probs_dtype, p->target == PYCE_PROBABILITIES, 0) &&
-           add_flat(&all, p->labels, rows, label_size, label_alignment, index, index, 0) &&
-           add_doubles(&all, p->weight, p->classes, 0, has_target, 0) &&
-           add_doubles(&all, p->sample_weight, rows, 0, has_target, 0) &&
-           add_doubles(&all, p->grad_losses, rows, 0, has_target && result, 0) &&
-           add_doubles(&all, p->lse, rows, lse_needed, has_target || lse_needed, !backward) &&
-           add_losses(&all, p->losses, rows, p->dtype, row_losses, row_losses) &&
-           add_losses(&all, p->reduced, 1, p->dtype, 0, loss && !row_losses) &&
-           nothing_overlaps(&all);
+    return add_problem(&all, p) && nothing_overlaps(&all);
+}
+
+int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
+                          const double *const *states) {
+    static const double none = 0; /* in place of the logits of a shard without classes */
+    extents all = {.count = 0};
+    if (!add_flat(&all, shards, 1, sizeof *shards, _Alignof(pyce_shards), 1, 1, 0)) return 0;
+    if (shards->count < 1 || shards->own < 0 || shards->own >= shards->count) return 0;
+    const int64_t *bounds = shards->bounds;
+    if (!add_flat(&all, bounds, (int64_t)shards->count + 1, sizeof *bounds, _Alignof(int64_t), 1, 1,
+                  0)) {
+        return 0;
+    }
+    if (bounds[0] != 0 || bounds[shards->count] != p->classes) return 0;
+    for (int s = 0; s < shards->count; s++) {
+        if (bounds[s] > bounds[s + 1]) return 0;
+    }
+    if (p->inner != 1 || p->weight || p->lse || !pyce_has_loss(p)) return 0;
+    if (p->dtype < PYCE_FLOAT32 || p->dtype > PYCE_BFLOAT16) return 0;
+    /* The arrays are as large as the own shard; all classes must fit as well. */
+    int64_t size;
+    if (p->classes < 1 || p->outer < 0 || __builtin_mul_overflow(p->outer, p->classes, &size) ||
+        size > MOST_ELEMENTS / (int64_t)sizeof(double)) {
+        return 0;
+    }
+    pyce_problem own = *p;
+    own.classes = pyce_own_classes(shards);
+    if (own.classes == 0) {
+        if (p->operation != PYCE_FORWARD || p->probs.data) return 0;
+        own.classes = 1;
+        own.logits = (pyce_operand){.data = (void *)&none};
+        if (p->target == PYCE_PROBABILITIES) own.probs = own.logits;
+    }
+    if (!add_problem(&all, &own)) return 0;
+    if (p->outer == 0) return nothing_overlaps(&all);
+    if (!state &&
+        !add_flat(&all, states, shards->count, sizeof *states, _Alignof(double *), 1, 1, 0)) {
+        return 0;
+    }
+    const int count = all.count;
+    for (int s = 0; s < shards->count; s++) {
+        if (state && s != shards->own) continue;
+        const int64_t n = p->outer * pyce_state_size(p, bounds[s + 1] - bounds[s]);
+        all.count = count;
+        if (n && !add_doubles(&all, state ? state : states[s], n, 1, 1, state != NULL)) return 0;
+        if (!nothing_overlaps(&all)) return 0;
+    }
+    return 1;
 }
 
 int pyce_bernoulli_is_valid(const pyce_bernoulli *b) {

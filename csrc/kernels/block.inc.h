@@ -379,8 +379,9 @@ INLINE normaliser block_normaliser(const pyce_block *block) {
 
 /* The statistics of a row of several blocks, relative to the normaliser of its maximum row->max, which
    block `top` contains; block->scale becomes what the block's e must be multiplied by to have that
-   normaliser. */
-static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, pyce_block *row) {
+   normaliser. Not inlined, so that the loop has the registers to itself in each of its callers. */
+static __attribute__((noinline)) void merge_blocks(const pyce_job *job, pyce_block *blocks,
+                                                   int64_t top, pyce_block *row) {
     double shift[LANES], exponent[LANES];
     const double max = row->max;
     const normaliser norm = normalise(v_set1((real)max));
@@ -433,12 +434,10 @@ static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, p
     }
 }
 
-/* The statistics of lane `lane` of `s` from the row's blocks. */
-static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
-                           row_state *s) {
-    const pyce_problem *p = job->p;
-    const element *x = logits_of(p, row);
-    const int64_t stride = p->logits.class_stride;
+/* The statistics of lane `lane` of `s` from the row's blocks, except for the numbers at the pivot and the
+   label. */
+static void combine_statistics(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
+                               row_state *s) {
     int64_t top =
         0; /* the first block with the row's maximum; of a row of −inf and NaN, the first */
     double max = -INFINITE;
@@ -455,23 +454,33 @@ static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks,
     } else {
         merge_blocks(job, blocks, top, &all);
     }
-    const int64_t label = label_of(p, row);
+    const int64_t label = label_of(job->p, row);
     int64_t pivot = -1;
     if (job->pivot == PIVOT_LABEL) pivot = label;
     if (job->pivot == PIVOT_MAX && blocks[top].pivot >= 0) {
-        pivot = top * PYCE_BLOCK + blocks[top].pivot;
+        pivot = block_begin(job, top) + blocks[top].pivot;
     }
     s->max[lane] = max;
     s->rest[lane] = COMPENSATED ? all.sum : all.sum + all.sum_error;
     s->rest_error[lane] = all.sum_error;
     s->pivot[lane] = (double)pivot;
     s->label[lane] = (double)label;
-    s->pivot_x[lane] = pivot >= 0 ? (double)m_get(x + pivot * stride) : -INFINITE;
-    s->label_x[lane] = label >= 0 ? (double)m_get(x + label * stride) : -INFINITE;
     s->soft_sum[lane] = all.soft_sum;
     s->soft_sum_error[lane] = all.soft_sum_error;
     s->soft_loss[lane] = all.soft_loss;
     s->soft_loss_error[lane] = all.soft_loss_error;
+}
+
+/* The statistics of lane `lane` of `s` from the row's blocks. */
+static void combine_blocks(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
+                           row_state *s) {
+    combine_statistics(job, row, blocks, lane, s);
+    const pyce_problem *p = job->p;
+    const element *x = logits_of(p, row);
+    const int64_t stride = p->logits.class_stride;
+    const int64_t pivot = (int64_t)s->pivot[lane], label = (int64_t)s->label[lane];
+    s->pivot_x[lane] = pivot >= 0 ? (double)m_get(x + pivot * stride) : -INFINITE;
+    s->label_x[lane] = label >= 0 ? (double)m_get(x + label * stride) : -INFINITE;
     s->pivot_b[lane] = s->label_b[lane] = 0;
     if (job->soft) {
         const int64_t outer = row / p->inner, inner = row % p->inner;

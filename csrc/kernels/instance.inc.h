@@ -13,7 +13,8 @@
 #include "many.inc.h"        /* drivers */
 #include "medium.inc.h"
 #include "few.inc.h"
-#include "scale.inc.h" /* a saved gradient times a number */
+#include "partial.inc.h" /* rows whose classes are cut into shards */
+#include "scale.inc.h"   /* a saved gradient times a number */
 
 enum { FEW, MEDIUM, MANY };
 /* Which driver takes the rows of a job. */
@@ -52,5 +53,10 @@ const pyce_row_kernels INSTANCE = {
     .statistics = shared_statistics,
     .finalize = shared_finalize,
     .write = shared_write,
+    .partial = partial_rows,
+    .complete = complete_rows,
+    .shard_scratch = shard_scratch,
+    .pack = pack_row,
+    .combine = shared_combine,
     .scale = scale_saved,
 };

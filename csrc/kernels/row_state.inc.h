@@ -58,7 +58,12 @@ INLINE const element *logits_of(const pyce_problem *p, int64_t row) {
     return x + row % p->inner;
 }
 
+/* The first class of a block, and the number of its classes. */
+INLINE int64_t block_begin(const pyce_job *job, int64_t k) {
+    return job->begins ? job->begins[k] : k * PYCE_BLOCK;
+}
 INLINE int block_size(const pyce_job *job, int64_t k) {
+    if (job->begins) return (int)(job->begins[k + 1] - job->begins[k]);
     const int64_t left = job->p->classes - k * PYCE_BLOCK;
     return left < PYCE_BLOCK ? (int)left : PYCE_BLOCK;
 }

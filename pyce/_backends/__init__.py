@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 from pyce._extras import advice, sources
-from pyce._problem import Problem
+from pyce._problem import Problem, ShardedProblem
 from pyce._types import Array, BackendChoice, BackendName, Scalar
 
 
@@ -54,6 +54,30 @@ class Backend(Protocol):
         """Multiplies a saved gradient by a number, in memory that is not a NumPy array.
 
         None if the backend has `at_addresses` None.
+        """
+
+    @property
+    def partial(self) -> Callable[[ShardedProblem, Array], None] | None:
+        """Writes the states of the rows after the classes of the own shard.
+
+        They are float64, flat and C-contiguous, `state_size` numbers for each row, and only this
+        backend reads them. Labels are checked before anything is written. None if the backend
+        leaves shards to the NumPy backend.
+        """
+
+    @property
+    def state_size(self) -> Callable[[ShardedProblem, int], int] | None:
+        """Returns the numbers of a row's state after the classes of a shard, if there are so many.
+
+        It depends on the dtype, the target and the smoothing only. None where `partial` is.
+        """
+
+    @property
+    def complete(self) -> Callable[[ShardedProblem, list[Array]], Scalar | None] | None:
+        """From the states of all shards, does for the own shard what `forward_backward` does.
+
+        The loss is that of all classes and the same for every shard; the gradient is that of the
+        own classes and is not written if p.grad is None. None where `partial` is.
         """
 
     def forward(self, p: Problem) -> Scalar | None:

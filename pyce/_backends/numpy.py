@@ -56,7 +56,7 @@ from pyce._compensated import (
 )
 from pyce._dtypes import compute_dtype
 from pyce._infinite import Factors
-from pyce._problem import Problem, row_blocks
+from pyce._problem import Problem, ShardedProblem, row_blocks
 from pyce._types import Array, Scalar
 
 NAME = "numpy"
@@ -315,6 +315,180 @@ def _run(p: Problem, losses: Array | None) -> None:
                     g[nothing] = 0.0
                     _store(out[..., cut], g)
     factors.add_infinities(losses)
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows whose classes are cut into shards
+#
+# With m_s and R_s those of the classes of a shard s, and m = m_k the largest of all:
+#
+#     R            = R_k + Σ_{s≠k} (1 + R_s)·exp(m_s − m)
+#     Σ b_c·(m − x_c) = Σ_s (Σ_{c of s} b_c·(m_s − x_c) + (m − m_s)·Σ_{c of s} b_c)
+#
+# A state has m_s, R_s, the logit at the label (0 where it is in another shard), both sums over the
+# b of the soft-target term, and the number of those that are not 0; R_s and the sums as two
+# numbers each, whose sum they are.
+
+_STATE = 9
+
+
+class _ShardRows(_LossRows):
+    """Rows of the own shard, with the states of all shards if these are given.
+
+    They are the rows `start` to `stop`, and the block `index` of the logits. Without states,
+    maximum, rest and the sums are those of the own shard.
+    """
+
+    def __init__(
+        self,
+        p: ShardedProblem,
+        index: tuple[Any, ...],
+        start: int,
+        stop: int,
+        states: list[Array] | None,
+    ) -> None:
+        self._x = p.logits[index]
+        self._last = None
+        self._in_pairs = p.logits.dtype == np.float64
+        self._weight = None
+        self._on_value = self.number(1.0) - p.smoothing
+        self._off_value = self.number(p.smoothing) / p.classes
+        self._soft = p.labels is None or p.smoothing > 0.0
+        self._probs = None if p.probs is None else p.probs[index]
+        first, last = p.bounds[p.own : p.own + 2]
+        rows = stop - start
+        self._label_x = np.zeros(rows)
+        if p.labels is not None:
+            labels = p.labels[start:stop].astype(np.int64)
+            self._labels = labels - first  # those of other shards are out of range
+            self._b_label: Number = self._on_value * np.ones(rows)
+            here = np.flatnonzero((labels >= first) & (labels < last))
+            if here.size:
+                at = np.unravel_index(here, self._x.shape[:-1])
+                self._label_x[here] = self._x[(*at, self._labels[here])].astype(np.float64)
+        if states is None:
+            self._measure(rows)
+            return
+        states = [state[start:stop] for state in states]
+        self._combine(p, states)
+        if p.labels is not None:
+            for state, low, high in zip(states, p.bounds, p.bounds[1:], strict=False):
+                self._label_x = np.where(
+                    (labels >= low) & (labels < high), state[:, 1], self._label_x
+                )
+
+    def _measure(self, rows: int) -> None:
+        classes = self._x.shape[-1]
+        self.maximum = np.full(rows, -np.inf)
+        self.rest = self.soft_sum = self.soft_loss = self.number(np.zeros(rows))
+        self.coefficients = np.zeros(rows)
+        if classes == 0:
+            return
+        _Rows.__init__(self, self._x)
+        if not self._soft:
+            return
+        # Relative to 0 where no logit is finite.
+        top = np.where(np.isfinite(self.maximum), self.maximum, 0.0)[:, np.newaxis]
+        for cut in self.cuts():
+            b = self._b(cut) * np.ones((rows, 1))
+            below = self.number(top) - _float64(self._x[..., cut])
+            self.soft_sum = self.soft_sum + row_sum(b)
+            self.soft_loss = self.soft_loss + row_sum(product(b, below))
+            self.coefficients += np.count_nonzero(rounded(b), axis=-1)
+
+    def state(self) -> Array:
+        """Float64 (rows, _STATE)."""
+        columns: list[Any] = [self.maximum, self._label_x, self.coefficients]
+        for number in (self.rest, self.soft_sum, self.soft_loss):
+            columns += [number.hi, number.lo] if self._in_pairs else [number, 0.0]
+        return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+    def _combine(self, p: ShardedProblem, states: list[Array]) -> None:
+        maxima = np.stack([state[:, 0] for state in states])
+        self.maximum = m = np.max(maxima, axis=0)
+        # Of several shards with the maximum, the first one's is left out of R.
+        top = np.argmax(maxima, axis=0)
+        zero = self.number(np.zeros(m.shape))
+        self.rest = self._soft_loss = soft_sum = zero
+        coefficients = np.zeros(m.shape)
+        for s, state in enumerate(states):
+            rest, shard_sum, shard_loss = (
+                Pair(state[:, i], state[:, i + 1]) if self._in_pairs else state[:, i]
+                for i in (3, 5, 7)
+            )
+            d = self.number(state[:, 0]) - m
+            if isinstance(d, Pair):
+                d.lo = np.where(d.hi >= LOWEST, d.lo, 0.0)
+            e = exp(d) if isinstance(d, Pair) else np.exp(d)
+            others = zero_where(state[:, 0] == -np.inf, (rest + 1.0) * e)
+            is_top = top == s
+            self.rest = self.rest + zero_where(is_top, others) + zero_where(~is_top, rest)
+            finite = np.where(np.isfinite(state[:, 0]), state[:, 0], 0.0)
+            further = product(self.number(m) - finite, shard_sum)
+            self._soft_loss = self._soft_loss + shard_loss + further
+            soft_sum = soft_sum + shard_sum
+            coefficients += state[:, 2]
+        self.log_sum = (log1p if self._in_pairs else np.log1p)(self.rest)
+        self.nothing = np.zeros(m.shape, bool)
+        if p.labels is None:
+            self.total = soft_sum
+            self.nothing = coefficients == 0.0
+        else:
+            self.total = self._off_value * float(p.classes) + self._b_label
+        self._lse_term = None
+        if p.lse_square_scale:
+            self.nothing[:] = False
+            self._lse_term = (self.number(m) + self.log_sum) * p.lse_square_scale
+
+    def losses(self, sample_weight: Array | float = 1.0) -> Array:
+        infinite = np.isinf(rounded(self.total))
+        loss: Number = self.total * (self.log_sum + np.where(infinite, _SMALLEST, 0.0))
+        if self._probs is None:
+            loss = loss + product(self._b_label, self.number(self.maximum) - self._label_x)
+        if self._soft:
+            loss = loss + self._soft_loss
+        if self._lse_term is not None:
+            loss = loss + product(self._lse_term, self.maximum + self.log_sum)
+        losses: Array = rounded(loss * sample_weight)
+        return losses
+
+
+@_fpenv.default
+def partial(p: ShardedProblem, state: Array) -> None:
+    """Write the states of the rows after the classes of the own shard; see `Backend`."""
+    p.check_labels()
+    of_rows = state.reshape(p.rows, _STATE)
+    for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
+        with np.errstate(all="ignore"):
+            of_rows[start:stop] = _ShardRows(p, index, start, stop, None).state()
+
+
+def state_size(p: ShardedProblem, classes: int) -> int:
+    """The numbers of a row's state; see `Backend`."""
+    return _STATE
+
+
+@_fpenv.default
+def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
+    """Loss and gradient of the own shard from the states of all; see `Backend`."""
+    p.check_labels()
+    losses = np.zeros(p.rows)
+    valid, scale = p.valid(), p.row_scale()
+    states = [state.reshape(p.rows, _STATE) for state in states]
+    for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
+        ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
+        with np.errstate(all="ignore"):
+            rows = _ShardRows(p, index, start, stop, states)
+            nothing = rows.nothing | ignored
+            loss = rows.losses()
+            loss[nothing] = 0.0
+            losses[start:stop] = loss
+            if p.grad is not None:
+                for cut in rows.cuts():
+                    g = rows.gradient(cut, scale[start:stop])
+                    g[nothing] = 0.0
+                    _store(p.grad[index][..., cut], g)
+    return p.reduce(losses)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ anyway, and the backward pass returns it. CPU tensors only.
 #   _linear_autograd its backward pass and its operators
 #   _linear          the public function and module of a linear layer's loss
 #   _selective       log-probabilities of chosen classes
+#   _vocab_parallel  the loss of logits whose classes several processes hold
+#   _vocab_parallel_linear  the same for a linear layer
 #   _patched         the context manager that replaces PyTorch's functions
 
 try:
@@ -36,6 +38,8 @@ from pyce.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from pyce.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from pyce.torch._patched import patched
 from pyce.torch._selective import selective_log_softmax
+from pyce.torch._vocab_parallel import vocab_parallel_cross_entropy
+from pyce.torch._vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 __all__ = [
     "CrossEntropyLoss",
@@ -44,4 +48,6 @@ __all__ = [
     "linear_cross_entropy",
     "patched",
     "selective_log_softmax",
+    "vocab_parallel_cross_entropy",
+    "vocab_parallel_linear_cross_entropy",
 ]

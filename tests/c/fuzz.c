@@ -57,7 +57,7 @@ static double any_double(bytes *b) {
 
 /* -- allocations of exact size -------------------------------------------------------------------------- */
 
-enum { MOST_ARRAYS = 64 };
+enum { MOST_ARRAYS = 128 };
 static void *allocations[MOST_ARRAYS];
 static int allocated;
 
@@ -303,6 +303,96 @@ static void fuzz_run(bytes *b) {
     run_all(call_run, &p, outputs, 4);
 }
 
+enum { MOST_SHARDS = 4 };
+
+/* The rows of one problem, cut into shards. */
+typedef struct {
+    pyce_problem problems[MOST_SHARDS];
+    pyce_shards shards[MOST_SHARDS];
+    double *states[MOST_SHARDS];
+    int count, complete;
+} cut_rows;
+
+static int call_shards(void *context) {
+    cut_rows *c = context;
+    int status = PYCE_OK;
+    for (int s = 0; s < c->count && status == PYCE_OK; s++) {
+        pyce_problem *p = c->problems + s;
+        const double *const *states = (const double *const *)c->states;
+        status = c->complete ? pyce_complete(p, c->shards + s, states)
+                             : pyce_partial(p, c->shards + s, c->states[s]);
+    }
+    return status;
+}
+
+/* Valid shards of arbitrary numbers. Each array has the size of a shard. */
+static void fuzz_shards(bytes *b) {
+    cut_rows c = {.count = 1 + (int)below(b, MOST_SHARDS)};
+    int64_t bounds[MOST_SHARDS + 1] = {0};
+    pyce_problem p = {.inner = 1, .grad_loss = 1, .normalizer = 7, .ignore_index = -100};
+    const uint8_t flags = byte(b);
+    p.dtype = (int32_t)below(b, 4);
+    p.probs_dtype = (int32_t)below(b, 4);
+    p.target = 1 + (int32_t)below(b, 3);
+    p.reduction = (int32_t)below(b, 4);
+    p.threads = 1 + (int32_t)below(b, 4);
+    p.outer = below(b, 6);
+    for (int s = 0; s < c.count; s++) {
+        bounds[s + 1] = bounds[s] + (flags & 1 ? 2048 * below(b, 2) : below(b, 300));
+    }
+    if (bounds[c.count] == 0) bounds[c.count] = 1;
+    p.classes = bounds[c.count];
+    p.smoothing = flags & 2 ? 0.1 : flags & 4 ? any_double(b) : 0;
+    p.lse_square_scale = flags & 8 ? 1e-3 : 0;
+    if (flags & 16) p.normalizer = any_double(b);
+    state = word(b);
+    if (flags & 32) p.sample_weight = doubles(b, p.outer);
+    if (p.target != PYCE_PROBABILITIES) {
+        const int64_t item = p.target == PYCE_INDEX32 ? 4 : 8;
+        char *labels = exactly(p.outer * item, shift_of(b, item));
+        for (int64_t i = 0; i < p.outer; i++) {
+            const uint64_t bits = next_bits();
+            int64_t y = (int64_t)(bits % (uint64_t)p.classes);
+            if (bits >> 60 == 0) y = flags & 64 ? p.classes : -100;
+            memcpy(labels + i * item, &y, (size_t)item); /* little-endian */
+        }
+        p.labels = labels;
+    }
+    const int loss_dtype = p.dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+    output states[MOST_SHARDS], outputs[2 * MOST_SHARDS];
+    for (int s = 0; s < c.count; s++) {
+        pyce_problem *own = c.problems + s;
+        const int64_t classes = bounds[s + 1] - bounds[s];
+        c.shards[s] = (pyce_shards){.count = c.count, .own = s, .bounds = bounds};
+        *own = p;
+        own->classes = classes;
+        place logits = {0}, result = {0};
+        if (classes) {
+            logits = lay_out(b, own, item_size[p.dtype]);
+            result = lay_out(b, own, item_size[p.dtype]);
+            fill(logits.memory, p.dtype, logits.count, (int)below(b, 5));
+            own->operation = PYCE_FORWARD_BACKWARD;
+        }
+        own->logits = logits.operand;
+        own->result = result.operand;
+        if (classes && p.target == PYCE_PROBABILITIES) {
+            place probs = lay_out(b, own, item_size[p.probs_dtype]);
+            fill(probs.memory, p.probs_dtype, probs.count, (int)below(b, 5));
+            own->probs = probs.operand;
+        }
+        own->classes = p.classes;
+        if (p.reduction == PYCE_NONE) own->losses = exactly(p.outer * item_size[loss_dtype], 0);
+        const int64_t numbers = p.outer * pyce_state_size(own, classes);
+        c.states[s] = exactly(8 * numbers, 0);
+        states[s] = watch(c.states[s], numbers, PYCE_FLOAT64);
+        outputs[2 * s] = watch(result.memory, result.count, p.dtype);
+        outputs[2 * s + 1] = watch(own->losses, p.outer, loss_dtype);
+    }
+    run_all(call_shards, &c, states, c.count);
+    c.complete = 1;
+    run_all(call_shards, &c, outputs, 2 * c.count);
+}
+
 /* A problem with arbitrary fields, which must be refused unless it has no rows. */
 static void fuzz_fields(bytes *b) {
     pyce_problem p = {0};
@@ -384,6 +474,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     switch (below(&b, 8)) {
     case 0: fuzz_bernoulli(&b); break;
     case 1: fuzz_fields(&b); break;
+    case 2: fuzz_shards(&b); break;
     default: fuzz_run(&b);
     }
     free_all();
