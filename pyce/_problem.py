@@ -172,8 +172,8 @@ class ShardedProblem(Problem):
 
     Shard s has the classes bounds[s]..bounds[s + 1]−1, none if the bounds are equal. `classes` is
     the number of all classes, and labels count from the first of all. Logits, probs and grad are
-    (rows, classes of the own shard). There are no class weights, sample weights and lse, `grad` is
-    None if the own shard has no classes, and grad_loss is 1.
+    (rows, classes of the own shard). There are no class weights and lse, `grad` is None if the
+    own shard has no classes, and grad_loss is 1.
     """
 
     __slots__ = ("bounds", "own")

@@ -51,6 +51,8 @@ def local_problem(
     label_smoothing: Any,
     reduction: Any,
     lse_square_scale: Any,
+    sample_weight: Any = None,
+    normalizer: Any = None,
     what: str,
 ) -> ShardedProblem:
     """The problem of this rank, as far as its own arguments determine it, and these checked.
@@ -73,7 +75,10 @@ def local_problem(
     p.smoothing = arguments.fraction(label_smoothing, "label_smoothing")
     p.reduction = arguments.reduction_name(reduction)
     p.lse_square_scale = arguments.finite(lse_square_scale, "lse_square_scale")
-    p.weight = p.sample_weight = p.normalizer = p.grad = p.lse = p.losses = None
+    p.normalizer = None if normalizer is None else arguments.real(normalizer, "normalizer")
+    p.weight = p.sample_weight = p.grad = p.lse = p.losses = None
+    if sample_weight is not None:
+        p.sample_weight = arguments.reals(sample_weight, positions, "sample_weight").reshape(-1)
     p.grad_loss = 1.0
     t = arguments.as_array(target, "target")
     p.labels = p.probs = None
@@ -166,7 +171,7 @@ def _backend() -> Backend:
 def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> dict[str, Any]:
     """What the ranks must have in common, by the names that errors give it; and `classes`."""
     if p.labels is not None:
-        target = f"{p.labels.dtype} indices of checksum {zlib.crc32(p.labels.data):08x}"
+        target = f"{p.labels.dtype} indices {_checksum(p.labels)}"
     else:
         assert p.probs is not None
         target = f"{dtype_name(p.probs.dtype)} probabilities"
@@ -182,7 +187,13 @@ def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> d
         "label_smoothing": p.smoothing,
         "reduction": p.reduction,
         "lse_square_scale": p.lse_square_scale,
+        "sample_weight": _checksum(p.sample_weight),
+        "normalizer": repr(p.normalizer),  # NaN equals itself
     }
+
+
+def _checksum(array: Array | None) -> str | None:
+    return None if array is None else f"of checksum {zlib.crc32(array.data):08x}"
 
 
 def _packed(described: dict[str, Any]) -> Array:
