@@ -150,10 +150,11 @@ def cross_entropy(
     states = _exchanged(group, p, backend, room, size)
     own = p.logits.shape[-1]
     if grad is not None:
-        grad[..., own:] = 0
         p.grad = grad[..., :own] if own else None
     assert backend.complete is not None
     loss = backend.complete(p, states)
+    if grad is not None:
+        grad[..., own:] = 0
     return _loss_of(p, loss)
 
 
@@ -292,7 +293,8 @@ def _cut(p: ShardedProblem, classes: list[int], rank: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The second message: a number that is not 0 if the rank failed, and the states of its rows
+# The second message: a number that is not 0 if the rank failed and tells the type of the error, and
+# the states of its rows
 
 
 def _message(p: ShardedProblem, backend: Backend, classes: int) -> int:
@@ -320,11 +322,13 @@ def _exchanged(
         backend.partial(p, sent[1 : sizes[p.own]])
     except Exception as error:
         failure = error
-        sent[:] = 1.0
+        kinds = [isinstance(error, kind) for kind in _ERRORS]
+        sent[:] = 1.0 + [*kinds, True].index(True)
     group.gather(sent, received)
     if failure is not None:
         raise failure
     for rank, one in enumerate(received):
         if one[0]:
-            raise RuntimeError(f"rank {rank} could not compute its part of the loss")
+            kind = (*_ERRORS, RuntimeError)[int(one[0]) - 1]
+            raise kind(f"rank {rank} could not compute its part of the loss")
     return [one[1:n] for one, n in zip(received, sizes, strict=True)]

@@ -394,13 +394,13 @@ class _Ranks:
         if MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():
             raise RuntimeError("MPI was initialized so that only the main thread may call it")
         self._comm = MPI.COMM_WORLD if comm is None else comm
+        if isinstance(self._comm, MPI.Comm) and self._comm == MPI.COMM_NULL:
+            raise ValueError("comm is MPI.COMM_NULL: this process is not one of its ranks")
         if not isinstance(self._comm, MPI.Intracomm):
             raise TypeError(
                 "comm must be an intracommunicator of mpi4py (mpi4py.MPI.Intracomm), got "
                 f"{type(comm).__name__}"
             )
-        if self._comm == MPI.COMM_NULL:
-            raise ValueError("comm is MPI.COMM_NULL: this process is not one of its ranks")
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
 

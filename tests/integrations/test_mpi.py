@@ -53,7 +53,7 @@ def done(request):
 
 
 def check(done, name):
-    assert name in done.stdout.split(), done.stdout
+    assert name in done.stdout.splitlines(), done.stdout
 
 
 def test_aligned_shards_have_the_bytes_of_one_process(done):
@@ -99,12 +99,11 @@ def running(pid):
     return True
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_program_of_the_page(ranks, tmp_path):
+def test_the_program_of_the_page(tmp_path):
     page = (ROOT / "docs" / "mpi.md").read_text(encoding="utf-8")
     program = tmp_path / "head.py"
     program.write_text(re.search(r"(?s)```python\n(.*?)```", page)[1], encoding="utf-8")
-    done = mpiexec(ranks, program)
+    done = mpiexec(3, program)
     assert done.returncode == 0, done.stdout
     alone = mpiexec(1, program).stdout
     losses = [[float(v) for v in re.findall(r"\d+\.\d+", text)] for text in (done.stdout, alone)]
