@@ -416,7 +416,7 @@ def _run(
     with_grad: bool,
     out: Array | None = None,
     **options: Any,
-) -> tuple[Any, Array | None]:
+) -> tuple[Scalar | Losses, Array | None]:
     """The loss, and the gradient if it is computed."""
     ranks = _Ranks(comm)
     shape: tuple[int, ...] = ()
@@ -437,7 +437,7 @@ def _run(
         grad = arguments.output(out, x, local_logits, others, "local_logits")
         return p, shape, grad
 
-    loss = _shards.cross_entropy(ranks, make)
+    loss: Any = _shards.cross_entropy(ranks, make)
     if options["reduction"] == "none":
-        loss = np.reshape(loss, shape[:-1])
+        loss = loss.reshape(shape[:-1])
     return loss, None if grad is None else arguments.delivered(grad, out)
