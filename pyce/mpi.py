@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, SupportsIndex, overload
 
-import numpy as np
 import numpy.typing as npt
 
 try:

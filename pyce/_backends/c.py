@@ -384,7 +384,7 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     if quotient:
         c.normalizer = p.normalizer
     c.reduction = _REDUCTIONS["quotient" if quotient else p.reduction]
-    c.grad_loss = 1.0
+    c.grad_loss = p.grad_loss
     loss = None
     if p.losses is not None:
         c.losses = _from_buffer(p.losses)
