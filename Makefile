@@ -10,7 +10,8 @@ C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] test
 EXTENSION := pyce/_pyce.abi3.so
 # The packages that each job needs; pyproject.toml has the extras for users.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis mpmath ml_dtypes threadpoolctl mypy \
-	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas jax optax
+	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas jax optax \
+	mpi4py "mpich; sys_platform != 'win32'"
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build abi3audit twine check-wheel-contents \

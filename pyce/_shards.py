@@ -46,8 +46,9 @@ from pyce._version import __version__
 # The bytes of a description, and the characters of an error message in it.
 _DESCRIPTION = 4096
 _MESSAGE = 500
-# The errors that are raised on all ranks as what they are on one; others become RuntimeError.
-_ERRORS = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError)
+# What errors of one rank are on the others: the first of these that they are instances of, the last
+# if none.
+_ERRORS = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError, RuntimeError)
 
 
 class Group(Protocol):
@@ -91,6 +92,8 @@ def local_problem(
     label_smoothing: Any,
     reduction: Any,
     lse_square_scale: Any,
+    sample_weight: Any = None,
+    normalizer: Any = None,
     what: str,
     given_dtype: str | None = None,
 ) -> ShardedProblem:
@@ -116,7 +119,10 @@ def local_problem(
     p.smoothing = arguments.fraction(label_smoothing, "label_smoothing")
     p.reduction = arguments.reduction_name(reduction)
     p.lse_square_scale = arguments.finite(lse_square_scale, "lse_square_scale")
-    p.weight = p.sample_weight = p.normalizer = p.grad = p.lse = p.losses = None
+    p.normalizer = None if normalizer is None else arguments.real(normalizer, "normalizer")
+    p.weight = p.sample_weight = p.grad = p.lse = p.losses = None
+    if sample_weight is not None:
+        p.sample_weight = arguments.reals(sample_weight, positions, "sample_weight").reshape(-1)
     p.grad_loss = 1.0
     p.labels = p.probs = p.large_labels = None
     t = arguments.as_array(target, "target")
@@ -166,10 +172,11 @@ def cross_entropy(
     states = _exchanged(group, partial(backend.partial, p), sizes, room)
     own = p.logits.shape[-1]
     if grad is not None:
-        grad[..., own:] = 0
         p.grad = grad[..., :own] if own else None
     assert backend.complete is not None
     loss = backend.complete(p, states)
+    if grad is not None:
+        grad[..., own:] = 0
     return _loss_of(p, loss)
 
 
@@ -315,7 +322,7 @@ def _agreed(
         result, described = work()
     except Exception as error:
         failure = error
-        described = {"error": [type(error).__name__, str(error)[:_MESSAGE]]}
+        described = {"error": [_kind_of(error), str(error)[:_MESSAGE]]}
     received = np.empty((group.size, _DESCRIPTION), np.uint8)
     group.gather(_packed(described), received)
     if failure is not None:
@@ -324,7 +331,7 @@ def _agreed(
     for rank, one in enumerate(all_described):
         if "error" in one:
             kind, message = one["error"]
-            raise _error_of(rank, kind, message)
+            raise _ERRORS[kind](f"rank {rank}: {message}")
     return result, all_described
 
 
@@ -333,7 +340,7 @@ def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> d
     logits_dtype, target_dtype = p.given_dtypes
     target = f"{target_dtype} probabilities"
     if p.labels is not None:
-        target = f"{target_dtype} indices of checksum {zlib.crc32(p.labels.data):08x}"
+        target = f"{target_dtype} indices {_checksum(p.labels)}"
     return {
         "classes": shape[-1],
         "version of pyce": __version__,
@@ -346,7 +353,13 @@ def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> d
         "label_smoothing": p.smoothing,
         "reduction": p.reduction,
         "lse_square_scale": p.lse_square_scale,
+        "sample_weight": _checksum(p.sample_weight),
+        "normalizer": repr(p.normalizer),  # NaN equals itself
     }
+
+
+def _checksum(array: Array | None) -> str | None:
+    return None if array is None else f"of checksum {zlib.crc32(array.data):08x}"
 
 
 def _packed(described: dict[str, Any]) -> Array:
@@ -372,9 +385,9 @@ def _text(value: Any) -> str:
     return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
-def _error_of(rank: int, kind: str, message: str) -> Exception:
-    found = {error.__name__: error for error in _ERRORS}.get(kind, RuntimeError)
-    return found(f"rank {rank}: {message}")
+def _kind_of(error: Exception) -> int:
+    """The place of what it is on other ranks in `_ERRORS`."""
+    return [*(isinstance(error, kind) for kind in _ERRORS[:-1]), True].index(True)
 
 
 def _cut(p: ShardedProblem, classes: list[int], rank: int) -> None:
@@ -399,7 +412,8 @@ def _cut(p: ShardedProblem, classes: list[int], rank: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The second message: a number that is not 0 if the rank failed, and the states of its rows
+# The second message: a number that is not 0 if the rank failed and tells the type of the error, and
+# the states of its rows
 
 
 def _sizes(p: ShardedProblem, backend: Backend, rows: int) -> list[int]:
@@ -434,11 +448,11 @@ def _exchanged(
         work(sent[1:own])
     except Exception as error:
         failure = error
-        sent[:] = 1.0
+        sent[:] = 1 + _kind_of(error)
     group.gather(sent, received)
     if failure is not None:
         raise failure
     for rank, one in enumerate(received):
         if one[0]:
-            raise RuntimeError(f"rank {rank} could not compute its part of the loss")
+            raise _ERRORS[int(one[0]) - 1](f"rank {rank} could not compute its part of the loss")
     return [one[1:n] for one, n in zip(received, sizes, strict=True)]

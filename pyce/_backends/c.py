@@ -380,7 +380,10 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     """Loss and gradient of the own shard from the states of all; see `Backend`."""
     c, keep_alive = _sharded(p)
     c.operation = _FORWARD if p.grad is None else _FORWARD_BACKWARD
-    c.reduction = _REDUCTIONS[p.reduction]
+    quotient = p.reduction == "mean" and p.normalizer is not None
+    if quotient:
+        c.normalizer = p.normalizer
+    c.reduction = _REDUCTIONS["quotient" if quotient else p.reduction]
     c.grad_loss = p.grad_loss
     loss = None
     if p.losses is not None:
@@ -421,6 +424,8 @@ def _fields(p: ShardedProblem) -> Any:
         assert p.probs is not None
         c.target = _PROBABILITIES
         c.probs_dtype = _DTYPES[dtype_name(p.probs.dtype) or ""]
+    if p.sample_weight is not None:
+        c.sample_weight = _from_buffer(_DOUBLES, p.sample_weight)
     return c
 
 

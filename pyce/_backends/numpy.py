@@ -371,6 +371,8 @@ class _ShardRows(_LossRows):
             return
         states = [state[start:stop] for state in states]
         self._combine(p, states)
+        if p.sample_weight is not None:
+            self.nothing |= p.sample_weight[start:stop] == 0.0
         if p.labels is not None:
             for state, low, high in zip(states, p.bounds, p.bounds[1:], strict=False):
                 self._label_x = np.where(
@@ -440,7 +442,7 @@ class _ShardRows(_LossRows):
             self.nothing[:] = False
             self._lse_term = (self.number(m) + self.log_sum) * p.lse_square_scale
 
-    def losses(self, sample_weight: Array | float = 1.0) -> Array:
+    def losses(self, sample_weight: Array | float) -> Array:
         infinite = np.isinf(rounded(self.total))
         loss: Number = self.total * (self.log_sum + np.where(infinite, _SMALLEST, 0.0))
         if self._probs is None:
@@ -472,22 +474,24 @@ def state_size(p: ShardedProblem, classes: int) -> int:
 def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     """Loss and gradient of the own shard from the states of all; see `Backend`."""
     p.check_labels()
-    losses = np.zeros(p.rows)
-    valid, scale = p.valid(), p.row_scale()
+    losses, valid = np.zeros(p.rows), p.valid()
+    factors = Factors(p, None if p.grad is None else p.row_scale())
+    sample_weight, scale = factors.problem.sample_weight, factors.scale
     states = [state.reshape(p.rows, _STATE) for state in states]
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
         ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
             rows = _ShardRows(p, index, start, stop, states)
             nothing = rows.nothing | ignored
-            loss = rows.losses()
+            loss = rows.losses(1.0 if sample_weight is None else sample_weight[start:stop])
             loss[nothing] = 0.0
             losses[start:stop] = loss
-            if p.grad is not None:
+            if p.grad is not None and scale is not None:
                 for cut in rows.cuts():
                     g = rows.gradient(cut, scale[start:stop])
                     g[nothing] = 0.0
                     _store(p.grad[index][..., cut], g)
+    factors.add_infinities(losses)
     return p.reduce(losses)
 
 

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
-# Modules of pyce with the name of the library they require.
-WITH_LIBRARY = {"jax", "numba", "sklearn", "torch"}
+# Modules of pyce, and the libraries that they require.
+WITH_LIBRARY = {name: name for name in ("jax", "numba", "sklearn", "torch")} | {"mpi": "mpi4py"}
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -119,7 +119,7 @@ def libraries(block):
 def needs(module):
     """The library that a module belongs to or, for a module of pyce, requires."""
     library = module.removeprefix("pyce.").partition(".")[0]
-    return library if library in WITH_LIBRARY else module.partition(".")[0]
+    return WITH_LIBRARY.get(library, module.partition(".")[0])
 
 
 def python_blocks(file):
@@ -198,7 +198,9 @@ def test_failing_code_is_reported(text, tmp_path, monkeypatch):
 
 
 # Modules with public functions, and the page that documents them.
-MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in ("jax", "sklearn", "torch", "training")}
+MODULES = {
+    f"pyce.{name}": f"docs/{name}.md" for name in ("jax", "mpi", "sklearn", "torch", "training")
+}
 
 
 # Libraries that an example requires in addition to those of its module.
@@ -356,6 +358,8 @@ def fault(words):
                 section = text_of("pyproject.toml").partition("[project.optional-dependencies]")[2]
                 if not re.search(rf"(?m)^{extra} = \[", section.partition("\n[")[0]):
                     return f"no extra {extra}"
+        return None
+    if words[:2] == ["mpiexec", "-n"] and words[3:6] == ["python", "-m", "mpi4py"]:
         return None
     if words == ["cd", ".."]:
         return None

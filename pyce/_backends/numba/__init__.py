@@ -171,7 +171,7 @@ def state_size(p: ShardedProblem, classes: int) -> int:
 def partial(p: ShardedProblem, state: Array) -> None:
     """Write the states of the rows after the classes of the own shard; see `Backend`."""
     _valid_rows(p)
-    run_shard(p, _smoothing(p), state.reshape(p.rows, STATE), None, None, 1.0)
+    run_shard(p, _smoothing(p), state.reshape(p.rows, STATE), None, None, None, np.ones(1))
 
 
 @_fpenv.default
@@ -180,10 +180,11 @@ def complete(p: ShardedProblem, states: list[Array]) -> Any:
     losses = np.empty(p.rows)
     valid = _valid_rows(p)
     denominator = _denominator(p, valid)
-    with np.errstate(all="ignore"):
-        scale = float(np.float64(p.grad_loss) / denominator)
+    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator))
+    scale = np.ones(1) if factors.scale is None else factors.scale
     of_shards = np.stack(states).reshape(len(states), p.rows, STATE)
-    run_shard(p, _smoothing(p), None, of_shards, losses, scale)
+    run_shard(p, _smoothing(p), None, of_shards, losses, factors.problem.sample_weight, scale)
+    factors.add_infinities(losses)
     return _reduced(p, losses, valid, denominator)
 
 

@@ -177,10 +177,12 @@ def run_shard(
     state: Array | None,
     states: Array | None,
     losses: Array | None,
-    scale: float,
+    sample_weight: Array | None,
+    scale: Array,
 ) -> None:
     """Write the states (rows, STATE) of the own shard; or from `states` of all shards
-    (shards, rows, STATE) the losses (rows,), and p.grad if it is not None.
+    (shards, rows, STATE) the losses (rows,), and p.grad if it is not None. `sample_weight` is
+    (rows,), and `scale` (rows,) or (1,).
     """
     shape = p.logits.shape
     dtype = _compute_dtype(p.logits)
@@ -209,9 +211,9 @@ def run_shard(
             labels=_NO_LABELS if p.labels is None else p.labels[start:stop],
             probs=np.empty(0, dtype) if probs is None else probs.reshape(-1),
             weight=_NO_REALS,
-            sample_weight=_NO_REALS,
+            sample_weight=_NO_REALS if sample_weight is None else sample_weight[start:stop],
             saved_lse=_NO_REALS,
-            scale=np.full(1, scale),
+            scale=scale if scale.size == 1 else scale[start:stop],
             losses=_NO_REALS if losses is None else losses[start:stop],
             lse=_NO_REALS,
             smoothing=smoothing,

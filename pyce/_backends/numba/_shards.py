@@ -86,10 +86,10 @@ class ShardJob(NamedTuple):
     grad: Array  # of that shape and dtype
     labels: Array  # counted from the first of all classes
     probs: Array  # float32 or float64 (rows, own); if own is 0, of one number
-    weight: Array  # empty, as the next two
+    weight: Array  # empty
     sample_weight: Array
-    saved_lse: Array
-    scale: Array  # float64 (1,)
+    saved_lse: Array  # empty
+    scale: Array  # float64 (rows,) or (1,)
     losses: Array
     lse: Array  # empty
     smoothing: Array
