@@ -122,7 +122,7 @@ fuzz: ## make random calls of the C interface for FUZZ_SECONDS (60), guided by c
 	$(C_TESTS) OUT=../../build/fuzz CC=clang CFLAGS='$(FUZZ)' LDFLAGS=-fsanitize=fuzzer fuzz
 	mkdir -p build/fuzz/inputs
 	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 $(FUZZ_OPTIONS) \
-		-artifact_prefix=build/fuzz/ build/fuzz/inputs
+		-artifact_prefix=build/fuzz/ build/fuzz/inputs tests/c/fuzz_inputs
 
 # SEED=… draws other mutants.
 mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample, about fifteen minutes

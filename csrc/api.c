@@ -20,6 +20,7 @@ int pyce_run(pyce_problem *p) {
 }
 
 int64_t pyce_state_size(const pyce_problem *p, int64_t classes) {
+    if (!p || (uintptr_t)p % _Alignof(pyce_problem) || classes < 0) return 0;
     return pyce_state_head(p) + pyce_blocks_of(classes) * pyce_block_numbers(p);
 }
 

@@ -130,7 +130,7 @@ static double number_of(const void *number, int is_double) {
     return is_double ? *(const double *)number : *(const float *)number;
 }
 
-double pyce_make_infinite(const pyce_problem *p, int64_t first, int64_t last, double grad_scale,
+double pyce_make_infinite(const pyce_problem *p, int64_t classes, double grad_scale,
                           const pyce_finite *f) {
     const int64_t rows = p->outer * p->inner;
     const int is_double = p->dtype == PYCE_FLOAT64, loss_dtype = is_double;
@@ -158,7 +158,7 @@ double pyce_make_infinite(const pyce_problem *p, int64_t first, int64_t last, do
             const int64_t outer = row / p->inner;
             int64_t at = g->offsets ? g->offsets[outer] : outer * g->outer_stride;
             at += row % p->inner;
-            for (int64_t c = first; c < last; c++) {
+            for (int64_t c = 0; c < classes; c++) {
                 const int64_t of_class = at + c * g->class_stride;
                 make_infinite((char *)g->data + of_class * (int64_t)size, p->dtype);
             }

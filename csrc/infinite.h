@@ -15,9 +15,9 @@ typedef struct {
 int pyce_has_infinite_factor(const pyce_problem *p, double weights, double grad_scale);
 /* Finds the problem without them, and changes *grad_scale if it is infinite. Returns a status. */
 int pyce_make_finite(const pyce_problem *p, double *grad_scale, pyce_finite *f);
-/* Gives the rows of `p` their losses and the gradients of classes first…last − 1 from those of the finite
-   problem; `grad_scale` is the one before. Returns what must be added to the sum of the losses. */
-double pyce_make_infinite(const pyce_problem *p, int64_t first, int64_t last, double grad_scale,
+/* Gives the rows of `p` their results from those of the finite problem, gradients of so many classes;
+   `grad_scale` is the one before. Returns what must be added to the sum of the losses. */
+double pyce_make_infinite(const pyce_problem *p, int64_t classes, double grad_scale,
                           const pyce_finite *f);
 
 #endif

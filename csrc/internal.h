@@ -76,8 +76,14 @@ int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, 
 /* The smallest number of rows whose losses are summed as one leaf of the reduction tree. */
 enum { PYCE_LEAST_TILE = 16 };
 
-/* plan.c: everything of a job that does not depend on the denominator. */
-void pyce_plan(const pyce_problem *p, pyce_job *job);
+/* The number of classes that a process has. */
+static inline int64_t pyce_own_classes(const pyce_shards *shards) {
+    return shards->bounds[shards->own + 1] - shards->bounds[shards->own];
+}
+
+/* plan.c: everything of a job that does not depend on the denominator. `cuts` is NULL, or has the fields
+   of the job about shards. */
+void pyce_plan(const pyce_problem *p, const pyce_job *cuts, pyce_job *job);
 /* plan.c: whether the threads share each row, instead of the rows. */
 int pyce_shares_rows(const pyce_job *job, int threads);
 /* plan.c: the number of threads for work of a size in element equivalents, at most `allowed`. */

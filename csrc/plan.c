@@ -108,22 +108,24 @@ static int64_t tile_of(const pyce_problem *p) {
 }
 
 /* The bytes of logits, result and labels. */
-static double bytes_of(const pyce_problem *p) {
+static double bytes_of(const pyce_problem *p, int64_t classes) {
     const double rows = (double)(p->outer * p->inner);
-    double row = 2.0 * (double)p->classes * (double)pyce_item_size(p->dtype);
+    double row = 2.0 * (double)classes * (double)pyce_item_size(p->dtype);
     if (p->target == PYCE_INDEX64) row += sizeof(int64_t);
     if (p->target == PYCE_INDEX32) row += sizeof(int32_t);
     return rows * row;
 }
 
-void pyce_plan(const pyce_problem *p, pyce_job *job) {
-    *job = (pyce_job){.p = p};
+void pyce_plan(const pyce_problem *p, const pyce_job *cuts, pyce_job *job) {
+    const int64_t blocks = pyce_blocks_of(p->classes);
+    *job = cuts ? *cuts : (pyce_job){.blocks = blocks, .last = blocks};
+    job->p = p;
     plan_coefficients(p, job);
     job->pivot = pivot_of(p);
     job->tile = tile_of(p);
-    job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
     const double cache = (double)pyce_last_cache(), classes = (double)p->classes;
-    job->streaming = bytes_of(p) > STREAMED_SHARE * cache;
+    const int64_t here = cuts ? pyce_own_classes(cuts->shards) : p->classes;
+    job->streaming = bytes_of(p, here) > STREAMED_SHARE * cache;
     /* Each thread saves one row of exponentials, unless the rows of many threads exceed the cache. */
     const double saved = classes * (p->dtype == PYCE_FLOAT64 ? sizeof(double) : sizeof(float));
     job->recompute = saved * THREADS_OF_A_CACHE > cache && job->blocks > 1;
@@ -132,5 +134,5 @@ void pyce_plan(const pyce_problem *p, pyce_job *job) {
 int pyce_shares_rows(const pyce_job *job, int threads) {
     const pyce_problem *p = job->p;
     return p->inner == 1 && threads > 1 && p->outer < 2 * (int64_t)threads &&
-           job->blocks >= SHARED_BLOCKS * (int64_t)threads;
+           job->last - job->first >= SHARED_BLOCKS * (int64_t)threads;
 }

@@ -103,10 +103,13 @@ typedef struct {
  * pyce_complete: from the states of all shards, the loss of all classes, which is the same in every
  * process, and the gradient of the own classes.
  *
- * The states have `rows` times pyce_state_size numbers. They depend on the problem's dtype, target,
- * labels, smoothing and ignore_index, which must be the same in both steps and for all shards. Where all
- * shards begin at multiples of 2048 classes, and there are more than 64 classes, loss and gradient have the
- * bytes that pyce_run gives for the whole rows. Both functions return a status. */
+ * The states have `rows` times pyce_state_size numbers, which depends on the dtype, the target and the
+ * smoothing of the problem, and is 0 if the problem is NULL or `classes` negative. States depend on the
+ * dtype, target, labels, smoothing and ignore_index, which must be the same in both steps and for all
+ * shards. Where all shards begin at multiples of 2048 classes, and there are more than 64 classes, loss and
+ * gradient have the bytes that pyce_run gives for the whole rows, but for the sign of a NaN. If states do
+ * not belong to these logits, pyce_complete writes meaningless numbers but accesses no other memory. The
+ * functions pyce_partial and pyce_complete return a status. */
 int64_t pyce_state_size(const pyce_problem *problem, int64_t classes);
 int pyce_partial(pyce_problem *problem, const pyce_shards *shards, double *state);
 int pyce_complete(pyce_problem *problem, const pyce_shards *shards, const double *const *states);

@@ -51,20 +51,26 @@ static int run_rows(const pyce_job *job, run_function *run, size_t scratch, int 
     return pyce_pool_run(&work, threads) ? PYCE_NO_MEMORY : PYCE_OK;
 }
 
+/* Blocks are counted from the first that is there. */
 static void find_statistics(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, begin, end, w->blocks, scratch);
+    const int64_t first = w->job->first;
+    w->kernels->rows[w->job->p->dtype]->statistics(w->job, w->row, first + begin, first + end,
+                                                   w->blocks, scratch);
 }
 
 static void write_blocks(void *context, int64_t begin, int64_t end, void *scratch) {
     const row_work *w = context;
-    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, begin, end, w->blocks, w->row_state,
-                                              scratch);
+    const int64_t first = w->job->first;
+    w->kernels->rows[w->job->p->dtype]->write(w->job, w->row, first + begin, first + end, w->blocks,
+                                              w->row_state, scratch);
 }
 
-/* The rows one after the other; threads share each of them, block by block. */
+/* The rows one after the other; threads share each of them, block by block. Of shards, the statistics of
+   blocks become the state of the row, or the states of all shards take their place. */
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
+    const pyce_row_kernels *k = kernels->rows[p->dtype];
     /* The row state begins a whole number of cache lines before the blocks. */
     _Static_assert(PYCE_STATE_BYTES % 64 == 0, "blocks are aligned");
     void *memory = platform_allocate(PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block));
@@ -75,19 +81,23 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
                         .row_state = memory};
     pyce_work statistics = {.work = find_statistics,
                             .context = &context,
-                            .pieces = job->blocks,
-                            .grain = pyce_grain(job->blocks, threads),
-                            .scratch = kernels->rows[p->dtype]->scratch(job)};
+                            .pieces = job->last - job->first,
+                            .grain = pyce_grain(job->last - job->first, threads),
+                            .scratch = job->shards ? k->shard_scratch(job) : k->scratch(job)};
     pyce_work write = statistics;
     write.work = write_blocks;
     int status = PYCE_OK;
     for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
         context.row = row;
-        if (pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
+        if (!job->states && pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
         if (status != PYCE_OK) break;
+        if (job->state) {
+            k->pack(job, row, context.blocks);
+            continue;
+        }
         double losses[PYCE_TILE];
-        kernels->rows[p->dtype]->finalize(job, row, context.blocks, context.row_state, losses,
-                                          sums);
+        (job->states ? k->combine : k->finalize)(job, row, context.blocks, context.row_state,
+                                                 losses, sums);
         if (pyce_has_result(p) && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
     }
     platform_free(memory);
@@ -155,10 +165,10 @@ static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads
     }
     int status = PYCE_OK;
     const pyce_row_kernels *k = kernels->rows[p->dtype];
-    if (rows && job->shards) {
-        status = run_rows(job, k->complete, k->shard_scratch(job), threads, sums);
-    } else if (rows && pyce_shares_rows(job, threads)) {
+    if (rows && pyce_shares_rows(job, threads)) {
         status = run_shared(kernels, job, threads, sums);
+    } else if (rows && job->shards) {
+        status = run_rows(job, k->complete, k->shard_scratch(job), threads, sums);
     } else if (rows) {
         status = run_rows(job, k->run, k->scratch(job), threads, sums);
     }
@@ -169,22 +179,16 @@ static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads
 
 /* -- shards ---------------------------------------------------------------------------------------- */
 
-/* The first class of the own shard; or with `end` = 1, the class after its last. */
-static int64_t class_bound(const pyce_job *cuts, int end) {
-    return cuts->shards->bounds[cuts->shards->own + end];
-}
-
 /* The work for the classes that are there, in element equivalents. */
-static int64_t work_of(const pyce_problem *p, const pyce_job *cuts) {
+static int64_t work_of(const pyce_problem *p, int64_t classes) {
     const int64_t rows = p->outer * p->inner;
-    const int64_t classes = cuts ? class_bound(cuts, 1) - class_bound(cuts, 0) : p->classes;
     return rows * classes + PYCE_ROW_OVERHEAD * rows;
 }
 
 /* The blocks of all shards: the fields of a job about them. Returns memory to be freed, or NULL if there
    is none. */
 static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
-    *cuts = (pyce_job){.shards = shards};
+    *cuts = (pyce_job){.shards = shards, .base = shards->bounds[shards->own]};
     for (int s = 0; s < shards->count; s++) {
         if (s == shards->own) cuts->first = cuts->blocks;
         cuts->blocks += pyce_blocks_of(shards->bounds[s + 1] - shards->bounds[s]);
@@ -202,36 +206,14 @@ static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
     return begins;
 }
 
-static void set_cuts(pyce_job *job, const pyce_job *cuts) {
-    job->blocks = cuts->blocks;
-    job->shards = cuts->shards;
-    job->begins = cuts->begins;
-    job->first = cuts->first;
-    job->last = cuts->last;
-    job->state = cuts->state;
-    job->states = cuts->states;
-}
-
-/* The problem with the addresses that its arrays would have if all classes were there. */
-static pyce_problem with_all_classes(const pyce_problem *p, const pyce_job *cuts) {
-    pyce_problem whole = *p;
-    pyce_operand *operands[] = {&whole.logits, &whole.result, &whole.probs};
-    const int dtypes[] = {p->dtype, p->dtype, p->probs_dtype};
-    for (int i = 0; i < 3; i++) {
-        const uintptr_t item = pyce_item_size(dtypes[i]), first = (uintptr_t)class_bound(cuts, 0);
-        const uintptr_t distance = first * (uintptr_t)operands[i]->class_stride * item;
-        operands[i]->data = (void *)((uintptr_t)operands[i]->data - distance);
-    }
-    return whole;
-}
-
 /* -- a problem ------------------------------------------------------------------------------------- */
 
 /* `cuts` is NULL, or has the fields of a job about shards. */
 static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     const pyce_kernels *kernels = pyce_dispatch();
     const int64_t rows = p->outer * p->inner;
-    const int threads = pyce_threads_for(work_of(p, cuts), p->threads);
+    const int64_t classes = cuts ? pyce_own_classes(cuts->shards) : p->classes;
+    const int threads = pyce_threads_for(work_of(p, classes), p->threads);
 
     int64_t valid_rows;
     double weights, total = 0;
@@ -248,16 +230,13 @@ static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     if (infinite && pyce_make_finite(p, &grad_scale, &finite)) return PYCE_NO_MEMORY;
 
     pyce_job job;
-    pyce_plan(infinite ? &finite.problem : p, &job);
-    if (cuts) set_cuts(&job, cuts);
+    pyce_plan(infinite ? &finite.problem : p, cuts, &job);
     job.grad_scale = grad_scale;
     job.grad_scale_error = isfinite(error) ? error : 0;
     job.all_valid = valid_rows == rows;
     status = run_job(kernels, &job, threads, &total);
     if (infinite) {
-        const int64_t first = cuts ? class_bound(cuts, 0) : 0;
-        const int64_t last = cuts ? class_bound(cuts, 1) : p->classes;
-        if (status == PYCE_OK) total += pyce_make_infinite(p, first, last, given_scale, &finite);
+        if (status == PYCE_OK) total += pyce_make_infinite(p, classes, given_scale, &finite);
         free(finite.memory);
     }
     if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) {
@@ -278,16 +257,16 @@ __attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shard
     int64_t *memory = cut_blocks(shards, &cuts);
     if (!memory) return PYCE_NO_MEMORY;
     cuts.state = state;
-    const int threads = pyce_threads_for(work_of(p, &cuts), p->threads);
+    const int threads = pyce_threads_for(work_of(p, pyce_own_classes(shards)), p->threads);
     int64_t valid_rows;
     double weights;
     int status = find_weights(kernels, p, threads, &weights, &valid_rows);
     if (status == PYCE_OK && p->outer) {
-        const pyce_problem whole = with_all_classes(p, &cuts);
-        pyce_plan(&whole, &job);
-        set_cuts(&job, &cuts);
+        pyce_plan(p, &cuts, &job);
         const pyce_row_kernels *k = kernels->rows[p->dtype];
-        status = run_rows(&job, k->partial, k->shard_scratch(&job), threads, NULL);
+        status = pyce_shares_rows(&job, threads)
+                     ? run_shared(kernels, &job, threads, NULL)
+                     : run_rows(&job, k->partial, k->shard_scratch(&job), threads, NULL);
     }
     free(memory);
     return status;
@@ -299,11 +278,7 @@ __attribute__((noinline)) int pyce_run_complete(pyce_problem *p, const pyce_shar
     int64_t *memory = cut_blocks(shards, &cuts);
     if (!memory) return PYCE_NO_MEMORY;
     cuts.states = states;
-    pyce_problem whole = with_all_classes(p, &cuts);
-    const int status = run_problem(&whole, &cuts);
-    p->loss = whole.loss;
-    p->bad_row = whole.bad_row;
-    p->bad_value = whole.bad_value;
+    const int status = run_problem(p, &cuts);
     free(memory);
     return status;
 }

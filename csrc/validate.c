@@ -22,7 +22,7 @@ typedef struct {
 
 /* The arrays of one call. */
 typedef struct {
-    extent of[14];
+    extent of[16];
     int count;
 } extents;
 
@@ -168,9 +168,15 @@ int pyce_problem_is_valid(const pyce_problem *p) {
 int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
                           const double *const *states) {
     static const double none = 0; /* in place of the logits of a shard without classes */
-    if (!shards || shards->count < 1 || shards->own < 0 || shards->own >= shards->count) return 0;
+    extents all = {.count = 0};
+    if (!add_flat(&all, shards, 1, sizeof *shards, _Alignof(pyce_shards), 1, 1, 0)) return 0;
+    if (shards->count < 1 || shards->own < 0 || shards->own >= shards->count) return 0;
     const int64_t *bounds = shards->bounds;
-    if (!bounds || bounds[0] != 0 || bounds[shards->count] != p->classes) return 0;
+    if (!add_flat(&all, bounds, (int64_t)shards->count + 1, sizeof *bounds, _Alignof(int64_t), 1, 1,
+                  0)) {
+        return 0;
+    }
+    if (bounds[0] != 0 || bounds[shards->count] != p->classes) return 0;
     for (int s = 0; s < shards->count; s++) {
         if (bounds[s] > bounds[s + 1]) return 0;
     }
@@ -183,17 +189,19 @@ int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, doub
         return 0;
     }
     pyce_problem own = *p;
-    own.classes = bounds[shards->own + 1] - bounds[shards->own];
+    own.classes = pyce_own_classes(shards);
     if (own.classes == 0) {
         if (p->operation != PYCE_FORWARD || p->probs.data) return 0;
         own.classes = 1;
         own.logits = (pyce_operand){.data = (void *)&none};
         if (p->target == PYCE_PROBABILITIES) own.probs = own.logits;
     }
-    extents all = {.count = 0};
     if (!add_problem(&all, &own)) return 0;
-    if (p->outer == 0) return 1;
-    if (!state && !states) return 0;
+    if (p->outer == 0) return nothing_overlaps(&all);
+    if (!state &&
+        !add_flat(&all, states, shards->count, sizeof *states, _Alignof(double *), 1, 1, 0)) {
+        return 0;
+    }
     const int count = all.count;
     for (int s = 0; s < shards->count; s++) {
         if (state && s != shards->own) continue;

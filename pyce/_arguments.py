@@ -261,7 +261,7 @@ def indices(
             f"expected {positions}, that shape without the class axis"
         )
     if target.dtype.kind == "u" and target.dtype.itemsize == 8:
-        _refuse_large(target, classes, ignore_index)
+        refuse_large(target, classes, ignore_index)
     kind, size = target.dtype.kind, target.dtype.itemsize
     dtype = _INT64 if size == 8 or (kind == "u" and size == 4) else _INT32
     if target.dtype is not dtype:
@@ -270,7 +270,7 @@ def indices(
 
 
 @_fpenv.default
-def _refuse_large(target: Array, classes: int, ignore_index: int) -> None:
+def refuse_large(target: Array, classes: int, ignore_index: int) -> None:
     """Raise IndexError for the first uint64 label that is invalid, if one exceeds int64.
 
     Such a label is out of range, and a conversion to int64 could turn it into a valid one.
@@ -479,23 +479,33 @@ def loss_problem(
         else:
             p.labels = indices(t, positions, shape, what, p.classes, p.ignore_index)
     else:
-        # Other dtypes, such as NumPy's StringDType, may have no byte order.
-        if t.dtype.kind not in "fV" or dtype_name(t.dtype.newbyteorder("=")) is None:
-            raise _target_error(target, t)
-        if t.shape == positions:
-            raise TypeError(
-                f"target is {t.dtype} but shaped like class indices: indices must be integers, "
-                f"probabilities must have the shape {shape} of {what}"
-            )
-        t, _ = floating(t, "target")
-        if t.shape != shape:
-            raise ValueError(
-                f"probability target of shape {t.shape} does not fit {what} of shape {shape}"
-            )
-        p.probs = t
+        p.probs = t = probabilities(target, t, positions, shape, what)
         p.labels = None
         p.contiguous = p.contiguous and t.flags.c_contiguous
     return p
+
+
+def probabilities(
+    target: Any, array: Array, positions: tuple[int, ...], shape: tuple[int, ...], what: str
+) -> Array:
+    """Targets that are not integers, passed as `target`, as an array of the shape of the logits.
+
+    That is `shape`, and `positions` is that shape without the class axis.
+    """
+    # Other dtypes, such as NumPy's StringDType, may have no byte order.
+    if array.dtype.kind not in "fV" or dtype_name(array.dtype.newbyteorder("=")) is None:
+        raise _target_error(target, array)
+    if array.shape == positions:
+        raise TypeError(
+            f"target is {array.dtype} but shaped like class indices: indices must be integers, "
+            f"probabilities must have the shape {shape} of {what}"
+        )
+    t, _ = floating(array, "target")
+    if t.shape != shape:
+        raise ValueError(
+            f"probability target of shape {t.shape} does not fit {what} of shape {shape}"
+        )
+    return t
 
 
 def _as_target(target: Any) -> Array:

@@ -172,14 +172,18 @@ class ShardedProblem(Problem):
 
     Shard s has the classes bounds[s]..bounds[s + 1]−1, none if the bounds are equal. `classes` is
     the number of all classes, and labels count from the first of all. Logits, probs and grad are
-    (rows, classes of the own shard). There are no class weights, sample weights and lse, `grad` is
-    None if the own shard has no classes, and grad_loss is 1.
+    (..., classes of the own shard), of any strides. There are no class weights, sample weights and
+    lse, `grad` is None if the own shard has no classes, and grad_loss is 1.
     """
 
-    __slots__ = ("bounds", "own")
+    __slots__ = ("bounds", "given_dtypes", "large_labels", "own")
 
     bounds: tuple[int, ...]
     own: int
+    # For `pyce._shards` only: the dtypes of logits and target that the caller passed, and the
+    # labels as they were passed if some of them exceed int64.
+    given_dtypes: tuple[str, str]
+    large_labels: Array | None
 
 
 def axis_in_memory(

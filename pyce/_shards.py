@@ -1,10 +1,26 @@
 """Cross-entropy of rows whose classes several processes hold, each some of them.
 
-The processes, "ranks", exchange twice: first a description of what each was called with, of a fixed
-size, and then the states of their rows (`Backend.partial`), from which each computes the loss of
-all classes and the gradient of its own (`Backend.complete`). No rank leaves before the exchange
-that the others wait in: an error of one rank is raised on all of them, and so is a difference
-between their arguments.
+A package for one way of communication (`pyce.torch` for `torch.distributed`) provides
+
+- a `Group`, whose `gather` is the only communication, and
+- a function `make` that checks the arguments of this rank with `local_problem` and finds memory for
+  the gradient,
+
+and calls `cross_entropy(group, make)` on every rank, which returns the loss of all classes.
+
+The ranks exchange two messages. The first describes what each rank was called with, in a fixed
+number of bytes. The second has the states of the rows (`Backend.partial`), from which each rank
+computes the loss of all classes and the gradient of its own (`Backend.complete`). Messages must
+have one size on all ranks, and only the first message tells how many states there are, where the
+classes of a rank begin, and whether the ranks agree: with one message alone, ranks that disagree
+would wait for each other.
+
+An error of one rank is raised on all of them, and so is a difference between their arguments: no
+rank leaves before the exchange that the others wait in, and memory for the second message is
+allocated before the first. If a rank has fewer classes than another, that memory may be too little;
+a third message, between the two, then tells whether all ranks have found more. The one error that
+the others do not get is that of a rank that has no memory left to compute with after the last
+exchange.
 """
 
 from __future__ import annotations
@@ -13,14 +29,14 @@ import json
 import math
 import zlib
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from pyce import _arguments as arguments
 from pyce._backends import Backend, current, load
-from pyce._dtypes import dtype_name
+from pyce._dtypes import compute_dtype, dtype_name
 from pyce._problem import ShardedProblem
 from pyce._types import Array, Scalar
 from pyce._version import __version__
@@ -38,8 +54,12 @@ class Group(Protocol):
     rank: int
     size: int
 
-    def gather(self, array: Array) -> list[Array]:
-        """The arrays of all ranks, which are of one shape and dtype."""
+    def gather(self, sent: Array, received: Array) -> None:
+        """Write `sent` of rank r to received[r], for all ranks.
+
+        Both arrays are C-contiguous, uint8 or float64, share no memory, and have the same shapes on
+        all ranks. `gather` allocates nothing of their size.
+        """
 
 
 def local_problem(
@@ -52,11 +72,14 @@ def local_problem(
     reduction: Any,
     lse_square_scale: Any,
     what: str,
+    given_dtype: str | None = None,
 ) -> ShardedProblem:
     """The problem of this rank, as far as its own arguments determine it, and these checked.
 
-    `logits` are (..., classes of this rank), which errors call `what`. `classes` of the problem is
-    `vocab_size`, or 0 for None; the bounds of the shards are not known yet. The outputs are None.
+    `logits` are (..., classes of this rank), which errors call `what`. `given_dtype` is the dtype
+    that the ranks must have in common, by default that of the logits: a caller that has widened its
+    logits gives the one before. `classes` of the problem is `vocab_size`, or 0 for None; the bounds
+    of the shards are not known yet. The outputs are None.
     """
     x, name = arguments.floating(logits, what)
     if x.ndim == 0:
@@ -64,8 +87,8 @@ def local_problem(
     p = ShardedProblem()
     positions = x.shape[:-1]
     p.outer = p.rows = math.prod(positions)
-    p.axis = p.inner = 1
-    p.logits = x.reshape(p.rows, x.shape[-1])
+    p.axis, p.inner = x.ndim - 1, 1
+    p.logits = x
     p.dtype_name = name
     p.contiguous = False
     p.classes = 0 if vocab_size is None else arguments.positive_number(vocab_size, "vocab_size")
@@ -75,23 +98,17 @@ def local_problem(
     p.lse_square_scale = arguments.finite(lse_square_scale, "lse_square_scale")
     p.weight = p.sample_weight = p.normalizer = p.grad = p.lse = p.losses = None
     p.grad_loss = 1.0
+    p.labels = p.probs = p.large_labels = None
     t = arguments.as_array(target, "target")
-    p.labels = p.probs = None
     if t.dtype.kind in "iu":
-        most = int(arguments.INDEX_LIMIT.max)
-        p.labels = arguments.indices(t, positions, x.shape, what, most, p.ignore_index)
-        return p
-    if dtype_name(t.dtype) is None:
-        raise TypeError(
-            "target must be class indices of an integer dtype, or probabilities of float16, "
-            f"bfloat16, float32 or float64, got {t.dtype}"
-        )
-    if t.shape != x.shape:
-        raise ValueError(
-            f"probability target of shape {t.shape} does not fit {what} of shape {x.shape}: each "
-            "rank has the probabilities of its own classes"
-        )
-    p.probs = arguments.floating(t, "target")[0].reshape(p.logits.shape)
+        if t.dtype.itemsize == 8 and t.dtype.kind == "u" and np.any(t > arguments.INDEX_LIMIT.max):
+            # `_cut` raises the error, which names the number of classes.
+            p.large_labels, t = t, t.astype(np.int64)
+        p.labels = arguments.indices(t, positions, x.shape, what, p.classes, p.ignore_index)
+    else:
+        p.probs = arguments.probabilities(target, t, positions, x.shape, what)
+    target_dtype = dtype_name(t.dtype) or t.dtype.newbyteorder("=").name
+    p.given_dtypes = given_dtype or name, target_dtype
     return p
 
 
@@ -101,32 +118,35 @@ def cross_entropy(
     """The loss of all classes, the same on every rank; the gradient of those of this rank.
 
     `make` returns the result of `local_problem`, the shape of the logits, and the array for the
-    gradient, of the shape and dtype of `logits` of the problem, or None. It is called here so that
-    an error of it is raised on all ranks. Losses of rows, for the reduction "none", are (rows,).
+    gradient, C-contiguous and of the shape and dtype of `logits` of the problem, or None. It is
+    called here so that an error of it is raised on all ranks. Losses of rows, for the reduction
+    "none", are (rows,).
     """
-    failure: Exception | None = None
-    try:
+
+    def prepare() -> tuple[Any, dict[str, Any]]:
         p, shape, grad = make()
         backend = _backend()
-        described = _described(p, shape, backend)
-    except Exception as error:
-        failure = error
-        described = {"error": [type(error).__name__, str(error)[:_MESSAGE]]}
-    gathered = group.gather(_packed(described))
-    if failure is not None:
-        raise failure
-    all_described = [json.loads(bytes(one).rstrip(b"\0")) for one in gathered]
-    _check_agreement(all_described)
-    _cut(p, [one["classes"] for one in all_described], group.rank)
-    if p.reduction == "none":
-        p.losses = np.empty(p.rows, np.float64 if p.dtype_name == "float64" else np.float32)
+        if p.reduction == "none":
+            p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
+        room = None
+        if group.size > 1:
+            room = _room(group, _message(p, backend, shape[-1]))
+        return (p, grad, backend, room), _described(p, shape, backend)
+
+    (p, grad, backend, room), described = _agreed(group, prepare)
+    _check_agreement(described)
+    classes = [one["classes"] for one in described]
+    _cut(p, classes, group.rank)
     if group.size == 1:
         return _alone(p, grad)
-    states = _exchange(group, p, backend)
-    own = p.logits.shape[1]
+    size = max(_message(p, backend, end - begin) for begin, end in pairwise(p.bounds))
+    if any(_message(p, backend, count) < size for count in classes):
+        room, _ = _agreed(group, lambda: (_room(group, size), {}))
+    states = _exchanged(group, p, backend, room, size)
+    own = p.logits.shape[-1]
     if grad is not None:
-        grad[:, own:] = 0
-        p.grad = grad[:, :own] if own else None
+        grad[..., own:] = 0
+        p.grad = grad[..., :own] if own else None
     assert backend.complete is not None
     loss = backend.complete(p, states)
     return _loss_of(p, loss)
@@ -135,7 +155,7 @@ def cross_entropy(
 def _alone(p: ShardedProblem, grad: Array | None) -> Scalar | Array:
     """The same with all classes on one rank."""
     backend = current()
-    own = p.logits.shape[1]
+    own = p.logits.shape[-1]
     if not backend.CHECKS_LABELS:
         p.check_labels()
     p.contiguous = p.logits.flags.c_contiguous
@@ -144,10 +164,10 @@ def _alone(p: ShardedProblem, grad: Array | None) -> Scalar | Array:
     if grad is None:
         loss = backend.forward(p)
     else:
-        p.grad = grad if grad.shape[1] == own else np.empty_like(p.logits, order="C")
+        p.grad = grad if grad.shape[-1] == own else np.empty(p.logits.shape, p.logits.dtype)
         loss = backend.forward_backward(p)
         if p.grad is not grad:
-            grad[:, :own], grad[:, own:] = p.grad, 0
+            grad[..., :own], grad[..., own:] = p.grad, 0
     return _loss_of(p, loss)
 
 
@@ -163,18 +183,44 @@ def _backend() -> Backend:
     return load("numpy") if backend.partial is None else backend
 
 
+# ---------------------------------------------------------------------------------------------
+# The first message
+
+
+def _agreed(
+    group: Group, work: Callable[[], tuple[Any, dict[str, Any]]]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The result of `work`, and what it describes on each rank. An error of it is raised on all."""
+    failure: Exception | None = None
+    result = None
+    try:
+        result, described = work()
+    except Exception as error:
+        failure = error
+        described = {"error": [type(error).__name__, str(error)[:_MESSAGE]]}
+    received = np.empty((group.size, _DESCRIPTION), np.uint8)
+    group.gather(_packed(described), received)
+    if failure is not None:
+        raise failure
+    all_described = [json.loads(bytes(one).rstrip(b"\0")) for one in received]
+    for rank, one in enumerate(all_described):
+        if "error" in one:
+            kind, message = one["error"]
+            raise _error_of(rank, kind, message)
+    return result, all_described
+
+
 def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> dict[str, Any]:
     """What the ranks must have in common, by the names that errors give it; and `classes`."""
+    logits_dtype, target_dtype = p.given_dtypes
+    target = f"{target_dtype} probabilities"
     if p.labels is not None:
-        target = f"{p.labels.dtype} indices of checksum {zlib.crc32(p.labels.data):08x}"
-    else:
-        assert p.probs is not None
-        target = f"{dtype_name(p.probs.dtype)} probabilities"
+        target = f"{target_dtype} indices of checksum {zlib.crc32(p.labels.data):08x}"
     return {
         "classes": shape[-1],
         "version of pyce": __version__,
         "backend": backend.NAME,
-        "dtype of the logits": p.dtype_name,
+        "dtype of the logits": logits_dtype,
         "shape of the logits without the classes": list(shape[:-1]),
         "target": target,
         "vocab_size": p.classes or None,
@@ -193,11 +239,7 @@ def _packed(described: dict[str, Any]) -> Array:
 
 
 def _check_agreement(all_described: list[dict[str, Any]]) -> None:
-    """Raise the error of the first rank that has one, or for the first difference."""
-    for rank, described in enumerate(all_described):
-        if "error" in described:
-            kind, message = described["error"]
-            raise _error_of(rank, kind, message)
+    """Raise ValueError for the first difference."""
     first = all_described[0]
     for name, expected in first.items():
         for rank, described in enumerate(all_described):
@@ -218,38 +260,60 @@ def _error_of(rank: int, kind: str, message: str) -> Exception:
 
 
 def _cut(p: ShardedProblem, classes: list[int], rank: int) -> None:
-    """Set the bounds of the shards, and leave out the columns from `vocab_size` on."""
+    """Set the bounds of the shards, and leave out the columns from `vocab_size` on.
+
+    The ranks have the same labels, so that an error is raised on all of them.
+    """
     total = sum(classes)
     if p.classes > total:
         raise ValueError(f"vocab_size is {p.classes}, but the ranks have {total} classes in all")
     if total == 0:
         raise ValueError("there must be at least one class on one of the ranks")
     p.classes = p.classes or total
+    if p.large_labels is not None:
+        arguments.refuse_large(p.large_labels, p.classes, p.ignore_index)
     p.bounds = tuple(min(n, p.classes) for n in accumulate(classes, initial=0))
     p.own = rank
     own = p.bounds[rank + 1] - p.bounds[rank]
-    p.logits = p.logits[:, :own]
+    p.logits = p.logits[..., :own]
     if p.probs is not None:
-        p.probs = p.probs[:, :own]
+        p.probs = p.probs[..., :own]
 
 
-def _exchange(group: Group, p: ShardedProblem, backend: Backend) -> list[Array]:
+# ---------------------------------------------------------------------------------------------
+# The second message: a number that is not 0 if the rank failed, and the states of its rows
+
+
+def _message(p: ShardedProblem, backend: Backend, classes: int) -> int:
+    """The numbers of the message of a rank with so many classes."""
+    assert backend.state_size is not None
+    return 1 + p.rows * backend.state_size(p, classes)
+
+
+def _room(group: Group, size: int) -> Array:
+    """Memory for the messages of all ranks, and once more for that of this one."""
+    return np.empty((group.size + 1) * size)
+
+
+def _exchanged(
+    group: Group, p: ShardedProblem, backend: Backend, room: Array, size: int
+) -> list[Array]:
     """The states of all ranks. A rank that cannot compute its own tells the others."""
-    assert backend.partial is not None and backend.state_size is not None
-    sizes = [
-        p.rows * backend.state_size(p, end - begin)
-        for begin, end in zip(p.bounds, p.bounds[1:], strict=False)
-    ]
-    sent = np.zeros(1 + max(sizes))
+    assert backend.partial is not None
+    messages = room[: (group.size + 1) * size].reshape(-1, size)
+    received, sent = messages[:-1], messages[-1]
+    sizes = [_message(p, backend, end - begin) for begin, end in pairwise(p.bounds)]
     failure: Exception | None = None
+    sent[0], sent[sizes[p.own] :] = 0.0, 0.0
     try:
-        sent[1 : 1 + sizes[p.own]] = backend.partial(p).ravel()
+        backend.partial(p, sent[1 : sizes[p.own]])
     except Exception as error:
-        failure, sent[0] = error, 1.0
-    gathered = group.gather(sent)
+        failure = error
+        sent[:] = 1.0
+    group.gather(sent, received)
     if failure is not None:
         raise failure
-    for rank, one in enumerate(gathered):
+    for rank, one in enumerate(received):
         if one[0]:
             raise RuntimeError(f"rank {rank} could not compute its part of the loss")
-    return [one[1 : 1 + size] for one, size in zip(gathered, sizes, strict=True)]
+    return [one[1:n] for one, n in zip(received, sizes, strict=True)]

@@ -56,5 +56,7 @@ const pyce_row_kernels INSTANCE = {
     .partial = partial_rows,
     .complete = complete_rows,
     .shard_scratch = shard_scratch,
+    .pack = pack_row,
+    .combine = shared_combine,
     .scale = scale_saved,
 };

@@ -46,10 +46,12 @@ typedef struct {
     double grad_scale_error;
     int64_t tile;   /* rows of a tile, a power of two */
     int64_t blocks; /* of at most PYCE_BLOCK classes in a row */
+    /* The blocks first…last − 1 are there: all of them, or those of the own shard. */
+    int64_t first, last;
+    int64_t base; /* the class that logits, result and probs begin with */
     /* Where the classes are cut into shards: */
     const pyce_shards *shards;
     const int64_t *begins; /* (blocks + 1): the first class of each block; NULL: k·PYCE_BLOCK */
-    int64_t first, last;   /* the blocks first…last − 1 are those of the own shard */
     double *state;         /* of the own shard, to be written */
     const double *const *states; /* of all shards */
 } pyce_job;
@@ -79,11 +81,15 @@ typedef struct {
                      double *losses, double *sums);
     void (*write)(const pyce_job *job, int64_t row, int64_t first, int64_t last,
                   const pyce_block *blocks, const void *state, void *scratch);
-    /* The same in two steps, for the rows of shards (partial.inc.h): as `run`, except that `partial` has
-       no losses. */
+    /* Rows of shards (partial.inc.h): as `run`, except that `partial` has no losses. */
     void (*partial)(const pyce_job *job, int64_t begin, int64_t end, void *scratch, double *sums);
     void (*complete)(const pyce_job *job, int64_t begin, int64_t end, void *scratch, double *sums);
     size_t (*shard_scratch)(const pyce_job *job);
+    /* Such a row that threads share: its state from the statistics of the shard's blocks; and as
+       `finalize`, from the states of all shards. */
+    void (*pack)(const pyce_job *job, int64_t row, const pyce_block *blocks);
+    void (*combine)(const pyce_job *job, int64_t row, pyce_block *blocks, void *state,
+                    double *losses, double *sums);
     /* n numbers of a saved gradient times a factor (scale.inc.h). */
     void (*scale)(const void *saved, void *result, int64_t n, double factor);
 } pyce_row_kernels;
@@ -111,13 +117,15 @@ static inline int pyce_has_result(const pyce_problem *p) {
 
 /* The blocks of `classes` classes that follow each other. */
 static inline int64_t pyce_blocks_of(int64_t classes) {
-    return (classes + PYCE_BLOCK - 1) / PYCE_BLOCK;
+    return classes / PYCE_BLOCK + (classes % PYCE_BLOCK != 0);
 }
 
 /* A row's state after the classes of a shard: with labels, the logit at the label (0 where it is in
    another shard); and for each block max, sum, with float64 logits its error, with soft targets the two
    sums of these and their errors, with probabilities the pivot and its b. */
-static inline int64_t pyce_state_head(const pyce_problem *p) { return p->labels != 0; }
+static inline int64_t pyce_state_head(const pyce_problem *p) {
+    return p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
+}
 static inline int64_t pyce_block_numbers(const pyce_problem *p) {
     const int soft = p->target == PYCE_PROBABILITIES || p->smoothing > 0;
     return 2 + (p->dtype == PYCE_FLOAT64) + 4 * soft + 2 * (p->target == PYCE_PROBABILITIES);

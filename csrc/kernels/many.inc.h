@@ -26,9 +26,9 @@ static void row_statistics(const pyce_job *job, int64_t row, int64_t first, int6
     unsummed before = {0};
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
-        const int64_t at = block_begin(job, k);
-        const element *block = gather(x + at * a->class_stride, a->class_stride, n, room->in);
-        const real *b = job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
+        const int64_t at = block_begin(job, k), here = at - job->base;
+        const element *block = gather(x + here * a->class_stride, a->class_stride, n, room->in);
+        const real *b = job->soft ? soft_block(job, row, 0, here, n, room->b[0]) : (const real *)0;
         const real max = next.x == block ? next.max : block_max(block, n);
         next = block_after(job, block, n, k, last);
         block_statistics(job, block, at, n, max, index_within(label, at, n), b, room->e[0], 0,
@@ -61,9 +61,9 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
     const int valid = is_valid(job->p, row) && !(gradient && is_zero_row(job, s, 0));
     for (int64_t k = first; k < last; k++) {
         const int n = block_size(job, k);
-        const int64_t at = block_begin(job, k);
-        element *out = g->class_stride == 1 ? result + at : room->out;
-        const element *block = x + at * a->class_stride;
+        const int64_t at = block_begin(job, k), here = at - job->base;
+        element *out = g->class_stride == 1 ? result + here : room->out;
+        const element *block = x + here * a->class_stride;
         if (valid) block = gather(block, a->class_stride, n, room->in);
         if (!valid) {
             for (int c = 0; c < n; c++) out[c] = 0;
@@ -71,7 +71,7 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
             write_log_softmax(block, n, s, 0, out);
         } else {
             const real *b =
-                job->soft ? soft_block(job, row, 0, at, n, room->b[0]) : (const real *)0;
+                job->soft ? soft_block(job, row, 0, here, n, room->b[0]) : (const real *)0;
             const normaliser norm = block_normaliser(blocks + k);
             next_block none = {0, 0, 0};
             unsummed nothing = {0};
@@ -79,7 +79,7 @@ static void write_row(const pyce_job *job, int64_t row, int64_t first, int64_t l
             writer w = writer_of(job, s, 0, blocks + k, at, n, room->e[0], b, out);
             write_all(&w);
         }
-        if (g->class_stride != 1) scatter(out, n, result + at * g->class_stride, g->class_stride);
+        if (g->class_stride != 1) scatter(out, n, result + here * g->class_stride, g->class_stride);
     }
 }
 

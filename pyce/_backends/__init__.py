@@ -57,19 +57,19 @@ class Backend(Protocol):
         """
 
     @property
-    def partial(self) -> Callable[[ShardedProblem], Array] | None:
-        """Returns the states of the rows after the classes of the own shard.
+    def partial(self) -> Callable[[ShardedProblem, Array], None] | None:
+        """Writes the states of the rows after the classes of the own shard.
 
-        A state is float64 (rows, numbers), C-contiguous, and only this backend reads it: as such,
-        or as a flat array of the same numbers. Labels are
-        checked before anything is computed. None if the backend leaves shards to the NumPy backend.
+        They are float64, flat and C-contiguous, `state_size` numbers for each row, and only this
+        backend reads them. Labels are checked before anything is written. None if the backend
+        leaves shards to the NumPy backend.
         """
 
     @property
     def state_size(self) -> Callable[[ShardedProblem, int], int] | None:
         """Returns the numbers of a row's state after the classes of a shard, if there are so many.
 
-        None where `partial` is.
+        It depends on the dtype, the target and the smoothing only. None where `partial` is.
         """
 
     @property

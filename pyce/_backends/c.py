@@ -362,20 +362,18 @@ def _general(operation: int, p: Problem) -> Scalar | None:
     return None if loss is None else loss[0]
 
 
-def partial(p: ShardedProblem) -> Array:
-    """The states of the rows after the classes of the own shard; see `Backend`."""
+def partial(p: ShardedProblem, state: Array) -> None:
+    """Write the states of the rows after the classes of the own shard; see `Backend`."""
     c, keep_alive = _sharded(p)
     c.operation = _FORWARD
     c.result.data = _NULL
     c.reduction = _SUM
-    state = np.empty((p.rows, lib.pyce_state_size(c, p.bounds[p.own + 1] - p.bounds[p.own])))
     _check_shards(lib.pyce_partial(c, keep_alive[0], _from_buffer(_DOUBLES, state)), c, p)
-    return state
 
 
 def state_size(p: ShardedProblem, classes: int) -> int:
     """The numbers of a row's state after so many classes; see `Backend`."""
-    return int(lib.pyce_state_size(_sharded(p)[0], classes))
+    return int(lib.pyce_state_size(_fields(p), classes))
 
 
 def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
@@ -399,10 +397,16 @@ def _sharded(p: ShardedProblem) -> tuple[Any, Any]:
     """The `pyce_problem`, and what must outlive the call: first of all its `pyce_shards`."""
     bounds = ffi.new("int64_t[]", p.bounds)
     shards = ffi.new("pyce_shards *", {"count": len(p.bounds) - 1, "own": p.own, "bounds": bounds})
-    c = _new(_PROBLEM)
+    c = _fields(p)
     tables = None
     if p.logits.size:
-        tables = _set_operands(c, 1, p.logits, p.grad, p.probs)
+        tables = _set_operands(c, p.axis, p.logits, p.grad, p.probs, with_inner=False)
+    return c, (shards, bounds, tables)
+
+
+def _fields(p: ShardedProblem) -> Any:
+    """The `pyce_problem` without its operands."""
+    c = _new(_PROBLEM)
     c.outer, c.inner = p.rows, 1
     c.dtype = _DTYPES[p.dtype_name]
     c.threads = _threads_for(p.logits.size, p.rows)
@@ -417,7 +421,7 @@ def _sharded(p: ShardedProblem) -> tuple[Any, Any]:
         assert p.probs is not None
         c.target = _PROBABILITIES
         c.probs_dtype = _DTYPES[dtype_name(p.probs.dtype) or ""]
-    return c, (shards, bounds, tables)
+    return c
 
 
 def _check_shards(status: int, c: Any, p: ShardedProblem) -> None:
@@ -491,13 +495,19 @@ def _address(array: Array) -> Any:
 
 
 def _set_operands(
-    c: Any, axis: int, logits: Array, result: Array | None, probs: Array | None
+    c: Any,
+    axis: int,
+    logits: Array,
+    result: Array | None,
+    probs: Array | None,
+    with_inner: bool = True,
 ) -> list[Array]:
     """Set outer, inner and the operands of a `pyce_problem` for arrays of one shape.
 
     Dimensions that follow each other, apart from the class axis, and are contiguous to each other
-    in all arrays are merged. The last one becomes `inner` if its stride is 1 in all arrays. All
-    others become `outer`, with a table of offsets where one stride does not describe them.
+    in all arrays are merged. The last one becomes `inner` if its stride is 1 in all arrays, unless
+    `with_inner` is false. All others become `outer`, with a table of offsets where one stride does
+    not describe them.
 
     Returns the tables of offsets, which must outlive the call.
     """
@@ -507,7 +517,7 @@ def _set_operands(
     strides = [[s // array.itemsize for s in array.strides] for _, array in present]
     dims = _merged([d for d in range(len(shape)) if d != axis and shape[d] != 1], shape, strides)
     inner = 1
-    if dims and all(step == 1 for step in dims[-1][1]):
+    if with_inner and dims and all(step == 1 for step in dims[-1][1]):
         inner = dims.pop()[0]
     outer = math.prod(count for count, _ in dims)
     c.outer, c.inner = outer, inner

@@ -333,22 +333,28 @@ _STATE = 9
 
 
 class _ShardRows(_LossRows):
-    """Rows `start` to `stop` of the own shard; from the states of all shards, if these are given.
+    """Rows of the own shard, with the states of all shards if these are given.
 
-    Without states, maximum, rest and the sums are those of the own shard.
+    They are the rows `start` to `stop`, and the block `index` of the logits. Without states,
+    maximum, rest and the sums are those of the own shard.
     """
 
     def __init__(
-        self, p: ShardedProblem, start: int, stop: int, states: list[Array] | None
+        self,
+        p: ShardedProblem,
+        index: tuple[Any, ...],
+        start: int,
+        stop: int,
+        states: list[Array] | None,
     ) -> None:
-        self._x = p.logits[start:stop]
+        self._x = p.logits[index]
         self._last = None
         self._in_pairs = p.logits.dtype == np.float64
         self._weight = None
         self._on_value = self.number(1.0) - p.smoothing
         self._off_value = self.number(p.smoothing) / p.classes
         self._soft = p.labels is None or p.smoothing > 0.0
-        self._probs = None if p.probs is None else p.probs[start:stop]
+        self._probs = None if p.probs is None else p.probs[index]
         first, last = p.bounds[p.own : p.own + 2]
         rows = stop - start
         self._label_x = np.zeros(rows)
@@ -357,7 +363,9 @@ class _ShardRows(_LossRows):
             self._labels = labels - first  # those of other shards are out of range
             self._b_label: Number = self._on_value * np.ones(rows)
             here = np.flatnonzero((labels >= first) & (labels < last))
-            self._label_x[here] = self._x[here, self._labels[here]].astype(np.float64)
+            if here.size:
+                at = np.unravel_index(here, self._x.shape[:-1])
+                self._label_x[here] = self._x[(*at, self._labels[here])].astype(np.float64)
         if states is None:
             self._measure(rows)
             return
@@ -446,14 +454,13 @@ class _ShardRows(_LossRows):
 
 
 @_fpenv.default
-def partial(p: ShardedProblem) -> Array:
-    """The states of the rows after the classes of the own shard; see `Backend`."""
+def partial(p: ShardedProblem, state: Array) -> None:
+    """Write the states of the rows after the classes of the own shard; see `Backend`."""
     p.check_labels()
-    state = np.empty((p.rows, _STATE))
-    for _, start, stop in row_blocks(p.logits.shape, 1, _block(p.logits)):
+    of_rows = state.reshape(p.rows, _STATE)
+    for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
         with np.errstate(all="ignore"):
-            state[start:stop] = _ShardRows(p, start, stop, None).state()
-    return state
+            of_rows[start:stop] = _ShardRows(p, index, start, stop, None).state()
 
 
 def state_size(p: ShardedProblem, classes: int) -> int:
@@ -468,10 +475,10 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     losses = np.zeros(p.rows)
     valid, scale = p.valid(), p.row_scale()
     states = [state.reshape(p.rows, _STATE) for state in states]
-    for _, start, stop in row_blocks(p.logits.shape, 1, _block(p.logits)):
+    for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
         ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
         with np.errstate(all="ignore"):
-            rows = _ShardRows(p, start, stop, states)
+            rows = _ShardRows(p, index, start, stop, states)
             nothing = rows.nothing | ignored
             loss = rows.losses()
             loss[nothing] = 0.0
@@ -480,7 +487,7 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
                 for cut in rows.cuts():
                     g = rows.gradient(cut, scale[start:stop])
                     g[nothing] = 0.0
-                    _store(p.grad[start:stop, cut], g)
+                    _store(p.grad[index][..., cut], g)
     return p.reduce(losses)
 
 

@@ -11,12 +11,25 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyce import _arguments as arguments
 from pyce import _shards, _threads
 from pyce._types import Array
 from pyce.torch import _autograd
 from pyce.torch._cross_entropy import _refuse_script
-from pyce.torch._tensors import HALF_TYPES, as_array, check_tensor, empty_gradient, is_served
-from pyce.torch._tracing import forward_mode, is_compiling, transforms_active
+from pyce.torch._tensors import (
+    DTYPE_NAMES,
+    HALF_TYPES,
+    as_array,
+    check_tensor,
+    empty_gradient,
+    is_served,
+)
+from pyce.torch._tracing import (
+    forward_mode,
+    is_compiling,
+    saved_tensors_hooks,
+    transforms_active,
+)
 
 
 def vocab_parallel_cross_entropy(
@@ -44,17 +57,19 @@ def vocab_parallel_cross_entropy(
     ----------
     vocab_parallel_logits : Tensor
         The logits of this rank's classes, of shape (..., C_rank): float32, float64, bfloat16 or
-        float16, on the CPU. The ranks may have any numbers of classes, also none. A `DTensor` that
-        is sharded along its last dimension is taken as well; its mesh is the group.
+        float16, on the CPU, with any strides. The ranks may have any numbers of classes, also none.
+        A `DTensor` that is sharded along its last dimension is taken as well, on a mesh of one
+        dimension, which is the group unless `group` names the same ranks.
     target : Tensor
         Class indices of any integer dtype and of shape (...), the same on every rank, counted from
         the first class of rank 0; or probabilities of a floating dtype and of the shape of the
-        logits, each rank those of its own classes.
+        logits, each rank those of its own classes. A `DTensor` of class indices must be replicated,
+        and one of probabilities sharded as the logits are.
     label_smoothing : float
         ε in [0, 1], over all classes.
     group : ProcessGroup, optional
-        The default group if None. Its backend must gather tensors that are on the CPU, as gloo and
-        MPI do.
+        The default group if None, or that of the mesh of a `DTensor`. Its backend must gather
+        tensors that are on the CPU, as gloo and MPI do.
     vocab_size : int, optional
         The number C of classes. Columns from the C-th on, counted from the first of rank 0, are
         padding: they have no influence, and their gradient is 0. By default, all columns count.
@@ -79,30 +94,39 @@ def vocab_parallel_cross_entropy(
         If an argument is not a tensor or a dtype is not supported.
     ValueError
         If a tensor is sparse, nested or not on the CPU; if shapes do not match; if an option is out
-        of its range; if `vocab_size` exceeds the number of columns; if a `DTensor` is not sharded
-        along its last dimension; or if dtypes, shapes, targets or options differ between the ranks.
+        of its range; if `vocab_size` exceeds the number of columns; if a `DTensor` has another
+        layout than the above; or if dtypes, shapes, targets or options differ between the ranks.
     IndexError
         If a class index is not in 0..C−1.
     NotImplementedError
-        If probabilities require a gradient; under transforms of `torch.func` and in forward-mode
-        differentiation.
+        If probabilities require a gradient; under transforms of `torch.func`, in forward-mode
+        differentiation, and in `torch.export`.
 
-    An error of one rank is raised on all of them, and all ranks find what differs between them. If
-    a process ends, the others get the error of `torch.distributed`.
+    An error of one rank is raised on all of them, and all ranks find what differs between them;
+    except that a rank of which no memory is left after the last exchange, and one in
+    `torch.export`, raise an error alone. If a process ends, the others get the error of
+    `torch.distributed`.
 
     Notes
     -----
     `torch.compile` leaves the call to eager mode.
 
-    The forward pass gathers the states of the rows, once: 16 bytes for each row and each 2048
-    classes (float64: 24; with smoothing 32 more, with probabilities 48 more). A message of 4 KiB
-    before it describes the arguments of each rank. The backward pass does not communicate: the
-    gradient is computed in the forward pass, from a second pass over the logits, and kept in their
-    dtype (float16: in float32).
+    The forward pass gathers two messages of each rank. The first, of 4 KiB, describes its arguments:
+    without it, ranks that disagree would wait for each other. The second has the states of its
+    rows. If the ranks differ in the number of their classes, a third of 4 KiB may be between them.
+    The backward pass does not communicate: the gradient is computed in the forward pass, from a
+    second pass over the logits, and kept in their dtype (float16: in float32).
 
-    With the C backend, loss and gradient have the bytes that one process with all logits gets,
-    for any number of ranks, if all ranks begin at multiples of 2048 classes. Elsewhere they have
-    the same error bounds.
+    With the C backend, the state of a row has 16 bytes for each 2048 classes of the rank, or part
+    of them (float64: 24; with smoothing 32 more, with probabilities 48 more), and for class indices
+    8 more. With the other backends it has 72 bytes. Each rank receives the states of all ranks,
+    those of the largest shard in length.
+
+    With the C backend, loss and gradient have the bytes that one process with all logits gets, for
+    any number of ranks, if all ranks begin at multiples of 2048 classes and there are more than 64
+    classes in all. The sign of a NaN may differ, and the last bit of float16 gradients, which one
+    process computes in another way if there are more than 65,536 logits. At other bounds, loss and
+    gradient have the same error bounds.
 
     Name and first arguments are those of Megatron-LM's
     ``megatron.core.tensor_parallel.vocab_parallel_cross_entropy``, which smooths labels over the
@@ -114,10 +138,6 @@ def vocab_parallel_cross_entropy(
     >>> loss = pyce.torch.vocab_parallel_cross_entropy(logits, labels).mean()  # doctest: +SKIP
     >>> loss.backward()  # doctest: +SKIP
     """
-    if transforms_active() or forward_mode() or is_compiling():
-        raise NotImplementedError(
-            "vocab_parallel_cross_entropy communicates: it cannot be traced or transformed"
-        )
     options = {
         "vocab_size": vocab_size,
         "ignore_index": ignore_index,
@@ -133,32 +153,25 @@ def vocab_parallel_cross_entropy(
 
 
 def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tensor:
-    logits, group = _of_this_rank(logits, group)
-    target, _ = _of_this_rank(target, group)
-    ranks = _Ranks(group)
-    needs_gradient = isinstance(logits, Tensor) and logits.requires_grad and torch.is_grad_enabled()
-    if needs_gradient:
-        loss = _VocabParallel.apply(logits, target, ranks, options)
+    if is_compiling():  # there are no numbers to communicate
+        raise NotImplementedError("vocab_parallel_cross_entropy communicates: it cannot be traced")
+    ranks = _Ranks(_group_of(logits, group))
+    try:
+        x, t = _of_this_rank(logits, target, ranks, options)
+    except Exception as error:
+        failure = error
+
+        def fail() -> Any:
+            raise failure
+
+        _shards.cross_entropy(ranks, fail)  # raises it on all ranks
+    if x.requires_grad and torch.is_grad_enabled():
+        loss = _VocabParallel.apply(x, t, ranks, options)
     else:
-        loss, _ = _forward(logits, target, ranks, options, False)
-    if logits.dtype in HALF_TYPES and not torch.is_autocast_enabled("cpu"):
-        loss = loss.to(logits.dtype)
-    return loss.reshape(logits.shape[:-1]) if options["reduction"] == "none" else loss
-
-
-def _of_this_rank(tensor: Any, group: Any) -> tuple[Any, Any]:
-    """The local part of a tensor and its group; other tensors, and their group, as they are."""
-    if not isinstance(tensor, Tensor) or is_served(tensor):
-        return tensor, group
-    distributed: Any = sys.modules["torch.distributed.tensor"]
-    shard, replicate = distributed.Shard, distributed.Replicate
-    (placement,) = tensor.placements if len(tensor.placements) == 1 else (None,)
-    if not isinstance(placement, replicate) and placement != shard(tensor.dim() - 1):
-        raise ValueError(
-            "a DTensor must be on a mesh of one dimension, and sharded along its last dimension or "
-            f"replicated: its placements are {tensor.placements}"
-        )
-    return tensor.to_local(), tensor.device_mesh.get_group()
+        loss, _ = _forward(x, t, ranks, options, False)
+    if x.dtype in HALF_TYPES and not torch.is_autocast_enabled("cpu"):
+        loss = loss.to(x.dtype)
+    return loss.reshape(x.shape[:-1]) if options["reduction"] == "none" else loss
 
 
 class _Ranks:
@@ -169,38 +182,83 @@ class _Ranks:
             raise RuntimeError("this PyTorch was built without torch.distributed")
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
-        self._group = group
+        self.group = group
         if self.rank < 0:
             raise ValueError("this process is not a member of the group")
 
-    def gather(self, array: Array) -> list[Array]:
-        sent = torch.from_numpy(array)
-        received = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(received, sent, group=self._group)
-        return [tensor.numpy() for tensor in received]
+    def gather(self, sent: Array, received: Array) -> None:
+        of_ranks = [torch.from_numpy(of_rank) for of_rank in received]
+        dist.all_gather(of_ranks, torch.from_numpy(sent), group=self.group)
+
+
+def _group_of(logits: Any, group: Any) -> Any:
+    """The group to communicate in: that of the mesh of a DTensor, unless another is given."""
+    if group is None and isinstance(logits, Tensor) and not is_served(logits):
+        mesh: Any = logits.device_mesh
+        if mesh.ndim == 1:
+            return mesh.get_group()
+    return group
+
+
+def _of_this_rank(
+    logits: Any, target: Any, ranks: _Ranks, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Logits and target as tensors of this rank, after the checks that pyce's functions lack."""
+    check_tensor(logits, "vocab_parallel_logits")
+    check_tensor(target, "target")
+    if transforms_active() or forward_mode():
+        raise NotImplementedError(
+            "vocab_parallel_cross_entropy communicates: it cannot be transformed"
+        )
+    if target.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError("no gradient is computed for target: detach it")
+    soft = target.is_floating_point()
+    if soft and arguments.index_number(options["ignore_index"], "ignore_index") >= 0:
+        raise ValueError("ignore_index is for class indices, and target holds probabilities")
+    x = _local(logits, "vocab_parallel_logits", True, ranks)
+    return x, _local(target, "target", soft, ranks)
+
+
+def _local(tensor: Any, name: str, sharded: bool, ranks: _Ranks) -> Tensor:
+    """The part of a DTensor that this rank has; other tensors as they are."""
+    if is_served(tensor):
+        return tensor  # type: ignore[no-any-return]
+    distributed: Any = sys.modules["torch.distributed.tensor"]
+    expected = distributed.Shard(tensor.dim() - 1) if sharded else distributed.Replicate()
+    if tuple(tensor.placements) != (expected,):
+        layout = "sharded along its last dimension" if sharded else "replicated"
+        raise ValueError(
+            f"{name} is a DTensor and must be {layout}, on a mesh of one dimension: its placements "
+            f"are {tuple(tensor.placements)}"
+        )
+    mesh = tensor.device_mesh
+    if mesh.mesh.tolist() != dist.get_process_group_ranks(ranks.group or dist.group.WORLD):
+        raise ValueError(
+            f"{name} is a DTensor and its mesh must have the ranks of the group, in their order: "
+            f"it has {mesh.mesh.tolist()}"
+        )
+    return tensor.to_local()  # type: ignore[no-any-return]
 
 
 def _forward(
     logits: Tensor, target: Tensor, ranks: _Ranks, options: dict[str, Any], with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss, in float32 or float64, and its gradient: (rows, classes), float32 for float16."""
+    """The loss, in float32 or float64, and its gradient, C-contiguous, float32 for float16."""
     gradient: Tensor | None = None
 
     def make() -> Any:
         nonlocal gradient
-        check_tensor(logits, "vocab_parallel_logits")
-        check_tensor(target, "target")
-        if target.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError("no gradient is computed for target: detach it")
-        if options["ignore_index"] >= 0 and target.is_floating_point():
-            raise ValueError("ignore_index is for class indices, and target holds probabilities")
         x = logits.float() if with_gradient and logits.dtype is torch.float16 else logits
         p = _shards.local_problem(
-            as_array(x), as_array(target), **options, what="vocab_parallel_logits"
+            as_array(x),
+            as_array(target),
+            **options,
+            what="vocab_parallel_logits",
+            given_dtype=DTYPE_NAMES.get(logits.dtype),
         )
         array = None
         if with_gradient:
-            gradient = empty_gradient(x.detach().reshape(p.logits.shape), contiguous=True)
+            gradient = empty_gradient(x.detach(), contiguous=True)
             array = as_array(gradient)
         return p, tuple(x.shape), array
 
@@ -218,10 +276,13 @@ class _VocabParallel(torch.autograd.Function):  # type: ignore[misc]
     ) -> Tensor:
         loss, gradient = _forward(logits, target, ranks, options, True)
         assert gradient is not None
-        soft = target.is_floating_point()
+        rows = (logits.shape[:-1].numel(), logits.shape[-1])
         ctx.options = options["reduction"], options["ignore_index"]
         ctx.like = logits.shape, logits.dtype
-        ctx.save_for_backward(gradient, target.reshape(gradient.shape if soft else -1))
+        if saved_tensors_hooks() is not None:
+            ctx.has_hooks = True
+        soft = target.is_floating_point()
+        ctx.save_for_backward(gradient.view(rows), target.reshape(rows if soft else -1))
         return loss
 
     @staticmethod

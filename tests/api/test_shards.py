@@ -1,13 +1,19 @@
 """Rows whose classes are cut into shards: states, and loss and gradient from them."""
 
+import functools
+import itertools
+import threading
+
 import cases
 import ml_dtypes
 import numpy as np
 import oracle
 import pytest
 from bounds import check_array, check_loss
+from conftest import join, one_isa
 
 import pyce
+from pyce import _shards
 from pyce._backends import load
 from pyce._problem import ShardedProblem
 
@@ -31,14 +37,14 @@ def problem(x, target, bounds, own, *, ignore_index=-100, label_smoothing=0.0, *
     """The problem of one shard, its outputs filled with a number."""
     p = ShardedProblem()
     here = slice(bounds[own], bounds[own + 1])
-    p.logits = x[:, here]
+    p.logits = x[..., here]
     p.dtype_name = x.dtype.name
-    p.outer = p.rows = len(x)
-    p.axis = p.inner = 1
-    p.classes = x.shape[1]
+    p.outer = p.rows = x.size // x.shape[-1] if x.size else 0
+    p.axis, p.inner = x.ndim - 1, 1
+    p.classes = x.shape[-1]
     p.contiguous = False
     labels = target.ndim == 1
-    p.labels, p.probs = (target, None) if labels else (None, target[:, here])
+    p.labels, p.probs = (target, None) if labels else (None, target[..., here])
     p.weight = p.sample_weight = p.lse = p.normalizer = p.losses = p.grad = None
     p.ignore_index, p.smoothing = ignore_index, label_smoothing
     p.lse_square_scale = options.get("lse_square_scale", 0.0)
@@ -47,20 +53,29 @@ def problem(x, target, bounds, own, *, ignore_index=-100, label_smoothing=0.0, *
     if p.logits.size:
         p.grad = np.full(p.logits.shape, 7, x.dtype)
     if p.reduction == "none":
-        p.losses = np.full(len(x), 7, np.float64 if x.dtype == np.float64 else np.float32)
+        p.losses = np.full(p.rows, 7, np.float64 if x.dtype == np.float64 else np.float32)
     p.bounds, p.own = bounds, own
     return p
+
+
+def state_of(module, p):
+    """The states of the rows of a shard, between numbers that must not be written."""
+    size = p.rows * module.state_size(p, p.bounds[p.own + 1] - p.bounds[p.own])
+    room = np.full(size + 2, 7.0)
+    module.partial(p, room[1:-1])
+    assert room[0] == room[-1] == 7.0
+    return room[1:-1]
 
 
 def sharded(backend, x, target, bounds, **options):
     """Loss and gradient, after a check that all shards have the same loss."""
     module = load(backend.name)
     shards = [problem(x, target, bounds, own, **options) for own in range(len(bounds) - 1)]
-    states = [module.partial(p) for p in shards]
+    states = [state_of(module, p) for p in shards]
     losses = [module.complete(p, states) for p in shards]
     losses = [p.losses if loss is None else loss for loss, p in zip(losses, shards, strict=True)]
     assert len({np.asarray(loss).tobytes() for loss in losses}) == 1
-    return losses[0], np.concatenate([p.grad for p in shards if p.grad is not None], axis=1)
+    return losses[0], np.concatenate([p.grad for p in shards if p.grad is not None], axis=-1)
 
 
 @pytest.fixture
@@ -133,11 +148,13 @@ def test_a_label_out_of_range_leaves_the_outputs_as_they_were(shard_backend):
     x = np.zeros((3, CLASSES), np.float32)
     module = load(shard_backend.name)
     good = [problem(x, np.array([1, 2, 3]), CUTS[1], own) for own in range(2)]
-    states = [module.partial(p) for p in good]
+    states = [state_of(module, p) for p in good]
     p = problem(x, np.array([1, 5000, -1]), CUTS[1], 0, reduction="none")
-    for call in (lambda: module.partial(p), lambda: module.complete(p, states)):
+    room = np.full(states[0].shape, 7.0)
+    for call in (lambda: module.partial(p, room), lambda: module.complete(p, states)):
         with pytest.raises(IndexError, match=r"row 1 is 5000, outside the valid range 0\.\.4999"):
             call()
+    assert (room == 7).all()
     assert (p.losses == 7).all()
     assert (p.grad == 7).all()
 
@@ -147,7 +164,7 @@ def test_no_rows(shard_backend, reduction, expected):
     x, y = np.zeros((0, CLASSES), np.float32), np.zeros(0, np.int64)
     module = load(shard_backend.name)
     shards = [problem(x, y, CUTS[1], own, reduction=reduction) for own in range(2)]
-    states = [module.partial(p) for p in shards]
+    states = [state_of(module, p) for p in shards]
     for p in shards:
         np.testing.assert_equal(float(module.complete(p, states)), expected)
 
@@ -161,6 +178,8 @@ def test_c_refuses_shards_that_do_not_fit(c_backend):
     y = np.array([1, 2])
     state = np.full((2, 3), 7.0)
     pointer = ffi.from_buffer("double[]", state)
+    assert lib.pyce_state_size(ffi.NULL, 10) == 0
+    assert lib.pyce_state_size(ffi.new("pyce_problem *"), -1) == 0
     for bounds, own, change in (
         ((0, 4, 10), 0, {"inner": 2}),
         ((0, 4, 10), 0, {"classes": 11}),
@@ -189,7 +208,26 @@ def test_c_refuses_shards_that_do_not_fit(c_backend):
     shards = keep_alive[0]
     none = ffi.NULL
     logits = ffi.cast("double *", filled.logits.data)
+    # An odd address, and bounds and states that the call would overwrite.
+    room = np.array([0, 10, 7, 7], np.int64)
+    in_room = ffi.cast("int64_t *", room.ctypes.data)
+    odd = ffi.cast("int64_t *", room.ctypes.data + 1)
+    bad = [
+        ffi.new("pyce_shards *", {"count": 1, "own": 0, "bounds": at})
+        for at in (none, odd, in_room)
+    ]
+    filled.reduced = none
+    overwritten = ffi.cast("double *", in_room)
+    addresses = ffi.new("double *[]", [pointer])
     for call in (
+        lambda: lib.pyce_partial(filled, bad[0], pointer),
+        lambda: lib.pyce_partial(filled, bad[1], pointer),
+        lambda: lib.pyce_partial(filled, bad[2], overwritten),
+        lambda: lib.pyce_partial(filled, ffi.cast("pyce_shards *", odd), pointer),
+        lambda: lib.pyce_partial(filled, shards, ffi.cast("double *", shards)),
+        lambda: lib.pyce_complete(filled, shards, ffi.cast("double **", odd)),
+        lambda: lib.pyce_complete(losses_at(filled, in_room), bad[2], addresses),
+        lambda: lib.pyce_complete(losses_at(filled, addresses), shards, addresses),
         lambda: lib.pyce_partial(filled, shards, none),
         lambda: lib.pyce_partial(filled, shards, logits),
         lambda: lib.pyce_partial(filled, none, pointer),
@@ -199,3 +237,248 @@ def test_c_refuses_shards_that_do_not_fit(c_backend):
     ):
         assert call() == lib.PYCE_BAD_ARGUMENT
     assert (state == 7.0).all()
+    assert room.tolist() == [0, 10, 7, 7]
+
+
+def losses_at(filled, address):
+    """A copy of a problem that writes the losses of its rows to an address."""
+    from pyce._pyce import ffi, lib
+
+    copy = ffi.new("pyce_problem *", filled[0])
+    copy.reduction, copy.losses = lib.PYCE_NONE, ffi.cast("void *", address)
+    return copy
+
+
+def test_c_does_not_access_the_logits_of_a_shard_without_classes(c_backend):
+    from pyce._pyce import ffi, lib
+
+    from pyce._backends import c
+
+    x, y = np.zeros((2, 10), np.float32), np.array([1, 2])
+    good, empty = (problem(x, y, (0, 10, 10), own) for own in range(2))
+    states = [state_of(c, p) for p in (good, empty)]
+    filled, keep_alive = c._sharded(empty)
+    # No memory is at these addresses.
+    filled.logits.data = ffi.cast("void *", 4096)
+    filled.logits.offsets = ffi.cast("int64_t *", 4096)
+    filled.reduction = lib.PYCE_SUM
+    room = np.full(2, 7.0)
+    pointer = ffi.from_buffer("double[]", room)
+    assert lib.pyce_partial(filled, keep_alive[0], pointer) == lib.PYCE_OK
+    assert room.tolist() == states[1].tolist() == [0.0, 0.0]
+    pointers = ffi.new("double *[]", [ffi.from_buffer("double[]", state) for state in states])
+    assert lib.pyce_complete(filled, keep_alive[0], pointers) == lib.PYCE_OK
+    assert filled.loss == pytest.approx(2 * np.log(10))
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_shards_of_any_layout(shard_backend, with_gradient):
+    module = load(shard_backend.name)
+    rng = np.random.default_rng(3)
+    whole = rng.standard_normal((2, 3, 40)).astype(np.float32)
+    y = rng.integers(0, 40, 6)
+    options = {"reduction": "none"}
+    exact = oracle.reference(whole.reshape(6, 40), y, **options)
+    bounds = (0, 1, 40)
+    layouts = (
+        np.ascontiguousarray,
+        np.asfortranarray,
+        lambda a: np.ascontiguousarray(a[:, ::-1])[:, ::-1],
+        lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1),
+        lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+        lambda a: np.ascontiguousarray(a.reshape(6, -1)),
+        lambda a: np.asfortranarray(a.reshape(6, -1)),
+    )
+    for layout in layouts:
+        shards = [problem(whole, y, bounds, own, **options) for own in range(2)]
+        for p in shards:
+            p.logits = layout(p.logits)
+            p.axis = p.logits.ndim - 1
+            p.grad = p.grad.reshape(p.logits.shape) if with_gradient else None
+        states = [state_of(module, p) for p in shards]
+        for p in shards:
+            module.complete(p, states)
+            check_loss(p.losses, exact.loss)
+        if with_gradient:
+            grad = np.concatenate([p.grad for p in shards], axis=-1).reshape(6, 40)
+            check_array(grad, exact.grad, exact.terms)
+
+
+def test_threads_share_a_row_of_a_shard(c_backend, many_processors):
+    x = np.random.default_rng(4).standard_normal((2, 60000)).astype(np.float32)
+    targets = (np.array([5, 59999]), np.abs(x))
+    for target in targets:
+        options = {"reduction": "none", "label_smoothing": 0.1}
+        whole = pyce.cross_entropy_with_grad(x, target, **options)
+        for threads, bounds in ((2, (0, 20480, 60000)), (3, (0, 0, 60000)), (1, (0, 8192, 60000))):
+            pyce.set_num_threads(threads)
+            loss, grad = sharded(c_backend, x, target, bounds, **options)
+            assert loss.tobytes() == whole[0].tobytes()
+            assert grad.tobytes() == whole[1].tobytes()
+
+
+# -- the exchange -----------------------------------------------------------------------------
+
+
+class Members:
+    """The ranks of a group, each in a thread of this process."""
+
+    def __init__(self, size):
+        self.size = size
+        self.messages = [None] * size
+        self.barrier = threading.Barrier(size, timeout=20)
+        self.gathered = 0
+
+    def gather(self, rank, sent, received):
+        self.messages[rank] = sent.copy()
+        self.barrier.wait()
+        assert {one.shape for one in self.messages} == {sent.shape}
+        assert not np.shares_memory(sent, received)
+        received[...] = self.messages
+        self.gathered += rank == 0
+        self.barrier.wait()
+
+
+class Member:
+    def __init__(self, members, rank):
+        self.members, self.rank, self.size = members, rank, members.size
+
+    def gather(self, sent, received):
+        self.members.gather(self.rank, sent, received)
+
+
+def exchanged(backend, calls, *, with_gradient=True, fails=None):
+    """What `_shards.cross_entropy` gives each rank, a loss or an error; and the exchanges.
+
+    `calls` has the logits, target and options of each rank. `fails` is a function of the rank and
+    the memory of its messages that may raise an error.
+    """
+    members = Members(len(calls))
+    found = [None] * len(calls)
+    room = _shards._room
+
+    def room_of(group, size):
+        if fails is not None:
+            fails(group.rank, size)
+        return room(group, size)
+
+    def run(rank):
+        x, target, options = calls[rank]
+
+        def make():
+            given = {"vocab_size": None, "ignore_index": -100, "label_smoothing": 0.0}
+            given |= {"reduction": "mean", "lse_square_scale": 0.0, **options}
+            p = _shards.local_problem(x, target, **given, what="local_logits")
+            grad = np.full(p.logits.shape, 7, p.logits.dtype) if with_gradient else None
+            grads[rank] = grad
+            return p, x.shape, grad
+
+        try:
+            with pyce.use_backend(backend.name):
+                found[rank] = _shards.cross_entropy(Member(members, rank), make)
+        except Exception as error:
+            found[rank] = error
+
+    grads = [None] * len(calls)
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(calls))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_shards, "_room", room_of)
+        for thread in threads:
+            thread.start()
+        join(threads)
+    return found, grads, members.gathered
+
+
+def cut(x, bounds):
+    return [x[..., begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+@one_isa
+def test_exchanges_of_several_ranks(backend):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((2, 3, 12)).astype(np.float32)
+    y = rng.integers(0, 10, (2, 3))
+    options = {"vocab_size": 10, "reduction": "none"}
+    expected = pyce.cross_entropy_with_grad(x[..., :10], y, reduction="none")
+    # Equal shards have memory for their messages. C's states of 1 and of 11 classes have one size.
+    few = 2
+    for bounds, exchanges in (((0, 12), 1), ((0, 6, 12), few), ((0, 1, 12), few), ((0, 0, 12), 3)):
+        if backend.name != "c" and exchanges == 3:
+            exchanges = few  # states have one size
+        calls = [(part, y, options) for part in cut(x, bounds)]
+        losses, grads, gathered = exchanged(backend, calls)
+        assert gathered == exchanges
+        for loss in losses:
+            np.testing.assert_allclose(loss, expected[0].ravel(), rtol=1e-6)
+        grad = np.concatenate(grads, axis=-1)
+        np.testing.assert_allclose(grad[..., :10], expected[1], rtol=1e-6, atol=1e-9)
+        assert not grad[..., 10:].any()
+        losses, _, _ = exchanged(backend, calls, with_gradient=False)
+        np.testing.assert_allclose(losses[-1], expected[0].ravel(), rtol=1e-6)
+
+
+def texts(found):
+    assert all(isinstance(one, Exception) for one in found), found
+    return {type(one) for one in found}, [str(one) for one in found]
+
+
+@one_isa
+def test_errors_of_one_rank_are_those_of_all(backend):
+    x = np.zeros((3, 5), np.float32)
+    y = np.array([0, 9, -100])
+    large = np.array([0, 2**63, 3], np.uint64)
+    fine = (x, y, {})
+    for first, last, kind, message in (
+        ((x, large, {}),) * 2
+        + (IndexError, f"target of row 1 is {2**63}, outside the valid range 0..9 for 10 classes"),
+        (fine, (x, y.astype(np.float32), {}), TypeError, "shaped like class indices"),
+        (fine, (x, y > 0, {}), TypeError, "target must be class indices of an integer dtype"),
+        (fine, (x, y.astype(np.int32), {}), ValueError, "target is int64 indices"),
+        (fine, (x, y, {"given_dtype": "float16"}), ValueError, "the logits is float16 on rank 1"),
+        (fine, (x[0, 0], y, {}), ValueError, "at least one dimension"),
+    ):
+        found, _, exchanges = exchanged(backend, [first, last])
+        kinds, messages = texts(found)
+        assert kinds == {kind}
+        assert all(message in text for text in messages), messages
+        assert exchanges == 1
+
+
+@one_isa
+def test_memory_that_one_rank_lacks(backend):
+    x = np.zeros((3, 5000), np.float32)
+    y = np.array([0, 9, -100])
+
+    def lacks(least, rank, size):
+        if rank == 1 and size >= least:
+            raise MemoryError("no memory")
+
+    calls = [(part, y, {}) for part in cut(x, (0, 4999, 5000))]
+    # With C, the states of rank 1 are 10 numbers, and those of rank 0, which it must receive, 22.
+    for least, expected in ((1, 1), (11, 2)) if backend.name == "c" else ((1, 1),):
+        found, _, exchanges = exchanged(backend, calls, fails=functools.partial(lacks, least))
+        kinds, messages = texts(found)
+        assert kinds == {MemoryError}
+        assert all("no memory" in text for text in messages)
+        assert exchanges == expected
+
+
+@one_isa
+def test_states_that_one_rank_cannot_compute(backend, monkeypatch):
+    module = _shards.load(backend.name)
+    if module.partial is None:
+        module = _shards.load("numpy")
+    partial = module.partial
+
+    def fails(p, state):
+        if p.own == 1:
+            raise MemoryError("no memory")
+        partial(p, state)
+
+    monkeypatch.setattr(module, "partial", fails)
+    x, y = np.zeros((3, 5), np.float32), np.array([0, 9, -100])
+    found, _, exchanges = exchanged(backend, [(x, y, {})] * 2)
+    assert exchanges == 2
+    assert isinstance(found[0], RuntimeError)
+    assert str(found[0]) == "rank 1 could not compute its part of the loss"
+    assert isinstance(found[1], MemoryError)

@@ -113,6 +113,7 @@ def close(actual, exact, epsilon):
 def test_errors_are_raised_on_all_ranks():
     x, y = torch.randn(4, 5), torch.tensor([0, 9, -100, 3])
     fine = (x, y, {})
+    large = torch.tensor([0, 2**63, 1, 3], dtype=torch.uint64)
     calls = {
         # On rank 0, on rank 1, and what both get.
         "label": ((x, y + 1, {}), (x, y + 1, {}), "IndexError", "row 1 is 10, outside"),
@@ -133,6 +134,37 @@ def test_errors_are_raised_on_all_ranks():
             "NotImplementedError",
             "no gradient is computed for target",
         ),
+        "both gradients": (
+            (x.clone().requires_grad_(), x.softmax(1).requires_grad_(), {}),
+            (x, x.softmax(1), {}),
+            "NotImplementedError",
+            "no gradient is computed for target",
+        ),
+        "transform": (
+            fine,
+            (x, y, {"transform": "grad"}),
+            "NotImplementedError",
+            "cannot be transformed",
+        ),
+        "batched": (
+            (x[None], y, {"transform": "vmap"}),
+            fine,
+            "NotImplementedError",
+            "cannot be transformed",
+        ),
+        "shape of indices": (
+            fine,
+            (x, y.float(), {}),
+            "TypeError",
+            "shaped like class indices",
+        ),
+        "large": ((x, large, {}),) * 2 + ("IndexError", f"row 1 is {2**63}, outside the valid"),
+        "ignored": (
+            (x, x.softmax(1), {"ignore_index": None}),
+            (x, x.softmax(1), {}),
+            "TypeError",
+            "ignore_index must be an integer",
+        ),
     }
     found = vocab_ranks.run(2, vocab_ranks.errors, [(a, b) for a, b, _, _ in calls.values()])
     for of_rank in found:
@@ -152,19 +184,57 @@ def test_a_killed_rank_ends_the_others():
 
 def test_a_dtensor_of_loss_parallel():
     x, y = torch.randn(4, 5), torch.tensor([0, 4, -100, 3])
-    z = x.clone().requires_grad_()
-    pyce.torch.cross_entropy(z, y).backward()
-    found = vocab_ranks.run(2, vocab_ranks.distributed_tensor, x, y)
-    torch.testing.assert_close(torch.cat([grad for _, grad, _ in found], 1), z.grad)
-    for loss, _, message in found:
-        torch.testing.assert_close(loss, pyce.torch.cross_entropy(x, y))
-        assert "sharded along its last dimension" in message
+    t = torch.rand(4, 5)
+    found = vocab_ranks.run(2, vocab_ranks.distributed_tensor, x, y, t)
+    for i, target in enumerate((y, y, t)):
+        z = x.clone().requires_grad_()
+        expected = pyce.torch.cross_entropy(z, target)
+        expected.backward()
+        torch.testing.assert_close(torch.cat([of_rank[i][1] for of_rank, _ in found], 1), z.grad)
+        for of_rank, _ in found:
+            torch.testing.assert_close(of_rank[i][0], expected.detach())
+    for _, messages in found:
+        kinds, texts = zip(*messages, strict=True)
+        assert set(kinds) == {"ValueError"}
+        for text, expected in zip(
+            texts,
+            (
+                "vocab_parallel_logits is a DTensor and must be sharded along its last dimension",
+                "on a mesh of one dimension",
+                "vocab_parallel_logits is a DTensor and must be sharded",
+                "target is a DTensor and must be replicated",
+                "target is a DTensor and must be sharded",
+                "its mesh must have the ranks of the group, in their order: it has [1, 0]",
+            ),
+            strict=True,
+        ):
+            assert expected in text
 
 
-def test_compiled_code_calls_it():
+def test_float16_where_one_rank_needs_a_gradient():
+    x = (torch.randn(4, 300) * 5).half()
+    y = torch.tensor([0, 599, -100, 3])
+    z = torch.cat([x, x], 1).requires_grad_()
+    expected = pyce.torch.cross_entropy(z, y, reduction="none")
+    expected.sum().backward()
+    found = vocab_ranks.run(2, vocab_ranks.precisions, x, y)
+    for loss, _, (kind, message) in found:
+        assert torch.equal(loss, found[0][0])
+        torch.testing.assert_close(loss, expected.detach())
+        assert kind == "ValueError"
+        assert "dtype of the logits is float16 on rank 1 and float32 on rank 0" in message
+    torch.testing.assert_close(found[0][1], z.grad[:, :300])
+
+
+def test_compiled_code_and_hooks_of_saved_tensors():
     x, y = torch.randn(4, 5), torch.tensor([0, 4, -100, 3])
     z = x.clone().requires_grad_()
     loss = pyce.torch.cross_entropy(2 * z, y, reduction="sum")
     loss.backward()
     (found,) = vocab_ranks.run(1, vocab_ranks.compiled, x, y)
-    torch.testing.assert_close(found, (loss.detach(), z.grad))
+    *of_compiled, unchanged, grad = found
+    torch.testing.assert_close(of_compiled, [loss.detach(), z.grad])
+    assert unchanged == [True, True]
+    z = x.clone().requires_grad_()
+    (3 * pyce.torch.cross_entropy(z, y, reduction="sum")).backward()
+    torch.testing.assert_close(grad, z.grad)

@@ -74,20 +74,31 @@ def losses(rank, ranks, backend, problems):
 
 
 def errors(rank, ranks, calls):
-    """Type and message of the errors of some calls, for each rank its (logits, target, options)."""
+    """Type and message of the errors of some calls, for each rank its (logits, target, options).
+
+    Options of another name than the function's are functions that the call runs in.
+    """
     found = []
     for call in calls:
         logits, target, options = call[rank]
-        try:
-            pyce.torch.vocab_parallel_cross_entropy(logits, target, **options)
-        except Exception as error:
-            found.append((type(error).__name__, str(error)))
-        else:
-            found.append(None)
+        found.append(error_of(logits, target, **options))
     # All ranks are still together.
     loss = pyce.torch.vocab_parallel_cross_entropy(torch.zeros(1, 2), torch.tensor([1]))
     found.append(round(loss.item(), 6))
     return found
+
+
+def error_of(logits, target, transform=None, **options):
+    """Type and message of the error of one call, which may run in a transform of `torch.func`."""
+
+    def call(x):
+        return pyce.torch.vocab_parallel_cross_entropy(x, target, **options).sum()
+
+    try:
+        call(logits) if transform is None else getattr(torch.func, transform)(call)(logits)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
 
 
 def loss_of_the_living(rank, ranks, problem):
@@ -102,27 +113,65 @@ def loss_of_the_living(rank, ranks, problem):
     return None
 
 
-def distributed_tensor(rank, ranks, logits, target):
-    """Loss and gradient of a DTensor with the placement of `loss_parallel`."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+def distributed_tensor(rank, ranks, logits, target, probs):
+    """Loss and gradient of a DTensor with the placement of `loss_parallel`; and errors."""
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     mesh = init_device_mesh("cpu", (ranks,))
     x = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
-    loss = pyce.torch.vocab_parallel_cross_entropy(x, target, reduction="mean")
-    loss.backward()
-    assert isinstance(x.grad, DTensor)
-    assert tuple(x.grad.placements) == (Shard(1),)
-    try:
-        rows = distribute_tensor(logits, mesh, [Shard(0)])
-        pyce.torch.vocab_parallel_cross_entropy(rows, target)
-    except ValueError as error:
-        message = str(error)
-    return loss.detach(), x.grad.to_local(), message
+    replicated = distribute_tensor(logits, mesh, [Replicate()])
+    labels = distribute_tensor(target, mesh, [Replicate()])
+    found = []
+    for t in (target, labels, distribute_tensor(probs, mesh, [Shard(1)])):
+        x.grad = None
+        loss = pyce.torch.vocab_parallel_cross_entropy(x, t, reduction="mean")
+        loss.backward()
+        assert isinstance(x.grad, DTensor)
+        assert tuple(x.grad.placements) == (Shard(1),)
+        found.append((loss.detach(), x.grad.to_local()))
+    mesh_of_two = init_device_mesh("cpu", (ranks, 1))
+    turned = distribute_tensor(logits, DeviceMesh("cpu", [1, 0]), [Shard(1)])
+    local = x.detach().to_local()
+    messages = [
+        error_of(distribute_tensor(logits, mesh, [Shard(0)]), target),
+        error_of(distribute_tensor(logits, mesh_of_two, [Shard(1), Replicate()]), target),
+        # One rank alone:
+        error_of(replicated if rank == 0 else local, target),
+        error_of(x, distribute_tensor(target, mesh, [Shard(0)]) if rank == 1 else target),
+        error_of(x, distribute_tensor(probs, mesh, [Replicate()])),
+        error_of(turned, target),
+    ]
+    return found, messages
+
+
+def precisions(rank, ranks, logits, target):
+    """Loss and gradient where rank 0 alone needs one, and the error where dtypes differ."""
+    x = logits.clone().requires_grad_(rank == 0)
+    loss = pyce.torch.vocab_parallel_cross_entropy(x, target)
+    if rank == 0:
+        loss.sum().backward()
+    return loss.detach(), x.grad, error_of(x.detach() if rank else x.detach().float(), target)
+
+
+def hooked(rank, ranks, logits, target):
+    """Whether a backward pass leaves the tensors of saved-tensor hooks as they are."""
+    saved = []
+
+    def pack(tensor):
+        saved.append((tensor, tensor.clone()))
+        return tensor
+
+    x = logits.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = pyce.torch.vocab_parallel_cross_entropy(x, target, reduction="sum")
+    (3 * loss).backward()
+    return [torch.equal(tensor, copy) for tensor, copy in saved], x.grad
 
 
 def compiled(rank, ranks, logits, target):
-    """Loss and gradient inside torch.compile."""
+    """Loss and gradient inside torch.compile; and what `hooked` returns."""
+    found = hooked(rank, ranks, logits, target)
 
     def step(x):
         return pyce.torch.vocab_parallel_cross_entropy(2 * x, target).sum()
@@ -130,4 +179,4 @@ def compiled(rank, ranks, logits, target):
     x = logits.requires_grad_()
     loss = torch.compile(step, backend="eager")(x)
     loss.backward()
-    return loss.detach(), x.grad
+    return loss.detach(), x.grad, *found
