@@ -80,7 +80,6 @@ def steps(rank, ranks, batches, loss, kind, dtype):
         from torch.distributed.fsdp import fully_shard
 
         fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
-        model.set_force_sum_reduction_for_comms(True)  # gloo has no average
     else:
         model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -1,4 +1,4 @@
-"""The example of data-parallel training: the same on one, two and three processes."""
+"""The example of data-parallel training: the same on one and two processes, between which batches are cut unevenly."""
 
 import os
 import re
@@ -15,8 +15,8 @@ if not EXAMPLES.is_dir():
 if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
-OPTIONS = ["--epochs=2", "--batch=100", "--width=16", "--rate=0.01"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+OPTIONS = ["--epochs=2", "--batch=63", "--width=16", "--rate=0.01"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def test_the_training_is_the_same_on_any_number_of_processes(run_python, monkeypatch, capsys):
@@ -39,7 +39,7 @@ def test_the_training_is_the_same_on_any_number_of_processes(run_python, monkeyp
         own, other = (float(re.findall(r"\d\.\d{4}", line)[0]) for line in (ours, theirs))
         assert own == pytest.approx(other, abs=2e-4 if "loss" in ours else 0.006)
     assert several[0].startswith("epoch 1/2: loss ")
-    share = max(1, len(os.sched_getaffinity(0)) // 3) if hasattr(os, "sched_getaffinity") else 1
-    assert f"Processes: 3, threads of each: {share}." in several[-1]
+    share = max(1, len(os.sched_getaffinity(0)) // 2) if hasattr(os, "sched_getaffinity") else 1
+    assert f"Processes: 2, threads of each: {share}." in several[-1]
     assert "Processes: 1, threads of each: 1." in alone[-1]
-    assert float(re.findall(r"\d\.\d{4}", alone[-1])[0]) > 0.8
+    assert float(re.findall(r"\d\.\d{4}", alone[-1])[0]) > 0.75
