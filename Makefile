@@ -213,8 +213,8 @@ bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that 
 	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py
 
 bench-ranks: .venv/.peers $(EXTENSION) ## measure the loss over a vocabulary that processes share, and write docs/several-machines.md
-	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/ranks.py --output $(RESULTS)/ranks.json --write docs/several-machines.md
-	PYTHONPATH=.:bench $(BIN)/python docs/drawings/several_machines.py docs/pictures/several-machines.svg
+	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/ranks.py --write docs/several-machines.md $(if $(ISA),,--output $(RESULTS)/ranks.json)
+	$(if $(ISA),,PYTHONPATH=.:bench $(BIN)/python docs/drawings/several_machines.py docs/pictures/several-machines.svg)
 
 accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json

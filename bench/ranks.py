@@ -41,7 +41,7 @@ from pytest_benchmark import utils
 import pyce
 from pyce import _cli, _machine, _shards
 from pyce._bench import results
-from pyce._bench.formats import duration, listed, memory, ratio
+from pyce._bench.formats import duration, listed, ratio
 from pyce._bench.workloads import Array
 from pyce.torch._vocab_parallel import _Ranks
 
@@ -49,7 +49,7 @@ VOCABULARY = 262_144
 BLOCK = 2048  # PYCE_BLOCK of csrc/pyce.h
 PROCESSES = (1, 2, 3, 4)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-SHOWN = (1, 2, 8, 64, 512)
+SHOWN = (1, 2, 8, 64, 512)  # in the table
 # The model's constants are computed from the measurements of these numbers of ranks.
 FITTED = (2, 128, 512)
 # The largest logits of a measurement, and the most rows.
@@ -126,10 +126,15 @@ class Costs:
     def parts(self, ranks: int, rows: int, speed: float) -> dict[str, float]:
         """The time of a row, by what takes it."""
         if ranks == 1:
-            return {"memory": self.whole * VOCABULARY, "states": 0.0, "network": 0.0, "calls": 0.0}
+            return {
+                "own logits": self.whole * VOCABULARY,
+                "combining": 0.0,
+                "network": 0.0,
+                "calls": 0.0,
+            }
         return {
-            "memory": self.logit * classes_of(ranks),
-            "states": self.block * blocks_of(ranks),
+            "own logits": self.logit * classes_of(ranks),
+            "combining": self.block * blocks_of(ranks),
             "network": (ranks - 1) * state_bytes(ranks) / speed,
             "calls": (self.call * ranks + (ranks - 1) * (2 * LATENCY + DESCRIPTION / speed)) / rows,
         }
@@ -201,8 +206,10 @@ def one_rank(ranks: int, rows: int, rounds: int) -> float:
     group = Copies(ranks)
     call = call_of(group, logits, labels, np.empty_like(logits))
     loss = call()
-    lse = pyce.logsumexp(logits) + math.log(ranks)
-    right = (lse - logits[np.arange(rows), labels]).mean()
+    # The states leave out the label's exponential, which is added once.
+    own = pyce.logsumexp(logits)
+    label = logits[np.arange(rows), labels]
+    right = (own + np.log(ranks - (ranks - 1) * np.exp(label - own)) - label).mean()
     if not abs(loss - right) <= 1e-5 * abs(right):
         sys.exit(f"the loss of {ranks} ranks is {loss}, and should be {right}")
     seconds = []
@@ -263,14 +270,20 @@ def simulated(ranks: Sequence[int], rounds: int) -> tuple[dict[int, float], Cost
 
 
 class Counting(_Ranks):
-    """A group of torch.distributed that counts the bytes of the states that this rank sends."""
+    """A group of torch.distributed that counts the bytes of the states that this rank sends.
+
+    `seconds` is the CPU time that was spent in `gather`.
+    """
 
     bytes = 0
+    seconds = 0.0
 
     def gather(self, sent: Array, received: Array) -> None:
         if sent.dtype == np.float64:
             self.bytes += sent[1:].nbytes  # after a flag
+        before = process_time()
         super().gather(sent, received)
+        self.seconds += process_time() - before
 
 
 def process(rank: int, folder: str, sizes: Sequence[int], rows: int, rounds: int) -> None:
@@ -279,7 +292,7 @@ def process(rank: int, folder: str, sizes: Sequence[int], rows: int, rounds: int
     pyce.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", max(sizes))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=max(sizes))
-    found: dict[int, tuple[float, float, float]] = {}
+    found = {}
     for ranks in sizes:
         group = dist.new_group(list(range(ranks)))
         if rank < ranks:
@@ -289,8 +302,8 @@ def process(rank: int, folder: str, sizes: Sequence[int], rows: int, rounds: int
     dist.destroy_process_group()
 
 
-def of_process(group: Any, rank: int, rows: int, rounds: int) -> tuple[float, float, float]:
-    """CPU time and wall time of a row, in s, and the bytes that the rank sends of it."""
+def of_process(group: Any, rank: int, rows: int, rounds: int) -> dict[str, float]:
+    """Times of a row, in s, and the bytes of states that the rank sends of it."""
     counting = Counting(group)
     ranks = counting.size
     whole, labels = data(rows, VOCABULARY)
@@ -302,29 +315,34 @@ def of_process(group: Any, rank: int, rows: int, rounds: int) -> tuple[float, fl
     del whole
     counting.bytes = 0
     call()
-    sent = counting.bytes / rows
-    used, waited = [], []
+    sent = counting.bytes
+    found: dict[str, list[float]] = {"computing": [], "sending": [], "wall": []}
     for _ in range(rounds):
         dist.barrier(group=group)
+        counting.seconds = 0.0
         start, before = perf_counter(), process_time()
         call()
-        used.append(process_time() - before)
-        waited.append(perf_counter() - start)
-    return statistics.median(used) / rows, statistics.median(waited) / rows, sent
+        found["sending"].append(counting.seconds)
+        found["computing"].append(process_time() - before - counting.seconds)
+        found["wall"].append(perf_counter() - start)
+    times = {name: statistics.median(seconds) / rows for name, seconds in found.items()}
+    return {"sent": sent / rows, **times}
 
 
 def processes(sizes: Sequence[int], rows: int, rounds: int) -> dict[int, dict[str, float]]:
-    """For groups of these sizes: the mean over their processes, and the largest wall time."""
+    """For groups of these sizes: the means over their processes."""
     multiprocessing.set_forkserver_preload(["torch"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = folder, sizes, rows, rounds
         mp.start_processes(process, arguments, max(sizes), start_method="forkserver")
         read = [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("*.json"))]
-    made = {}
-    for ranks in sizes:
-        used, waited, sent = zip(*(one[str(ranks)] for one in read[:ranks]), strict=True)
-        made[ranks] = {"cpu": statistics.mean(used), "wall": max(waited), "sent": sent[0]}
-    return made
+    return {
+        ranks: {
+            name: statistics.mean(one[str(ranks)][name] for one in read[:ranks])
+            for name in read[0][str(ranks)]
+        }
+        for ranks in sizes
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -347,7 +365,8 @@ def measured_rows(found: dict[str, Any]) -> Iterator[list[str]]:
             f"{state_bytes(ranks):,}",
             f"{about['sent']:,.0f}",
             duration(model),
-            duration(about["cpu"]),
+            duration(about["computing"]),
+            duration(about["sending"]),
             duration(about["wall"]),
         ]
 
@@ -358,9 +377,9 @@ def modelled_rows(found: dict[str, Any]) -> Iterator[list[str]]:
         row = [
             str(ranks),
             f"{classes_of(ranks):,}",
-            memory(memory_bytes(ranks)),
-            memory((ranks - 1) * state_bytes(ranks)),
-            memory(4 * (VOCABULARY - classes_of(ranks))),
+            size_text(memory_bytes(ranks)),
+            size_text((ranks - 1) * state_bytes(ranks)),
+            size_text(4 * (VOCABULARY - classes_of(ranks))),
             duration(all_threads.computing(ranks, rows_for(ranks))),
             duration(found["ranks"][str(ranks)]),
         ]
@@ -384,7 +403,7 @@ def markdown(found: dict[str, Any]) -> str:
     real = table(
         (
             *("processes", "classes of each", "bytes it sends", "counted"),
-            *("CPU time, model", "measured", "wall time"),
+            *("CPU time, model", "measured", "and in gloo", "wall time"),
         ),
         measured_rows(found),
     )
@@ -395,6 +414,11 @@ def markdown(found: dict[str, Any]) -> str:
         ),
         modelled_rows(found),
     )
+    least = [
+        f"{ranks} ranks at {name} ({duration(seconds)})"
+        for name, speed in NETWORKS.items()
+        for ranks, seconds in [fastest(every, speed)]
+    ]
     threads = found["threads"]
     return f"""\
 {found["machine"]}; torch {found["torch"]}. {VOCABULARY:,} classes, float32, class indices; \
@@ -409,6 +433,8 @@ takes the most time is named. In brackets: how many times as long it takes to ga
 
 {model}
 
+Of {listed(map(str, RANKS))} ranks, the states of a row take the least time with {listed(least)}.
+
 With the constants of {listed(map(str, FITTED))} ranks, the model's computing times of \
 {listed(map(str, checked))} ranks differ from those measured by {100 * min(errors):+.0f} % to \
 {100 * max(errors):+.0f} %. The constants, with {threads} threads (one thread): a logit of a shard \
@@ -416,6 +442,21 @@ With the constants of {listed(map(str, FITTED))} ranks, the model's computing ti
 ({nanoseconds(one.whole)}), a block to combine {nanoseconds(every.block)} \
 ({nanoseconds(one.block)}), a call {duration(every.call)} for each rank.
 """
+
+
+def fastest(costs: Costs, speed: float) -> tuple[int, float]:
+    """The number of ranks with the least time of a row, and that time."""
+    times = {ranks: sum(costs.parts(ranks, ROWS, speed).values()) for ranks in RANKS}
+    best = min(times, key=times.__getitem__)
+    return best, times[best]
+
+
+def size_text(count: int) -> str:
+    """A number of bytes with three digits, in decimal units as the speeds of networks."""
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def nanoseconds(seconds: float) -> str:
@@ -463,7 +504,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--rounds", type=int, default=9, help="calls of each (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=15, help="calls of each (default: %(default)s)")
     made.add_argument("--write", type=Path, metavar="PAGE", help="a Markdown file with the markers")
     made.add_argument("--output", type=Path, metavar="FILE", help="all figures, as JSON")
     return made

@@ -50,8 +50,8 @@ def draw(found: dict[str, Any]) -> str:
 
         parts = [costs.parts(n, ranks.ROWS, speed) for n in several]
         looks = {
-            "memory": ("blue", "own logits"),
-            "states": ("orange", "combining states"),
+            "own logits": ("blue", "own logits"),
+            "combining": ("orange", "combining states"),
             "network": ("green", f"states over {NETWORK}"),
             "calls": ("purple", "once for each call"),
         }

@@ -1,4 +1,7 @@
-"""The example of data-parallel training: the same on one and two processes, between which batches are cut unevenly."""
+"""The example of data-parallel training: the same on one process and on two.
+
+The two have unequal parts of a batch.
+"""
 
 import os
 import re
