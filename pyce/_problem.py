@@ -173,7 +173,8 @@ class ShardedProblem(Problem):
     Shard s has the classes bounds[s]..bounds[s + 1]−1, none if the bounds are equal. `classes` is
     the number of all classes, and labels count from the first of all. Logits, probs and grad are
     (..., classes of the own shard), of any strides. There are no class weights, sample weights and
-    lse, `grad` is None if the own shard has no classes, and grad_loss is 1.
+    lse, `grad` is None if the own shard has no classes and may be the logits, and grad_loss is a
+    number.
     """
 
     __slots__ = ("bounds", "given_dtypes", "large_labels", "own")

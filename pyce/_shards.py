@@ -6,7 +6,8 @@ A package for one way of communication (`pyce.torch` for `torch.distributed`) pr
 - a function `make` that checks the arguments of this rank with `local_problem` and finds memory for
   the gradient,
 
-and calls `cross_entropy(group, make)` on every rank, which returns the loss of all classes.
+and calls `cross_entropy(group, make)` on every rank, which returns the loss of all classes. For the
+linear layer at the end of a model, `linear_cross_entropy(group, make)` does so chunk by chunk.
 
 The ranks exchange two messages. The first describes what each rank was called with, in a fixed
 number of bytes. The second has the states of the rows (`Backend.partial`), from which each rank
@@ -28,7 +29,8 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -59,6 +61,24 @@ class Group(Protocol):
 
         Both arrays are C-contiguous, uint8 or float64, share no memory, and have the same shapes on
         all ranks. `gather` allocates nothing of their size.
+        """
+
+
+class Head(Protocol):
+    """A linear layer with the weight of this rank's classes."""
+
+    scale: float | None  # a factor of the gradients of logits; None if there are none
+
+    def allocate(self, classes: int, rows: int) -> None:
+        """Find memory for the first `classes` classes of this rank and chunks of `rows` rows."""
+
+    def chunks(self) -> Iterator[tuple[slice | Array, Array]]:
+        """The rows that count, in chunks, and their logits, which are memory of this object."""
+
+    def add(self) -> None:
+        """Add what the last chunk brings to the gradients of the layer.
+
+        The gradient of its logits, times `scale`, is in their memory.
         """
 
 
@@ -130,7 +150,7 @@ def cross_entropy(
             p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
         room = None
         if group.size > 1:
-            room = _room(group, _message(p, backend, shape[-1]))
+            room = _room(group, _size(p, backend, shape[-1], p.rows))
         return (p, grad, backend, room), _described(p, shape, backend)
 
     (p, grad, backend, room), described = _agreed(group, prepare)
@@ -139,10 +159,11 @@ def cross_entropy(
     _cut(p, classes, group.rank)
     if group.size == 1:
         return _alone(p, grad)
-    size = max(_message(p, backend, end - begin) for begin, end in pairwise(p.bounds))
-    if any(_message(p, backend, count) < size for count in classes):
-        room, _ = _agreed(group, lambda: (_room(group, size), {}))
-    states = _exchanged(group, p, backend, room, size)
+    sizes = _sizes(p, backend, p.rows)
+    if any(_size(p, backend, count, p.rows) < max(sizes) for count in classes):
+        room, _ = _agreed(group, lambda: (_room(group, max(sizes)), {}))
+    assert backend.partial is not None
+    states = _exchanged(group, partial(backend.partial, p), sizes, room)
     own = p.logits.shape[-1]
     if grad is not None:
         grad[..., own:] = 0
@@ -150,6 +171,103 @@ def cross_entropy(
     assert backend.complete is not None
     loss = backend.complete(p, states)
     return _loss_of(p, loss)
+
+
+def linear_cross_entropy(
+    group: Group,
+    make: Callable[[], tuple[ShardedProblem, tuple[int, ...], dict[str, Any], int, Head]],
+) -> Scalar | Array:
+    """As `cross_entropy`, for logits that a linear layer computes, chunk by chunk.
+
+    `make` returns the result of `local_problem` for logits of the same shape, whose values are not
+    read; that shape; what else the ranks must have in common, by the names that errors give it; the
+    most rows of a chunk, of which the ranks take the least; and the layer. The states of each chunk
+    are a message of their own: the memory of its logits is that of the next. Two more messages tell
+    that all ranks have found memory, and that all have finished, so that the caller may add up the
+    gradients of the ranks.
+    """
+
+    def prepare() -> tuple[Any, dict[str, Any]]:
+        p, shape, others, most, head = make()
+        backend = _backend()
+        described = {**_described(p, shape, backend), **others, "rows of a chunk": most}
+        return (p, head, backend), described
+
+    (p, head, backend), described = _agreed(group, prepare)
+    most = min(one.pop("rows of a chunk") for one in described)
+    _check_agreement(described)
+    _cut(p, [one["classes"] for one in described], group.rank)
+    valid = p.valid()
+    count = p.rows if valid is None else int(np.count_nonzero(valid))
+    chunks = -(-count // most)
+    rows = -(-count // max(1, chunks))
+
+    def allocate() -> tuple[Any, dict[str, Any]]:
+        p.check_labels()
+        head.allocate(p.logits.shape[-1], rows)
+        losses = np.zeros(p.rows, compute_dtype(p.dtype_name))
+        return (_room(group, max(_sizes(p, backend, rows))), losses), {}
+
+    (room, losses), _ = _agreed(group, allocate)
+    with np.errstate(all="ignore"):
+        scale = float(np.float64(head.scale or 0.0) / p.denominator())
+    iterator = iter(head.chunks())
+    some, logits = slice(0), room
+    part = p
+    failure: Exception | None = None
+
+    def write(state: Array) -> None:
+        nonlocal some, logits, part
+        if failure is not None:
+            raise failure
+        some, logits = next(iterator)
+        part = _rows_of(p, some, logits)
+        assert backend.partial is not None
+        backend.partial(part, state)
+
+    for start in range(0, count, rows or 1):
+        sizes = _sizes(p, backend, min(rows, count - start))
+        states = _exchanged(group, write, sizes, room)
+        try:
+            if head.scale is not None and logits.size:
+                part.grad, part.grad_loss = logits, scale
+            assert backend.complete is not None
+            backend.complete(part, states)
+            losses[some] = part.losses
+            if head.scale is not None:
+                head.add()
+        except Exception as error:
+            failure = error
+
+    def finish() -> tuple[Any, dict[str, Any]]:
+        if failure is not None:
+            raise failure
+        return None, {}
+
+    _agreed(group, finish)
+    if p.reduction != "none":
+        return _loss_of(p, p.reduce(losses.astype(np.float64)))
+    found: Array = losses
+    return found
+
+
+def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedProblem:
+    """The problem of some rows, whose logits are (rows, classes of the own shard)."""
+    part = ShardedProblem()
+    part.logits, part.dtype_name = logits, p.dtype_name
+    part.outer = part.rows = len(logits)
+    part.axis = part.inner = 1
+    part.classes, part.bounds, part.own = p.classes, p.bounds, p.own
+    part.labels = None if p.labels is None else p.labels[rows]
+    part.probs = None
+    if p.probs is not None:
+        part.probs = p.probs.reshape(p.rows, p.probs.shape[-1])[rows]
+    part.weight = part.sample_weight = part.lse = part.normalizer = part.grad = None
+    part.contiguous, part.ignore_index = False, p.ignore_index
+    part.smoothing, part.lse_square_scale = p.smoothing, p.lse_square_scale
+    part.reduction, part.grad_loss = "none", 1.0
+    part.losses = np.empty(part.rows, compute_dtype(p.dtype_name))
+    return part
 
 
 def _alone(p: ShardedProblem, grad: Array | None) -> Scalar | Array:
@@ -284,10 +402,14 @@ def _cut(p: ShardedProblem, classes: list[int], rank: int) -> None:
 # The second message: a number that is not 0 if the rank failed, and the states of its rows
 
 
-def _message(p: ShardedProblem, backend: Backend, classes: int) -> int:
-    """The numbers of the message of a rank with so many classes."""
+def _sizes(p: ShardedProblem, backend: Backend, rows: int) -> list[int]:
+    """The numbers of the message of each rank about so many rows."""
+    return [_size(p, backend, end - begin, rows) for begin, end in pairwise(p.bounds)]
+
+
+def _size(p: ShardedProblem, backend: Backend, classes: int, rows: int) -> int:
     assert backend.state_size is not None
-    return 1 + p.rows * backend.state_size(p, classes)
+    return 1 + rows * backend.state_size(p, classes)
 
 
 def _room(group: Group, size: int) -> Array:
@@ -296,17 +418,20 @@ def _room(group: Group, size: int) -> Array:
 
 
 def _exchanged(
-    group: Group, p: ShardedProblem, backend: Backend, room: Array, size: int
+    group: Group, work: Callable[[Array], None], sizes: list[int], room: Array
 ) -> list[Array]:
-    """The states of all ranks. A rank that cannot compute its own tells the others."""
-    assert backend.partial is not None
+    """The states of all ranks; `work` writes those of this one, or tells the others that it failed.
+
+    `sizes` are the numbers of their messages.
+    """
+    size = max(sizes)
     messages = room[: (group.size + 1) * size].reshape(-1, size)
     received, sent = messages[:-1], messages[-1]
-    sizes = [_message(p, backend, end - begin) for begin, end in pairwise(p.bounds)]
+    own = sizes[group.rank]
     failure: Exception | None = None
-    sent[0], sent[sizes[p.own] :] = 0.0, 0.0
+    sent[0], sent[own:] = 0.0, 0.0
     try:
-        backend.partial(p, sent[1 : sizes[p.own]])
+        work(sent[1:own])
     except Exception as error:
         failure = error
         sent[:] = 1.0

@@ -381,7 +381,7 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     c, keep_alive = _sharded(p)
     c.operation = _FORWARD if p.grad is None else _FORWARD_BACKWARD
     c.reduction = _REDUCTIONS[p.reduction]
-    c.grad_loss = 1.0
+    c.grad_loss = p.grad_loss
     loss = None
     if p.losses is not None:
         c.losses = _from_buffer(p.losses)

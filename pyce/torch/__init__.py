@@ -24,6 +24,7 @@ anyway, and the backward pass returns it. CPU tensors only.
 #   _linear          the public function and module of a linear layer's loss
 #   _selective       log-probabilities of chosen classes
 #   _vocab_parallel  the loss of logits whose classes several processes hold
+#   _vocab_parallel_linear  the same for a linear layer
 #   _patched         the context manager that replaces PyTorch's functions
 
 try:
@@ -38,6 +39,7 @@ from pyce.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from pyce.torch._patched import patched
 from pyce.torch._selective import selective_log_softmax
 from pyce.torch._vocab_parallel import vocab_parallel_cross_entropy
+from pyce.torch._vocab_parallel_linear import vocab_parallel_linear_cross_entropy
 
 __all__ = [
     "CrossEntropyLoss",
@@ -47,4 +49,5 @@ __all__ = [
     "patched",
     "selective_log_softmax",
     "vocab_parallel_cross_entropy",
+    "vocab_parallel_linear_cross_entropy",
 ]

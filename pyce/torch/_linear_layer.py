@@ -61,6 +61,8 @@ class Layer:
     chunk_rows : int or None
         The most rows in a chunk.
     needs : Needs
+    narrow_input : bool
+        Whether the gradient of a bfloat16 input is rounded at once; else it is float32.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Layer:
         chunk_bytes: int,
         chunk_rows: int | None,
         needs: Needs,
+        narrow_input: bool = True,
     ) -> None:
         self.dtype = dtype = torch.float64 if input.dtype is torch.float64 else torch.float32
         self._input, self._weight, self._rows = input, weight, rows
@@ -83,7 +86,7 @@ class Layer:
         with_grad = any(needs)
         self._count = len(input) if rows is None else len(rows)
         buffers = 2 if with_grad and softcap is not None else 1
-        row_bytes = classes * dtype.itemsize
+        row_bytes = max(1, classes * dtype.itemsize)
         most = max(1, chunk_bytes // (row_bytes * buffers))
         if chunk_rows is not None:
             most = min(most, chunk_rows)
@@ -101,7 +104,7 @@ class Layer:
         # are when they have been scaled.
         self.of_input = self.of_weight = self.of_bias = None
         if needs.input:
-            to = input.dtype if input.dtype is torch.bfloat16 else dtype
+            to = torch.bfloat16 if narrow_input and input.dtype is torch.bfloat16 else dtype
             self.of_input = _empty(len(input), features, to)
             if rows is not None:
                 self.of_input.zero_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -111,16 +111,16 @@ def vocab_parallel_cross_entropy(
     -----
     `torch.compile` leaves the call to eager mode.
 
-    The forward pass gathers two messages of each rank. The first, of 4 KiB, describes its arguments:
-    without it, ranks that disagree would wait for each other. The second has the states of its
-    rows. If the ranks differ in the number of their classes, a third of 4 KiB may be between them.
-    The backward pass does not communicate: the gradient is computed in the forward pass, from a
-    second pass over the logits, and kept in their dtype (float16: in float32).
+    The forward pass gathers two messages of each rank. The first, of 4 KiB, describes its
+    arguments: without it, ranks that disagree would wait for each other. The second has the states
+    of its rows. If the ranks differ in the number of their classes, a third, of 4 KiB, may be
+    between them. The backward pass does not communicate: the gradient is computed in the forward
+    pass, from a second pass over the logits, and kept in their dtype (float16: in float32).
 
     With the C backend, the state of a row has 16 bytes for each 2048 classes of the rank, or part
     of them (float64: 24; with smoothing 32 more, with probabilities 48 more), and for class indices
-    8 more. With the other backends it has 72 bytes. Each rank receives the states of all ranks,
-    those of the largest shard in length.
+    8 more. With Numba it has 64 bytes, with NumPy 72. Each rank receives the states of all ranks,
+    each as long as those of the rank with the most classes.
 
     With the C backend, loss and gradient have the bytes that one process with all logits gets, for
     any number of ranks, if all ranks begin at multiples of 2048 classes and there are more than 64
@@ -155,16 +155,11 @@ def vocab_parallel_cross_entropy(
 def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tensor:
     if is_compiling():  # there are no numbers to communicate
         raise NotImplementedError("vocab_parallel_cross_entropy communicates: it cannot be traced")
-    ranks = _Ranks(_group_of(logits, group))
+    ranks = Ranks(group_of(logits, group))
     try:
         x, t = _of_this_rank(logits, target, ranks, options)
     except Exception as error:
-        failure = error
-
-        def fail() -> Any:
-            raise failure
-
-        _shards.cross_entropy(ranks, fail)  # raises it on all ranks
+        raise_on_all_ranks(ranks, error)
     if x.requires_grad and torch.is_grad_enabled():
         loss = _VocabParallel.apply(x, t, ranks, options)
     else:
@@ -174,7 +169,7 @@ def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tenso
     return loss.reshape(x.shape[:-1]) if options["reduction"] == "none" else loss
 
 
-class _Ranks:
+class Ranks:
     """The process group, as `pyce._shards.Group`."""
 
     def __init__(self, group: Any) -> None:
@@ -191,45 +186,49 @@ class _Ranks:
         dist.all_gather(of_ranks, torch.from_numpy(sent), group=self.group)
 
 
-def _group_of(logits: Any, group: Any) -> Any:
+def raise_on_all_ranks(ranks: Ranks, error: Exception) -> NoReturn:
+    """Raise an error of this rank, which has not communicated yet, on all of them."""
+
+    def make() -> Any:
+        raise error
+
+    _shards.cross_entropy(ranks, make)
+    raise error
+
+
+def group_of(tensor: Any, group: Any) -> Any:
     """The group to communicate in: that of the mesh of a DTensor, unless another is given."""
-    if group is None and isinstance(logits, Tensor) and not is_served(logits):
-        mesh: Any = logits.device_mesh
+    if group is None and isinstance(tensor, Tensor) and not is_served(tensor):
+        mesh: Any = tensor.device_mesh
         if mesh.ndim == 1:
             return mesh.get_group()
     return group
 
 
-def _of_this_rank(
-    logits: Any, target: Any, ranks: _Ranks, options: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Logits and target as tensors of this rank, after the checks that pyce's functions lack."""
-    check_tensor(logits, "vocab_parallel_logits")
-    check_tensor(target, "target")
+def check_call(name: str, target: Tensor, ignore_index: Any) -> None:
+    """Raise for a call that is transformed, or for a target that pyce's functions would accept."""
     if transforms_active() or forward_mode():
-        raise NotImplementedError(
-            "vocab_parallel_cross_entropy communicates: it cannot be transformed"
-        )
+        raise NotImplementedError(f"{name} communicates: it cannot be transformed")
     if target.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError("no gradient is computed for target: detach it")
-    soft = target.is_floating_point()
-    if soft and arguments.index_number(options["ignore_index"], "ignore_index") >= 0:
+    index = arguments.index_number(ignore_index, "ignore_index")
+    if index >= 0 and target.is_floating_point():
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
-    x = _local(logits, "vocab_parallel_logits", True, ranks)
-    return x, _local(target, "target", soft, ranks)
 
 
-def _local(tensor: Any, name: str, sharded: bool, ranks: _Ranks) -> Tensor:
-    """The part of a DTensor that this rank has; other tensors as they are."""
+def local(tensor: Any, name: str, sharded: int | None, ranks: Ranks) -> Tensor:
+    """The part of a DTensor that this rank has; other tensors as they are.
+
+    It must be sharded along the dimension `sharded`, or replicated if that is None.
+    """
     if is_served(tensor):
-        return tensor  # type: ignore[no-any-return]
+        return tensor
     distributed: Any = sys.modules["torch.distributed.tensor"]
-    expected = distributed.Shard(tensor.dim() - 1) if sharded else distributed.Replicate()
+    expected = distributed.Replicate() if sharded is None else distributed.Shard(sharded)
     if tuple(tensor.placements) != (expected,):
-        layout = "sharded along its last dimension" if sharded else "replicated"
         raise ValueError(
-            f"{name} is a DTensor and must be {layout}, on a mesh of one dimension: its placements "
-            f"are {tuple(tensor.placements)}"
+            f"{name} is a DTensor and must have the placements {(expected,)}, on a mesh of one "
+            f"dimension: they are {tuple(tensor.placements)}"
         )
     mesh = tensor.device_mesh
     if mesh.mesh.tolist() != dist.get_process_group_ranks(ranks.group or dist.group.WORLD):
@@ -237,13 +236,25 @@ def _local(tensor: Any, name: str, sharded: bool, ranks: _Ranks) -> Tensor:
             f"{name} is a DTensor and its mesh must have the ranks of the group, in their order: "
             f"it has {mesh.mesh.tolist()}"
         )
-    return tensor.to_local()  # type: ignore[no-any-return]
+    return tensor.to_local()
+
+
+def _of_this_rank(
+    logits: Any, target: Any, ranks: Ranks, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Logits and target as tensors of this rank, after the checks that pyce's functions lack."""
+    check_tensor(logits, "vocab_parallel_logits")
+    check_tensor(target, "target")
+    check_call("vocab_parallel_cross_entropy", target, options["ignore_index"])
+    x = local(logits, "vocab_parallel_logits", logits.dim() - 1, ranks)
+    classes = target.dim() - 1 if target.is_floating_point() else None
+    return x, local(target, "target", classes, ranks)
 
 
 def _forward(
-    logits: Tensor, target: Tensor, ranks: _Ranks, options: dict[str, Any], with_gradient: bool
+    logits: Tensor, target: Tensor, ranks: Ranks, options: dict[str, Any], with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss, in float32 or float64, and its gradient, C-contiguous, float32 for float16."""
+    """The loss, in float32 or float64, and its gradient: (rows, classes), float32 for float16."""
     gradient: Tensor | None = None
 
     def make() -> Any:
@@ -258,8 +269,10 @@ def _forward(
         )
         array = None
         if with_gradient:
-            gradient = empty_gradient(x.detach(), contiguous=True)
-            array = as_array(gradient)
+            # Not a view, which could not be detached from the graph in place.
+            like = torch.empty(1, dtype=x.dtype).expand(p.rows, x.shape[-1])
+            gradient = empty_gradient(like, contiguous=True)
+            array = as_array(gradient).reshape(p.logits.shape)
         return p, tuple(x.shape), array
 
     with _threads.at_most(torch.get_num_threads()):
@@ -272,17 +285,16 @@ class _VocabParallel(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, ranks: _Ranks, options: dict[str, Any]
+        ctx: Any, logits: Tensor, target: Tensor, ranks: Ranks, options: dict[str, Any]
     ) -> Tensor:
         loss, gradient = _forward(logits, target, ranks, options, True)
         assert gradient is not None
-        rows = (logits.shape[:-1].numel(), logits.shape[-1])
         ctx.options = options["reduction"], options["ignore_index"]
         ctx.like = logits.shape, logits.dtype
         if saved_tensors_hooks() is not None:
             ctx.has_hooks = True
         soft = target.is_floating_point()
-        ctx.save_for_backward(gradient.view(rows), target.reshape(rows if soft else -1))
+        ctx.save_for_backward(gradient, target.reshape(gradient.shape if soft else -1))
         return loss
 
     @staticmethod

@@ -59,10 +59,9 @@ def test_aligned_shards_have_the_bytes_of_one_process(ranks):
         loss, grad = expected(x, target, options)
         for loss_of_rank, _, collectives in found:
             assert torch.equal(loss_of_rank, loss)
-            assert collectives == (1 if ranks == 1 else 2)
+            # Two ranks have states of different sizes.
+            assert collectives == {1: 1, 2: 3, 3: 2}[ranks]
         parts = torch.cat([one[1] for one in found], 1)
-        if x.dtype is torch.float16 and options.get("lse_square_scale"):
-            continue  # one process computes another float32 number before it rounds
         assert torch.equal(parts, grad)
 
 
@@ -199,11 +198,11 @@ def test_a_dtensor_of_loss_parallel():
         for text, expected in zip(
             texts,
             (
-                "vocab_parallel_logits is a DTensor and must be sharded along its last dimension",
+                "vocab_parallel_logits is a DTensor and must have the placements (Shard(dim=1),)",
                 "on a mesh of one dimension",
-                "vocab_parallel_logits is a DTensor and must be sharded",
-                "target is a DTensor and must be replicated",
-                "target is a DTensor and must be sharded",
+                "vocab_parallel_logits is a DTensor and must have the placements (Shard(dim=1),)",
+                "target is a DTensor and must have the placements (Replicate(),)",
+                "target is a DTensor and must have the placements (Shard(dim=1),)",
                 "its mesh must have the ranks of the group, in their order: it has [1, 0]",
             ),
             strict=True,

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 
 import pyce
 import pyce.torch
+from pyce.torch import _linear_layer
 
 TIMEOUT = datetime.timedelta(seconds=20)
 
@@ -71,6 +72,89 @@ def losses(rank, ranks, backend, problems):
             found.append((loss.detach(), x.grad, forward))
     dist.all_gather = gather
     return found
+
+
+def linear(rank, ranks, backend, problems):
+    """Loss, gradients and chunks for each (input, weight, bias, target, bounds, options)."""
+    chunks = _linear_layer.Layer.chunks
+    sizes = []
+
+    def watched(layer):
+        for part, logits in chunks(layer):
+            sizes.append(logits.nbytes)
+            yield part, logits
+
+    _linear_layer.Layer.chunks = watched
+    found = []
+    with pyce.use_backend(backend):
+        for input, weight, bias, target, bounds, options in problems:
+            x = input.clone().requires_grad_()
+            here = slice(bounds[rank], bounds[rank + 1])
+            w = weight[here].clone().requires_grad_()
+            b = None if bias is None else bias[here].clone().requires_grad_()
+            t = shards_of(target, bounds, rank) if target.is_floating_point() else target
+            sizes.clear()
+            loss = pyce.torch.vocab_parallel_linear_cross_entropy(x, w, t, linear_bias=b, **options)
+            seen = list(sizes)
+            (3 * loss).backward()
+            with torch.no_grad():
+                again = pyce.torch.vocab_parallel_linear_cross_entropy(
+                    x, w, t, linear_bias=b, **{**options, "reduction": "none"}
+                )
+            of_bias = None if b is None else b.grad
+            found.append((loss.detach(), again, x.grad, w.grad, of_bias, seen))
+    _linear_layer.Layer.chunks = chunks
+    return found
+
+
+def linear_errors(rank, ranks, input, weight, target):
+    """Errors of calls in which rank 1 differs, and that of a rank that fails after an exchange."""
+    call = pyce.torch.vocab_parallel_linear_cross_entropy
+    other = rank == 1
+    found = [
+        _error_of(call, input, weight[:, :-1] if other else weight, target),
+        _error_of(call, input.clone().requires_grad_(other), weight, target),
+        _error_of(call, input, weight, target, softcap=2.0 if other else None),
+        _error_of(call, input, weight, target + 100),
+        _error_of(call, input, weight, target, chunk_bytes=0 if other else None),
+        _error_of(call, input, weight.clone().requires_grad_(), target, reduction="none"),
+    ]
+    add = _linear_layer.Layer.add
+
+    def fails(*arguments):
+        if other:
+            raise MemoryError("no memory")
+        add(*arguments)
+
+    _linear_layer.Layer.add = fails
+    weight = weight.clone().requires_grad_()
+    for rows_of_chunk in (1, len(input)):
+        size = rows_of_chunk * len(weight) * weight.itemsize
+        found.append(_error_of(call, input, weight, target, chunk_bytes=size))
+    _linear_layer.Layer.add = add
+    # All ranks are still together.
+    return found, call(input, weight, target).item()
+
+
+def linear_dtensor(rank, ranks, input, weight, target):
+    """Loss and gradients of a layer whose weight is a DTensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (ranks,))
+    x = distribute_tensor(input, mesh, [Replicate()]).requires_grad_()
+    w = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
+    loss = pyce.torch.vocab_parallel_linear_cross_entropy(x, w, target)
+    loss.backward()
+    return loss.detach(), x.grad.to_local(), w.grad.to_local()
+
+
+def _error_of(call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
 
 
 def errors(rank, ranks, calls):
@@ -132,13 +216,14 @@ def distributed_tensor(rank, ranks, logits, target, probs):
         found.append((loss.detach(), x.grad.to_local()))
     mesh_of_two = init_device_mesh("cpu", (ranks, 1))
     turned = distribute_tensor(logits, DeviceMesh("cpu", [1, 0]), [Shard(1)])
+    of_rows = distribute_tensor(target, mesh, [Shard(0)])
     local = x.detach().to_local()
     messages = [
         error_of(distribute_tensor(logits, mesh, [Shard(0)]), target),
         error_of(distribute_tensor(logits, mesh_of_two, [Shard(1), Replicate()]), target),
         # One rank alone:
         error_of(replicated if rank == 0 else local, target),
-        error_of(x, distribute_tensor(target, mesh, [Shard(0)]) if rank == 1 else target),
+        error_of(x, of_rows if rank == 1 else target),
         error_of(x, distribute_tensor(probs, mesh, [Replicate()])),
         error_of(turned, target),
     ]

@@ -90,7 +90,9 @@ def test_ranks_of_mpiexec(run_python):
         os.environ |= dict.fromkeys(
             ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"], "1"
         )
-        program = "import os, pyce; print(pyce.get_num_threads(), len(os.sched_getaffinity(0)))"
+        # One write of each process: their outputs are mixed.
+        program = "import os, pyce; threads = pyce.get_num_threads();"
+        program += "os.write(1, f'{{threads}} {{len(os.sched_getaffinity(0))}}\\n'.encode())"
         command = [{mpiexec!r}, "-n", "2", sys.executable, "-c", program]
         print(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     """

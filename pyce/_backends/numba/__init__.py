@@ -22,6 +22,7 @@ docs/derivation.md derives them. From the caller to the arithmetic:
     _index_tiles the steps of `_tiles` for float32 logits with index targets and no weights
     _half_types  kernel for float16 and bfloat16, by way of blocks of float32 in the other two
     _bernoulli   kernel for binary cross-entropy
+    _shards      kernels for rows whose classes are cut into shards
     _lanes       the formulas of a row, for many rows at a time
     _sums _math  sums of arrays; pairs, exp and log1p of numbers
     _vectors     vectors as values; transposes
@@ -45,18 +46,18 @@ from pyce import _fpenv
 from pyce._backends.numba._job import BernoulliJob
 from pyce._backends.numba._lanes import count_valid
 from pyce._backends.numba._launch import entry_point, launch, run_bernoulli
-from pyce._backends.numba._layout import Request, run
+from pyce._backends.numba._layout import Request, run, run_shard
+from pyce._backends.numba._shards import STATE
 from pyce._backends.numba._sums import BLOCK, quotient_of_sum
 from pyce._dtypes import compute_dtype
 from pyce._infinite import Factors
-from pyce._problem import Problem
+from pyce._problem import Problem, ShardedProblem
 from pyce._types import Array
 
 NAME = "numba"
 CHECKS_LABELS = True
 at_addresses = None  # reads NumPy arrays only
 scale_at = None
-partial = state_size = complete = None  # shards are left to the NumPy backend
 
 
 @_fpenv.default
@@ -66,6 +67,11 @@ def forward(p: Problem) -> Any:
     valid = _valid_rows(p)
     denominator = _denominator(p, valid)
     _run(p, losses, denominator)
+    return _reduced(p, losses, valid, denominator)
+
+
+def _reduced(p: Problem, losses: Array, valid: int, denominator: float) -> Any:
+    """Write p.losses, or return the loss in its dtype."""
     if p.losses is not None:
         p.reduce(losses)
         return None
@@ -113,13 +119,8 @@ def _denominator(p: Problem, valid: int) -> float:
 
 def _run(p: Problem, losses: Array | None, denominator: float) -> None:
     """Write losses (rows,), p.lse and p.grad where they are not None; backward without losses."""
-    # With a single class, smoothing gives back to the label what it takes from it.
-    smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
-    off_value = smoothing / p.classes
-    off_error = float(Fraction(smoothing) / p.classes - Fraction(off_value)) if off_value else 0.0
-    on_value = 1.0 - smoothing
-    on_error = (1.0 - on_value) - smoothing
     backward = losses is None
+    smoothing = _smoothing(p)
     factors = Factors(p, None if p.grad is None else _row_scale(p, denominator))
     p = factors.problem
     run(
@@ -135,11 +136,22 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
             saved_lse=p.lse if backward else None,
             losses=losses,
             lse=None if backward else p.lse,
-            smoothing=np.array([on_value, on_error, off_value, off_error, p.lse_square_scale]),
+            smoothing=smoothing,
             ignore_index=p.ignore_index,
         )
     )
     factors.add_infinities(losses)
+
+
+def _smoothing(p: Problem) -> Array:
+    """The fields of `Smoothing`."""
+    # With a single class, smoothing gives back to the label what it takes from it.
+    smoothing = p.smoothing if p.classes > 1 or p.labels is None else 0.0
+    off_value = smoothing / p.classes
+    off_error = float(Fraction(smoothing) / p.classes - Fraction(off_value)) if off_value else 0.0
+    on_value = 1.0 - smoothing
+    on_error = (1.0 - on_value) - smoothing
+    return np.array([on_value, on_error, off_value, off_error, p.lse_square_scale])
 
 
 def _row_scale(p: Problem, denominator: float) -> Array:
@@ -148,6 +160,31 @@ def _row_scale(p: Problem, denominator: float) -> Array:
         return p.row_scale()
     with np.errstate(all="ignore"):
         return np.full(1, p.grad_loss) / denominator
+
+
+def state_size(p: ShardedProblem, classes: int) -> int:
+    """The numbers of a row's state; see `Backend`."""
+    return STATE
+
+
+@_fpenv.default
+def partial(p: ShardedProblem, state: Array) -> None:
+    """Write the states of the rows after the classes of the own shard; see `Backend`."""
+    _valid_rows(p)
+    run_shard(p, _smoothing(p), state.reshape(p.rows, STATE), None, None, 1.0)
+
+
+@_fpenv.default
+def complete(p: ShardedProblem, states: list[Array]) -> Any:
+    """Loss and gradient of the own shard from the states of all; see `Backend`."""
+    losses = np.empty(p.rows)
+    valid = _valid_rows(p)
+    denominator = _denominator(p, valid)
+    with np.errstate(all="ignore"):
+        scale = float(np.float64(p.grad_loss) / denominator)
+    of_shards = np.stack(states).reshape(len(states), p.rows, STATE)
+    run_shard(p, _smoothing(p), None, of_shards, losses, scale)
+    return _reduced(p, losses, valid, denominator)
 
 
 @_fpenv.default

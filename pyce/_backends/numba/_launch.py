@@ -54,6 +54,12 @@ from pyce._backends.numba._jit import (
 from pyce._backends.numba._job import BernoulliJob, Job
 from pyce._backends.numba._lanes import WIDTH
 from pyce._backends.numba._rows import rows, rows_scratch
+from pyce._backends.numba._shards import (
+    ShardJob,
+    complete_rows,
+    partial_rows,
+    shards_scratch,
+)
 from pyce._backends.numba._tiles import tiles, tiles_scratch
 from pyce._backends.numba._vectors import LANES
 from pyce._types import Array
@@ -169,6 +175,8 @@ run_rows = _entry_of("run_rows", Job, rows_scratch, rows)
 run_tiles = _entry_of("run_tiles", Job, tiles_scratch, tiles)
 run_half_types = _entry_of("run_half_types", Job, half_types_scratch, half_types)
 run_bernoulli = _entry_of("run_bernoulli", BernoulliJob, bernoulli_scratch, bernoulli)
+run_partial = _entry_of("run_partial", ShardJob, shards_scratch, partial_rows)
+run_complete = _entry_of("run_complete", ShardJob, shards_scratch, complete_rows)
 
 
 def linger(calls: Array, seen: int) -> None:

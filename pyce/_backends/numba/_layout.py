@@ -9,11 +9,19 @@ import numpy as np
 
 from pyce._backends.numba._job import Job
 from pyce._backends.numba._lanes import WIDTH
-from pyce._backends.numba._launch import launch, run_half_types, run_rows, run_tiles
+from pyce._backends.numba._launch import (
+    launch,
+    run_complete,
+    run_half_types,
+    run_partial,
+    run_rows,
+    run_tiles,
+)
+from pyce._backends.numba._shards import ShardJob
 from pyce._backends.numba._tiles import LEAST_INDEX_ROW, LEAST_ROW
 from pyce._caches import last_cache
 from pyce._dtypes import compute_dtype
-from pyce._problem import row_blocks
+from pyce._problem import ShardedProblem, row_blocks
 from pyce._types import Array
 
 # Largest tile, in bytes.
@@ -161,3 +169,64 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
         bfloat16=bfloat16,
     )
     launch(function, job, outer * inner, x.size + _ROW_OVERHEAD * outer * inner)
+
+
+def run_shard(
+    p: ShardedProblem,
+    smoothing: Array,
+    state: Array | None,
+    states: Array | None,
+    losses: Array | None,
+    scale: float,
+) -> None:
+    """Write the states (rows, STATE) of the own shard; or from `states` of all shards
+    (shards, rows, STATE) the losses (rows,), and p.grad if it is not None.
+    """
+    shape = p.logits.shape
+    dtype = _compute_dtype(p.logits)
+    # Arrays that are as the kernels need them are passed whole, others are copied block by block.
+    given = [a for a in (p.logits, p.grad, p.probs) if a is not None]
+    direct = all(a.flags.c_contiguous and a.itemsize >= 4 for a in given) or p.logits.size == 0
+    blocks: list[Array] = []
+    blocks_of_probs: list[Array] = []
+    whole = [((...,), 0, p.rows)]
+    for index, start, stop in whole if direct else row_blocks(shape, p.axis, _COPIED):
+        x, probs, grad = p.logits[index], p.probs, p.grad
+        if probs is not None:
+            probs = probs[index]
+        if not direct:
+            x = _copy(x, blocks, dtype)
+            grad = None if grad is None else x  # each number is read before it is written
+            if probs is not None:
+                probs = _copy(probs, blocks_of_probs, _compute_dtype(probs))
+        if probs is not None and probs.size == 0:
+            probs = np.zeros(1, _compute_dtype(probs))
+        rows = stop - start
+        job = ShardJob(
+            x=_NO_REALS,
+            logits=x.reshape(-1),
+            grad=np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
+            labels=_NO_LABELS if p.labels is None else p.labels[start:stop],
+            probs=np.empty(0, dtype) if probs is None else probs.reshape(-1),
+            weight=_NO_REALS,
+            sample_weight=_NO_REALS,
+            saved_lse=_NO_REALS,
+            scale=np.full(1, scale),
+            losses=_NO_REALS if losses is None else losses[start:stop],
+            lse=_NO_REALS,
+            smoothing=smoothing,
+            state=_NO_REALS if state is None else state[start:stop].reshape(-1),
+            states=_NO_REALS if states is None else states[:, start:stop].reshape(-1),
+            ignore_index=p.ignore_index,
+            first=p.bounds[p.own],
+            own=shape[-1],
+            rows=rows,
+            shards=len(p.bounds) - 1,
+            bounds=np.array(p.bounds, np.int64),
+        )
+        work = x.size + _ROW_OVERHEAD * rows
+        if rows:
+            launch(run_complete if state is None else run_partial, job, rows, work)
+        if not direct and p.grad is not None:
+            with np.errstate(all="ignore"):
+                p.grad[index] = x
