@@ -33,7 +33,7 @@ FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 # Modules of pyce with the name of the library they require.
-WITH_LIBRARY = {"jax", "numba", "sklearn", "torch"}
+WITH_LIBRARY = {"dask", "jax", "numba", "sklearn", "torch"}
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -198,7 +198,8 @@ def test_failing_code_is_reported(text, tmp_path, monkeypatch):
 
 
 # Modules with public functions, and the page that documents them.
-MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in ("jax", "sklearn", "torch", "training")}
+NAMES = ("dask", "jax", "sklearn", "torch", "training")
+MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in NAMES}
 
 
 # Libraries that an example requires in addition to those of its module.

@@ -145,10 +145,10 @@ def test_backends_fit_the_protocol(mypy, tmp_path):
 
 MODULES = ["pyce", "pyce.training"]
 MODULES += [
-    f"pyce.{name}" for name in ("jax", "sklearn", "torch") if importlib.util.find_spec(name)
+    f"pyce.{name}" for name in ("dask", "jax", "sklearn", "torch") if importlib.util.find_spec(name)
 ]
 # Whose results and arguments have types of other libraries, which need not have any.
-OF_LIBRARIES = {"pyce.jax", "pyce.sklearn", "pyce.torch", "pyce.training"}
+OF_LIBRARIES = {"pyce.dask", "pyce.jax", "pyce.sklearn", "pyce.torch", "pyce.training"}
 
 
 def functions(module):
