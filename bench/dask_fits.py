@@ -7,7 +7,7 @@ Dask's threads, and on a cluster of one worker process for each processor, for s
 partitions, with features that stay in memory and with features that each evaluation computes again.
 Prints a Markdown table: the time before the first iteration (the data are computed and checked),
 the time of an iteration, and how much memory the client and the largest worker add at most to what
-they use before the fit. The memory of the client includes the data only where they are fitted there.
+they use before the fit. The client has the data only in the first two ways.
 """
 
 from __future__ import annotations

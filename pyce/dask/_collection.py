@@ -137,9 +137,9 @@ def persisted(parts: Sequence[Partition]) -> list[Partition]:
     return [part._replace(x=x) for part, x in zip(parts, kept, strict=True)]
 
 
-def in_memory(parts: Sequence[Partition]) -> bool:
+def in_memory(X: Any, parts: Sequence[Partition]) -> bool:
     """Whether the user persisted the features of all of these partitions on a cluster."""
-    held = {future.key for future in futures_of([part.x for part in parts])}
+    held = {future.key for future in futures_of(X)}
     return all(part.x.key in held for part in parts)
 
 

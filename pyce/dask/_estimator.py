@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import dask
@@ -32,6 +33,7 @@ from pyce.sklearn._team import Team
 _summarize, _features, _prepare, _right, _ratio = (
     dask.delayed(function, pure=False) for function in (summarize, features, prepare, right, ratio)
 )
+_NO_SAMPLES = "X has 0 samples, but at least 1 is required"
 
 
 class SoftmaxRegression(LinearSoftmaxClassifier):
@@ -200,7 +202,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             held = self._keeps(nbytes)
             parts = _collection.persisted(converted) if held else parts
         elif not held:
-            held = _collection.in_memory(parts)
+            held = _collection.in_memory(X, parts)
             if not held and self._keeps(nbytes):
                 parts, held = _collection.persisted(parts), True
         classes, sums = _classes_and_sums(parts, summaries)
@@ -218,17 +220,10 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
                 f"{format_bytes(nbytes)}, {kept}",
                 flush=True,
             )
+        known = dask.delayed((classes, of_classes), pure=False, traverse=False)
         prepared = dask.persist(
             *(
-                _prepare(
-                    part.y,
-                    part.weight,
-                    part.number,
-                    classes,
-                    of_classes,
-                    dtype,
-                    part.x if held else None,
-                )
+                _prepare(part.y, part.weight, part.number, known, dtype, part.x if held else None)
                 for part in parts
             )
         )
@@ -254,7 +249,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         )
         printer.end()
         warn_unless_converged(solution)
-        self._check_features(X, reset=True)
+        self._check_features(X, features, reset=True)
         self.classes_ = classes
         self.coef_, self.intercept_ = unflatten(solution.x, features, columns, dtype)
         self.n_iter_ = np.array([solution.iterations], np.int32)
@@ -441,12 +436,13 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         """
         if not _collection.is_collection(X):
             return super().score(X, y, sample_weight)
+        X = _collection.checked_features(X)
         model = self._snapshot(X)
-        parts = [
-            _right(part.x, part.y, part.weight, part.number, model)
-            for part in _collection.partitions(X, y, sample_weight)
-        ]
-        return da.from_delayed(_ratio(parts), shape=(), dtype=np.float64)
+        parts = _collection.partitions(X, y, sample_weight)
+        if not parts:
+            raise ValueError(_NO_SAMPLES)
+        sums = [_right(part.x, part.y, part.weight, part.number, model) for part in parts]
+        return da.from_delayed(_ratio(sums), shape=(), dtype=np.float64)
 
     def _check_parameters(self) -> None:
         check_C(self.C)
@@ -483,10 +479,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         vars(self).update((k, v) for k, v in vars(model).items() if k.endswith("_"))
         return self
 
-    def _check_features(self, X: Any, reset: bool = False) -> None:
+    def _check_features(self, X: Any, features: int, reset: bool = False) -> None:
         """Check the number and the names of the features of a Dask collection, or save them."""
-        columns = int(X.shape[1])
-        sample: Any = np.empty((1, columns))
+        sample: Any = np.empty((1, features))
         if _collection.is_frame(X):
             import pandas
 
@@ -496,13 +491,14 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     def _snapshot(self, X: Any) -> Any:
         """A Delayed copy of the model, which a later fit does not change."""
         check_is_fitted(self)
-        self._check_features(X)
+        unknown = math.isnan(X.shape[1])  # the tasks check it then
+        self._check_features(X, self.n_features_in_ if unknown else X.shape[1])
         return dask.delayed(copy.copy(self), pure=False, traverse=False)
 
     def _lazily(self, method: str, X: Any) -> Any:
         """The Dask array of what a method returns for each partition."""
-        model = self._snapshot(X)
         X = _collection.checked_features(X)
+        model = self._snapshot(X)
         dtypes = list(X.dtypes) if _collection.is_frame(X) else [X.dtype]
         single = self.coef_.dtype == np.float32 and all(dtype == np.float32 for dtype in dtypes)
         dtype, columns = np.dtype(np.float32 if single else np.float64), (len(self.classes_),)
@@ -511,14 +507,13 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         elif method == "decision_function" and len(self.classes_) == 2:
             columns = ()
         empty = np.empty((0, *columns), dtype)
+        function = partial(apply, method=method, empty=empty)
         if _collection.is_frame(X):
-            return X.map_partitions(apply, model, method, empty, meta=empty)
+            return X.map_partitions(function, model, meta=empty)
         return da.map_blocks(
-            apply,
+            function,
             X,
             model,
-            method,
-            empty,
             drop_axis=[] if columns else 1,
             chunks=(X.chunks[0], *((count,) for count in columns)),
             meta=empty,
@@ -533,7 +528,7 @@ def _summaries(parts: list[Partition]) -> tuple[list[Partition], list[Summary]]:
             raise ValueError(summary)
     pairs = [(part, summary) for part, summary in zip(parts, found, strict=True) if summary.rows]
     if not pairs:
-        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required")
+        raise ValueError(_NO_SAMPLES)
     return [part for part, _ in pairs], [summary for _, summary in pairs]
 
 

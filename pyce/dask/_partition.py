@@ -107,19 +107,14 @@ def features(x: Any, dtype: Any) -> Any:
 
 
 def prepare(
-    y: Any,
-    weight: Any,
-    number: int,
-    classes: Array,
-    of_classes: Array | None,
-    dtype: Any,
-    x: Any = None,
+    y: Any, weight: Any, number: int, known: tuple[Array, Array | None], dtype: Any, x: Any = None
 ) -> Prepared:
     """The target and the weights of a partition, which all evaluations share.
 
-    `of_classes` has the weights of the classes. `x` is not used: it makes Dask run this task on the
-    worker that has the features.
+    `known` has the classes, and their weights or None. `x` is not used: it makes Dask run this task
+    on the worker that has the features.
     """
+    classes, of_classes = known
     y = column_or_1d(y)
     labels = np.minimum(np.searchsorted(classes, y), len(classes) - 1)
     if len(y) and (classes[labels] != y).any():
@@ -187,7 +182,7 @@ def right(x: Any, y: Any, weight: Any, number: int, model: Any) -> Array:
     return np.array([weight[hits].sum(), weight.sum()])
 
 
-def ratio(parts: Sequence[Array]) -> np.float64:
+def ratio(sums: Sequence[Array]) -> np.float64:
     """The quotient of the two sums."""
-    hits, all_ = add(parts)
+    hits, all_ = add(sums)
     return np.float64(hits / all_)

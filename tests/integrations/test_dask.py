@@ -499,7 +499,7 @@ def weights(*values):
         (chunked(X6[:, 0], (2, 4)), Y6, None, "Expected 2D array for X, got 1D"),
         (dask.delayed(X6), Y6, None, "X must be .* got Delayed"),
         (X6, da.from_array(Y6, chunks=3), None, "y is a Dask collection, but X is not"),
-        (chunked(X6, (2, 4))[:0], Y6[:0], None, "0 sample"),
+        (chunked(X6, (2, 4))[:0], Y6[:0], None, "0 samples"),
         (chunked(X6, (2, 4), True)[:, :0], chunked(Y6, (2, 4), True), None, "0 feature"),
     ],
 )
