@@ -123,32 +123,30 @@ def test_errors_name_the_partition(client, spread):
         SoftmaxRegression().fit(X, y)
 
 
-ROWS, FEATURES, BLOCKS = 40_000, 100, 32
-
-
-def generated(block_id):
-    rows = np.random.default_rng(0).normal(size=(1000, FEATURES))
-    rows += block_id[0] / BLOCKS
-    return np.tile(rows, (ROWS // 1000, 1))
-
-
 def test_data_larger_than_the_memory(client):
-    X = da.map_blocks(
-        generated, chunks=((ROWS,) * BLOCKS, (FEATURES,)), dtype=float, meta=np.empty((0, 0))
-    )
+    """Each block repeats 1000 rows 40 times, so a fit of these rows has the same solution."""
+    features, blocks, times = 100, 32, 40
+
+    def rows_of(block):
+        return np.random.default_rng(0).normal(size=(1000, features)) + block / blocks
+
+    def generated(block_id):
+        return np.tile(rows_of(block_id[0]), (times, 1))
+
+    chunks = ((1000 * times,) * blocks, (features,))
+    X = da.map_blocks(generated, chunks=chunks, dtype=float, meta=np.empty((0, 0)))
     assert X.nbytes > 1.2 * 2 * MEMORY
     assert X.nbytes > _collection.room()
     y = (X[:, 0] + X[:, 1] > 1).astype(int) + (X[:, 2] > 0.5)
-    nannies = client.run(os.getpid)
+    pids = client.run(os.getpid)
     options = {"max_iter": 2, "tol": 0.0}
     with pytest.warns(UserWarning, match="2 iterations"):
         model = SoftmaxRegression(**options).fit(X, y)
-    assert client.run(os.getpid) == nannies  # no worker was restarted for its memory
-    part = np.concatenate([generated((i,))[:1000] for i in range(BLOCKS)])
-    labels = (part[:, 0] + part[:, 1] > 1).astype(int) + (part[:, 2] > 0.5)
-    with pytest.warns(UserWarning):
-        # The same rows, each once and not 40 times.
-        theirs = in_memory.SoftmaxRegression(C=ROWS / 1000, **options).fit(part, labels)
+    assert client.run(os.getpid) == pids  # no worker was restarted for its memory
+    rows = np.concatenate([rows_of(block) for block in range(blocks)])
+    labels = (rows[:, 0] + rows[:, 1] > 1).astype(int) + (rows[:, 2] > 0.5)
+    with pytest.warns(UserWarning, match="2 iterations"):
+        theirs = in_memory.SoftmaxRegression(C=times, **options).fit(rows, labels)
     np.testing.assert_allclose(model.coef_, theirs.coef_, rtol=1e-6, atol=1e-9)
 
 
