@@ -89,7 +89,7 @@ def measure(way: str, rows: int, partitions: int) -> dict[str, Any]:
         times.append(time.perf_counter())
         printed(self, *values)
 
-    _solve.Printer.__call__ = watched  # type: ignore[method-assign]
+    _solve.Printer.__call__ = watched  # type: ignore[assignment, method-assign]
     options: dict[str, Any] = {"tol": 0.0, "max_iter": ITERATIONS}
     with client_of(way) as client:
         X, y = samples(rows, partitions)

@@ -6,7 +6,7 @@ All functions build graphs only. Data move when a task runs, and stay on the wor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Partition(NamedTuple):
 
 def is_collection(value: Any) -> bool:
     """Whether a value is a Dask collection; NumPy arrays, lists and data frames are not."""
-    return dask.is_dask_collection(value)
+    return bool(dask.is_dask_collection(value))
 
 
 def is_frame(value: Any) -> bool:
@@ -143,15 +143,32 @@ def in_memory(X: Any, parts: Sequence[Partition]) -> bool:
     return all(part.x.key in held for part in parts)
 
 
+def _scheduler() -> tuple[Client | None, bool]:
+    """The client of the cluster that runs the tasks, or None; and whether they run in processes
+    that Dask starts for them."""
+    get: Any = get_scheduler(collections=[dask.delayed(None)])
+    client = getattr(get, "__self__", None)
+    if isinstance(client, Client):
+        return client, False
+    return None, getattr(get, "__module__", "") == "dask.multiprocessing"
+
+
+def runs_here() -> bool:
+    """Whether tasks run in this process."""
+    client, in_processes = _scheduler()
+    if client is None:
+        return not in_processes
+    return any(name.startswith("inproc://") for name in client.scheduler_info()["workers"])
+
+
 def room() -> float:
     """How many bytes of data may be persisted: on the workers, or without a cluster in this
     process."""
-    get: Callable[..., Any] = get_scheduler(collections=[dask.delayed(None)])
-    client = getattr(get, "__self__", None)
-    if not isinstance(client, Client):
-        if get.__module__ == "dask.multiprocessing":
-            return 0.0  # each evaluation would send the data to the processes
-        return _SHARE * MEMORY_LIMIT - psutil.Process().memory_info().rss
+    client, in_processes = _scheduler()
+    if in_processes:
+        return 0.0  # each evaluation would send the data to the processes
+    if client is None:
+        return float(_SHARE * MEMORY_LIMIT - psutil.Process().memory_info().rss)
     total = 0.0
     for worker in client.scheduler_info()["workers"].values():
         limit = worker.get("memory_limit") or math.inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from pyce.sklearn._solve import (
     unflatten,
     warn_unless_converged,
 )
-from pyce.sklearn._team import Team
+from pyce.sklearn._team import Team, team
 
 _summarize, _features, _prepare, _right, _ratio = (
     dask.delayed(function, pure=False) for function in (summarize, features, prepare, right, ratio)
@@ -188,6 +189,12 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             return self._fit_in_memory(X, y, sample_weight)
         if y is None:
             raise ValueError("this estimator requires y to be passed, but the target y is None")
+        # BLAS is on one thread in all tasks, also in those of this process.
+        with team() if _collection.runs_here() else nullcontext(Team()) as threads:
+            self._fit_partitions(X, y, sample_weight, threads)
+        return self
+
+    def _fit_partitions(self, X: Any, y: Any, sample_weight: Any, threads: Team) -> None:
         parts = _collection.partitions(X, y, sample_weight)
         held = self._keeps(_collection.known_bytes(X))
         if held:
@@ -210,7 +217,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         if self.class_weight is not None:
             of_classes = self._weights_of_classes(classes, sums)
         total = total_weight(sums if of_classes is None else sums * of_classes, len(sums))
-        columns = () if len(classes) == 2 else (len(classes),)
+        columns: tuple[int, ...] = () if len(classes) == 2 else (len(classes),)
         start = self._start(features, columns)
         if self.verbose:
             kept = "stay in memory" if held else "are computed again for each evaluation"
@@ -228,7 +235,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             )
         )
         printer = Printer(self.verbose, self.max_iter)
-        objective = Objective(
+        objective: Any = Objective(
             [(part.x, own) for part, own in zip(parts, prepared, strict=True)],
             total=total,
             features=features,
@@ -244,16 +251,15 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             total=total,
             max_iter=self.max_iter,
             tol=self.tol,
-            team=Team(),
+            team=threads,
             progress=printer,
         )
         printer.end()
-        warn_unless_converged(solution)
+        warn_unless_converged(solution, stacklevel=4)
         self._check_features(X, features, reset=True)
         self.classes_ = classes
         self.coef_, self.intercept_ = unflatten(solution.x, features, columns, dtype)
         self.n_iter_ = np.array([solution.iterations], np.int32)
-        return self
 
     def decision_function(self, X: Any) -> Any:
         """The scores z = W·x + b.
@@ -475,8 +481,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             model.coef_, model.intercept_ = self.coef_, self.intercept_
         model.fit(X, y, sample_weight)
         for name in ("n_features_in_", "feature_names_in_"):
-            vars(self).pop(name, None)
-        vars(self).update((k, v) for k, v in vars(model).items() if k.endswith("_"))
+            self.__dict__.pop(name, None)
+        self.__dict__.update((k, v) for k, v in model.__dict__.items() if k.endswith("_"))
         return self
 
     def _check_features(self, X: Any, features: int, reset: bool = False) -> None:
@@ -501,7 +507,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         model = self._snapshot(X)
         dtypes = list(X.dtypes) if _collection.is_frame(X) else [X.dtype]
         single = self.coef_.dtype == np.float32 and all(dtype == np.float32 for dtype in dtypes)
-        dtype, columns = np.dtype(np.float32 if single else np.float64), (len(self.classes_),)
+        dtype = np.dtype(np.float32 if single else np.float64)
+        columns: tuple[int, ...] = (len(self.classes_),)
         if method == "predict":
             dtype, columns = self.classes_.dtype, ()
         elif method == "decision_function" and len(self.classes_) == 2:

@@ -1,13 +1,13 @@
 """What the tasks of a fit compute, each from one partition.
 
-A task runs on one thread, BLAS included: a worker runs as many tasks at a time as it has threads.
-So the result of a task does not depend on the worker, either.
+A task runs on one thread, since a worker runs as many tasks at a time as it has threads. So its
+result does not depend on the worker, either. BLAS is not limited here: its limit is one of the
+process. Dask limits it in the worker processes that it starts, and `fit` in its own process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from pyce._threads import at_most
 from pyce._types import Array
 from pyce.sklearn._classifier import checked_weights, columns_and_target
 from pyce.sklearn._objective import Objective
-from pyce.sklearn._team import Team, blas_on_one_thread
+from pyce.sklearn._team import Team
 
 # The class number of each sample as the loss takes it, and the weights of the samples, or None.
 Prepared = tuple[Array, Array | None]
@@ -38,20 +38,13 @@ class Summary(NamedTuple):
     sums: Array  # the sum of the weights of each
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The calls in this block use one thread."""
-    with at_most(1), blas_on_one_thread():
-        yield
-
-
 def summarize(x: Any, y: Any, weight: Any, number: int) -> Summary | str:
     """Check a partition; return a message if it cannot be used.
 
     The message is returned, not raised, so that the first partition in error is reported, and not
     the one whose task happens to fail first.
     """
-    with one_thread():
+    with at_most(1):
         try:
             return _summary(x, y, weight)
         except (TypeError, ValueError) as error:
@@ -61,13 +54,13 @@ def summarize(x: Any, y: Any, weight: Any, number: int) -> Summary | str:
 def _summary(x: Any, y: Any, weight: Any) -> Summary:
     for value, name in ((x, "X"), (y, "y"), (weight, "sample_weight")):
         refuse_masked(value, name)
-    checked, y = check_X_y(
-        x, y, accept_sparse="csr", dtype=(np.float64, np.float32), ensure_min_samples=0
-    )
+    if x.shape[0] == len(y) == 0:
+        none = np.empty(0)
+        return Summary(0, x.shape[1], none.dtype, 0, True, none, none)
+    checked, y = check_X_y(x, y, accept_sparse="csr", dtype=(np.float64, np.float32))
     weight = checked_weights(weight, len(y))
     classes, labels = np.unique(y, return_inverse=True)
-    if len(y):
-        check_classification_targets(np.repeat(classes, 2))  # unique labels alone cause a warning
+    check_classification_targets(np.repeat(classes, 2))  # unique labels alone cause a warning
     return Summary(
         rows=len(y),
         features=checked.shape[1],
@@ -83,7 +76,7 @@ def _summary(x: Any, y: Any, weight: Any) -> Summary:
 
 def _other_columns(x: Any) -> str:
     """The columns of a dataframe that hold no numbers, for a message."""
-    dtypes = getattr(x, "dtypes", None)
+    dtypes: Any = getattr(x, "dtypes", None)
     if not hasattr(dtypes, "items"):
         return ""
     others = [f"{name!r} ({dtype})" for name, dtype in dtypes.items() if dtype.kind not in "biuf"]
@@ -133,7 +126,7 @@ def evaluate(
 ) -> Array:
     """The sum of the losses of a partition, and the gradient of this sum, in float64."""
     target, weight = prepared
-    with one_thread():
+    with at_most(1):
         objective = Objective(
             features(x, parameters.dtype),
             target,
@@ -160,7 +153,7 @@ def apply(x: Any, model: Any, method: str, empty: Array) -> Array:
     """Call a method of an estimator with a partition; without rows, the result is `empty`."""
     if x.shape[0] == 0:
         return empty
-    with one_thread():
+    with at_most(1):
         result: Array = getattr(model, method)(x)
     return result
 
@@ -169,7 +162,7 @@ def right(x: Any, y: Any, weight: Any, number: int, model: Any) -> Array:
     """The weight of the samples whose prediction is right, and that of all."""
     if x.shape[0] == 0:
         return np.zeros(2)
-    with one_thread():
+    with at_most(1):
         try:
             y = column_or_1d(y)
             check_consistent_length(x, y)

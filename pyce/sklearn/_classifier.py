@@ -233,9 +233,9 @@ class LinearSoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
         if not isinstance(self.class_weight, str):
             weights: Array = compute_class_weight(self.class_weight, classes=classes, y=classes)
             return weights
-        return np.divide(  # "balanced"
-            sums.sum(), len(classes) * sums, out=np.zeros(len(classes)), where=sums > 0
-        )
+        balanced: Array = np.zeros(len(classes))
+        np.divide(sums.sum(), len(classes) * sums, out=balanced, where=sums > 0)
+        return balanced
 
 
 def checked_weights(given: Any, samples: int) -> Array | None:

@@ -21,15 +21,13 @@ Result = TypeVar("Result")
 # The threads of a fit need BLAS on one thread each, and that setting is global to the process. So
 # one fit at a time uses threads; fits that run at the same time use one thread.
 _alone = threading.Lock()
-_counting = threading.Lock()
-_users = 0  # of `blas_on_one_thread`
-_limits: ExitStack | None = None  # of BLAS, while there are users
+_limits: ExitStack | None = None  # of BLAS, while a fit uses threads
 
 
 def _after_fork() -> None:
     """Release in the child what a fit of another thread holds: that thread does not exist there."""
-    global _alone, _counting, _users, _limits
-    _alone, _counting, _users = threading.Lock(), threading.Lock(), 0
+    global _alone, _limits
+    _alone = threading.Lock()
     if _limits is not None:
         _limits.close()
         _limits = None
@@ -41,27 +39,11 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """The libraries of the process; finding them takes a millisecond."""
-    return ThreadpoolController()
+    """The BLAS libraries of the process; finding them takes a millisecond.
 
-
-@contextmanager
-def blas_on_one_thread() -> Iterator[None]:
-    """BLAS on one thread in the whole process, until the last of several such blocks ends."""
-    global _users, _limits
-    with _counting:
-        if _limits is None:
-            _limits = ExitStack()
-            _limits.enter_context(_libraries().limit(limits={"blas": 1}))
-        _users += 1
-    try:
-        yield
-    finally:
-        with _counting:
-            _users = max(0, _users - 1)  # 0 in a child that was forked inside the block
-            if not _users and _limits is not None:
-                _limits.close()
-                _limits = None
+    pyce is left out, since the end of a limit sets the numbers of threads of all libraries.
+    """
+    return ThreadpoolController().select(user_api="blas")
 
 
 class Team:
@@ -85,6 +67,7 @@ class Team:
 @contextmanager
 def team() -> Iterator[Team]:
     """As many threads as pyce may use, and BLAS on one thread, unless another fit runs."""
+    global _limits
     with ExitStack() as stack:
         if not _alone.acquire(blocking=False):
             yield Team()
@@ -92,10 +75,17 @@ def team() -> Iterator[Team]:
         stack.callback(_alone.release)
         # In small products, the threads of NumPy's BLAS and of SciPy's slow each other down, since
         # both spin. In large ones, the threads of the fit take their place.
-        stack.enter_context(blas_on_one_thread())
+        _limits = stack.enter_context(ExitStack())
+        _limits.enter_context(_libraries().limit(limits={"blas": 1}))
+        stack.callback(_forget_limits)
         threads = pyce.get_num_threads()
         if threads < 2:
             yield Team()
             return
         stack.enter_context(at_most(1))  # in this context and in its copies
         yield Team(threads, stack.enter_context(ThreadPoolExecutor(threads - 1)))
+
+
+def _forget_limits() -> None:
+    global _limits
+    _limits = None

@@ -27,7 +27,7 @@ MEMORY = 400 * 2**20  # of a worker
 def client():
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": MEMORY}
     with (
-        distributed.LocalCluster(dashboard_address=None, **options) as cluster,
+        distributed.LocalCluster(dashboard_address=":0", **options) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
@@ -41,20 +41,36 @@ def spread(client):
     return da.from_array(X, chunks=(15, -1)), da.from_array(y, chunks=15), theirs
 
 
-def test_persisted_data_stay_on_their_workers(client, spread):
+def counting(path, limit=None):
+    """A function that appends to a file when a block is computed, and once ends its process."""
+    ended = path.with_suffix(".ended")
+
+    def load(block):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("x")
+        if limit and path.stat().st_size > limit and not ended.exists():
+            ended.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    return load
+
+
+def test_persisted_data_are_used_where_they_are(client, spread, tmp_path):
     X, y, theirs = spread
-    X, y = dask.persist(X, y)
-    distributed.wait([X, y])
-    before = client.who_has([X])
+    path = tmp_path / "calls"
+    X = X.map_blocks(counting(path), meta=np.empty((0, 0))).persist()
+    distributed.wait(X)
+    before = client.who_has(X)
+    assert len({worker for workers in before.values() for worker in workers}) == 2
     model = SoftmaxRegression(tol=1e-6).fit(X, y)
     assert model.n_iter_ == theirs.n_iter_
     np.testing.assert_allclose(model.coef_, theirs.coef_, atol=1e-9)
-    assert client.who_has([X]) == before
-    assert {len(workers) for workers in before.values()} == {1}
-    assert len({worker for workers in before.values() for worker in workers}) == 2
     result = model.predict(X)
     np.testing.assert_array_equal(result.compute(), theirs.predict(X.compute()))
     assert float(model.score(X, y)) == theirs.score(X.compute(), y.compute())
+    assert path.stat().st_size == X.npartitions
+    assert client.who_has(X).keys() == before.keys()
 
 
 def test_the_bytes_do_not_depend_on_the_scheduler(client, spread):
@@ -74,8 +90,7 @@ def test_nothing_stays_behind(client, spread):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("persist", [True, False])
-def test_a_worker_that_is_lost(client, spread, persist, monkeypatch):
+def test_a_worker_that_is_lost(client, spread, monkeypatch):
     """Dask computes its partitions again."""
     X, y, theirs = spread
     pids = client.run(os.getpid)
@@ -88,7 +103,7 @@ def test_a_worker_that_is_lost(client, spread, persist, monkeypatch):
                 os.kill(next(iter(pids.values())), signal.SIGKILL)
 
     monkeypatch.setattr(_estimator, "Printer", Killer)
-    model = SoftmaxRegression(tol=1e-6, persist=persist).fit(X, y)
+    model = SoftmaxRegression(tol=1e-6, persist=True).fit(X, y)
     assert len(seen) == theirs.n_iter_ == model.n_iter_
     np.testing.assert_allclose(model.coef_, theirs.coef_, atol=1e-9)
     client.wait_for_workers(2, timeout=60)
@@ -97,19 +112,10 @@ def test_a_worker_that_is_lost(client, spread, persist, monkeypatch):
 
 def test_a_worker_that_is_lost_in_the_middle_of_an_evaluation(client, spread, tmp_path):
     X, y, theirs = spread
-    calls, ended = tmp_path / "calls", tmp_path / "ended"
-
-    def load(block):
-        with open(calls, "a", encoding="utf-8") as file:
-            file.write("x")
-        if calls.stat().st_size > 60 and not ended.exists():
-            ended.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return block
-
-    X = X.map_blocks(load, meta=np.empty((0, 0)))
+    path = tmp_path / "calls"
+    X = X.map_blocks(counting(path, limit=60), meta=np.empty((0, 0)))
     model = SoftmaxRegression(tol=1e-6, persist=False).fit(X, y)
-    assert ended.exists()
+    assert path.with_suffix(".ended").exists()
     np.testing.assert_allclose(model.coef_, theirs.coef_, atol=1e-9)
     client.wait_for_workers(2, timeout=60)
 
@@ -162,7 +168,7 @@ def test_threads_in_this_process():
     X, y = DATA["digits"]()
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):
