@@ -11,7 +11,8 @@ EXTENSION := pyce/_pyce.abi3.so
 # The packages that each job needs; pyproject.toml has the extras for users.
 TEST_NEEDS := numpy cffi setuptools wheel numba pytest pytest-xdist hypothesis mpmath ml_dtypes threadpoolctl mypy \
 	pytest-benchmark rich matplotlib jinja2 scipy pyyaml torch expecttest scikit-learn pillow pandas jax optax \
-	mpi4py "mpich; sys_platform != 'win32'"
+	mpi4py "mpich; sys_platform != 'win32'" \
+	dask distributed pyarrow
 LINT_NEEDS := numpy ruff mypy clang-format zizmor check-jsonschema
 BENCH_NEEDS := numpy cffi setuptools wheel numba pytest pytest-benchmark scikit-learn ml_dtypes rich matplotlib jinja2 scipy
 WHEEL_NEEDS := numpy cffi setuptools wheel build abi3audit twine check-wheel-contents \
@@ -54,7 +55,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-ranks bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head ddp
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-ranks bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head ddp bench-dask
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -209,6 +210,9 @@ bench-scaling: .venv/.bench $(EXTENSION) ## measure the time per element from 10
 
 bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and LogisticRegression to docs/sklearn.md
 	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/fit_times.py --write docs/sklearn.md
+
+bench-dask: .venv/.test $(EXTENSION) ## measure time and memory of fits with Dask
+	PYTHONPATH=. $(BIN)/python bench/dask_fits.py
 
 bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that Numba compiles
 	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py

@@ -65,11 +65,12 @@ __all__ = [
 _threadpoolctl.watch()
 
 # Imported at their first use, because they need other libraries or take longer to import.
-_LATER = ("jax", "mpi", "numba", "sklearn", "torch", "training")
+_LATER = ("dask", "jax", "mpi", "numba", "sklearn", "torch", "training")
 
 
 if TYPE_CHECKING:
     # For type checkers, a `__getattr__` would give every misspelt name a type.
+    from pyce import dask as dask
     from pyce import jax as jax
     from pyce import mpi as mpi
     from pyce import numba as numba

@@ -24,9 +24,11 @@ class LinearSoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
     """A classifier with the scores W·x + b, and the softmax of the scores as probabilities."""
 
     class_weight: Any
+    fit_intercept: bool
     max_iter: int
     tol: float
     verbose: int
+    warm_start: bool
 
     def decision_function(self, X: Any) -> Array:
         """The scores z = W·x + b.
@@ -204,21 +206,36 @@ class LinearSoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
-    def _weights(
-        self, y: Array, classes: Array, labels: Array, given: Array | None
-    ) -> Array | None:
+    def _start(self, features: int, columns: tuple[int, ...]) -> Array:
+        """The point from which the solver starts, flat: W transposed, then the intercepts."""
+        start = np.zeros((features + bool(self.fit_intercept), *(columns or (1,))))
+        if self.warm_start and hasattr(self, "coef_"):
+            if self.coef_.shape != (start.shape[1], features):
+                raise ValueError(
+                    f"with warm_start the coefficients of shape {self.coef_.shape} must fit "
+                    f"classes and features, which need {(start.shape[1], features)}"
+                )
+            start[:features] = self.coef_.T
+            if self.fit_intercept:
+                start[features] = self.intercept_
+        return start.ravel()
+
+    def _weights(self, classes: Array, labels: Array, given: Array | None) -> Array | None:
         """The weights of the samples times those of their classes; None if all are 1."""
         if self.class_weight is None:
             return given
-        if isinstance(self.class_weight, str):  # "balanced"
-            counts = np.bincount(labels, given, len(classes))
-            of_classes = np.divide(
-                counts.sum(), len(classes) * counts, out=np.zeros(len(classes)), where=counts > 0
-            )
-        else:
-            of_classes = compute_class_weight(self.class_weight, classes=classes, y=y)
-        of_samples: Array = of_classes[labels]
+        sums = np.bincount(labels, given, len(classes))
+        of_samples: Array = self._weights_of_classes(classes, sums)[labels]
         return of_samples if given is None else given * of_samples
+
+    def _weights_of_classes(self, classes: Array, sums: Array) -> Array:
+        """The weights of the classes, of which `sums` has the sums of the samples' weights."""
+        if not isinstance(self.class_weight, str):
+            weights: Array = compute_class_weight(self.class_weight, classes=classes, y=classes)
+            return weights
+        balanced: Array = np.zeros(len(classes))
+        np.divide(sums.sum(), len(classes) * sums, out=balanced, where=sums > 0)
+        return balanced
 
 
 def checked_weights(given: Any, samples: int) -> Array | None:

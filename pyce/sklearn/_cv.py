@@ -191,7 +191,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         X, y = self._samples(X, y, sample_weight)
         classes, labels = distinct(y)
         given = checked_weights(sample_weight, len(y))
-        weight = self._weights(y, classes, labels, given)
+        weight = self._weights(classes, labels, given)
         total_weight(weight, len(y))
         columns, target = columns_and_target(classes, labels, X.dtype)
         splits = [

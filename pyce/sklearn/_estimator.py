@@ -180,7 +180,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         self._check_parameters()
         X, y = self._samples(X, y, sample_weight)
         classes, labels = distinct(y)
-        weight = self._weights(y, classes, labels, checked_weights(sample_weight, len(y)))
+        weight = self._weights(classes, labels, checked_weights(sample_weight, len(y)))
         total = total_weight(weight, len(labels))
         columns, target = columns_and_target(classes, labels, X.dtype)
         start = self._start(X.shape[1], columns)
@@ -283,7 +283,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         if (known[labels] != y).any():
             unknown = y[known[labels] != y].tolist()[0]
             raise ValueError(f"the label {unknown!r} is not among the classes {known}")
-        weight = self._weights(y, known, labels, checked_weights(sample_weight, len(y)))
+        weight = self._weights(known, labels, checked_weights(sample_weight, len(y)))
         total = total_weight(weight, len(labels))
         columns, target = columns_and_target(known, labels, X.dtype)
         shape = (X.shape[1] + bool(self.fit_intercept), *columns)
@@ -357,17 +357,3 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         rate = self.learning_rate_init
         if not (isinstance(rate, Real) and 0 < rate < np.inf):
             raise ValueError(f"learning_rate_init must be a finite number above 0, got {rate!r}")
-
-    def _start(self, features: int, columns: tuple[int, ...]) -> Array:
-        """The point from which the solver starts, flat: W transposed, then the intercepts."""
-        start = np.zeros((features + bool(self.fit_intercept), *(columns or (1,))))
-        if self.warm_start and hasattr(self, "coef_"):
-            if self.coef_.shape != (start.shape[1], features):
-                raise ValueError(
-                    f"with warm_start the coefficients of shape {self.coef_.shape} must fit "
-                    f"classes and features, which need {(start.shape[1], features)}"
-                )
-            start[:features] = self.coef_.T
-            if self.fit_intercept:
-                start[features] = self.intercept_
-        return start.ravel()

@@ -39,8 +39,11 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """The libraries of the process; finding them takes a millisecond."""
-    return ThreadpoolController()
+    """The BLAS libraries of the process; finding them takes a millisecond.
+
+    pyce is left out, since the end of a limit sets the numbers of threads of all libraries.
+    """
+    return ThreadpoolController().select(user_api="blas")
 
 
 class Team:

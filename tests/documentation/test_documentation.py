@@ -33,7 +33,8 @@ FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"]
 FILES += ["csrc/kernels/README.md"]
 FILES += sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
 # Modules of pyce, and the libraries that they require.
-WITH_LIBRARY = {name: name for name in ("jax", "numba", "sklearn", "torch")} | {"mpi": "mpi4py"}
+WITH_LIBRARY = {name: name for name in ("dask", "jax", "numba", "sklearn", "torch")}
+WITH_LIBRARY["mpi"] = "mpi4py"
 LANGUAGES = {"python", "pycon", "sh", "text"}
 
 
@@ -198,9 +199,8 @@ def test_failing_code_is_reported(text, tmp_path, monkeypatch):
 
 
 # Modules with public functions, and the page that documents them.
-MODULES = {
-    f"pyce.{name}": f"docs/{name}.md" for name in ("jax", "mpi", "sklearn", "torch", "training")
-}
+NAMES = ("dask", "jax", "mpi", "sklearn", "torch", "training")
+MODULES = {f"pyce.{name}": f"docs/{name}.md" for name in NAMES}
 
 
 # Libraries that an example requires in addition to those of its module.

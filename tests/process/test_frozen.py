@@ -42,6 +42,7 @@ def found(tmp_path_factory):
         "numpy",
         "numba",
         "torch",
+        "dask",
         "jax",
         "sklearn",
         "scipy",

@@ -146,11 +146,11 @@ def test_backends_fit_the_protocol(mypy, tmp_path):
 MODULES = ["pyce", "pyce.training"]
 MODULES += [
     f"pyce.{name}"
-    for name in ("jax", "mpi", "sklearn", "torch")
+    for name in ("dask", "jax", "mpi", "sklearn", "torch")
     if importlib.util.find_spec({"mpi": "mpi4py"}.get(name, name))
 ]
 # Whose results and arguments have types of other libraries, which need not have any.
-OF_LIBRARIES = {"pyce.jax", "pyce.mpi", "pyce.sklearn", "pyce.torch", "pyce.training"}
+OF_LIBRARIES = {f"pyce.{name}" for name in ("dask", "jax", "mpi", "sklearn", "torch", "training")}
 
 
 def functions(module):

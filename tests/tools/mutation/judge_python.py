@@ -55,6 +55,7 @@ RULES = (
     ),
     Rule(r"pyce/_backends/c\.py", API, IN_PROCESS),
     Rule(r"pyce/torch(/\w+)?\.py", "pyce.torch", IN_PROCESS),
+    Rule(r"pyce/dask(/\w+)?\.py", "pyce.dask", IN_PROCESS),
     Rule(r"pyce/sklearn(/\w+)?\.py", "pyce.sklearn", IN_PROCESS),
     Rule(
         r"pyce/training/_(loop|lr_find|models|presize|sgd|state)\.py", "pyce.training", IN_PROCESS
