@@ -214,8 +214,8 @@ bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and
 bench-dask: .venv/.test $(EXTENSION) ## measure time and memory of fits with Dask
 	PYTHONPATH=. $(BIN)/python bench/dask_fits.py
 
-bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that Numba compiles
-	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py
+bench-compiled: .venv/.bench $(EXTENSION) ## write the times of small calls from code that Numba compiles to docs/numba.md
+	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py --write docs/numba.md
 
 bench-ranks: .venv/.peers $(EXTENSION) ## measure the loss over a vocabulary that processes share, and write docs/several-machines.md
 	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/ranks.py --write docs/several-machines.md $(if $(ISA),,--output $(RESULTS)/ranks.json)
@@ -242,8 +242,8 @@ example-docs: .venv/.example $(EXTENSION) ## write the results of the last `make
 perplexity: .venv/.example $(EXTENSION) ## compute a language model's perplexity, with and without all logits
 	PYTHONPATH=. $(BIN)/python examples/perplexity.py --output $(RESULTS)/language-model
 
-frozen-features: .venv/.bench $(EXTENSION) ## fit a classifier on features of an image encoder's size, with and without pyce
-	PYTHONPATH=. $(BIN)/python examples/frozen_features.py
+frozen-features: .venv/.bench $(EXTENSION) ## write times and memory of a classifier on an image encoder's features to docs/sklearn.md
+	PYTHONPATH=. $(BIN)/python bench/frozen_features.py docs/sklearn.md
 
 ddp: .venv/.peers $(EXTENSION) ## train a classifier of digits on RANKS processes (2) with PyTorch's DDP
 	PYTHONPATH=. $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(or $(RANKS),2) examples/ddp.py

@@ -12,9 +12,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from pyce._types import Array
 from pyce.sklearn._lbfgs import Progress, Solution, minimize
+from pyce.sklearn._newton import minimize_newton
 from pyce.sklearn._objective import Objective
 from pyce.sklearn._orthants import minimize_l1
 from pyce.sklearn._team import Team
+
+LBFGS, NEWTON = "lbfgs", "newton-cholesky"
 
 
 def solve(
@@ -23,6 +26,7 @@ def solve(
     *,
     C: float,
     l1_ratio: float,
+    solver: str,
     total: float,
     max_iter: int,
     tol: float,
@@ -35,6 +39,10 @@ def solve(
     """
     strength = 1.0 / (C * total)
     objective.ridge = (1 - l1_ratio) * strength
+    if solver == NEWTON:
+        return minimize_newton(
+            objective, objective.hessian, start, max_iter=max_iter, tol=tol, progress=progress
+        )
     if l1_ratio * strength == 0:
         return minimize(objective, start, max_iter=max_iter, tol=tol, team=team, progress=progress)
     return minimize_l1(
@@ -96,6 +104,14 @@ def check_l1_ratio(value: float, name: str = "l1_ratio") -> None:
     """Raise ValueError unless the value is a share of the penalty."""
     if not (isinstance(value, Real) and 0 <= value <= 1):
         raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def check_solver(value: Any, l1_ratios: Any) -> None:
+    """Raise ValueError unless the value is a solver that can minimise such a penalty."""
+    if not (isinstance(value, str) and value in (LBFGS, NEWTON)):
+        raise ValueError(f"solver must be {LBFGS!r} or {NEWTON!r}, got {value!r}")
+    if value == NEWTON and np.any(l1_ratios):
+        raise ValueError(f"solver={NEWTON!r} requires an l1_ratio of 0, got {l1_ratios!r}")
 
 
 def unflatten(
