@@ -165,7 +165,8 @@ def cross_entropy(
     -----
     The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows:
     from each rank 16 bytes for each row and each 2048 classes (float64: 24; with smoothing 32 more,
-    with probabilities 48 more). Of the threads of a process, the one that calls also calls MPI, and
+    with probabilities 48 more). If they have different numbers of classes, 4 KiB more may be
+    exchanged in between. Of the threads of a process, the one that calls also calls MPI, and
     no other: any thread level suffices if only the main thread calls.
 
     The errors are bounded as in `pyce.cross_entropy`: float32 and float64 losses are within 2 units
@@ -348,7 +349,8 @@ def cross_entropy_with_grad(
     -----
     The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows:
     from each rank 16 bytes for each row and each 2048 classes (float64: 24; with smoothing 32 more,
-    with probabilities 48 more). The logits are read twice, before and after. Of the threads of a
+    with probabilities 48 more). If they have different numbers of classes, 4 KiB more may be
+    exchanged in between. The logits are read twice, before and after. Of the threads of a
     process, the one that calls also calls MPI, and no other: any thread level suffices if only the
     main thread calls.
 

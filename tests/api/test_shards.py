@@ -46,7 +46,8 @@ def problem(x, target, bounds, own, *, ignore_index=-100, label_smoothing=0.0, *
     p.contiguous = False
     labels = target.ndim == 1
     p.labels, p.probs = (target, None) if labels else (None, target[..., here])
-    p.weight = p.sample_weight = p.lse = p.normalizer = p.losses = p.grad = None
+    p.weight = p.lse = p.losses = p.grad = None
+    p.sample_weight, p.normalizer = options.get("sample_weight"), options.get("normalizer")
     p.ignore_index, p.smoothing = ignore_index, label_smoothing
     p.lse_square_scale = options.get("lse_square_scale", 0.0)
     p.reduction = options.get("reduction", "mean")
@@ -138,6 +139,28 @@ def test_rows_that_are_not_finite(backend):
             # With smoothing, p − ε/C may cancel: 4 ULP of ε/C.
             atol = 8e-12 if smoothing else 1e-37
             np.testing.assert_allclose(parts[1], whole[1], rtol=1e-6, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_weights_and_a_normalizer(backend, kind):
+    x, target, options = make(kind, "spread25", 2100, "float64", rows=5)
+    weights = (np.arange(5) / 3, np.array([np.inf, 1.0, 0.0, -np.inf, 2.0]))
+    x[2] = np.nan  # of the weight 0 in the second case
+    for sample_weight, normalizer in ((weights[0], None), (weights[0], 3.7), (weights[1], 3.7)):
+        for reduction, scale in (("none", 0.0), ("mean", 0.0), ("sum", 0.5)):
+            options.update(sample_weight=sample_weight, normalizer=normalizer)
+            options.update(reduction=reduction, lse_square_scale=scale)
+            whole = pyce.cross_entropy_with_grad(x, target, **options)
+            parts = sharded(backend, x, target, (0, 1, 700, 700, 2100), **options)
+            np.testing.assert_allclose(parts[0], whole[0], rtol=1e-14)
+            atol = 1e-14 if "probabilities" in kind else 1e-300  # their terms cancel
+            np.testing.assert_allclose(parts[1], whole[1], rtol=1e-13, atol=atol)
+    options.update(ignore_index=0, sample_weight=None, lse_square_scale=0.0)
+    if "probabilities" not in kind:
+        none = np.zeros_like(target)
+        loss, grad = sharded(backend, x, none, (0, 700, 2100), **{**options, "reduction": "mean"})
+        assert loss == 0.0
+        assert not grad.any()
 
 
 def test_a_label_out_of_range_leaves_the_outputs_as_they_were(backend):
