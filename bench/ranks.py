@@ -43,7 +43,7 @@ from pyce import _cli, _machine, _shards
 from pyce._bench import results
 from pyce._bench.formats import duration, listed, ratio
 from pyce._bench.workloads import Array
-from pyce.torch._vocab_parallel import _Ranks
+from pyce.torch._vocab_parallel import Ranks
 
 VOCABULARY = 262_144
 BLOCK = 2048  # PYCE_BLOCK of csrc/pyce.h
@@ -269,7 +269,7 @@ def simulated(ranks: Sequence[int], rounds: int) -> tuple[dict[int, float], Cost
 # Processes of gloo
 
 
-class Counting(_Ranks):
+class Counting(Ranks):
     """A group of torch.distributed that counts the bytes of the states that this rank sends.
 
     `seconds` is the CPU time that was spent in `gather`.
