@@ -92,7 +92,7 @@ def test_ranks_of_mpiexec(run_python):
         )
         # One write of each process: their outputs are mixed.
         program = "import os, pyce; threads = pyce.get_num_threads();"
-        program += "os.write(1, f'{{threads}} {{len(os.sched_getaffinity(0))}}\\n'.encode())"
+        program += "os.write(1, f'{{threads}} {{len(os.sched_getaffinity(0))}} '.encode())"
         command = [{mpiexec!r}, "-n", "2", sys.executable, "-c", program]
         print(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     """
