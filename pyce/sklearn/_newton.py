@@ -45,7 +45,7 @@ def minimize_newton(
     value = evaluate(x, gradient)
     size = largest(gradient)
     if size <= tol:
-        return Solution(x, 0, None)
+        return Solution(x, 0, None, True)
     for iteration in range(1, max_iter + 1):
         d = _direction(hessian(x), gradient)
         slope = float(np.dot(d, gradient))
@@ -67,12 +67,12 @@ def minimize_newton(
         value, size = new_value, new_size
         progress(iteration, value, size)
         if size <= tol or (small and not halved):
-            return Solution(x, iteration, None)
+            return Solution(x, iteration, None, size <= tol)
     return Solution(x, max_iter, "the maximum number of iterations is reached")
 
 
 def _direction(matrix: Array, gradient: Array) -> Array:
-    """−H⁻¹·gradient, H being the matrix, damped as much as its factorisation requires."""
+    """−H⁻¹·gradient, H being the matrix, damped more if its factorisation requires it."""
     diagonal = matrix.diagonal()
     scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     matrix *= scale
@@ -85,4 +85,5 @@ def _direction(matrix: Array, gradient: Array) -> Array:
         except LinAlgError:
             damping *= 100  # of ones and numbers between −1 and 1: with enough of it, it succeeds
             continue
-        return -scale * cho_solve(factor, scale * gradient, check_finite=False)
+        d: Array = cho_solve(factor, scale * gradient, check_finite=False)
+        return -scale * d

@@ -35,25 +35,36 @@ def solve(
 ) -> Solution:
     """The minimum of the mean loss plus the penalty, from `start`, a flat vector that is changed.
 
-    `total` is the sum of the weights.
+    `total` is the sum of the weights. If rounding in float32 ends the solver before it reaches its
+    tolerance, it continues in float64.
     """
     strength = 1.0 / (C * total)
     objective.ridge = (1 - l1_ratio) * strength
-    if solver == NEWTON:
-        return minimize_newton(
-            objective, objective.hessian, start, max_iter=max_iter, tol=tol, progress=progress
+
+    def run(start: Array, before: int) -> Solution:
+        options: Any = {
+            "max_iter": max_iter - before,
+            "tol": tol,
+            "progress": lambda iteration, *figures: progress(before + iteration, *figures),
+        }
+        if solver == NEWTON:
+            return minimize_newton(objective, objective.hessian, start, **options)
+        if l1_ratio * strength == 0:
+            return minimize(objective, start, team=team, **options)
+        return minimize_l1(
+            objective,
+            start,
+            penalty=l1_ratio * strength,
+            penalised=objective.penalised,
+            **options,
         )
-    if l1_ratio * strength == 0:
-        return minimize(objective, start, max_iter=max_iter, tol=tol, team=team, progress=progress)
-    return minimize_l1(
-        objective,
-        start,
-        penalty=l1_ratio * strength,
-        penalised=objective.penalised,
-        max_iter=max_iter,
-        tol=tol,
-        progress=progress,
-    )
+
+    solution = run(start, 0)
+    before = solution.iterations
+    if not solution.within and before < max_iter and objective.widen():
+        solution = run(solution.x, before)
+        solution = solution._replace(iterations=before + solution.iterations)
+    return solution
 
 
 def warn_unless_converged(solution: Solution, stacklevel: int = 3) -> None:

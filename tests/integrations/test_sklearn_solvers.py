@@ -449,3 +449,20 @@ def test_pandas():
     assert list(model.feature_names_in_) == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="feature names"):
         model.partial_fit(frame[["b", "a", "c", "d"]], y)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("form", [np.array, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"C": np.inf, **NEWTON}], ids=str)
+def test_float32_reaches_the_tolerance_in_spite_of_rounding(options, classes, form):
+    """Rounding of scores in float32 is larger than the decreases that are left for the solver."""
+    X, y = synthetic(100, 3, classes)
+    X = np.column_stack([X, np.zeros(100)]) + np.array([10, 30, 0, 5])
+    X = X.astype(np.float32)
+    model = SoftmaxRegression(tol=1e-6, max_iter=20_000, **options).fit(form(X), y)
+    wide = SoftmaxRegression(tol=1e-6, max_iter=20_000, **options).fit(form(X.astype(float)), y)
+    assert model.coef_.dtype == np.float32
+    np.testing.assert_allclose(
+        model.predict_proba(X.astype(float)), wide.predict_proba(X.astype(float)), atol=2e-3
+    )
