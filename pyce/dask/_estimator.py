@@ -248,6 +248,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             start,
             C=self.C,
             l1_ratio=self.l1_ratio,
+            solver="lbfgs",
             total=total,
             max_iter=self.max_iter,
             tol=self.tol,

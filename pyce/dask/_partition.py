@@ -122,13 +122,21 @@ def prepare(
 
 
 def evaluate(
-    x: Any, prepared: Prepared, parameters: Array, columns: tuple[int, ...], fit_intercept: bool
+    x: Any,
+    prepared: Prepared,
+    parameters: Array,
+    dtype: np.dtype[Any],
+    columns: tuple[int, ...],
+    fit_intercept: bool,
 ) -> Array:
-    """The sum of the losses of a partition, and the gradient of this sum, in float64."""
+    """The sum of the losses of a partition, and the gradient of this sum, in float64.
+
+    The features stay in `dtype`; if the parameters are float64, blocks of them are converted.
+    """
     target, weight = prepared
     with at_most(1):
         objective = Objective(
-            features(x, parameters.dtype),
+            features(x, dtype),
             target,
             weight=weight,
             total=1.0,
@@ -136,6 +144,8 @@ def evaluate(
             fit_intercept=fit_intercept,
             team=Team(),
         )
+        if parameters.dtype != dtype:
+            objective.widen()
         result = np.empty(1 + objective.size)
         result[0] = objective(parameters, result[1:])
     return result

@@ -159,6 +159,17 @@ def test_float32_stays_float32(data, form):
         assert getattr(ours, method)(wide).compute().dtype == np.float64
 
 
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+def test_rounding_of_float32_does_not_end_a_fit():
+    X, y = DATA["iris"]()
+    X = (X + 30).astype(np.float32)
+    model = SoftmaxRegression(C=100, tol=1e-7, max_iter=2000)
+    model.fit(da.from_array(X, chunks=(40, -1)), y)
+    assert model.coef_.dtype == np.float32
+    theirs = in_memory.SoftmaxRegression(C=100, tol=1e-7, max_iter=2000).fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X), theirs.predict_proba(X), atol=1e-4)
+
+
 @pytest.mark.parametrize("persist", [True, False, "auto"])
 @pytest.mark.parametrize("form", ["float64", "int16", "both", "strided", "read-only", "coo"])
 def test_blocks_of_other_forms(form, persist):
