@@ -204,20 +204,20 @@ def linear_cross_entropy(
     most = min(one.pop("rows of a chunk") for one in described)
     _check_agreement(described)
     _cut(p, [one["classes"] for one in described], group.rank)
-    valid = p.valid()
-    count = p.rows if valid is None else int(np.count_nonzero(valid))
-    chunks = -(-count // most)
-    rows = -(-count // max(1, chunks))
 
     def allocate() -> tuple[Any, dict[str, Any]]:
         p.check_labels()
+        valid = p.valid()
+        count = p.rows if valid is None else int(np.count_nonzero(valid))
+        rows = -(-count // max(1, -(-count // most)))  # of all chunks but the last
         head.allocate(p.logits.shape[-1], rows)
+        room = _room(group, max(_sizes(p, backend, rows)))
         losses = np.zeros(p.rows, compute_dtype(p.dtype_name))
-        return (_room(group, max(_sizes(p, backend, rows))), losses), {}
+        with np.errstate(all="ignore"):
+            scale = float(np.float64(head.scale or 0.0) / p.denominator())
+        return (count, rows, room, losses, scale), {}
 
-    (room, losses), _ = _agreed(group, allocate)
-    with np.errstate(all="ignore"):
-        scale = float(np.float64(head.scale or 0.0) / p.denominator())
+    (count, rows, room, losses, scale), _ = _agreed(group, allocate)
     iterator = iter(head.chunks())
     some, logits = slice(0), room
     part = p
@@ -267,8 +267,12 @@ def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedPr
     part.classes, part.bounds, part.own = p.classes, p.bounds, p.own
     part.labels = None if p.labels is None else p.labels[rows]
     part.probs = None
-    if p.probs is not None:
+    if p.probs is not None and p.probs.ndim <= 2:
         part.probs = p.probs.reshape(p.rows, p.probs.shape[-1])[rows]
+    elif p.probs is not None:
+        # Not reshaped, which may copy all of them.
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        part.probs = p.probs[np.unravel_index(numbers, p.probs.shape[:-1])]
     part.weight = part.sample_weight = part.lse = part.normalizer = part.grad = None
     part.contiguous, part.ignore_index = False, p.ignore_index
     part.smoothing, part.lse_square_scale = p.smoothing, p.lse_square_scale

@@ -379,8 +379,9 @@ INLINE normaliser block_normaliser(const pyce_block *block) {
 
 /* The statistics of a row of several blocks, relative to the normaliser of its maximum row->max, which
    block `top` contains; block->scale becomes what the block's e must be multiplied by to have that
-   normaliser. */
-static void merge_blocks(const pyce_job *job, pyce_block *blocks, int64_t top, pyce_block *row) {
+   normaliser. Not inlined, so that the loop has the registers to itself in each of its callers. */
+static __attribute__((noinline)) void merge_blocks(const pyce_job *job, pyce_block *blocks,
+                                                   int64_t top, pyce_block *row) {
     double shift[LANES], exponent[LANES];
     const double max = row->max;
     const normaliser norm = normalise(v_set1((real)max));

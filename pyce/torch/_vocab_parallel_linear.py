@@ -123,8 +123,9 @@ def vocab_parallel_linear_cross_entropy(
         `torch.func`, in forward-mode differentiation, and in `torch.export`.
 
     An error of one rank is raised on all of them, and all ranks find what differs between them;
-    except that a rank in `torch.export` raises an error alone. If a process ends, the others get
-    the error of `torch.distributed`.
+    except that a rank of which no memory is left after the last exchange, and one in
+    `torch.export`, raise an error alone. If a process ends, the others get the error of
+    `torch.distributed`.
 
     Notes
     -----
@@ -279,7 +280,7 @@ class _Head:
             logit_scale=self._call.chosen.logit_scale,
             rows=self._rows,
             chunk_bytes=_UNLIMITED,
-            chunk_rows=rows,
+            chunk_rows=max(1, rows),
             needs=self._call.needs,
             narrow_input=False,
         )
@@ -313,11 +314,12 @@ def _forward(ranks: Ranks, call: _Call) -> tuple[Tensor, Any]:
         _threads.at_most(torch.get_num_threads()),
     ):
         loss = _shards.linear_cross_entropy(ranks, make)
-        of_input, of_weight, of_bias = found[0].layer.gradients()
-        if of_input is not None:
-            dist.all_reduce(of_input, group=ranks.group)
-            if input.dtype is torch.bfloat16:
-                of_input = of_input.bfloat16()
+        layer = found[0].layer
+        if layer.of_input is not None:
+            dist.all_reduce(layer.of_input, group=ranks.group)
+        of_input, of_weight, of_bias = layer.gradients()
+        if of_input is not None and input.dtype is torch.bfloat16:
+            of_input = of_input.bfloat16()
         gradients = (of_input, _padded(of_weight, len(weight)), _padded(of_bias, len(weight)))
         result = torch.from_numpy(np.asarray(loss)).to(call.chosen.dtype_of_loss(input.dtype))
         if call.options["reduction"] == "none":

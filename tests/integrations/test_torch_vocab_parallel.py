@@ -31,14 +31,14 @@ def problems(ranks, cuts):
     y[:2] = torch.tensor([7, -100])
     t = torch.rand(ROWS, CLASSES, generator=generator)
     t /= t.sum(1, keepdim=True)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        for spread in (1, 30):
-            x = (torch.randn(ROWS, CLASSES, generator=generator) * spread).to(dtype)
-            for options in OPTIONS:
-                index = y.clamp(min=0) if "ignore_index" in options else y
-                yield x, index, cuts[ranks], options
-                if "ignore_index" not in options:
-                    yield x, t, cuts[ranks], options
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for dtype, spread in zip(dtypes, (30, 1, 30, 1), strict=True):
+        x = (torch.randn(ROWS, CLASSES, generator=generator) * spread).to(dtype)
+        for options in OPTIONS:
+            index = y.clamp(min=0) if "ignore_index" in options else y
+            yield x, index, cuts[ranks], options
+            if "ignore_index" not in options:
+                yield x, t, cuts[ranks], options
 
 
 def expected(logits, target, options):

@@ -108,9 +108,13 @@ def test_errors_are_raised_on_all_ranks():
     x, w = torch.randn(4, 5), torch.randn(6, 5)
     y = torch.tensor([0, 9, -100, 3])
     found = vocab_ranks.run(2, vocab_ranks.linear_errors, x, w, y)
-    z = torch.nn.functional.linear(x, torch.cat([w, w]))
-    for rank, (errors, loss) in enumerate(found):
-        assert loss == pytest.approx(cross_entropy(z, y).item(), rel=1e-5)
+    both = torch.cat([w, w]).requires_grad_()
+    expected = cross_entropy(torch.nn.functional.linear(x, both), y)
+    expected.backward()
+    for rank, (errors, loss, ignored, of_weight) in enumerate(found):
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert ignored == 0.0
+        torch.testing.assert_close(of_weight, both.grad[6 * rank : 6 * rank + 6])
         for error, (kind, message) in zip(
             errors,
             (

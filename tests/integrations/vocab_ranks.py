@@ -133,7 +133,10 @@ def linear_errors(rank, ranks, input, weight, target):
         found.append(_error_of(call, input, weight, target, chunk_bytes=size))
     _linear_layer.Layer.add = add
     # All ranks are still together.
-    return found, call(input, weight, target).item()
+    loss = call(input, weight, target)
+    ignored = call(input, weight, torch.full_like(target, -100), reduction="sum")
+    (loss + ignored).backward()
+    return found, loss.item(), ignored.item(), weight.grad
 
 
 def linear_dtensor(rank, ranks, input, weight, target):

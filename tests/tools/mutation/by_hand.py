@@ -147,9 +147,9 @@ BY_HAND = (
         "wrong block bound",
     ),
     (
-        _OTHERS,
-        "job->blocks = (p->classes + PYCE_BLOCK - 1) / PYCE_BLOCK;",
-        "job->blocks = p->classes / PYCE_BLOCK;",
+        r"csrc/kernels/kernels\.h",
+        "return classes / PYCE_BLOCK + (classes % PYCE_BLOCK != 0);",
+        "return classes / PYCE_BLOCK;",
         "wrong block bound",
     ),
     # A label that is the number of classes.
