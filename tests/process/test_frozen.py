@@ -44,6 +44,7 @@ def found(tmp_path_factory):
         "torch",
         "jax",
         "sklearn",
+        "mpi4py",
         "scipy",
         "matplotlib",
         "PIL",
