@@ -90,7 +90,7 @@ def aligned_shards_have_the_bytes_of_one_process():
     s = rng.random(ROWS)
     s[3] = 0.0
     for dtype in ("float32", "float64", "float16", "bfloat16"):
-        for spread, integer in ((1, np.int64), (30, np.int32)):
+        for spread, integer in ((1, np.int64), (30, np.int32))[dtype == "float16" :]:
             x = rng.standard_normal((ROWS, CLASSES)) * spread
             x = x.astype(ml_dtypes.finfo(dtype).dtype)
             for target in (labels.astype(integer), probs):
@@ -346,7 +346,9 @@ CHECKS = (
 
 def loss_of_the_living():
     """The last rank is killed; the others wait in the exchange until mpiexec ends them."""
-    print(os.getpid(), flush=True)
+    pids = WORLD.allgather(os.getpid())
+    if RANK == 0:
+        print(*pids, flush=True)
     WORLD.Barrier()
     if RANK == RANKS - 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -48,6 +48,7 @@ def found(tmp_path_factory):
         "psutil",
         "jax",
         "sklearn",
+        "mpi4py",
         "scipy",
         "matplotlib",
         "PIL",
