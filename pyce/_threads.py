@@ -4,7 +4,11 @@ The number asked for is that of `ask`, else of PYCE_NUM_THREADS, else 1 in a wor
 DataLoader, else of OMP_NUM_THREADS, else unlimited. The limits are the CPU affinity of the calling
 thread, read at every large call (on Windows that of the process; macOS has none); the CPU quotas of
 the process's control group and its ancestors (cgroup versions 1 and 2), read at most once a second;
-the limit set through threadpoolctl; and `at_most` of the calling code.
+the limit set through threadpoolctl; and `at_most` of the calling code, which replaces
+OMP_NUM_THREADS: PyTorch reads that variable itself, and a program may ask PyTorch for more.
+
+Where no number is asked for, the processes that a launcher (torchrun, mpiexec) started on this
+machine divide its processors, and a quota: they may all have the affinity of the whole machine.
 """
 
 from __future__ import annotations
@@ -22,6 +26,13 @@ from pyce import _fpenv
 _asked: int | None = None
 _limit: float = math.inf
 _at_most: ContextVar[float] = ContextVar("pyce_threads", default=math.inf)
+# The variables by which launchers tell a process how many they started on its machine.
+_RANKS = (
+    "LOCAL_WORLD_SIZE",  # torchrun
+    "OMPI_COMM_WORLD_LOCAL_SIZE",  # Open MPI
+    "MPI_LOCALNRANKS",  # MPICH and Intel MPI
+    "MV2_COMM_WORLD_LOCAL_SIZE",  # MVAPICH
+)
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
 _changed: list[Callable[[], None]] = []
@@ -57,9 +68,12 @@ def _tell() -> None:
         changed()
 
 
-def budget() -> int:
-    """The number of threads that a call may use; called for every call large enough to share."""
-    return max(1, math.ceil(min(_unlimited(), _limit, _at_most.get())))
+def budget(most: float = math.inf) -> int:
+    """The number of threads that a call may use; called for every call large enough to share.
+
+    `most` is a limit for this call, as that of `at_most` is.
+    """
+    return max(1, math.ceil(min(_unlimited(min(most, _at_most.get())), _limit)))
 
 
 def of_process() -> int:
@@ -89,21 +103,39 @@ def limit(n: int) -> None:
     _tell()
 
 
-def _unlimited() -> float:
-    return min(_wanted(), _affinity(), _quota_now())
+def _unlimited(most: float = math.inf) -> float:
+    return min(_wanted(most), most, _affinity(), _quota_now())
 
 
-def _wanted() -> int:
+def _wanted(most: float) -> float:
     if _asked is not None:
         return _asked
     text = os.environ.get("PYCE_NUM_THREADS")
     if text:
         return _positive(text)
-    # OMP_NUM_THREADS may be a list, one number per nesting level. OpenMP reports its errors.
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if _is_data_loader_worker():
         return 1
-    return max(1, int(text)) if text.isdigit() else 2**31 - 1
+    if most == math.inf:
+        # It may be a list, one number per nesting level. OpenMP reports its errors.
+        text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        if text.isdigit():
+            return max(1, int(text))
+    if _ranks == 1:
+        return math.inf
+    return min(os.cpu_count() or 1, _quota_now()) // _ranks
+
+
+def _ranks_here() -> int:
+    """The number of processes that a launcher started on this machine, 1 without a launcher."""
+    for name in _RANKS:
+        text = os.environ.get(name, "")
+        if text.isdigit():
+            return max(1, int(text))
+    return 1
+
+
+# Read once, since it does not change, and a lookup takes a microsecond.
+_ranks = _ranks_here()
 
 
 def _is_data_loader_worker() -> bool:

@@ -192,7 +192,7 @@ def at_addresses(
 ) -> bool:
     """Cross-entropy in memory that is not a NumPy array; see `AtAddresses`."""
     work = outer * classes * inner + _ROW_OVERHEAD * outer * inner
-    threads = 1 if work < _serial_below else min(_threads.budget(), most_threads())
+    threads = 1 if work < _serial_below else _threads.budget(most_threads())
     if loss and not lse:
         return not _cross_entropy_at(
             _FORWARD_BACKWARD if grad else _FORWARD,
@@ -267,7 +267,7 @@ def scale_at(
     /,
 ) -> bool:
     """A saved gradient times a number; see `ScaleAt`."""
-    threads = 1 if size < _serial_below else min(_threads.budget(), most_threads())
+    threads = 1 if size < _serial_below else _threads.budget(most_threads())
     return not _scale_at(
         _DTYPES[dtype], size, threads, saved, result, factor, _DTYPES[factor_dtype]
     )

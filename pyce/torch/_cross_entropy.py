@@ -112,7 +112,8 @@ def cross_entropy(
     -----
     PyTorch's own function runs under the transforms of `torch.func`, which need more than a
     gradient, in forward-mode differentiation, and for distributed tensors (`DTensor`). A call uses
-    at most as many threads as both `torch.get_num_threads` and `pyce.get_num_threads` allow.
+    at most as many threads as `torch.get_num_threads` says, whatever OMP_NUM_THREADS is, and as the
+    other limits that `pyce.get_num_threads` lists allow.
 
     The gradient of float16 logits is multiplied by the gradient of the loss before it is rounded:
     losses are scaled in float16 training, and gradients that are rounded before the scaling are 0

@@ -377,11 +377,14 @@ def test_the_module_is_pytorchs():
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32], ids=["fast", "general"])
-def test_no_more_threads_than_pytorch_is_allowed(kind, monkeypatch):
+def test_as_many_threads_as_pytorch_is_allowed(kind, monkeypatch, many_processors):
+    """Whatever OMP_NUM_THREADS says, which torchrun sets to 1: PyTorch has read it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PYCE_NUM_THREADS", raising=False)
+    monkeypatch.setattr(_threads, "_asked", None)
     seen = []
     budget = _threads.budget
-    monkeypatch.setattr(_threads, "_unlimited", lambda: 8.0)
-    monkeypatch.setattr(_threads, "budget", lambda: seen.append(budget()) or seen[-1])
+    monkeypatch.setattr(_threads, "budget", lambda *n: seen.append(budget(*n)) or seen[-1])
     before = torch.get_num_threads()
     logits, target = example(2100, 2000)  # enough for several threads on every backend
     asked = []

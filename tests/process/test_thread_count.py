@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 from unittest import mock
 
@@ -37,6 +38,69 @@ def test_threads_are_limited_by_the_process(monkeypatch):
     monkeypatch.setattr(_threads.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(_threads, "_quota_now", lambda: math.inf)
     assert pyce.get_num_threads() == 4
+
+
+def test_ranks_of_a_launcher_divide_the_processors(monkeypatch):
+    """And the quota, but not an affinity, which they have from the launcher, nor what is asked."""
+    monkeypatch.setattr(_threads, "_asked", None)
+    for name in ("PYCE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_threads.os, "cpu_count", lambda: 64)
+    for ranks, processors, quota, expected in (
+        *((1, 64, math.inf, 64), (4, 64, math.inf, 16), (4, 8, math.inf, 8)),
+        *((3, 64, math.inf, 21), (100, 64, math.inf, 1), (4, 64, 9, 2)),
+    ):
+        monkeypatch.setattr(_threads, "_ranks", ranks)
+        monkeypatch.setattr(_threads, "_affinity", lambda n=processors: n)
+        monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
+        assert pyce.get_num_threads() == expected, (ranks, processors, quota)
+        with _threads.at_most(5):
+            assert pyce.get_num_threads() == min(5, expected)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert pyce.get_num_threads() == 7
+    with _threads.at_most(5):
+        assert pyce.get_num_threads() == 2  # the variable is the caller's
+    monkeypatch.setenv("PYCE_NUM_THREADS", "6")
+    assert pyce.get_num_threads() == 6
+    with _threads.at_most(5):
+        assert pyce.get_num_threads() == 5
+
+
+@pytest.mark.parametrize("name", _threads._RANKS)
+def test_launchers_state_the_number_of_ranks(monkeypatch, name):
+    for other in _threads._RANKS:
+        monkeypatch.delenv(other, raising=False)
+    assert _threads._ranks_here() == 1
+    for text, expected in (("", 1), ("1", 1), ("4", 4), ("0", 1), ("many", 1)):
+        monkeypatch.setenv(name, text)
+        assert _threads._ranks_here() == expected
+
+
+def test_ranks_of_mpiexec(run_python):
+    """The launcher of the environment, if there is one: none of its ranks is told a number."""
+    folders = (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+    mpiexec = shutil.which("mpiexec", path=os.pathsep.join(folders))
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec")
+    code = f"""if True:
+        import os, subprocess, sys
+        for name in {(*_threads._RANKS, "OMP_NUM_THREADS")}:
+            os.environ.pop(name, None)
+        # Open MPI requires both of root.
+        os.environ |= dict.fromkeys(
+            ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"], "1"
+        )
+        # One write of each process: their outputs are mixed.
+        program = "import os, pyce; threads = pyce.get_num_threads();"
+        program += "os.write(1, f'{{threads}} {{len(os.sched_getaffinity(0))}} '.encode())"
+        command = [{mpiexec!r}, "-n", "2", sys.executable, "-c", program]
+        print(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    """
+    share = max(1, os.cpu_count() // 2)
+    found = run_python("-c", code).stdout.split()
+    assert len(found) == 4
+    for threads, processors in zip(found[::2], found[1::2], strict=True):
+        assert int(threads) == min(share, int(processors))
 
 
 def kernel32(mask, works):
