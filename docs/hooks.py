@@ -13,6 +13,7 @@ PAGES = (
     "bench/README.md",
     "csrc/kernels/README.md",
     "examples/byte_pairs.py",
+    "examples/ddp.py",
     "examples/language_model.py",
     "examples/perplexity.py",
 )

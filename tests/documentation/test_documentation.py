@@ -329,6 +329,12 @@ def fault(words):
             if word not in targets and not re.match(r"[A-Z_]+=", word):
                 return f"no target {word}"
         return None
+    if words[0] in ("torchrun", "mpiexec"):
+        while words[1:2] and words[1].startswith("-"):  # options, each with a value
+            words = [words[0], *words[3:]]
+        words = words[1:] if words[1:2] == ["python"] else ["python", *words[1:]]
+        if words == ["python", "train.py"]:  # the reader's program
+            return None
     if words[:3] == ["python", "-m", "pyce"]:
         arguments = words[3:]
         name = arguments[:1] if arguments and not arguments[0].startswith("-") else []
@@ -384,6 +390,10 @@ def test_commands_exist(file):
         ("python examples/language_model.py --steps 10", None),
         ("python examples/language_model.py --step 10", "no option --step"),
         ("python examples/nothing.py", "no example examples/nothing.py"),
+        ("torchrun --nproc-per-node 2 examples/ddp.py --epochs 3", None),
+        ("torchrun --nproc-per-node 2 examples/ddp.py --epoch 3", "no option --epoch"),
+        ("mpiexec -n 2 python -m pyce", None),
+        ("mpiexec -n 2 python -m pyce nothing", "no command nothing"),
         ("cd ..", None),
         ("pip install . # words", None),
         ("pip install '.[numba,bench]'", None),
