@@ -53,7 +53,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-ranks bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head ddp
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -212,6 +212,10 @@ bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and
 bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that Numba compiles
 	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py
 
+bench-ranks: .venv/.peers $(EXTENSION) ## measure the loss over a vocabulary that processes share, and write docs/several-machines.md
+	$(if $(ISA),PYCE_ISA=$(ISA)) PYTHONPATH=. $(BIN)/python bench/ranks.py --write docs/several-machines.md $(if $(ISA),,--output $(RESULTS)/ranks.json)
+	$(if $(ISA),,PYTHONPATH=.:bench $(BIN)/python docs/drawings/several_machines.py docs/pictures/several-machines.svg)
+
 accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
 
@@ -235,6 +239,9 @@ perplexity: .venv/.example $(EXTENSION) ## compute a language model's perplexity
 
 frozen-features: .venv/.bench $(EXTENSION) ## fit a classifier on features of an image encoder's size, with and without pyce
 	PYTHONPATH=. $(BIN)/python examples/frozen_features.py
+
+ddp: .venv/.peers $(EXTENSION) ## train a classifier of digits on RANKS processes (2) with PyTorch's DDP
+	PYTHONPATH=. $(BIN)/python -m torch.distributed.run --standalone --nproc-per-node $(or $(RANKS),2) examples/ddp.py
 
 filter-picture: .venv/.example $(EXTENSION) ## draw what filter_tolerance saves on the last model of `make example`
 	PYTHONPATH=.:examples $(BIN)/python docs/drawings/filter_tolerance.py docs/pictures/filter-tolerance.svg

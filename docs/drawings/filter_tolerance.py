@@ -22,7 +22,7 @@ import pyce
 import torch
 from language_model import load, machine, split
 from perplexity import hidden_states
-from pyce._bench.report.picture import themed
+from pyce._bench.report.picture import standalone, themed
 from pyce._bench.report.style import THEME, drawing, figure
 
 TOLERANCES = [2.0**power for power in range(-16, 0, 2)]
@@ -131,22 +131,6 @@ def draw(found: dict) -> str:
         )
     alt = "Time and error against the tolerance"
     return standalone(themed(stream.getvalue(), NAME, alt))
-
-
-def standalone(svg: str) -> str:
-    """A file of an element whose colours are CSS variables."""
-    light, dark = (
-        "".join(f"--{name}: {colors[i]}; " for name, colors in THEME.items())
-        for i in range(2)
-    )
-    style = (
-        f"<style>svg {{ {light}}} @media (prefers-color-scheme: dark) "
-        f"{{ svg {{ {dark}}} }} .paper {{ fill: var(--paper); }}</style>"
-        '<rect class="paper" width="100%" height="100%"/>'
-    )
-    head, rest = svg.split(">", 1)
-    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}>{style}{rest}\n"
 
 
 def main() -> None:

@@ -78,6 +78,20 @@ def themed(svg: str, name: str, alt: str) -> str:
     return re.sub(r">\s+<", "><", svg).replace("\n", " ")
 
 
+def standalone(svg: str) -> str:
+    """A file of an element whose colours are CSS variables, as that of `themed`."""
+    light, dark = (
+        "".join(f"--{name}: {colors[i]}; " for name, colors in THEME.items()) for i in range(2)
+    )
+    style = (
+        f"<style>svg {{ {light}}} @media (prefers-color-scheme: dark) {{ svg {{ {dark}}} }} "
+        '.paper { fill: var(--paper); }</style><rect class="paper" width="100%" height="100%"/>'
+    )
+    head, rest = svg.split(">", 1)
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{head}>{style}{rest}\n"
+
+
 def _rounded(numbers: str) -> str:
     """Numbers rounded to hundredths of a point."""
     return re.sub(r"(\.\d\d)\d+", r"\1", numbers)
