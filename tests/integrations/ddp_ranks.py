@@ -1,4 +1,4 @@
-"""What a rank of `test_torch_ddp.py` runs: steps of a small model on its part of each batch."""
+"""What a rank of `test_torch_ddp.py` runs: steps of a small model, and losses of `DTensor`s."""
 
 from contextlib import nullcontext
 
@@ -126,3 +126,38 @@ def expected(batches, loss):
         optimizer.step()
         optimizer.zero_grad()
     return found
+
+
+def distributed_logits(rank, ranks):
+    """PyTorch's own function runs for a DTensor, also under its `loss_parallel`."""
+    with pyce.torch.patched() as patch:
+        check_distributed_logits(ranks, F.cross_entropy)
+        assert patch.calls == 1  # for the expected loss
+    check_distributed_logits(ranks, pyce.torch.cross_entropy)
+
+
+def check_distributed_logits(ranks, function):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = init_device_mesh("cpu", (ranks,))
+    torch.manual_seed(0)
+    logits, target = torch.randn(8, 6), torch.arange(8) % 6
+    leaf = logits.clone().requires_grad_()
+    expected = F.cross_entropy(leaf, target)
+    expected.backward()
+
+    def step(placement):
+        part = distribute_tensor(logits.clone(), mesh, [placement]).requires_grad_()
+        to = placement if placement == Shard(0) else Replicate()
+        loss = function(part, distribute_tensor(target, mesh, [to]))
+        loss.backward()
+        whole = loss.full_tensor() if hasattr(loss, "full_tensor") else loss
+        torch.testing.assert_close(whole, expected.detach())
+        torch.testing.assert_close(part.grad.full_tensor(), leaf.grad)
+
+    for placement in (Shard(0), Replicate()):
+        step(placement)
+    with loss_parallel():
+        step(Shard(1))

@@ -56,3 +56,7 @@ def error(actual, exact):
     """The largest difference, in epsilons of the dtype and of the largest number."""
     largest = (actual.double() - exact).abs().max() / exact.abs().max()
     return largest.item() / torch.finfo(actual.dtype).eps
+
+
+def test_pytorch_computes_the_loss_of_distributed_logits():
+    vocab_ranks.run(2, ddp_ranks.distributed_logits)

@@ -91,12 +91,12 @@ def test_ranks_of_mpiexec(run_python):
             ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"], "1"
         )
         # One write of each process: their outputs are mixed.
-        program = "import os, pyce; threads = pyce.get_num_threads();"
-        program += "os.write(1, f'{{threads}} {{len(os.sched_getaffinity(0))}} '.encode())"
+        program = "import os, pyce; from pyce import _threads; threads = pyce.get_num_threads();"
+        program += "os.write(1, f'{{threads}} {{_threads._affinity()}} '.encode())"
         command = [{mpiexec!r}, "-n", "2", sys.executable, "-c", program]
         print(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     """
-    share = max(1, os.cpu_count() // 2)
+    share = max(1, min(os.cpu_count(), _threads._quota_now()) // 2)
     found = run_python("-c", code).stdout.split()
     assert len(found) == 4
     for threads, processors in zip(found[::2], found[1::2], strict=True):
