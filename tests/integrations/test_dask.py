@@ -554,6 +554,23 @@ def test_a_column_of_categories_is_named():
         SoftmaxRegression().fit(frame, dd.from_pandas(pd.Series(Y6), npartitions=2))
 
 
+def test_missing_labels_of_a_dataframe():
+    pd = pytest.importorskip("pandas")
+    dd = pytest.importorskip("dask.dataframe")
+    names = pd.Series(["a", "b", "c", None, "b", "c"], dtype="string")
+    X = dd.from_pandas(pd.DataFrame(X6, columns=["a", "b"]), npartitions=2)
+    with pytest.raises(ValueError, match=r"^partition 1: Input y contains NaN"):
+        SoftmaxRegression().fit(X, dd.from_pandas(names, npartitions=2))
+
+
+def test_names_that_are_missed_cause_one_warning():
+    pd = pytest.importorskip("pandas")
+    model = SoftmaxRegression().fit(pd.DataFrame(X6, columns=["a", "b"]), Y6)
+    with pytest.warns(UserWarning, match="feature names") as caught:
+        model.predict(chunked(X6, (2, 2, 2))).compute()
+    assert len(caught) == 1
+
+
 def test_overflow_ends_with_a_warning_at_most():
     X, y = DATA["iris"]()
     with warnings.catch_warnings():
