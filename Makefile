@@ -213,8 +213,8 @@ bench-fit: .venv/.bench $(EXTENSION) ## write the times of SoftmaxRegression and
 bench-dask: .venv/.test $(EXTENSION) ## measure time and memory of fits with Dask
 	PYTHONPATH=. $(BIN)/python bench/dask_fits.py
 
-bench-compiled: .venv/.bench $(EXTENSION) ## measure small calls from code that Numba compiles
-	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py
+bench-compiled: .venv/.bench $(EXTENSION) ## write the times of small calls from code that Numba compiles to docs/numba.md
+	PYTHONPATH=. $(BIN)/python bench/compiled_calls.py --write docs/numba.md
 
 accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units in the last place, in every regime
 	$(BIN)/python -m pyce check --full --output $(RESULTS)/accuracy.json
@@ -237,8 +237,8 @@ example-docs: .venv/.example $(EXTENSION) ## write the results of the last `make
 perplexity: .venv/.example $(EXTENSION) ## compute a language model's perplexity, with and without all logits
 	PYTHONPATH=. $(BIN)/python examples/perplexity.py --output $(RESULTS)/language-model
 
-frozen-features: .venv/.bench $(EXTENSION) ## fit a classifier on features of an image encoder's size, with and without pyce
-	PYTHONPATH=. $(BIN)/python examples/frozen_features.py
+frozen-features: .venv/.bench $(EXTENSION) ## write times and memory of a classifier on an image encoder's features to docs/sklearn.md
+	PYTHONPATH=. $(BIN)/python bench/frozen_features.py docs/sklearn.md
 
 filter-picture: .venv/.example $(EXTENSION) ## draw what filter_tolerance saves on the last model of `make example`
 	PYTHONPATH=.:examples $(BIN)/python docs/drawings/filter_tolerance.py docs/pictures/filter-tolerance.svg

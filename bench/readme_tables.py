@@ -22,6 +22,7 @@ on which machine they were measured.
 from __future__ import annotations
 
 import argparse
+import datetime
 import math
 import re
 import sys
@@ -32,7 +33,7 @@ from typing import Any
 
 import goals
 
-from pyce import _cli
+from pyce import _cli, _machine
 from pyce._bench import results
 from pyce._bench.formats import duration, memory, ratio
 from pyce._bench.head import FILTER
@@ -63,6 +64,15 @@ def measured_on(machine: dict[str, Any], when: str, commit: str) -> str:
     parts = [f"Measured on {when[:10]}", *([f"at commit {commit}"] if commit else [])]
     parts.append(f"on {processor_text(machine)} with {_threads(machine)}, {isa_text(machine)}")
     return " ".join(parts)
+
+
+def measured_now() -> str:
+    """The same for figures that this process has measured."""
+    from pytest_benchmark import utils
+
+    commit_info: Any = utils.get_commit_info
+    today = datetime.date.today().isoformat()
+    return measured_on(_machine.fingerprint(), today, results.short_commit(commit_info()))
 
 
 def _threads(machine: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from pyce.dask._objective import Objective
 from pyce.dask._partition import Summary, apply, features, prepare, ratio, right, summarize
 from pyce.sklearn._classifier import LinearSoftmaxClassifier, distinct, total_weight
 from pyce.sklearn._solve import (
+    LBFGS,
     Printer,
     check_C,
     check_l1_ratio,
@@ -249,6 +250,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             start,
             C=self.C,
             l1_ratio=self.l1_ratio,
+            solver=LBFGS,
             total=total,
             max_iter=self.max_iter,
             tol=self.tol,

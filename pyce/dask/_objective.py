@@ -47,13 +47,23 @@ class Objective:
         self.ridge = 0.0
         self.penalised = features * int(np.prod(columns))  # how many coefficients W has
         self._data, self._total = data, total
-        self._columns, self._fit_intercept, self._dtype = columns, fit_intercept, dtype
+        self._columns, self._fit_intercept = columns, fit_intercept
+        self._stored = self._dtype = dtype
+
+    def widen(self) -> bool:
+        """Compute in float64 from now on; returns whether that is a change.
+
+        The features stay as they are: each evaluation converts one block at a time.
+        """
+        narrow = self._dtype != np.float64
+        self._dtype = np.dtype(np.float64)
+        return narrow
 
     def __call__(self, flat: Array, gradient: Array) -> float:
         """Write the gradient, and return the objective."""
         parameters = dask.delayed(flat.astype(self._dtype), pure=False, traverse=False)
         results = [
-            _evaluate(x, prepared, parameters, self._columns, self._fit_intercept)
+            _evaluate(x, prepared, parameters, self._columns, self._fit_intercept, self._stored)
             for x, prepared in self._data
         ]
         while len(results) > _GROUP:

@@ -124,13 +124,21 @@ def prepare(
 
 
 def evaluate(
-    x: Any, prepared: Prepared, parameters: Array, columns: tuple[int, ...], fit_intercept: bool
+    x: Any,
+    prepared: Prepared,
+    parameters: Array,
+    columns: tuple[int, ...],
+    fit_intercept: bool,
+    dtype: Any,
 ) -> Array:
-    """The sum of the losses of a partition, and the gradient of this sum, in float64."""
+    """The sum of the losses of a partition, and the gradient of this sum, in float64.
+
+    `dtype` is that of the features; they are computed with in the dtype of `parameters`.
+    """
     target, weight = prepared
     with at_most(1):
         objective = Objective(
-            features(x, parameters.dtype),
+            features(x, dtype),
             target,
             weight=weight,
             total=1.0,
@@ -138,6 +146,8 @@ def evaluate(
             fit_intercept=fit_intercept,
             team=Team(),
         )
+        if parameters.dtype != dtype:
+            objective.widen()
         result = np.empty(1 + objective.size)
         result[0] = objective(parameters, result[1:])
     return result

@@ -31,9 +31,11 @@ from pyce.sklearn._estimator import SoftmaxRegression
 from pyce.sklearn._lbfgs import Solution
 from pyce.sklearn._objective import Objective, rows_of
 from pyce.sklearn._solve import (
+    NEWTON,
     Printer,
     check_C,
     check_l1_ratio,
+    check_solver,
     solve,
     unflatten,
 )
@@ -55,6 +57,9 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         in their logarithms.
     l1_ratios : array_like of floats
         Shares of the absolute values in the penalty, from 0 (L2) to 1 (L1).
+    solver : {"lbfgs", "newton-cholesky"}
+        The method of each fit. "newton-cholesky" is Newton's method, for few features and classes;
+        it requires that all of `l1_ratios` are 0.
     fit_intercept : bool
         Whether to fit the intercepts; they are 0 if not.
     cv : int, cross-validation generator, iterable or None
@@ -128,6 +133,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         *,
         Cs: Any = 10,
         l1_ratios: Any = (0.0,),
+        solver: str = "lbfgs",
         fit_intercept: bool = True,
         cv: Any = None,
         scoring: Any = None,
@@ -139,6 +145,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
     ) -> None:
         self.Cs = Cs
         self.l1_ratios = l1_ratios
+        self.solver = solver
         self.fit_intercept = fit_intercept
         self.cv = cv
         self.scoring = scoring
@@ -308,6 +315,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
             check_C(float(value), "each of Cs")
         for value in ratios:
             check_l1_ratio(float(value), "each of l1_ratios")
+        check_solver(self.solver, ratios.tolist())
         return Cs.astype(float), ratios.astype(float)
 
     def _problem(
@@ -331,6 +339,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
             fit_intercept=self.fit_intercept,
             team=threads,
             ranges=ranges,
+            newton=self.solver == NEWTON,
         )
         return _Problem(objective, total, threads)
 
@@ -361,6 +370,7 @@ class _Problem(NamedTuple):
             start,
             C=C,
             l1_ratio=l1_ratio,
+            solver=model.solver,
             total=self.total,
             max_iter=model.max_iter,
             tol=model.tol,

@@ -22,9 +22,11 @@ from pyce.sklearn._classifier import (
 )
 from pyce.sklearn._objective import Objective
 from pyce.sklearn._solve import (
+    NEWTON,
     Printer,
     check_C,
     check_l1_ratio,
+    check_solver,
     solve,
     unflatten,
     warn_unless_converged,
@@ -40,9 +42,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         Σ_i s_i · (log Σ_c exp(z_ic) − z_iy) / Σ_i s_i
             + ((1 − l1_ratio) · ‖W‖² / 2 + l1_ratio · Σ |W_cj|) / (C · Σ_i s_i)
 
-    by L-BFGS, or with `l1_ratio` above 0 by a projected L-BFGS. With two classes, each sample has
-    one score, that of the second class relative to the first, and the loss is
-    `pyce.binary_cross_entropy`. `partial_fit` makes steps of Adam on the same objective.
+    by L-BFGS, by Newton's method, or with `l1_ratio` above 0 by a projected L-BFGS. With two
+    classes, each sample has one score, that of the second class relative to the first, and the loss
+    is `pyce.binary_cross_entropy`. `partial_fit` makes steps of Adam on the same objective.
 
     Parameters
     ----------
@@ -52,6 +54,12 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     l1_ratio : float
         The share of the absolute values in the penalty, from 0 to 1: 0 is the squared (L2) penalty,
         1 the penalty on absolute values (L1), with which many coefficients are exactly 0.
+    solver : {"lbfgs", "newton-cholesky"}
+        The method of `fit`. "newton-cholesky" is Newton's method. It takes few iterations, whatever
+        the scales of the features, and reaches a small `tol`. An iteration computes the matrix of
+        second derivatives, which needs memory for 8 · ((n_features + 1) · n_classes)² bytes and
+        more: it pays for few features and classes, especially if features differ in scale or are
+        correlated. It requires an `l1_ratio` of 0.
     fit_intercept : bool
         Whether to fit the intercepts b; they are 0 if not.
     class_weight : dict, "balanced" or None
@@ -106,7 +114,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     Notes
     -----
     The objective and the stopping rule are those of ``LogisticRegression(solver="lbfgs")`` of
-    scikit-learn 1.9, so the solutions agree up to the tolerance. With `l1_ratio` the objective is
+    scikit-learn 1.9, so the solutions agree up to the tolerance. Newton's method has the same
+    stopping rule. With `l1_ratio` the objective is
     that of ``LogisticRegression(solver="saga")``. Source of the formula:
     https://scikit-learn.org/stable/modules/linear_model.html#multinomial-case
     """
@@ -116,6 +125,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         *,
         C: float = 1.0,
         l1_ratio: float = 0.0,
+        solver: str = "lbfgs",
         fit_intercept: bool = True,
         class_weight: Any = None,
         max_iter: int = 100,
@@ -128,6 +138,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     ) -> None:
         self.C = C
         self.l1_ratio = l1_ratio
+        self.solver = solver
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.max_iter = max_iter
@@ -195,12 +206,14 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
                 columns=columns,
                 fit_intercept=self.fit_intercept,
                 team=threads,
+                newton=self.solver == NEWTON,
             )
             solution = solve(
                 objective,
                 start,
                 C=self.C,
                 l1_ratio=self.l1_ratio,
+                solver=self.solver,
                 total=total,
                 max_iter=self.max_iter,
                 tol=self.tol,
@@ -350,6 +363,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     def _check_parameters(self) -> None:
         check_C(self.C)
         check_l1_ratio(self.l1_ratio)
+        check_solver(self.solver, self.l1_ratio)
         self._check_solver_parameters()
         self._check_flags("fit_intercept", "warm_start")
         if not (isinstance(self.batch_size, Integral) and self.batch_size > 0):

@@ -39,11 +39,16 @@ Progress = Callable[[int, float, float], None]
 
 
 class Solution(NamedTuple):
-    """The coefficients, the number of iterations, and why the solver stopped too early, if so."""
+    """The coefficients, the number of iterations, and why the solver stopped too early, if so.
+
+    `within` says whether the derivatives are within the tolerance. Without a problem, they may not
+    be if a step changed the objective by no more than rounding does.
+    """
 
     x: Array
     iterations: int
     problem: str | None
+    within: bool = False
 
 
 def minimize(
@@ -62,7 +67,7 @@ def minimize(
 
     value = evaluate(x, gradient)
     if largest(gradient) <= tol:
-        return Solution(x, 0, None)
+        return Solution(x, 0, None, True)
     iteration = 0
     while iteration < max_iter:
         memory.direction(gradient, d)
@@ -88,7 +93,7 @@ def minimize(
         small = value - new <= REDUCTION * max(abs(value), abs(new), 1.0)
         value = new
         if largest_now <= tol or small:
-            return Solution(x, iteration, None)
+            return Solution(x, iteration, None, largest_now <= tol)
         if step * (new_slope - slope) > -EPS * step * slope:
             memory.add(x, before, gradient, gradient_before)
         else:

@@ -10,7 +10,7 @@ evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,22 +50,43 @@ class Objective:
         fit_intercept: bool,
         team: Team,
         ranges: Sequence[tuple[int, int]] | None = None,
+        newton: bool = False,
     ) -> None:
-        """Take the rows of the `ranges`, each from its start to before its end; None for all."""
+        """Take the rows of the `ranges`, each from its start to before its end; None for all.
+
+        With `newton`, threads are as many as the matrix of second derivatives is worth, and
+        everything is computed in float64, which takes little of the time of that matrix.
+        """
         self.ridge = 0.0
         self._shape = (X.shape[1] + bool(fit_intercept), *columns)
+        self._fit_intercept = bool(fit_intercept)
         self.penalised = X.shape[1] * int(np.prod(columns))  # how many coefficients W has
-        self._narrow = np.empty(self._shape, X.dtype) if X.dtype != np.float64 else None
         self._total = total
         self._team = team
         ranges = [(0, len(target))] if ranges is None else ranges
         rows = sum(stop - start for start, stop in ranges)
         share = rows / len(target)
         work = 2 * (X.nnz if issparse(X) else X.size) * share * int(np.prod(columns))
+        if newton:
+            work *= 1 + X.shape[1] * (columns[0] - 1 if columns else 1) / 4
         threads = max(1, min(team.threads, int(work) // _WORTH, rows // _ROWS_WORTH))
-        self._parts = [
-            _Rows(X, target, weight, part, self._shape) for part in _divide(ranges, threads)
-        ]
+        self._data = X, target, weight, _divide(ranges, threads)
+        self._compute_in(np.dtype(np.float64) if newton else X.dtype)
+
+    def _compute_in(self, dtype: np.dtype[Any]) -> None:
+        X, target, weight, parts = self._data
+        self._narrow = np.empty(self._shape, dtype) if dtype != np.float64 else None
+        self._parts = [_Rows(X, target, weight, part, self._shape, dtype) for part in parts]
+
+    def widen(self) -> bool:
+        """Compute in float64 from now on; returns whether that is a change.
+
+        X stays as it is: each evaluation converts one block at a time.
+        """
+        if self._narrow is None:
+            return False
+        self._compute_in(np.dtype(np.float64))
+        return True
 
     @property
     def size(self) -> int:
@@ -93,6 +114,41 @@ class Objective:
             loss += 0.5 * self.ridge * float(ddot(coefficients, coefficients))
             daxpy(coefficients, gradient, a=self.ridge)
         return loss
+
+    def hessian(self, flat: Array) -> Array:
+        """The matrix of second derivatives, plus a term that makes it regular.
+
+        The objective does not change if the same number is added to the intercepts of all classes
+        or, without a penalty, to their coefficients of a feature. The term is the square of each
+        such sum. The gradient is orthogonal to these directions, so that the term has no effect on
+        the step of Newton's method.
+        """
+        parameters = flat.reshape(self._shape)
+        pairs, *others = self._team.run([partial(part.hessian, parameters) for part in self._parts])
+        for other in others:
+            pairs += other
+        pairs /= self._total
+        rows, *columns = self._shape
+        features = rows - self._fit_intercept
+        if not columns:
+            matrix: Array = pairs[0]
+            matrix[range(features), range(features)] += self.ridge
+            return matrix
+        classes = columns[0]
+        matrix = np.zeros((rows, classes, rows, classes))
+        pair = 0
+        for c in range(classes):
+            for d in range(c):
+                matrix[:, c, :, d] = matrix[:, d, :, c] = -pairs[pair]
+                matrix[:, c, :, c] += pairs[pair]
+                matrix[:, d, :, d] += pairs[pair]
+                pair += 1
+        for row in range(rows):
+            if self.ridge and row < features:
+                matrix[row, range(classes), row, range(classes)] += self.ridge
+            else:
+                matrix[row, :, row, :] += matrix[row, range(classes), row, range(classes)].mean()
+        return matrix.reshape(self.size, self.size)
 
 
 def _divide(ranges: Sequence[tuple[int, int]], parts: int) -> list[list[tuple[int, int]]]:
@@ -133,13 +189,17 @@ class _Rows:
         weight: Array | None,
         ranges: Sequence[tuple[int, int]],
         shape: tuple[int, ...],
+        dtype: np.dtype[Any],
     ) -> None:
         features, columns = X.shape[1], shape[1:]
         self._dense = not issparse(X)
         values = features if self._dense else 2 * X.nnz // max(1, len(target))
-        row = (values + int(np.prod(columns))) * X.dtype.itemsize
+        row = (values + int(np.prod(columns))) * dtype.itemsize
         most = max(_LEAST_ROWS, _BLOCK_BYTES // row)
         self._blocks = []
+        self._dtype = dtype
+        if target.dtype.kind == "f":
+            target = target.astype(dtype, copy=False)
         for start, stop in ranges:
             count = -(-(stop - start) // most)
             for i in range(count):
@@ -148,18 +208,18 @@ class _Rows:
                 self._blocks.append((x, x.T, target[a:b], None if weight is None else weight[a:b]))
         rows = max(len(block[2]) for block in self._blocks)
         self._features = features
-        self._scores = np.empty((rows, *columns), X.dtype)
+        self._scores = np.empty((rows, *columns), dtype)
         # The intercepts, repeated for each row: adding them takes less time than broadcasting them.
         self._intercepts = np.empty_like(self._scores) if shape[0] > features else None
-        self._ones = np.ones(rows, X.dtype)
+        self._ones = np.ones(rows, dtype)
         self.loss = 0.0
         self.gradient = np.empty(shape)
         # The first product is written to the gradient itself if it has the same dtype.
-        direct = X.dtype == np.float64
+        direct = dtype == np.float64
         self._direct = self.gradient[:features] if direct and self._dense else None
         self._product: Array | None = None
         if self._dense and not (direct and len(self._blocks) == 1):
-            self._product = np.empty((features, *columns), X.dtype)
+            self._product = np.empty((features, *columns), dtype)
 
     def evaluate(self, parameters: Array) -> None:
         """Set `loss` and `gradient`, summed in float64."""
@@ -171,6 +231,9 @@ class _Rows:
             self.gradient[features] = 0
         first = True
         for x, transposed, target, weight in self._blocks:
+            if x.dtype != self._dtype:
+                x = x.astype(self._dtype)
+                transposed = x.T
             z = self._scores[: len(target)]
             # np.dot, since np.matmul holds the GIL during products with few columns.
             z = np.dot(x, coefficients, out=z) if dense else x @ coefficients
@@ -196,3 +259,55 @@ class _Rows:
             first = False
             if self._intercepts is not None:
                 self.gradient[features] += np.dot(self._ones[: len(z)], z)
+
+    def hessian(self, parameters: Array) -> Array:
+        """For each pair of classes c > d, the sum of s·p_c·p_d·x·xᵀ.
+
+        x ends in a 1 if there are intercepts. With two classes and one score, there is one pair.
+        """
+        features, rows = self._features, len(self.gradient)
+        classes = parameters.shape[1] if parameters.ndim == 2 else 2
+        sums = np.zeros((classes * (classes - 1) // 2, rows, rows))
+        scaled = np.empty((len(self._scores), rows)) if self._dense else None
+        for x, transposed, target, weight in self._blocks:
+            if x.dtype != self._dtype:
+                x = x.astype(self._dtype)
+                transposed = x.T
+            z = x @ parameters[:features]
+            if self._intercepts is not None:
+                z += parameters[features]
+            signs = None if weight is None or weight.min() >= 0 else np.sign(weight)
+            for total, root in zip(sums, _roots(z, weight), strict=True):
+                if scaled is not None:
+                    left = right = scaled[: len(target)]
+                    np.multiply(x, root[:, None], out=right[:, :features])
+                    right[:, features:] = root[:, None]
+                    if signs is not None:
+                        left = right * signs[:, None]
+                    total += np.dot(left.T, right)  # takes half the time if they are the same
+                else:
+                    of_rows = root * root if signs is None else root * root * signs
+                    product = transposed @ x.multiply(of_rows[:, None])
+                    total[:features, :features] += product.toarray()
+                    border = (transposed @ of_rows)[:, None]
+                    total[:features, features:] += border
+                    total[features:, :features] += border.T
+                    total[features:, features:] += of_rows.sum()
+        return sums
+
+
+def _roots(z: Array, weight: Array | None) -> Iterator[Array]:
+    """√(|s|·p_c·p_d) of each row in float64, for each pair of classes c > d, or for the only one.
+
+    z has the scores of the rows, and is changed.
+    """
+    roots = 1.0 if weight is None else np.sqrt(np.abs(weight))
+    if z.ndim == 1:
+        e = np.exp(-np.abs(z), dtype=np.float64)
+        yield roots * np.sqrt(e) / (1 + e)
+        return
+    p = np.sqrt(pyce.softmax(z, out=z).T, dtype=np.float64, order="C")
+    for c in range(len(p)):
+        of_class = p[c] * roots
+        for d in range(c):
+            yield of_class * p[d]

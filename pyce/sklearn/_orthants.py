@@ -85,7 +85,7 @@ def minimize_l1(
         if iteration:
             progress(iteration, value, size)
         if size <= tol:
-            return Solution(x, iteration, None)
+            return Solution(x, iteration, None, True)
         if iteration == max_iter:
             break
         scale = memory.scale() if memory else 1.0 / float(dnrm2(slope))

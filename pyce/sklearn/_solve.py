@@ -12,9 +12,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from pyce._types import Array
 from pyce.sklearn._lbfgs import Progress, Solution, minimize
+from pyce.sklearn._newton import minimize_newton
 from pyce.sklearn._objective import Objective
 from pyce.sklearn._orthants import minimize_l1
 from pyce.sklearn._team import Team
+
+LBFGS, NEWTON = "lbfgs", "newton-cholesky"
 
 
 def solve(
@@ -23,6 +26,7 @@ def solve(
     *,
     C: float,
     l1_ratio: float,
+    solver: str,
     total: float,
     max_iter: int,
     tol: float,
@@ -31,21 +35,36 @@ def solve(
 ) -> Solution:
     """The minimum of the mean loss plus the penalty, from `start`, a flat vector that is changed.
 
-    `total` is the sum of the weights.
+    `total` is the sum of the weights. If rounding in float32 ends the solver before it reaches its
+    tolerance, it continues in float64.
     """
     strength = 1.0 / (C * total)
     objective.ridge = (1 - l1_ratio) * strength
-    if l1_ratio * strength == 0:
-        return minimize(objective, start, max_iter=max_iter, tol=tol, team=team, progress=progress)
-    return minimize_l1(
-        objective,
-        start,
-        penalty=l1_ratio * strength,
-        penalised=objective.penalised,
-        max_iter=max_iter,
-        tol=tol,
-        progress=progress,
-    )
+
+    def run(start: Array, before: int) -> Solution:
+        options: Any = {
+            "max_iter": max_iter - before,
+            "tol": tol,
+            "progress": lambda iteration, *figures: progress(before + iteration, *figures),
+        }
+        if solver == NEWTON:
+            return minimize_newton(objective, objective.hessian, start, **options)
+        if l1_ratio * strength == 0:
+            return minimize(objective, start, team=team, **options)
+        return minimize_l1(
+            objective,
+            start,
+            penalty=l1_ratio * strength,
+            penalised=objective.penalised,
+            **options,
+        )
+
+    solution = run(start, 0)
+    before = solution.iterations
+    if not solution.within and before < max_iter and objective.widen():
+        solution = run(solution.x, before)
+        solution = solution._replace(iterations=before + solution.iterations)
+    return solution
 
 
 def warn_unless_converged(solution: Solution, stacklevel: int = 3) -> None:
@@ -96,6 +115,14 @@ def check_l1_ratio(value: float, name: str = "l1_ratio") -> None:
     """Raise ValueError unless the value is a share of the penalty."""
     if not (isinstance(value, Real) and 0 <= value <= 1):
         raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def check_solver(value: Any, l1_ratios: Any) -> None:
+    """Raise ValueError unless the value is a solver that can minimise such a penalty."""
+    if not (isinstance(value, str) and value in (LBFGS, NEWTON)):
+        raise ValueError(f"solver must be {LBFGS!r} or {NEWTON!r}, got {value!r}")
+    if value == NEWTON and np.any(l1_ratios):
+        raise ValueError(f"solver={NEWTON!r} requires an l1_ratio of 0, got {l1_ratios!r}")
 
 
 def unflatten(

@@ -18,7 +18,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from sklearn_cases import DATA, gradient_at, weights_of
+from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import pyce
@@ -157,6 +157,19 @@ def test_float32_stays_float32(data, form):
         assert getattr(ours, method)(narrow).dtype == np.float32
         assert getattr(ours, method)(wide).dtype == np.float64
         assert getattr(ours, method)(wide).compute().dtype == np.float64
+
+
+def test_float32_reaches_the_tolerance_in_spite_of_rounding():
+    """Rounding of scores in float32 is larger than the decreases that are left for the solver."""
+    X, y = synthetic(100, 3, 3)
+    X = (np.column_stack([X, np.zeros(100)]) + np.array([10, 30, 0, 5])).astype(np.float32)
+    model, wide = (
+        SoftmaxRegression(tol=1e-6, max_iter=20_000).fit(da.from_array(data, chunks=(30, -1)), y)
+        for data in (X, X.astype(float))
+    )
+    assert model.coef_.dtype == np.float32
+    X = X.astype(float)
+    np.testing.assert_allclose(model.predict_proba(X), wide.predict_proba(X), atol=2e-3)
 
 
 @pytest.mark.parametrize("persist", [True, False, "auto"])

@@ -20,6 +20,7 @@ import pyce
 
 numba = pytest.importorskip("numba")
 import pyce.numba  # noqa: E402
+from pyce.numba import _overloads  # noqa: E402
 
 ROOT = Path(pyce.__file__).resolve().parents[1]
 ON_C = not WITHOUT_C and os.environ.get("PYCE_BACKEND") not in ("numba", "numpy")
@@ -278,29 +279,58 @@ def test_outputs_that_overlap(functions):
 X, Y, T = np.ones((2, 3), np.float32), np.zeros(2, int), np.ones((2, 3))
 
 
+def test_a_type_that_does_not_fit_ends_the_compilation():
+    @numba.njit
+    def loss(x, y):
+        return pyce.cross_entropy(x, y)
+
+    with pytest.raises(numba.TypingError, match=r"convert it by \.astype\(np.float32\)"):
+        loss(X.astype(np.float16), Y)
+
+
+def constant(value):
+    return numba.types.literal(value)
+
+
 @pytest.mark.parametrize(
-    ("call", "arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        (lambda x, y: pyce.cross_entropy(x, y), (X.astype(np.float16), Y), r"astype\(np.float32\)"),
-        (lambda x, y: pyce.cross_entropy(x, y), (X.astype(int), Y), "array of float32 or float64"),
-        (lambda x, y: pyce.cross_entropy(x, y), (X, T[0, :2]), "shaped like class indices"),
-        (lambda x, y: pyce.cross_entropy(x, y), (X, T.astype(int)), "one-hot rows"),
-        (lambda x, y: pyce.cross_entropy(x, y), (X, Y == 0), "class indices of booleans"),
-        (lambda x, y: pyce.cross_entropy(x, y), (X, 1), "target is one integer"),
-        (lambda x, y, r: pyce.cross_entropy(x, y, reduction=r), (X, Y, "sum"), "a constant"),
-        (lambda x, y: pyce.cross_entropy(x, y, reduction="all"), (X, Y), "mean, sum, none"),
-        (lambda x, y, f: pyce.cross_entropy(x, y, return_lse=f), (X, Y, True), "True or False"),
-        (lambda x, y, w: pyce.cross_entropy(x, y, weight=w), (X, Y, "w"), "real numbers"),
-        (lambda x, y, w: pyce.cross_entropy(x, y, weight=w), (X, Y, T), "1 dimensions, got 2"),
-        (lambda x, out: pyce.softmax(x, out=out), (X, T), "dtype float32 of the logits"),
-        (lambda x, out: pyce.softmax(x, out=out), (X, np.ones((3, 2), "f").T), "C-contiguous"),
-        (lambda x, k: pyce.accuracy(x, x, top_k=k), (X, 1.5), "top_k must be an integer"),
-        (lambda x: pyce.logsumexp(x, 0.5), (X,), "axis must be an integer"),
+        ("cross_entropy", {"logits": X.astype(np.float16)}, r"\.astype\(np.float32\)"),
+        ("cross_entropy", {"logits": X.astype(int)}, "array of float32 or float64"),
+        ("cross_entropy", {"logits": None}, "array of float32 or float64"),
+        ("cross_entropy", {"logits": X[0, 0].reshape(())}, "at least one dimension"),
+        ("cross_entropy", {"target": T[0, :2]}, "shaped like class indices"),
+        ("cross_entropy", {"target": T.astype(int)}, "one-hot rows"),
+        ("cross_entropy", {"target": Y == 0}, "class indices of booleans"),
+        ("cross_entropy", {"target": 1}, "target is one integer"),
+        ("cross_entropy", {"target": (0, 1)}, "target must be an array"),
+        ("cross_entropy", {"reduction": "sum"}, "a constant"),
+        ("cross_entropy", {"reduction": constant("all")}, "mean, sum, none"),
+        ("cross_entropy", {"return_lse": True}, "True or False"),
+        ("cross_entropy", {"weight": "w"}, "real numbers"),
+        ("cross_entropy", {"weight": T}, "1 dimensions, got 2"),
+        ("cross_entropy", {"sample_weight": T[0, 0]}, "real numbers"),
+        ("cross_entropy", {"weight": numba.types.Optional(numba.typeof(T[0]))}, "write two calls"),
+        ("cross_entropy", {"label_smoothing": 1j}, "must be a real number"),
+        ("cross_entropy", {"ignore_index": None}, "ignore_index must be an integer"),
+        ("cross_entropy_with_grad", {"out": T}, "dtype float32 of the logits"),
+        ("softmax", {"out": np.ones((3, 2), "f").T}, "C-contiguous"),
+        ("softmax", {"out": np.broadcast_to(X[0], (2, 3)).view()}, "C-contiguous|writable"),
+        ("softmax", {"axis": constant(True)}, "axis must be an integer"),
+        ("accuracy", {"top_k": 1.5}, "top_k must be an integer"),
+        ("logsumexp", {"axis": 0.5}, "axis must be an integer"),
+        ("logsumexp", {"keepdims": constant(1)}, "True or False"),
     ],
 )
-def test_types_that_do_not_fit(call, arguments, message):
+def test_types_that_do_not_fit(name, arguments, message):
+    """The check that Numba calls before it compiles anything."""
+    given = {"logits": X, "target": Y} if name[:1] in "ca" else {"x": X}
+    given = {
+        key: value if isinstance(value, numba.types.Type) else numba.typeof(value)
+        for key, value in {**given, **arguments}.items()
+    }
     with pytest.raises(numba.TypingError, match=message):
-        numba.njit(call)(*arguments)
+        getattr(_overloads, f"_{name}")(**given)
 
 
 def test_on_another_backend(run_python, functions, stored):
@@ -351,7 +381,7 @@ import numba, numpy as np, pyce
 
 @numba.njit(cache=True)
 def loss(x, y):
-    return pyce.cross_entropy(x, y, reduction="none")
+    return pyce.cross_entropy_with_grad(x, y)
 
 x = np.arange(6, dtype=np.float32).reshape(2, 3)
 assert "pyce.numba" not in sys.modules
@@ -359,7 +389,8 @@ if sys.argv[1] == "another":
     from pyce.numba import _c
     _c._state[_c._PRESENT] += 1
 try:
-    print(loss(x, np.array([0, 2])), sum(loss.stats.cache_hits.values()), flush=True)
+    mean, grad = loss(x, np.array([0, 2]))
+    print(f"{mean:.6f}", grad.round(6).tolist(), sum(loss.stats.cache_hits.values()), flush=True)
     loss(x, np.array([0, 3]))
 except Exception as error:
     print(type(error).__name__, error)
@@ -386,7 +417,8 @@ def test_cached_functions_work_in_other_processes(run_python, monkeypatch, tmp_p
     script = tmp_path / "program.py"
     script.write_text(CACHED, encoding="utf-8")
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    expected = str(pyce.cross_entropy(x, [0, 2], reduction="none"))
+    mean, grad = pyce.cross_entropy_with_grad(x, [0, 2])
+    expected = f"{mean:.6f} {grad.round(6).tolist()}"
     for hits, extension in ((0, "with"), (1, "with"), (1, "without")):
         said = run_python("-W", "ignore", str(script), extension).stdout.splitlines()
         assert said[0] == f"{expected} {hits}"

@@ -44,6 +44,7 @@ OPTIONS = {
     "balanced": {"class_weight": "balanced"},
     "log loss": {"scoring": "neg_log_loss"},
     "means of the folds": {"refit": False},
+    "Newton": {"solver": "newton-cholesky"},
 }
 
 

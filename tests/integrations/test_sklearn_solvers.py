@@ -1,6 +1,7 @@
-"""The solvers of `SoftmaxRegression`: elastic net, mini-batches, progress."""
+"""The solvers of `SoftmaxRegression`: L-BFGS, Newton, elastic net, mini-batches; progress."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
-from pyce.sklearn import SoftmaxRegression, _lbfgs, _team
+from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _lbfgs, _objective, _team
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,129 @@ def test_the_steps_are_those_of_scipy(monkeypatch, name, parts):
     assert np.abs(function(solution.x)[1]).max() <= 1e-5
     assert abs(solution.iterations - found.nit) <= 0.1 * found.nit
     np.testing.assert_allclose(ours[:12], theirs[:12], rtol=1e-6, atol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------
+# Newton's method
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("form", [np.array, np.asfortranarray, sparse.csr_array, sparse.csr_matrix])
+@pytest.mark.parametrize("options", ["plain", "weights", "no intercept", "no penalty"])
+def test_second_derivatives(monkeypatch, form, classes, options):
+    """Differences of gradients, along directions in which the objective is not flat."""
+    monkeypatch.setattr(_objective, "_WORTH", 1)
+    monkeypatch.setattr(_objective, "_LEAST_ROWS", 40)
+    monkeypatch.setattr(_objective, "_BLOCK_BYTES", 1)
+    X, y = synthetic(250, 3, classes)
+    columns, target = ((), y.astype(float)) if classes == 2 else ((classes,), y)
+    weight = np.arange(250) % 3 - 0.1 if options == "weights" else None
+    with ThreadPoolExecutor(1) as executor:
+        objective = _objective.Objective(
+            form(X),
+            target,
+            weight=weight,
+            total=200.0,
+            columns=columns,
+            fit_intercept=options != "no intercept",
+            team=_team.Team(2, executor),
+        )
+        objective.ridge = 0.0 if options == "no penalty" else 0.03
+        rng = np.random.default_rng(2)
+        x, direction = rng.standard_normal((2, objective.size))
+        if classes > 2:
+            direction = direction.reshape(-1, classes)
+            direction = (direction - direction.mean(1, keepdims=True)).ravel()
+        matrix = objective.hessian(x)
+        ends = np.empty((2, objective.size))
+        for end, step in zip(ends, (1e-5, -1e-5), strict=True):
+            objective(x + step * direction, end)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-14)
+    np.testing.assert_allclose(matrix @ direction, (ends[0] - ends[1]) / 2e-5, atol=1e-8)
+    assert options == "weights" or np.linalg.eigvalsh(matrix)[0] > 1e-4
+
+
+NEWTON = {"solver": "newton-cholesky"}
+
+
+@pytest.mark.parametrize("weights", ["none", "samples"])
+@pytest.mark.parametrize("options", [{}, {"C": 1e-3, "fit_intercept": False}, {"C": 100}])
+@pytest.mark.parametrize("data", ["iris", "breast cancer", "synthetic", "digits"])
+def test_newton_finds_the_optimum_in_few_steps(data, options, weights):
+    X, y = DATA[data]()
+    if data == "digits":
+        X, y = X[:, ::8], y % 3
+    sample_weight = weights_of(y, weights)
+    model = SoftmaxRegression(**NEWTON, tol=1e-10, **options).fit(X, y, sample_weight)
+    assert gradient_at(model, X, y, sample_weight) <= 1.01e-10
+    assert 2 <= model.n_iter_[0] <= 15
+
+
+@pytest.mark.parametrize("form", [np.array, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("data", ["iris", "breast cancer"])
+def test_newton_of_float32(data, form):
+    X, y = DATA[data]()
+    X = X.astype(np.float32)
+    model = SoftmaxRegression(**NEWTON, class_weight="balanced").fit(form(X), y)
+    assert model.coef_.dtype == np.float32
+    assert gradient_at(model, X, y) <= 1.1e-4
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_newton_of_features_with_different_scales(classes):
+    """Without a penalty, scaled features have the same probabilities after the same steps."""
+    X, y = synthetic(500, 9, classes)
+    plain, scaled = (
+        SoftmaxRegression(**NEWTON, C=np.inf, tol=tol).fit(X * scales, y)
+        for tol, scales in ((1e-9, 1.0), (1e-2, np.logspace(-8, 8, 9)))
+    )
+    assert scaled.n_iter_ <= plain.n_iter_ + 1
+    expected = plain.predict_proba(X)
+    np.testing.assert_allclose(scaled.predict_proba(X * np.logspace(-8, 8, 9)), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("C", [1.0, np.inf])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_newton_of_flat_directions(classes, C):
+    """Equal, constant and zero features, and classes that can be separated."""
+    X, y = synthetic(300, 3, classes)
+    X = np.column_stack([X, X[:, 1], np.ones(300), np.zeros(300), -2 * X[:, 0]])
+    model = SoftmaxRegression(**NEWTON, C=C, tol=1e-8).fit(X, y)
+    assert gradient_at(model, X, y) <= 1.1e-8
+    assert np.abs(model.coef_).max() < 100
+    separable = SoftmaxRegression(**NEWTON, C=C).fit(X, X[:, :classes].argmax(1))
+    assert np.isfinite(separable.coef_).all()
+    assert separable.score(X, X[:, :classes].argmax(1)) > 0.95
+
+
+def test_newton_halves_steps_that_are_too_long():
+    """From a start far from the solution, where the curvature is much too small."""
+    X, y = synthetic(200, 2, 3)
+    model = SoftmaxRegression(**NEWTON, warm_start=True, tol=1e-9).fit(X, y)
+    expected = model.coef_.copy()
+    model.coef_ = 40 * model.coef_[::-1]
+    np.testing.assert_allclose(model.fit(X, y).coef_, expected, atol=1e-8)
+    with pytest.warns(ConvergenceWarning, match="1 iterations: the maximum"):
+        SoftmaxRegression(**NEWTON, max_iter=1).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "saga"}, "solver must be 'lbfgs' or 'newton-cholesky', got 'saga'"),
+        ({"solver": None}, "solver must be .* got None"),
+        ({**NEWTON, "l1_ratio": 0.5}, "solver='newton-cholesky' requires an l1_ratio of 0, got"),
+    ],
+)
+def test_solvers_out_of_range(options, message):
+    X, y = DATA["iris"]()
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegression(**options).fit(X, y)
+    options["l1_ratios"] = [0.0, options.pop("l1_ratio", 0.0)]
+    with pytest.raises(ValueError, match=message):
+        SoftmaxRegressionCV(**options).fit(X, y)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -283,7 +407,7 @@ def test_later_calls_of_partial_fit_refuse():
 
 def test_progress(capsys):
     X, y = DATA["iris"]()
-    for options in ({}, {"l1_ratio": 0.5}):
+    for options in ({}, {"l1_ratio": 0.5}, NEWTON):
         model = SoftmaxRegression(verbose=2, **options).fit(X, y)
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == model.n_iter_[0]
@@ -325,3 +449,20 @@ def test_pandas():
     assert list(model.feature_names_in_) == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="feature names"):
         model.partial_fit(frame[["b", "a", "c", "d"]], y)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("form", [np.array, sparse.csr_array], ids=["dense", "sparse"])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"C": np.inf, **NEWTON}], ids=str)
+def test_float32_reaches_the_tolerance_in_spite_of_rounding(options, classes, form):
+    """Rounding of scores in float32 is larger than the decreases that are left for the solver."""
+    X, y = synthetic(100, 3, classes)
+    X = np.column_stack([X, np.zeros(100)]) + np.array([10, 30, 0, 5])
+    X = X.astype(np.float32)
+    model = SoftmaxRegression(tol=1e-6, max_iter=20_000, **options).fit(form(X), y)
+    wide = SoftmaxRegression(tol=1e-6, max_iter=20_000, **options).fit(form(X.astype(float)), y)
+    assert model.coef_.dtype == np.float32
+    np.testing.assert_allclose(
+        model.predict_proba(X.astype(float)), wide.predict_proba(X.astype(float)), atol=2e-3
+    )

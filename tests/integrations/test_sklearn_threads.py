@@ -210,7 +210,7 @@ def test_small_data_stays_on_the_caller(rows, features, threads):
     """A thread has enough multiplications, and enough rows for the gradient that it adds."""
     X = np.broadcast_to(np.zeros(features), (rows, features))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_objective, "_Rows", lambda X, target, weight, ranges, shape: ranges)
+        patch.setattr(_objective, "_Rows", lambda X, target, weight, ranges, *_: ranges)
         objective = _objective.Objective(
             X,
             np.zeros(rows),
