@@ -163,12 +163,11 @@ def test_float32_reaches_the_tolerance_in_spite_of_rounding():
     """Rounding of scores in float32 is larger than the decreases that are left for the solver."""
     X, y = synthetic(100, 3, 3)
     X = (np.column_stack([X, np.zeros(100)]) + np.array([10, 30, 0, 5])).astype(np.float32)
-    model, wide = (
-        SoftmaxRegression(tol=1e-6, max_iter=20_000).fit(da.from_array(data, chunks=(30, -1)), y)
-        for data in (X, X.astype(float))
-    )
+    options = {"tol": 1e-6, "max_iter": 20_000}
+    model = SoftmaxRegression(**options).fit(chunked(X, (40, 60)), y)
     assert model.coef_.dtype == np.float32
     X = X.astype(float)
+    wide = in_memory.SoftmaxRegression(**options).fit(X, y)
     np.testing.assert_allclose(model.predict_proba(X), wide.predict_proba(X), atol=2e-3)
 
 
