@@ -6,8 +6,8 @@ Each way to fit runs in a process of its own, with the same samples: on this mac
 Dask's threads, and on a cluster of one worker process for each processor, for several numbers of
 partitions, with features that stay in memory and with features that each evaluation computes again.
 Prints a Markdown table: the time before the first iteration (the data are computed and checked),
-the time of an iteration, and how much memory the client and the largest worker add at most to what
-they use before the fit. The client has the data only in the first two ways.
+the median time of an iteration, and how much memory the client and the largest worker add at most
+to what they use before the fit. The client has the data only in the first two ways.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measure(way: str, rows: int, partitions: int) -> dict[str, Any]:
         "way": way,
         "partitions": partitions,
         "first": times[0] - start,
-        "iteration": (times[-1] - times[0]) / (len(times) - 1),
+        "iteration": float(np.median(np.diff(times))),
         "client": added,
         "worker": of_worker,
     }

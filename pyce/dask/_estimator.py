@@ -22,6 +22,7 @@ from pyce.dask._objective import Objective
 from pyce.dask._partition import Summary, apply, features, prepare, ratio, right, summarize
 from pyce.sklearn._classifier import LinearSoftmaxClassifier, distinct, total_weight
 from pyce.sklearn._solve import (
+    LBFGS,
     Printer,
     check_C,
     check_l1_ratio,
@@ -201,6 +202,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             parts = _collection.persisted(parts)
         parts, summaries = _summaries(parts)
         features = _number_of_features(parts, summaries)
+        copy.copy(self)._check_features(X, features, reset=True)  # errors before the fit
         nbytes = sum(summary.nbytes for summary in summaries)
         single = all(summary.dtype == np.float32 for summary in summaries)
         dtype = np.dtype(np.float32 if single else np.float64)
@@ -248,7 +250,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             start,
             C=self.C,
             l1_ratio=self.l1_ratio,
-            solver="lbfgs",
+            solver=LBFGS,
             total=total,
             max_iter=self.max_iter,
             tol=self.tol,
@@ -500,7 +502,10 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         check_is_fitted(self)
         unknown = math.isnan(X.shape[1])  # the tasks check it then
         self._check_features(X, self.n_features_in_ if unknown else X.shape[1])
-        return dask.delayed(copy.copy(self), pure=False, traverse=False)
+        model = copy.copy(self)
+        if not _collection.is_frame(X):  # whose names were missed here, once
+            model.__dict__.pop("feature_names_in_", None)
+        return dask.delayed(model, pure=False, traverse=False)
 
     def _lazily(self, method: str, X: Any) -> Any:
         """The Dask array of what a method returns for each partition."""

@@ -48,19 +48,24 @@ class Objective:
         self.penalised = features * int(np.prod(columns))  # how many coefficients W has
         self._data, self._total = data, total
         self._columns, self._fit_intercept = columns, fit_intercept
-        self._features_dtype = self._dtype = dtype
+        self._stored = self._dtype = dtype
 
     def widen(self) -> bool:
-        """Compute in float64 from now on; returns whether that is a change."""
-        changes = self._dtype != np.float64
+        """Compute in float64 from now on; returns whether that is a change.
+
+        The features stay as they are: each evaluation converts one block at a time.
+        """
+        narrow = self._dtype != np.float64
         self._dtype = np.dtype(np.float64)
-        return changes
+        return narrow
 
     def __call__(self, flat: Array, gradient: Array) -> float:
         """Write the gradient, and return the objective."""
         parameters = dask.delayed(flat.astype(self._dtype), pure=False, traverse=False)
-        fixed = self._features_dtype, self._columns, self._fit_intercept
-        results = [_evaluate(x, prepared, parameters, *fixed) for x, prepared in self._data]
+        results = [
+            _evaluate(x, prepared, parameters, self._columns, self._fit_intercept, self._stored)
+            for x, prepared in self._data
+        ]
         while len(results) > _GROUP:
             results = [_add(results[i : i + _GROUP]) for i in range(0, len(results), _GROUP)]
         # Dask warns of graphs with much data; the coefficients are meant to be in this one.

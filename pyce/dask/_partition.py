@@ -57,6 +57,8 @@ def _summary(x: Any, y: Any, weight: Any) -> Summary:
     if x.shape[0] == len(y) == 0:
         none = np.empty(0)
         return Summary(0, x.shape[1], none.dtype, 0, True, none, none)
+    if hasattr(y, "isna") and y.isna().any():  # scikit-learn cannot compare pandas' NA
+        raise ValueError("Input y contains NaN")
     checked, y = check_X_y(x, y, accept_sparse="csr", dtype=(np.float64, np.float32))
     weight = checked_weights(weight, len(y))
     classes, labels = np.unique(y, return_inverse=True)
@@ -125,13 +127,13 @@ def evaluate(
     x: Any,
     prepared: Prepared,
     parameters: Array,
-    dtype: np.dtype[Any],
     columns: tuple[int, ...],
     fit_intercept: bool,
+    dtype: Any,
 ) -> Array:
     """The sum of the losses of a partition, and the gradient of this sum, in float64.
 
-    The features stay in `dtype`; if the parameters are float64, blocks of them are converted.
+    `dtype` is that of the features; they are computed with in the dtype of `parameters`.
     """
     target, weight = prepared
     with at_most(1):

@@ -29,8 +29,8 @@ def test_a_frozen_program(tmp_path):
     """PyInstaller includes every backend without further options."""
     pytest.importorskip("PyInstaller")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    left_out = ["torch", "jax", "sklearn", "mpi4py"]
-    left_out += ["scipy", "matplotlib", "PIL", "pandas", "ml_dtypes"]
+    left_out = ["torch", "jax", "sklearn", "scipy", "dask", "distributed", "mpi4py", "matplotlib"]
+    left_out += ["PIL", "pandas", "ml_dtypes"]
     options = ["--noconfirm", "--log-level", "WARN", "--paths", str(ROOT)]
     for name in left_out:
         options += ["--exclude-module", name]
