@@ -114,6 +114,8 @@ def varying_alike(*arrays: Any) -> tuple[Any, ...]:
 
 
 def _varying(array: Any) -> frozenset[Any]:
+    if not isinstance(array, jax.core.Tracer):
+        return frozenset()
     kind = jax.typeof(array)
     kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
     return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))

@@ -133,8 +133,8 @@ def test_rows_without_logits_have_finite_derivatives():
     t = np.abs(x)
     x[1, 2] = np.nan
     for loss in (lambda x: INTEGER(x, y, where=mask), lambda x: SOFT(x, t, where=mask)):
-        for derivative in (jax.grad, jax.hessian):
-            result = derivative(lambda x, f=loss: f(x).sum())(x)
+        gradient = jax.grad(lambda x, f=loss: f(x).sum())
+        for result in jax.jvp(gradient, (x,), (np.ones_like(x),)):
             assert np.isfinite(result).all() and not result[1].any()
 
 
@@ -212,8 +212,7 @@ def test_export_with_a_symbolic_number_of_rows():
     exported = export.export(
         step, disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in names]
     )(jax.ShapeDtypeStruct((rows, 4), x.dtype), jax.ShapeDtypeStruct((rows,), y.dtype))
-    again = export.deserialize(exported.serialize()).call(x, y)
-    jax.tree.map(np.testing.assert_array_equal, again, step(x, y))
+    jax.tree.map(np.testing.assert_array_equal, exported.call(x, y), step(x, y))
 
 
 FOUR_DEVICES = """
@@ -232,22 +231,26 @@ x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((8, 5), (5, 5
 y, t = rng.integers(0, 5, 8, dtype=np.int32), rng.random((8, 5), dtype=np.float32)
 near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 
-def loss(w, x, y, t):  # w does not vary over the devices
-    z = x @ w
-    masked = f(z, y, where=t > 0.2).mean() + soft(z, t).mean()
-    return f(z, y).mean() + masked + f(w[:2], y).mean()
+def plain(w, x, y, t):  # w does not vary over the devices
+    return f(x @ w, y).mean() + f(w[:2], y).mean()
 
-def sharded(w, x, y, t):
+def loss(w, x, y, t):
+    return plain(w, x, y, t) + f(x @ w, y, where=t > 0.2).mean() + soft(x @ w, t).mean()
+
+def sharded(loss):
     inner = lambda *a: jax.lax.pmean(loss(*a), "d")
-    specs = P(), P("d"), P("d"), P("d")
-    return shard_map(inner, mesh=mesh, in_specs=specs, out_specs=P())(w, x, y, t)
+    return shard_map(inner, mesh=mesh, in_specs=(P(), P("d"), P("d"), P("d")), out_specs=P())
 
-def whole(w, x, y, t):
-    parts = [loss(w, *(a[2 * i : 2 * i + 2] for a in (x, y, t))) for i in range(4)]
-    return sum(parts) / 4
+def whole(loss):
+    def mean(w, *others):
+        return sum(loss(w, *(a[i : i + 2] for a in others)) for i in range(0, 8, 2)) / 4
+    return mean
 
-for g in (jax.value_and_grad, jax.hessian):
-    jax.tree.map(near, jax.jit(g(sharded))(w, x, y, t), g(whole)(w, x, y, t))
+def second(f):
+    return lambda w, *a: jax.jvp(jax.grad(lambda w: f(w, *a)), (w,), (w,))[1]
+
+for g, of in ((jax.value_and_grad, loss), (second, plain)):
+    jax.tree.map(near, *(jax.jit(g(kind(of)))(w, x, y, t) for kind in (sharded, whole)))
 rows = f(x, y)
 step = jax.value_and_grad(lambda x, y: f(x, y).mean())
 near(jax.pmap(f)(x.reshape(4, 2, 5), y.reshape(4, 2)).ravel(), rows, rtol=0, atol=0)
