@@ -430,6 +430,7 @@ class _ShardRows(_LossRows):
             self._soft_loss = self._soft_loss + shard_loss + further
             soft_sum = soft_sum + shard_sum
             coefficients += state[:, 2]
+        self.set_nan(m == -np.inf)
         self.log_sum = (log1p if self._in_pairs else np.log1p)(self.rest)
         self.nothing = np.zeros(m.shape, bool)
         if p.labels is None:

@@ -141,6 +141,14 @@ def test_rows_that_are_not_finite(backend):
             np.testing.assert_allclose(parts[1], whole[1], rtol=1e-6, atol=atol)
 
 
+def test_a_row_of_minus_infinity_whose_only_term_is_the_z_loss(backend):
+    x, target = np.full((1, 3), -np.inf, np.float32), np.zeros((1, 3), np.float32)
+    for bounds in ((0, 1, 3), (0, 0, 3)):
+        options = {"reduction": "none", "lse_square_scale": 0.1}
+        for result in sharded(backend, x, target, bounds, **options):
+            assert np.isnan(result).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_weights_and_a_normalizer(backend, kind):
     x, target, options = make(kind, "spread25", 2100, "float64", rows=5)
