@@ -6,14 +6,20 @@
  *     logits, target, factors                  losses, gradient
  *     logits, target, factors, saved, guess    gradient
  *
- * Logits are (…, classes, inner), the target labels (…, inner) of 32 or 64 bits or probabilities of the
- * logits' shape. Losses and factors (…, inner) are float64 for float64 logits and else float32. The gradient
- * is that of Σ factor·loss, of the logits' dtype and shape. XLA's buffers are dense and row-major.
+ * Logits are (…, classes) or (…, classes, inner). The target is labels of 32 or 64 bits or probabilities of the
+ * logits' shape. Labels, losses and factors have the logits' shape with one class, (…, 1) or (…, 1, inner), which
+ * tells the class axis. Losses and factors are float64 for float64 logits and else float32. The gradient is that
+ * of Σ factor·loss, of the logits' dtype and shape. XLA's buffers are dense and row-major.
  *
  * A forward pass does not know the factors that the backward pass will bring, but they are often those of
- * a mean. So the second kind of call, the forward pass, guesses them, and the third is the backward pass:
- * `saved` is the gradient for `guess`, and is returned if these are the factors. Else the gradient is computed
- * anew, from the logits. XLA gives `saved` and the result the same memory, unless `saved` is used otherwise.
+ * a mean. So the forward pass guesses them: it is the second kind of call, to pyce_xla_cross_entropy_saving.
+ * The third kind is the backward pass: `saved` is the gradient for `guess`, and is returned if these are the
+ * factors. Else the gradient is computed anew, from the logits. XLA gives `saved` and the result the same
+ * memory, unless `saved` is used otherwise.
+ *
+ * After wrong guesses at logits of the same shape and dtype, the forward pass computes the losses only, and
+ * `saved` begins with a mark, with which a backward pass computes the gradient in any case. So the bytes of the
+ * results do not depend on the guesses.
  *
  * Labels are read as JAX reads indices: −classes…−1 count from the last class. A row whose label is
  * outside −classes…classes−1 has the loss NaN and the gradient factor·softmax(logits), as if the label's
@@ -63,11 +69,20 @@ static int same_shape(const xla_buffer *a, const xla_buffer *b) {
     return a->rank == b->rank && !memcmp(a->dims, b->dims, (size_t)a->rank * sizeof *a->dims);
 }
 
-/* Whether a shape is that of the logits without the class axis, the last but one. */
-static int is_row_shape(const xla_buffer *a, const xla_buffer *logits) {
-    const int64_t outer = logits->rank - 2;
-    return a->rank == outer + 1 && a->dims[outer] == logits->dims[outer + 1] &&
-           !memcmp(a->dims, logits->dims, (size_t)outer * sizeof *a->dims);
+/* The number of axes after the class axis, 0 or 1, if a buffer has the logits' shape with one class; else −1. If
+   both numbers are possible, rows and classes are the same in both. */
+static int axes_after_classes(const xla_buffer *rows, const xla_buffer *logits) {
+    const int64_t rank = logits->rank;
+    if (rank < 1 || rows->rank != rank) return -1;
+    for (int after = 0; after <= 1 && after < rank; after++) {
+        const int64_t classes = rank - 1 - after;
+        if (rows->dims[classes] == 1 &&
+            !memcmp(rows->dims, logits->dims, (size_t)classes * sizeof *rows->dims) &&
+            (!after || rows->dims[rank - 1] == logits->dims[rank - 1])) {
+            return after;
+        }
+    }
+    return -1;
 }
 
 /* A call; buffers that it does not have are NULL. */
@@ -94,9 +109,9 @@ static int find_buffers(const xla_call_frame *frame, call *c) {
 }
 
 /* Whether a buffer is NULL or has a number for each row, in the dtype of losses. */
-static int is_of_rows(const xla_buffer *b, const xla_buffer *logits) {
+static int is_of_rows(const xla_buffer *b, const xla_buffer *logits, int after) {
     const int dtype = logits->dtype == XLA_F64 ? XLA_F64 : XLA_F32;
-    return !b || (b->dtype == dtype && is_row_shape(b, logits));
+    return !b || (b->dtype == dtype && axes_after_classes(b, logits) == after);
 }
 
 /* Whether a buffer is NULL or has the dtype and the shape of the logits. */
@@ -113,12 +128,16 @@ static const char *read_call(const call *c, pyce_problem *p) {
     if (!index && probs_dtype < 0) {
         return "pyce: labels must be int32 or int64, or probabilities of a floating dtype";
     }
-    if (logits->rank < 2) return "pyce: logits must have a class axis and one after it";
-    if (index ? !is_row_shape(target, logits) : !same_shape(target, logits)) {
+    if (logits->rank < 1) return "pyce: logits must have a class axis";
+    const int after = axes_after_classes(index       ? target
+                                         : c->losses ? c->losses
+                                                     : c->factors,
+                                         logits);
+    if (index ? after < 0 : !same_shape(target, logits)) {
         return "pyce: the shape of the labels does not match that of the logits";
     }
-    if (!is_of_rows(c->losses, logits) || !is_of_rows(c->factors, logits) ||
-        !is_of_rows(c->guess, logits)) {
+    if (after < 0 || !is_of_rows(c->losses, logits, after) ||
+        !is_of_rows(c->factors, logits, after) || !is_of_rows(c->guess, logits, after)) {
         return "pyce: losses and factors must have a number for each row, float64 for float64 "
                "logits, else float32";
     }
@@ -126,8 +145,9 @@ static const char *read_call(const call *c, pyce_problem *p) {
         return "pyce: gradients must have the dtype and the shape of the logits";
     }
     int64_t outer = 1, stride, bytes;
-    const int64_t classes = logits->dims[logits->rank - 2], inner = logits->dims[logits->rank - 1];
-    for (int64_t i = 0; i < logits->rank - 2; i++) {
+    const int64_t class_axis = logits->rank - 1 - after, classes = logits->dims[class_axis];
+    const int64_t inner = after ? logits->dims[class_axis + 1] : 1;
+    for (int64_t i = 0; i < class_axis; i++) {
         if (logits->dims[i] < 0 || __builtin_mul_overflow(outer, logits->dims[i], &outer)) {
             return "pyce: the logits are too large";
         }
@@ -281,22 +301,67 @@ static int has_ignored_label(const pyce_problem *p) {
     return 0;
 }
 
-/* -- the handler ----------------------------------------------------------------------------------- */
+/* -- the history of guesses ------------------------------------------------------------------------ */
 
-/* Run a call that was read into `p`. Returns a status. */
-static int run_call(const call *c, pyce_problem *p) {
+/* An entry has a hash of the shape and the dtype of logits, and in its last two bits how often guesses there
+   were wrong: one more for each wrong guess and one less for each right one, within 0…3. Calls race for the
+   entries. They decide only whether a forward pass computes a gradient. */
+enum { ENTRIES = 64, COUNTS = 4, MANY_WRONG = 2 };
+static _Atomic uint64_t history[ENTRIES];
+
+static uint64_t hash_of(const pyce_problem *p) {
+    const int64_t numbers[] = {p->dtype, p->target, p->outer, p->classes, p->inner};
+    uint64_t hash = 0;
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        hash = (hash ^ (uint64_t)numbers[i]) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    return hash / COUNTS * COUNTS;
+}
+
+/* How often guesses for such a problem were wrong. */
+static int wrong_guesses(uint64_t hash) {
+    const uint64_t entry = history[hash / COUNTS % ENTRIES];
+    return entry / COUNTS * COUNTS == hash ? (int)(entry % COUNTS) : 0;
+}
+
+static void remember_guess(uint64_t hash, int right) {
+    const int wrong = wrong_guesses(hash);
+    const int now = right ? (wrong ? wrong - 1 : 0) : (wrong < COUNTS - 1 ? wrong + 1 : wrong);
+    if (now != wrong) history[hash / COUNTS % ENTRIES] = hash + (uint64_t)now;
+}
+
+/* The first bytes of a saved gradient that was not computed. One that was may begin so too: it is then computed
+   again. Numbers in all dtypes, so that nobody finds a NaN. */
+static const unsigned char MARK[16] = {0x35, 0x2e, 0x17, 0x2b, 0x0d, 0x31, 0x59, 0x2c,
+                                       0x61, 0x2a, 0x43, 0x2f, 0x1b, 0x30, 0x75, 0x2d};
+
+/* -- the handlers ---------------------------------------------------------------------------------- */
+
+/* Run a call that was read into `p`. `saving`: its gradient is one to be saved. Returns a status. */
+static int run_call(const call *c, pyce_problem *p, int saving) {
     const int64_t rows = p->outer * p->inner;
     const size_t size = (size_t)(p->outer * p->logits.outer_stride) * pyce_item_size(p->dtype);
     if (!rows) return PYCE_OK;
     if (c->saved && c->saved->data && c->guess->data && c->factors->data && p->result.data) {
         const size_t one = pyce_item_size(p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32);
-        if (!memcmp(c->factors->data, c->guess->data, (size_t)rows * one)) {
+        const int right = !memcmp(c->factors->data, c->guess->data, (size_t)rows * one);
+        remember_guess(hash_of(p), right);
+        if (right && (size < sizeof MARK || memcmp(c->saved->data, MARK, sizeof MARK))) {
             if (p->result.data != c->saved->data) memcpy(p->result.data, c->saved->data, size);
             return PYCE_OK;
         }
     }
+    void *marked = NULL;
+    if (saving && size >= sizeof MARK && wrong_guesses(hash_of(p)) >= MANY_WRONG) {
+        marked = p->result.data;
+    }
+    if (marked) {
+        p->operation = PYCE_FORWARD;
+        p->result = (pyce_operand){0};
+    }
     int status = PYCE_OK;
-    double *memory = c->factors ? set_factors(p, c->factors->data, &status) : NULL;
+    double *memory = p->result.data ? set_factors(p, c->factors->data, &status) : NULL;
     if (p->result.data && size >= HUGE_PAGES_FROM) {
         platform_request_huge_pages(p->result.data, size);
     }
@@ -306,6 +371,7 @@ static int run_call(const call *c, pyce_problem *p) {
         status = readable && has_ignored_label(p) ? PYCE_BAD_LABEL : pyce_run(p);
     }
     if (status == PYCE_BAD_LABEL) status = run_any_labels(p);
+    if (status == PYCE_OK && marked) memcpy(marked, MARK, sizeof MARK);
     free(memory);
     return status;
 }
@@ -324,24 +390,29 @@ static xla_error *error_of(const xla_api *api, int code, const char *message) {
     return api->create_error(&arguments);
 }
 
-/* Answer a query for metadata, which XLA makes when a handler is registered and when a program is
-   compiled. Returns whether the call is one. */
-static int answer_metadata(const xla_call_frame *frame) {
-    for (const xla_extension *e = frame->extensions; e; e = e->next) {
-        if (e->type != XLA_METADATA) continue;
-        xla_metadata *metadata = ((const xla_metadata_extension *)e)->metadata;
-        metadata->version.major = XLA_MAJOR;
-        metadata->version.minor = XLA_MINOR;
-        metadata->traits = 0;
-        return 1;
+static const char UNKNOWN_SIZE[] =
+    "pyce: a structure of XLA's foreign function interface has an unknown size";
+
+/* Answer a query for metadata, which XLA makes when a handler is registered and when a program is compiled. */
+static xla_error *answer(const xla_extension *query, const xla_api *api) {
+    const xla_metadata_extension *extension = (const xla_metadata_extension *)query;
+    xla_metadata *metadata = NULL;
+    if (query->struct_size >= sizeof *extension) metadata = extension->metadata;
+    if (!metadata ||
+        metadata->struct_size < offsetof(xla_metadata, traits) + sizeof metadata->traits) {
+        return error_of(api, XLA_UNIMPLEMENTED, UNKNOWN_SIZE);
     }
-    return 0;
+    metadata->version.major = XLA_MAJOR;
+    metadata->version.minor = XLA_MINOR;
+    metadata->traits = 0;
+    return NULL;
 }
 
-void *pyce_xla_cross_entropy(void *call_frame) {
-    const xla_call_frame *frame = call_frame;
-    if (answer_metadata(frame)) return NULL;
+static xla_error *handle(const xla_call_frame *frame, int saving) {
     const xla_api *api = frame->api;
+    for (const xla_extension *e = frame->extensions; e; e = e->next) {
+        if (e->type == XLA_METADATA) return answer(e, api);
+    }
     if (api && (api->version.major != XLA_MAJOR || api->version.minor < XLA_MINOR)) {
         return error_of(api, XLA_UNIMPLEMENTED,
                         "pyce: this version of XLA's foreign function interface is not supported");
@@ -349,11 +420,14 @@ void *pyce_xla_cross_entropy(void *call_frame) {
     /* If `arguments` had more fields, `results` would not be where it is declared. */
     if (frame->struct_size < sizeof *frame || frame->arguments.struct_size != sizeof(xla_values) ||
         frame->results.struct_size < sizeof(xla_values)) {
-        return error_of(
-            api, XLA_UNIMPLEMENTED,
-            "pyce: a structure of XLA's foreign function interface has an unknown size");
+        return error_of(api, XLA_UNIMPLEMENTED, UNKNOWN_SIZE);
     }
-    if (frame->stage != XLA_EXECUTE) return NULL;
+    /* XLA calls a handler in the stages for which it was registered, which is this one. Arguments must not be read
+       in any other. */
+    if (frame->stage != XLA_EXECUTE) {
+        return error_of(api, XLA_INVALID_ARGUMENT,
+                        "pyce: called in another stage than that of execution");
+    }
     call c;
     if (!find_buffers(frame, &c)) {
         return error_of(api, XLA_INVALID_ARGUMENT,
@@ -364,10 +438,14 @@ void *pyce_xla_cross_entropy(void *call_frame) {
     if (wrong) return error_of(api, XLA_INVALID_ARGUMENT, wrong);
     const pyce_fpenv before =
         pyce_fpenv_enter(); /* XLA's threads may flush subnormal numbers to 0 */
-    const int status = run_call(&c, &p);
+    const int status = run_call(&c, &p, saving);
     pyce_fpenv_leave(before);
     if (status == PYCE_OK) return NULL;
     return error_of(api, status == PYCE_NO_MEMORY ? XLA_RESOURCE_EXHAUSTED : XLA_INTERNAL,
                     status == PYCE_NO_MEMORY ? "pyce: out of memory"
                                              : "pyce: a buffer is missing, misaligned or overlaps");
 }
+
+void *pyce_xla_cross_entropy(void *call_frame) { return handle(call_frame, 0); }
+
+void *pyce_xla_cross_entropy_saving(void *call_frame) { return handle(call_frame, 1); }

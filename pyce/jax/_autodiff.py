@@ -13,15 +13,18 @@ The forward pass guesses that the cotangent will be that of a mean over all rows
 gradient for it together with the losses: `saved`. If the guess is right, `gradient` returns it, in
 the same memory. If it is wrong, C computes the gradient from the logits. Both have the same bytes,
 so to JAX `saved` and `guess` are arguments that no result depends on, and their tangents are not
-followed. The other terms, and the derivatives of the primitives, are written in JAX.
+followed. After wrong guesses, C leaves the gradient out of the forward pass. The other terms, and
+the derivatives of the primitives, are written in JAX.
 
-All arrays are (…, classes, inner), or (…, inner) without the classes.
+Logits are (…, classes), and `axis` is −1; or (…, classes, inner), and `axis` is −2. Numbers of rows
+have the shape of the logits with one class.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,48 +35,49 @@ from jax.interpreters import ad, batching, mlir
 
 from pyce.jax import _ffi
 
-_CLASSES = -2  # the class axis
 
-
-@jax.custom_jvp  # type: ignore[untyped-decorator,unused-ignore]
-def losses(logits: Any, target: Any) -> Any:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def losses(logits: Any, target: Any, axis: int) -> Any:
     """The losses of the rows, in float64 for float64 logits and else in float32.
 
-    `logits` are (…, classes, inner), and `target` are labels (…, inner) of int32 or int64, or
-    probabilities of the logits' shape.
+    `target` are labels of int32 or int64, or probabilities of the logits' shape. Under
+    `jax.shard_map`, logits and target vary over the same axes of the mesh.
     """
-    return _ffi.losses(logits, target)
+    return _ffi.losses(logits, target, axis)
 
 
-@jax.custom_jvp  # type: ignore[untyped-decorator,unused-ignore]
-def _losses_and_saved(logits: Any, target: Any, guess: Any) -> tuple[Any, Any]:
-    return _ffi.losses_and_gradient(logits, target, guess)
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any]:
+    return _ffi.losses_and_saved(logits, target, guess, axis)
 
 
-def _losses_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+def _losses_jvp(axis: int, primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
     logits, target = primals
     logits_dot, target_dot = tangents
     if _is_tangent(logits_dot):
-        shape = _ffi.rows(logits)
+        shape = _ffi.rows(logits, axis)
+        size = math.prod(shape)  # may be a symbol of `jax.export`, which has no maximum with 1
         # The losses that JAX averages have been rounded to the dtype of the logits.
-        guess = jnp.full(shape, 1 / max(1, math.prod(shape)), logits.dtype)
-        guess = guess.astype(_ffi.loss_dtype(logits.dtype))
-        loss, saved = _losses_and_saved(logits, target, guess)
-        loss_dot = _product_p.bind(logits_dot, logits, target, saved, guess)
+        guess = jnp.full(shape, 1 / (1 if size == 0 else size), logits.dtype)
+        guess = _ffi.varying_alike(guess.astype(_ffi.loss_dtype(logits.dtype)), logits)[0]
+        loss, saved = _losses_and_saved(logits, target, guess, axis)
+        loss_dot = _product_p.bind(logits_dot, logits, target, saved, guess, axis=axis)
     else:
-        loss = losses(logits, target)
+        loss = losses(logits, target, axis)
         loss_dot = jnp.zeros_like(loss)
     if _is_tangent(target_dot):
-        log_p = jax.nn.log_softmax(logits.astype(loss.dtype), axis=_CLASSES)
+        log_p = jax.nn.log_softmax(logits.astype(loss.dtype), axis)
         # Finite: a class with the logit −inf, as masked ones have, adds 0 if its tangent is 0.
         log_p = jnp.maximum(log_p, jnp.finfo(log_p.dtype).min)
-        loss_dot -= jnp.sum(log_p * target_dot.astype(loss.dtype), axis=_CLASSES)
+        loss_dot -= jnp.sum(log_p * target_dot.astype(loss.dtype), axis, keepdims=True)
     return loss, loss_dot
 
 
-def _losses_and_saved_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    loss, loss_dot = _losses_jvp((primals[0], primals[1]), (tangents[0], tangents[1]))
-    saved = jax.lax.stop_gradient(_losses_and_saved(*map(jax.lax.stop_gradient, primals))[1])
+def _losses_and_saved_jvp(
+    axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    loss, loss_dot = _losses_jvp(axis, (primals[0], primals[1]), (tangents[0], tangents[1]))
+    saved = jax.lax.stop_gradient(_losses_and_saved(*map(jax.lax.stop_gradient, primals), axis)[1])
     return (loss, saved), (loss_dot, jnp.zeros_like(saved))
 
 
@@ -89,46 +93,51 @@ def _is_tangent(tangent: Any) -> bool:
 # -- the primitives --------------------------------------------------------------------------------
 
 
-def _product(x_dot: Any, logits: Any, target: Any, saved: Any, guess: Any) -> Any:
+def _product(x_dot: Any, logits: Any, target: Any, saved: Any, guess: Any, axis: int) -> Any:
     """Σ_c g_c x˙_c"""
     wide = logits.astype(guess.dtype)
-    _, gradient = _ffi.losses_and_gradient(wide, target, jnp.ones_like(guess))
-    return jnp.sum(gradient * x_dot.astype(guess.dtype), axis=_CLASSES)
+    _, gradient = _ffi.losses_and_gradient(wide, target, jnp.ones_like(guess), axis)
+    return jnp.sum(gradient * x_dot.astype(guess.dtype), axis, keepdims=True)
 
 
-def _gradient(factors: Any, logits: Any, target: Any, saved: Any, guess: Any) -> Any:
+def _gradient(factors: Any, logits: Any, target: Any, saved: Any, guess: Any, axis: int) -> Any:
     """factor · g, of the logits' dtype"""
     return _ffi.gradient(logits, target, factors, saved, guess)
 
 
-def _gradient_dot(logits: Any, target: Any, logits_dot: Any, target_dot: Any) -> Any:
+def _gradient_dot(logits: Any, target: Any, logits_dot: Any, target_dot: Any, axis: int) -> Any:
     """g˙, of the dtype of the losses"""
+
+    def total(x: Any) -> Any:
+        return jnp.sum(x, axis, keepdims=True)
+
     x = logits.astype(_ffi.loss_dtype(logits.dtype))
-    p = jax.nn.softmax(x, axis=_CLASSES)
+    p = jax.nn.softmax(x, axis)
     result = jnp.zeros_like(p)
     if _is_tangent(logits_dot):
         x_dot = logits_dot.astype(p.dtype)
-        result += p * (x_dot - jnp.sum(p * x_dot, axis=_CLASSES, keepdims=True))
+        result += p * (x_dot - total(p * x_dot))
         if jnp.issubdtype(target.dtype, jnp.floating):
-            result *= jnp.sum(target.astype(p.dtype), axis=_CLASSES, keepdims=True)
+            result *= total(target.astype(p.dtype))
     if _is_tangent(target_dot):
         t_dot = target_dot.astype(p.dtype)
-        result += p * jnp.sum(t_dot, axis=_CLASSES, keepdims=True) - t_dot
+        result += p * total(t_dot) - t_dot
     return result
 
 
-def _linear_primitive(name: str, function: Callable[..., Any], result: Callable[..., Any]) -> Any:
-    """A primitive; `result` has the shape and dtype of its result, given the logits."""
+def _linear_primitive(name: str, function: Callable[..., Any], like: int) -> Any:
+    """A primitive whose result has the type of the argument number `like`."""
     made = Primitive(name)
-    made.def_impl(jax.jit(function))
+    made.def_impl(jax.jit(function, static_argnames="axis"))
 
-    def abstract(first: Any, logits: Any, *others: Any) -> Any:
-        return jax.core.ShapedArray(*result(logits))
+    def abstract(*arguments: Any, axis: int) -> Any:
+        return arguments[like].update(weak_type=False)
 
-    def batched(arguments: tuple[Any, ...], axes: tuple[Any, ...]) -> tuple[Any, int]:
+    def batched(arguments: tuple[Any, ...], axes: tuple[Any, ...], *, axis: int) -> tuple[Any, int]:
         pairs = list(zip(arguments, axes, strict=True))
-        size = next(x.shape[axis] for x, axis in pairs if axis is not None)
-        return made.bind(*(batching.bdim_at_front(x, axis, size) for x, axis in pairs)), 0
+        size = next(x.shape[a] for x, a in pairs if a is not None)
+        arguments = tuple(batching.bdim_at_front(x, a, size) for x, a in pairs)
+        return made.bind(*arguments, axis=axis), 0
 
     made.def_abstract_eval(abstract)
     batching.primitive_batchers[made] = batched
@@ -136,46 +145,42 @@ def _linear_primitive(name: str, function: Callable[..., Any], result: Callable[
     return made
 
 
-_product_p = _linear_primitive(
-    "pyce_product", _product, lambda logits: (_ffi.rows(logits), _ffi.loss_dtype(logits.dtype))
-)
-_gradient_p = _linear_primitive(
-    "pyce_gradient", _gradient, lambda logits: (logits.shape, logits.dtype)
-)
+_product_p = _linear_primitive("pyce_product", _product, like=4)
+_gradient_p = _linear_primitive("pyce_gradient", _gradient, like=1)
 
 
 def _differentiate(
-    primitive: Any, transpose: Any, derivative: Callable[[Any, Any, Any], Any]
+    primitive: Any, transpose: Any, derivative: Callable[[Any, Any, Any, int], Any]
 ) -> None:
     """`derivative` is that with respect to logits and target: (first, logits, g˙) -> tangent."""
 
-    def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    def jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: int) -> tuple[Any, Any]:
         first, logits, target = primals[:3]
         first_dot, logits_dot, target_dot = tangents[:3]
-        result = primitive.bind(*primals)
+        result = primitive.bind(*primals, axis=axis)
         terms = []
         if _is_tangent(first_dot):
-            terms.append(primitive.bind(first_dot, *primals[1:]))
+            terms.append(primitive.bind(first_dot, *primals[1:], axis=axis))
         if _is_tangent(logits_dot) or _is_tangent(target_dot):
-            gradient_dot = _gradient_dot(logits, target, logits_dot, target_dot)
-            terms.append(derivative(first, logits, gradient_dot))
+            gradient_dot = _gradient_dot(logits, target, logits_dot, target_dot, axis)
+            terms.append(derivative(first, logits, gradient_dot, axis))
         return result, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(result)
 
-    def transposed(cotangent: Any, first: Any, *others: Any) -> list[Any]:
+    def transposed(cotangent: Any, first: Any, *others: Any, axis: int) -> list[Any]:
         if isinstance(cotangent, ad.Zero):
             return [ad.Zero(first.aval)] + [None] * len(others)
-        return [transpose.bind(cotangent, *others)] + [None] * len(others)
+        return [transpose.bind(cotangent, *others, axis=axis)] + [None] * len(others)
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transposed
 
 
-def _derivative_of_product(x_dot: Any, logits: Any, gradient_dot: Any) -> Any:
-    return jnp.sum(gradient_dot * x_dot.astype(gradient_dot.dtype), axis=_CLASSES)
+def _derivative_of_product(x_dot: Any, logits: Any, gradient_dot: Any, axis: int) -> Any:
+    return jnp.sum(gradient_dot * x_dot.astype(gradient_dot.dtype), axis, keepdims=True)
 
 
-def _derivative_of_gradient(factors: Any, logits: Any, gradient_dot: Any) -> Any:
-    return (jnp.expand_dims(factors, _CLASSES) * gradient_dot).astype(logits.dtype)
+def _derivative_of_gradient(factors: Any, logits: Any, gradient_dot: Any, axis: int) -> Any:
+    return (factors * gradient_dot).astype(logits.dtype)
 
 
 _differentiate(_product_p, _gradient_p, _derivative_of_product)

@@ -22,7 +22,9 @@ except ImportError as error:
         "Without it, use Optax's functions"
     ) from error
 
-_TARGET = "pyce_cross_entropy"
+# The names of the handlers in XLA, which are those of csrc/pyce.h without "xla".
+_EXACT = "pyce_cross_entropy"
+_SAVING = "pyce_cross_entropy_saving"
 # The major version of XLA's interface that csrc/xla_ffi.h declares.
 _MAJOR = 0
 
@@ -43,9 +45,10 @@ def _register() -> None:
     header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
     if header.exists():
         check_version(header.read_text(encoding="utf-8"))
-    address = int(ffi.cast("uintptr_t", ffi.addressof(lib, "pyce_xla_cross_entropy")))
-    handler = jax.ffi.pycapsule(ctypes.c_void_p(address))
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu", api_version=1)
+    for name in (_EXACT, _SAVING):
+        function = ffi.addressof(lib, name.replace("pyce", "pyce_xla"))
+        handler = jax.ffi.pycapsule(ctypes.c_void_p(int(ffi.cast("uintptr_t", function))))
+        jax.ffi.register_ffi_target(name, handler, platform="cpu", api_version=1)
     _threads.notify(_set_threads)
 
 
@@ -54,45 +57,91 @@ def _set_threads() -> None:
     lib.pyce_xla_set_threads(_threads.of_process())
 
 
-def losses(logits: Any, target: Any) -> Any:
-    """The losses of the rows.
+def losses(logits: Any, target: Any, axis: int) -> Any:
+    """The losses of the rows, of the logits' shape with one class.
 
-    logits : (…, classes, inner)
-    target : (…, inner) of int32 or int64, or (…, classes, inner) of a floating dtype
+    logits : (…, classes), and axis −1; or (…, classes, inner), and axis −2. XLA copies bfloat16
+             logits (…, classes, 1), but not (…, classes)
+    target : labels of int32 or int64 of the logits' shape with one class, or probabilities of the
+             logits' shape
     """
-    return _call([_like_losses(logits)], logits, target)[0]
+    return _call(_EXACT, [_like_losses(logits, axis)], logits, target)[0]
 
 
-def losses_and_gradient(logits: Any, target: Any, factors: Any) -> tuple[Any, Any]:
-    """The losses and the gradient of Σ factor·loss; factors (…, inner) are of the losses' dtype."""
-    loss, gradient = _call([_like_losses(logits), _like(logits)], logits, target, factors)
+def losses_and_gradient(logits: Any, target: Any, factors: Any, axis: int) -> tuple[Any, Any]:
+    """The losses and the gradient of Σ factor·loss; factors are like the losses."""
+    results = [_like_losses(logits, axis), _like(logits)]
+    loss, gradient = _call(_EXACT, results, logits, target, factors)
     return loss, gradient
+
+
+def losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any]:
+    """The losses, and what `gradient` is to be given as `saved`.
+
+    It is the gradient for the factors `guess`, or after wrong guesses at logits of this shape, a
+    mark and memory that was not written.
+    """
+    if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # such memory may have NaNs
+        return losses_and_gradient(logits, target, guess, axis)
+    results = [_like_losses(logits, axis), _like(logits)]
+    loss, saved = _call(_SAVING, results, logits, target, guess)
+    return loss, saved
 
 
 def gradient(logits: Any, target: Any, factors: Any, saved: Any, guess: Any) -> Any:
     """That gradient; if the factors are `guess`, then `saved`, without being computed."""
-    return _call([_like(logits)], logits, target, factors, saved, guess, aliases={3: 0})[0]
+    results, arguments = [_like(logits)], (logits, target, factors, saved, guess)
+    return _call(_EXACT, results, *arguments, aliases={3: 0})[0]
 
 
-def _call(results: list[Any], *arguments: Any, aliases: dict[int, int] | None = None) -> list[Any]:
+def _call(
+    name: str, results: list[Any], *arguments: Any, aliases: dict[int, int] | None = None
+) -> list[Any]:
     _set_threads()
-    run = jax.ffi.ffi_call(
-        _TARGET, results, vmap_method="broadcast_all", input_output_aliases=aliases
-    )
-    return list(run(*arguments))
+    run = jax.ffi.ffi_call(name, results, vmap_method="broadcast_all", input_output_aliases=aliases)
+    arguments = varying_alike(*arguments)
+    return [varying_alike(result, arguments[0])[0] for result in run(*arguments)]
+
+
+def varying_alike(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays that `jax.shard_map` knows to vary over the same axes of the mesh.
+
+    It requires that of the arguments of a foreign function, and some versions of JAX do not know it
+    of the results.
+    """
+    axes = frozenset().union(*map(_varying, arrays))
+    return tuple(_vary(array, tuple(axes - _varying(array))) for array in arrays)
+
+
+def _varying(array: Any) -> frozenset[Any]:
+    if not isinstance(array, jax.core.Tracer):
+        return frozenset()
+    kind = jax.typeof(array)
+    kind = getattr(kind, "manual_axis_type", kind)  # since JAX 0.10
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
+
+
+def _vary(array: Any, axes: tuple[Any, ...]) -> Any:
+    if not axes:
+        return array
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(array, axes, to="varying")
+    return jax.lax.pvary(array, axes)
 
 
 def _like(logits: Any) -> Any:
     return jax.ShapeDtypeStruct(logits.shape, logits.dtype)
 
 
-def _like_losses(logits: Any) -> Any:
-    return jax.ShapeDtypeStruct(rows(logits), loss_dtype(logits.dtype))
+def _like_losses(logits: Any, axis: int) -> Any:
+    return jax.ShapeDtypeStruct(rows(logits, axis), loss_dtype(logits.dtype))
 
 
-def rows(logits: Any) -> tuple[int, ...]:
-    """The shape of logits (…, classes, inner) without the classes."""
-    return (*logits.shape[:-2], logits.shape[-1])
+def rows(logits: Any, axis: int) -> tuple[int, ...]:
+    """The shape of the logits with one class."""
+    shape = list(logits.shape)
+    shape[axis] = 1
+    return tuple(shape)
 
 
 def loss_dtype(dtype: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pyce.jax._autodiff import losses
+from pyce.jax._ffi import varying_alike
 
 # The dtypes of logits, and of probabilities that are read without a conversion.
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -77,26 +78,28 @@ def softmax_cross_entropy_with_integer_labels(
             f"labels must have the shape {batch}, that of logits {x.shape} without axis {axis}, "
             f"got {y.shape}"
         )
-    outer, classes, inner = _folded_shape(x.shape, axes)
-    y = _as_int32_or_int64(y, classes).reshape(outer, inner)
+    shape, class_axis = _folded_shape(x.shape, axes)
+    y = jnp.expand_dims(_as_int32_or_int64(y, shape[class_axis]), tuple(sorted(axes)))
+    y = _fold(y, axes)
+    x, y = varying_alike(x, y)
     if where is None:
-        return losses(_fold(x, axes), y).reshape(batch).astype(x.dtype)
+        return losses(_fold(x, axes), y, class_axis).reshape(batch).astype(x.dtype)
     mask = _mask(where, x, axes)
     if _is_of_rows(mask, axes):
-        loss = losses(_fold(x, axes), y).reshape(batch).astype(x.dtype)
+        loss = losses(_fold(x, axes), y, class_axis).reshape(batch).astype(x.dtype)
         return jnp.where(jnp.all(mask, axis=axes), loss, 0)
     mask = _fold(jnp.broadcast_to(mask, x.shape), axes)
-    x3 = _fold(x, axes)
-    masked = jnp.where(mask, x3, -jnp.inf)
-    some = jnp.any(mask, axis=1)
-    loss = losses(masked, y)
-    at_label = jnp.expand_dims(y, 1)
-    usual = jnp.take_along_axis(mask, at_label, axis=1).squeeze(1) | ~some
+    folded = _fold(x, axes)
+    some = jnp.any(mask, class_axis, keepdims=True)
+    masked = _without(folded, mask, some)
+    loss = losses(masked, y, class_axis)
+    usual = jnp.take_along_axis(mask, y, class_axis) | ~some
 
     def with_excluded_labels() -> jax.Array:
-        wide, wide_masked = x3.astype(loss.dtype), masked.astype(loss.dtype)
-        x_y = jnp.take_along_axis(wide, at_label, axis=1).squeeze(1)
-        return jnp.where(usual, loss, jax.nn.logsumexp(wide_masked, axis=1) - x_y)
+        wide, wide_masked = folded.astype(loss.dtype), masked.astype(loss.dtype)
+        x_y = jnp.take_along_axis(wide, y, class_axis)
+        lse = jax.nn.logsumexp(wide_masked, class_axis, keepdims=True)
+        return jnp.where(usual, loss, lse - x_y)
 
     loss = jax.lax.cond(jnp.all(usual), lambda: loss, with_excluded_labels)
     return jnp.where(some, loss, 0).reshape(batch).astype(x.dtype)
@@ -162,15 +165,16 @@ def softmax_cross_entropy(
     if t.shape != x.shape:
         t = _broadcast("labels", t, x.shape)
     batch = _batch(x.shape, axes)
-    _folded_shape(x.shape, axes)
+    class_axis = _folded_shape(x.shape, axes)[1]
+    x, t = varying_alike(x, t)
     if where is None:
-        return losses(_fold(x, axes), _fold(t, axes)).reshape(batch).astype(dtype)
+        return losses(_fold(x, axes), _fold(t, axes), class_axis).reshape(batch).astype(dtype)
     mask = _mask(where, x, axes)
     some = jnp.any(mask, axis=axes)
     if not _is_of_rows(mask, axes):
-        x = jnp.where(mask, x, -jnp.inf)
+        x = _without(x, mask, jnp.expand_dims(some, axes))
         t = jnp.where(mask, t, 0)
-    loss = losses(_fold(x, axes), _fold(t, axes)).reshape(batch).astype(dtype)
+    loss = losses(_fold(x, axes), _fold(t, axes), class_axis).reshape(batch).astype(dtype)
     return jnp.where(some, loss, 0)
 
 
@@ -206,19 +210,25 @@ def _are_adjacent(axes: tuple[int, ...]) -> bool:
     return len(axes) > 0 and axes == tuple(range(axes[0], axes[0] + len(axes)))
 
 
-def _folded_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, int, int]:
-    """(outer, classes, inner) of an array, class axes moved to the end unless adjacent."""
+def _folded_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The shape of folded logits, (…, classes) or (…, classes, inner), and their class axis.
+
+    Class axes are moved to the end unless they are adjacent and in order.
+    """
     classes = math.prod(shape[a] for a in axes)
     if classes < 1:
         raise ValueError(f"logits of the shape {shape} have no classes along axis {axes}")
-    if _are_adjacent(axes):
-        return math.prod(shape[: axes[0]]), classes, math.prod(shape[axes[-1] + 1 :])
-    return math.prod(_batch(shape, axes)), classes, 1
+    if not _are_adjacent(axes):
+        return (*_batch(shape, axes), classes), -1
+    inner = math.prod(shape[axes[-1] + 1 :])
+    if inner == 1:
+        return (*shape[: axes[0]], classes), -1
+    return (*shape[: axes[0]], classes, inner), -2
 
 
 def _fold(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """An array of the logits' shape as (outer, classes, inner)."""
-    shape = _folded_shape(array.shape, axes)
+    """An array of the logits' shape, or of that shape with class axes of size 1, folded like it."""
+    shape = _folded_shape(array.shape, axes)[0]
     if not _are_adjacent(axes):
         batch = tuple(a for a in range(array.ndim) if a not in axes)
         array = array.transpose(batch + axes)
@@ -251,6 +261,14 @@ def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     rows = _is_of_rows(mask, axes)
     shape = tuple(1 if rows and a in axes else n for a, n in enumerate(logits.shape))
     return _broadcast("where", mask, shape)
+
+
+def _without(logits: jax.Array, mask: jax.Array, some: jax.Array) -> jax.Array:
+    """Logits of −inf where the mask is False, and of 0 in rows without any others.
+
+    The losses of those rows are not used. With −inf only, their derivatives would be NaN.
+    """
+    return jnp.where(mask, logits, jnp.where(some, -jnp.inf, 0).astype(logits.dtype))
 
 
 def _is_of_rows(mask: jax.Array, axes: tuple[int, ...]) -> bool:

@@ -1,5 +1,6 @@
 """pyce.jax: Optax's functions under JAX's transformations; the handler with forged frames."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -57,7 +58,7 @@ def test_same_as_numpy(shape, axis, transformed):
     np.testing.assert_array_equal(jax.grad(lambda x: f(x).sum())(x), grad)
 
 
-@pytest.mark.parametrize("axis", [1, (3, 1), (-4, -3, -1)], ids=str)
+@pytest.mark.parametrize("axis", [1, (3, 1), (3, 2), (-2, -1), (-4, -3, -1)], ids=str)
 def test_same_as_optax(axis):
     optax = pytest.importorskip("optax")
     shape = (2, 3, 4, 5)
@@ -126,6 +127,17 @@ def test_gradients_of_first_and_second_order():
     check_grads(lambda x, t: SOFT(x, t, where=mask), (x, np.abs(x)), order=2, **tolerance)
 
 
+def test_rows_without_logits_have_finite_derivatives():
+    x, y = batch((3, 4), 1)
+    mask = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+    t = np.abs(x)
+    x[1, 2] = np.nan
+    for loss in (lambda x: INTEGER(x, y, where=mask), lambda x: SOFT(x, t, where=mask)):
+        gradient = jax.grad(lambda x, f=loss: f(x).sum())
+        for result in jax.jvp(gradient, (x,), (np.ones_like(x),)):
+            assert np.isfinite(result).all() and not result[1].any()
+
+
 @pytest.mark.parametrize("classes", [10, 300, 3000])
 def test_a_row_has_the_same_gradient_whatever_the_cotangents_of_others(classes):
     x, y = batch((40, classes), 1)
@@ -180,6 +192,81 @@ def test_vmap_scan_checkpoint_and_donation():
     np.testing.assert_array_equal(jax.grad(jax.checkpoint(loss))(x, y), grad)
     step = jax.jit(lambda x: x - jax.grad(loss)(x, y), donate_argnums=0)
     np.testing.assert_allclose(step(jnp.array(x)), x - grad, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape, axis", [((8, 9, 100), -1), ((4, 5, 6, 7), 1)])
+def test_a_compiled_program_copies_no_logits(dtype, shape, axis):
+    x, y = batch(shape, axis)
+    step = jax.jit(jax.value_and_grad(lambda x: INTEGER(x, y, axis=axis).mean()))
+    program = step.lower(jnp.asarray(x).astype(dtype)).compile().as_text()
+    assert "pyce_cross_entropy" in program and " copy(" not in program
+
+
+def test_export_with_a_symbolic_number_of_rows():
+    export = pytest.importorskip("jax.export")
+    x, y = batch((6, 4), 1)
+    rows, *_ = export.symbolic_shape("rows")
+    names = ("pyce_cross_entropy", "pyce_cross_entropy_saving")
+    step = jax.jit(jax.value_and_grad(lambda x, y: INTEGER(x, y).mean()))
+    exported = export.export(
+        step, disabled_checks=[export.DisabledSafetyCheck.custom_call(name) for name in names]
+    )(jax.ShapeDtypeStruct((rows, 4), x.dtype), jax.ShapeDtypeStruct((rows,), y.dtype))
+    jax.tree.map(np.testing.assert_array_equal, exported.call(x, y), step(x, y))
+
+
+FOUR_DEVICES = """
+import jax, numpy as np
+from functools import partial
+from jax.sharding import NamedSharding, PartitionSpec as P
+import pyce.jax as pj
+shard_map = getattr(jax, "shard_map", None)
+if shard_map is None:
+    from jax.experimental.shard_map import shard_map
+f, soft = pj.softmax_cross_entropy_with_integer_labels, pj.softmax_cross_entropy
+auto = {"axis_types": (jax.sharding.AxisType.Auto,)} if hasattr(jax, "shard_map") else {}
+mesh = jax.make_mesh((4,), ("d",), **auto)
+rng = np.random.default_rng(0)
+x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((8, 5), (5, 5)))
+y, t = rng.integers(0, 5, 8, dtype=np.int32), rng.random((8, 5), dtype=np.float32)
+near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+
+def plain(w, x, y, t):  # w does not vary over the devices
+    return f(x @ w, y).mean() + f(w[:2], y).mean()
+
+def loss(w, x, y, t):
+    return plain(w, x, y, t) + f(x @ w, y, where=t > 0.2).mean() + soft(x @ w, t).mean()
+
+def sharded(loss):
+    inner = lambda *a: jax.lax.pmean(loss(*a), "d")
+    return shard_map(inner, mesh=mesh, in_specs=(P(), P("d"), P("d"), P("d")), out_specs=P())
+
+def whole(loss):
+    def mean(w, *others):
+        return sum(loss(w, *(a[i : i + 2] for a in others)) for i in range(0, 8, 2)) / 4
+    return mean
+
+def second(f):
+    return lambda w, *a: jax.jvp(jax.grad(lambda w: f(w, *a)), (w,), (w,))[1]
+
+for g, of in ((jax.value_and_grad, loss), (second, plain)):
+    jax.tree.map(near, *(jax.jit(g(kind(of)))(w, x, y, t) for kind in (sharded, whole)))
+rows = f(x, y)
+step = jax.value_and_grad(lambda x, y: f(x, y).mean())
+near(jax.pmap(f)(x.reshape(4, 2, 5), y.reshape(4, 2)).ravel(), rows, rtol=0, atol=0)
+for spec in (P("d"), P(None, None)):
+    xs, ys = (jax.device_put(a, NamedSharding(mesh, P(*spec[: a.ndim]))) for a in (x, y))
+    jax.tree.map(near, jax.jit(step)(xs, ys), step(x, y))
+"""
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 7), reason="JAX 0.6 refuses its types in shard_map")
+def test_four_devices():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_labels_out_of_range():
@@ -285,7 +372,7 @@ typedef struct { size_t struct_size; void *e; xla_api *api; void *context; int s
 F32, S32 = 11, 4
 
 
-def forged(change, arguments=("logits", "labels"), results=("losses",)):
+def forged(change, arguments=("logits", "labels"), results=("losses",), handler="cross_entropy"):
     """The message with which the handler refuses a changed call, and its last result after it."""
     from pyce._pyce import ffi as pyce_ffi
     from pyce._pyce import lib
@@ -309,7 +396,7 @@ def forged(change, arguments=("logits", "labels"), results=("losses",)):
         b.dims, b.data = new("int64_t[]", dims), data
         return b
 
-    rows, like = [2, 1], [2, 3, 1]
+    rows, like = [2, 1, 1], [2, 3, 1]
     outputs = {"losses": new("float[]", [7.0] * 2), "gradient": new("float[]", [7.0] * 6)}
     parts = {
         "logits": buffer(F32, like, new("float[]", [1, 2, 3, 4, 5, 6])),
@@ -331,7 +418,8 @@ def forged(change, arguments=("logits", "labels"), results=("losses",)):
         values.values = new("void *[]", [parts[name] for name in names])
     change(frame, parts)
     address = int(ffi.cast("uintptr_t", frame))
-    failed = lib.pyce_xla_cross_entropy(pyce_ffi.cast("void *", address)) != pyce_ffi.NULL
+    handle = getattr(lib, f"pyce_xla_{handler}")
+    failed = handle(pyce_ffi.cast("void *", address)) != pyce_ffi.NULL
     assert failed == bool(messages)
     return messages, list(outputs[results[-1]])
 
@@ -359,6 +447,9 @@ def set_dim(name, i, value):
     [
         (set_field("api.version.major", 1), "version"),
         (set_field("api.version.minor", 0), "version"),
+        (set_field("stage", 0), "another stage"),
+        (set_field("stage", 2), "another stage"),
+        (set_field("stage", 4), "another stage"),
         (set_field("struct_size", 16), "unknown size"),
         (set_field("arguments.struct_size", 8), "unknown size"),
         (set_field("arguments.struct_size", 48), "unknown size"),
@@ -367,7 +458,8 @@ def set_dim(name, i, value):
         (set_field("logits.dtype", S32), "logits must be"),
         (set_field("labels.dtype", 2), "labels must be"),
         (set_field("losses.dtype", 12), "losses and factors must"),
-        (set_field("logits.rank", 1), "class axis"),
+        (set_field("logits.rank", 0), "class axis"),
+        (set_field("labels.rank", 2), "shape of the labels"),
         (set_dim("labels", 0, 3), "shape of the labels"),
         (set_dim("losses", 0, 3), "losses and factors must"),
         (set_dim("logits", 1, 0), "at least one class"),
@@ -418,3 +510,50 @@ def test_the_handler_accepts_valid_frames():
     more, gradient = forged(right_guess, *BACKWARD)
     assert gradient == [5.0] * 6
     assert not messages + more
+
+
+def test_a_forward_pass_leaves_out_its_gradient_after_wrong_guesses():
+    """Whatever it leaves out, the backward pass computes."""
+    saving = ("logits", "labels", "guess"), ("losses", "gradient"), "cross_entropy_saving"
+    marked = []
+
+    def nothing(frame, parts):
+        pass
+
+    def of_the_forward_pass(frame, parts):
+        parts["saved"].data = cffi.FFI().from_buffer("char[]", marked[-1])
+        parts["factors"].data = parts["guess"].data
+
+    for _ in range(4):
+        _, right = forged(nothing, *BACKWARD)
+    _, gradient = forged(nothing, *saving)
+    assert gradient[4:] == [7.0, 7.0] and np.isfinite(gradient).all()
+    marked.append(bytearray(np.array(gradient, np.float32)))
+    for _ in range(4):
+        messages, gradient = forged(of_the_forward_pass, *BACKWARD)
+        np.testing.assert_array_equal(gradient[:3], right[:3])
+        assert not messages
+    _, gradient = forged(nothing, *saving)
+    np.testing.assert_array_equal(gradient[:3], right[:3])
+
+
+@pytest.mark.parametrize("extension, metadata, answered", [(32, 40, 1), (24, 40, 0), (32, 32, 0)])
+def test_the_handler_tells_its_version(extension, metadata, answered):
+    ffi = cffi.FFI()
+    ffi.cdef(
+        FRAME
+        + """
+    typedef struct { size_t struct_size; xla_version version; uint32_t traits; int64_t state; }
+        xla_metadata;
+    typedef struct { size_t struct_size; int type; void *next; xla_metadata *metadata; }
+        xla_extension;"""
+    )
+    data = ffi.new("xla_metadata *", {"struct_size": metadata, "traits": 9})
+    asked = ffi.new("xla_extension *", {"struct_size": extension, "type": 1, "metadata": data})
+
+    def ask(frame, parts):
+        frame.e = asked
+
+    messages, losses = forged(ask)
+    assert losses == [7.0, 7.0] and len(messages) == 1 - answered
+    assert (data.version.minor, data.traits) == ((1, 0) if answered else (0, 9))
