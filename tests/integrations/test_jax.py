@@ -260,6 +260,7 @@ for spec in (P("d"), P(None, None)):
 """
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 7), reason="JAX 0.6 refuses its types in shard_map")
 def test_four_devices():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
