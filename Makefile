@@ -66,11 +66,12 @@ build: $(EXTENSION) ## build the C extension in place
 test: .venv/.test $(EXTENSION) ## run the tests, in two processes
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# REPLAYED=… names the instruction sets, for example neon; by default all.
 test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C interface on an emulated Arm processor
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
 	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
-	$(RECORD) | qemu-aarch64 build/aarch64/replay
+	$(RECORD) | qemu-aarch64 build/aarch64/replay $(REPLAYED)
 
 test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls and the threads in a program for Windows, run by wine
 	$(call need,wine,wine wine64)
