@@ -19,9 +19,9 @@ would wait for each other.
 An error of one rank is raised on all of them, and so is a difference between their arguments: no
 rank leaves before the exchange that the others wait in, and memory for the second message is
 allocated before the first. If a rank has fewer classes than another, that memory may be too little;
-a third message, between the two, then tells whether all ranks have found more. The one error that
-the others do not get is that of a rank that has no memory left to compute with after the last
-exchange.
+a third message, between the two, then tells whether all ranks have found more. The only errors that
+the others do not get are those of a rank that has not even memory for the first message, 4 KiB of
+each rank, and of one that has no memory left to compute with after the last exchange.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from pyce._version import __version__
 # The bytes of a description, and the characters of an error message in it.
 _DESCRIPTION = 4096
 _MESSAGE = 500
+# What may differ between the ranks.
+_OWN = ("classes", "rows of a chunk")
 # What errors of one rank are on the others: the first of these that they are instances of, the last
 # if none.
 _ERRORS = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError, RuntimeError)
@@ -157,7 +159,7 @@ def cross_entropy(
         room = None
         if group.size > 1:
             room = _room(group, _size(p, backend, shape[-1], p.rows))
-        return (p, grad, backend, room), _described(p, shape, backend)
+        return (p, grad, backend, room), _described("cross_entropy", p, shape, backend)
 
     (p, grad, backend, room), described = _agreed(group, prepare)
     _check_agreement(described)
@@ -197,12 +199,12 @@ def linear_cross_entropy(
     def prepare() -> tuple[Any, dict[str, Any]]:
         p, shape, others, most, head = make()
         backend = _backend()
-        described = {**_described(p, shape, backend), **others, "rows of a chunk": most}
-        return (p, head, backend), described
+        described = _described("linear_cross_entropy", p, shape, backend)
+        return (p, head, backend), {**described, **others, "rows of a chunk": most}
 
     (p, head, backend), described = _agreed(group, prepare)
-    most = min(one.pop("rows of a chunk") for one in described)
     _check_agreement(described)
+    most = min(one["rows of a chunk"] for one in described)
     _cut(p, [one["classes"] for one in described], group.rank)
 
     def allocate() -> tuple[Any, dict[str, Any]]:
@@ -324,11 +326,12 @@ def _agreed(
     result = None
     try:
         result, described = work()
+        sent = _packed(described)
     except Exception as error:
         failure = error
-        described = {"error": [_kind_of(error), str(error)[:_MESSAGE]]}
+        sent = _packed({"error": [_kind_of(error), str(error)[:_MESSAGE]]})
     received = np.empty((group.size, _DESCRIPTION), np.uint8)
-    group.gather(_packed(described), received)
+    group.gather(sent, received)
     if failure is not None:
         raise failure
     all_described = [json.loads(bytes(one).rstrip(b"\0")) for one in received]
@@ -339,7 +342,9 @@ def _agreed(
     return result, all_described
 
 
-def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> dict[str, Any]:
+def _described(
+    function: str, p: ShardedProblem, shape: tuple[int, ...], backend: Backend
+) -> dict[str, Any]:
     """What the ranks must have in common, by the names that errors give it; and `classes`."""
     logits_dtype, target_dtype = p.given_dtypes
     target = f"{target_dtype} probabilities"
@@ -348,6 +353,7 @@ def _described(p: ShardedProblem, shape: tuple[int, ...], backend: Backend) -> d
     return {
         "classes": shape[-1],
         "version of pyce": __version__,
+        "function": function,
         "backend": backend.NAME,
         "dtype of the logits": logits_dtype,
         "shape of the logits without the classes": list(shape[:-1]),
@@ -378,7 +384,7 @@ def _check_agreement(all_described: list[dict[str, Any]]) -> None:
     first = all_described[0]
     for name, expected in first.items():
         for rank, described in enumerate(all_described):
-            if name != "classes" and described.get(name) != expected:
+            if name not in _OWN and described.get(name) != expected:
                 raise ValueError(
                     f"the ranks differ: {name} is {_text(described.get(name))} on rank {rank} "
                     f"and {_text(expected)} on rank 0"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyce import _shards, _threads
-from pyce._linear_chunks import CHUNK_BYTES
+from pyce._linear_chunks import checked_scales
 from pyce._problem import ShardedProblem
 from pyce._types import Array
 from pyce.torch import _linear_autograd
@@ -202,17 +202,16 @@ class _Call:
         target = local(target, "target", target.dim() - 1 if soft else None, ranks)
         self.options = options
         self.autocast = torch.is_autocast_enabled("cpu")
-        chosen = Options(
+        # As numbers of Python, which the ranks can compare.
+        softcap, logit_scale, self.chunk_bytes = checked_scales(**layer, chunk_bytes=chunk_bytes)
+        self.chosen = Options(
             reduction=options["reduction"],
-            softcap=layer["softcap"],
-            logit_scale=layer["logit_scale"],
+            softcap=softcap,
+            logit_scale=logit_scale,
             lse_square_scale=options["lse_square_scale"],
-            chunk_bytes=chunk_bytes,
             ignore_index=options["ignore_index"],
             autocast=self.autocast,
         )
-        chosen.check()
-        self.chosen = chosen
         check_layer(input, weight, bias, self.autocast)
         for tensor, name in ((input, "input"), (weight, "linear_weight"), (bias, "linear_bias")):
             if tensor is not None and tensor.numel() and not has_memory(tensor):
@@ -245,7 +244,7 @@ class _Call:
         )
         buffers = 2 if any(self.needs) and self.chosen.softcap is not None else 1
         of_row = classes * np.dtype(wide).itemsize * buffers
-        most = max(1, (self.chosen.chunk_bytes or CHUNK_BYTES) // of_row)
+        most = max(1, self.chunk_bytes // of_row)
         return (
             p,
             most,

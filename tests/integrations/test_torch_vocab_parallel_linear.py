@@ -124,9 +124,10 @@ def test_errors_are_raised_on_all_ranks():
                 ("IndexError", "target of row 0 is 100, outside the valid range 0..11"),
                 ("ValueError", "chunk_bytes"),
                 ("NotImplementedError", "the reduction must be mean or sum"),
-                ("MemoryError", "no memory")
-                if rank
-                else ("RuntimeError", "rank 1 could not compute its part of the loss"),
+                ("ValueError", "function is cross_entropy on rank 1 and linear_cross_entropy on"),
+                ("none", ""),
+                ("ValueError", "logit_scale is 2.0 on rank 1 and 3.0 on rank 0"),
+                ("MemoryError", "no memory" if rank else "rank 1 could not compute its part"),
                 ("MemoryError", "no memory"),
             ),
             strict=True,

@@ -7,6 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -118,6 +119,14 @@ def linear_errors(rank, ranks, input, weight, target):
         _error_of(call, input, weight, target + 100),
         _error_of(call, input, weight, target, chunk_bytes=0 if other else None),
         _error_of(call, input, weight.clone().requires_grad_(), target, reduction="none"),
+        # One rank calls the other function.
+        _error_of(pyce.torch.vocab_parallel_cross_entropy, input @ weight.T, target)
+        if other
+        else _error_of(call, input, weight, target),
+        # Numbers of other types than those of Python are numbers, on one rank alone as well.
+        _error_of(call, input, weight, target, softcap=np.float32(2) if other else 2)
+        or ("none", ""),
+        _error_of(call, input, weight, target, logit_scale=torch.tensor(2.0 if other else 3.0)),
     ]
     add = _linear_layer.Layer.add
 
