@@ -248,19 +248,21 @@ def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     mask = jnp.asarray(where)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, got {mask.dtype}")
+    given = mask.shape
     if mask.ndim == 0:
         mask = jnp.broadcast_to(mask, (1,) * logits.ndim)
-    elif mask.ndim != logits.ndim:
-        if mask.ndim != logits.ndim - len(axes):
-            raise ValueError(
-                f"where must broadcast to the shape {logits.shape} of the logits, or have that "
-                f"shape without the class axes, got {mask.shape}"
-            )
+    elif mask.ndim == logits.ndim - len(axes):
         mask = jnp.expand_dims(mask, axes)
-    # A mask of rows keeps its size of 1 along the class axes.
-    rows = _is_of_rows(mask, axes)
-    shape = tuple(1 if rows and a in axes else n for a, n in enumerate(logits.shape))
-    return _broadcast("where", mask, shape)
+    if mask.ndim == logits.ndim:
+        # A mask of rows keeps its size of 1 along the class axes.
+        rows = _is_of_rows(mask, axes)
+        shape = tuple(1 if rows and a in axes else n for a, n in enumerate(logits.shape))
+        if all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
+            return jnp.broadcast_to(mask, shape)
+    raise ValueError(
+        f"where must broadcast to the shape {logits.shape} of the logits, or have that shape "
+        f"without the class axes, got {given}"
+    )
 
 
 def _without(logits: jax.Array, mask: jax.Array, some: jax.Array) -> jax.Array:

@@ -10,6 +10,13 @@ docs/numba.md describes what compiled calls accept.
 
 from __future__ import annotations
 
+try:
+    import numba  # noqa: F401
+except ImportError as error:
+    from pyce._extras import advice
+
+    raise ImportError(f"pyce.numba needs Numba: {advice('numba')} ({error})") from error
+
 from pyce.numba import _c, _overloads  # noqa: F401
 
 _c.register()

@@ -313,6 +313,8 @@ def test_masks():
         (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
         (lambda x, y: INTEGER(x[:, :0], y), ValueError, "no classes"),
         (lambda x, y: INTEGER(x, y, where=x), TypeError, "boolean"),
+        (lambda x, y: INTEGER(x, y, where=x[0] > 0), ValueError, r"\(2, 3\).*got \(3,\)"),
+        (lambda x, y: SOFT(x, x, where=x[:, :2] > 0), ValueError, r"\(2, 3\).*got \(2, 2\)"),
         (lambda x, y: SOFT(x, x[:, :2]), ValueError, "broadcast"),
     ],
 )
