@@ -150,7 +150,7 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
 /* Handlers of XLA's foreign function interface: `call_frame` is an XLA_FFI_CallFrame, and the result an
  * XLA_FFI_Error, NULL for success (xla_ffi.c). They run on at most as many threads as
  * pyce_xla_set_threads was last given, at first 1. The second one may leave out the gradient of a forward pass,
- * which it then marks for the backward pass of the first one. */
+ * and tells the backward pass of the first one. */
 void *pyce_xla_cross_entropy(void *call_frame);
 void *pyce_xla_cross_entropy_saving(void *call_frame);
 void pyce_xla_set_threads(int threads);

@@ -1,10 +1,11 @@
 /* Cross-entropy as a foreign function of XLA, which `pyce.jax` registers.
  *
- * Arguments and results of the three kinds of call:
+ * Arguments and results of the four kinds of call:
  *
- *     logits, target                           losses
- *     logits, target, factors                  losses, gradient
- *     logits, target, factors, saved, guess    gradient
+ *     logits, target                          losses
+ *     logits, target, factors                 losses, gradient
+ *     logits, target, guess                   losses, saved, used
+ *     logits, target, factors, saved, used    gradient
  *
  * Logits are (…, classes) or (…, classes, inner). The target is labels of 32 or 64 bits or probabilities of the
  * logits' shape. Labels, losses and factors have the logits' shape with one class, (…, 1) or (…, 1, inner), which
@@ -12,14 +13,15 @@
  * of Σ factor·loss, of the logits' dtype and shape. XLA's buffers are dense and row-major.
  *
  * A forward pass does not know the factors that the backward pass will bring, but they are often those of
- * a mean. So the forward pass guesses them: it is the second kind of call, to pyce_xla_cross_entropy_saving.
- * The third kind is the backward pass: `saved` is the gradient for `guess`, and is returned if these are the
- * factors. Else the gradient is computed anew, from the logits. XLA gives `saved` and the result the same
- * memory, unless `saved` is used otherwise.
+ * a mean, which are equal and above 0. So the forward pass guesses them: it is the third kind of call, to
+ * pyce_xla_cross_entropy_saving. It returns the gradient for `guess` as `saved`, and `guess` as `used`. The
+ * fourth kind is the backward pass: if its factors are `used`, it returns `saved`. Else the gradient is computed
+ * anew, from the logits. XLA gives `saved` and the result the same memory, unless `saved` is used otherwise.
  *
- * After wrong guesses at logits of the same shape and dtype, the forward pass computes the losses only, and
- * `saved` begins with a mark, with which a backward pass computes the gradient in any case. So the bytes of the
- * results do not depend on the guesses.
+ * After wrong guesses at logits of the same shape and dtype, the forward pass computes the losses only. It does
+ * not write `saved`, and `used` is −guess, with which a backward pass computes the gradient in any case. So the
+ * bytes of the results do not depend on the guesses. `used` has a number for each row, since JAX may put forward
+ * passes together or take them apart before the backward pass, as `vmap` does.
  *
  * Labels are read as JAX reads indices: −classes…−1 count from the last class. A row whose label is
  * outside −classes…classes−1 has the loss NaN and the gradient factor·softmax(logits), as if the label's
@@ -29,6 +31,7 @@
  */
 #include "platform.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,25 +90,29 @@ static int axes_after_classes(const xla_buffer *rows, const xla_buffer *logits) 
 
 /* A call; buffers that it does not have are NULL. */
 typedef struct {
-    const xla_buffer *logits, *target, *factors, *saved, *guess, *losses, *gradient;
+    const xla_buffer *logits, *target, *factors, *saved, *used, *losses, *gradient;
 } call;
 
-/* Find the buffers of a call. Returns whether it has those of one of the three kinds. */
-static int find_buffers(const xla_call_frame *frame, call *c) {
+/* Find the buffers of a call. Returns whether it has those of its kind: the third if it is `saving`, else one of
+   the others. The guess counts as factors. */
+static int find_buffers(const xla_call_frame *frame, int saving, call *c) {
     const xla_values *in = &frame->arguments, *out = &frame->results;
     const int forward = in->size < 5, backward = in->size > 2, checks = in->size == 5;
-    if (in->size < 2 || in->size == 4 || in->size > 5 || out->size != forward + backward) return 0;
+    if (in->size < 2 || in->size == 4 || in->size > 5 || (saving && in->size != 3)) return 0;
+    if (out->size != forward + backward + saving) return 0;
     *c = (call){
         .logits = buffer_at(in, 0),
         .target = buffer_at(in, 1),
         .factors = backward ? buffer_at(in, 2) : NULL,
         .saved = checks ? buffer_at(in, 3) : NULL,
-        .guess = checks ? buffer_at(in, 4) : NULL,
+        .used = checks   ? buffer_at(in, 4)
+                : saving ? buffer_at(out, 2)
+                         : NULL,
         .losses = forward ? buffer_at(out, 0) : NULL,
         .gradient = backward ? buffer_at(out, forward) : NULL,
     };
     return c->logits && c->target && !forward == !c->losses && !backward == !c->gradient &&
-           !backward == !c->factors && !checks == !c->saved && !checks == !c->guess;
+           !backward == !c->factors && !checks == !c->saved && !(checks || saving) == !c->used;
 }
 
 /* Whether a buffer is NULL or has a number for each row, in the dtype of losses. */
@@ -137,7 +144,7 @@ static const char *read_call(const call *c, pyce_problem *p) {
         return "pyce: the shape of the labels does not match that of the logits";
     }
     if (after < 0 || !is_of_rows(c->losses, logits, after) ||
-        !is_of_rows(c->factors, logits, after) || !is_of_rows(c->guess, logits, after)) {
+        !is_of_rows(c->factors, logits, after) || !is_of_rows(c->used, logits, after)) {
         return "pyce: losses and factors must have a number for each row, float64 for float64 "
                "logits, else float32";
     }
@@ -190,19 +197,34 @@ static const char *read_call(const call *c, pyce_problem *p) {
 
 /* -- the factors of the gradient ------------------------------------------------------------------- */
 
+static int dtype_of_losses(const pyce_problem *p) {
+    return p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+}
+
+/* Whether the numbers of all rows have the same bytes. */
+static int are_equal(const pyce_problem *p, const void *numbers) {
+    const size_t size = pyce_item_size(dtype_of_losses(p));
+    const size_t others = (size_t)(p->outer * p->inner - 1) * size;
+    return !memcmp(numbers, (const char *)numbers + size, others);
+}
+
+/* Whether the memory of numbers for the rows is there and aligned. */
+static int is_readable(const pyce_problem *p, const void *numbers) {
+    return numbers && (uintptr_t)numbers % pyce_item_alignment(dtype_of_losses(p)) == 0;
+}
+
 /* Let the gradients of rows have factors. Returns memory to be freed after the run, or NULL if `p` needs
    none, or after an error in `*status`. */
 static double *set_factors(pyce_problem *p, const void *factors, int *status) {
     const int64_t rows = p->outer * p->inner;
-    const int dtype = p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
-    if (!factors || (uintptr_t)factors % pyce_item_alignment(dtype)) {
+    const int dtype = dtype_of_losses(p);
+    if (!is_readable(p, factors)) {
         *status = PYCE_BAD_ARGUMENT;
         return NULL;
     }
     /* Those of a mean or a sum are equal, and the kernels for few classes are faster without factors. */
-    const size_t size = pyce_item_size(dtype);
     const double first = pyce_number_at(factors, dtype, 0);
-    if (first && !memcmp(factors, (const char *)factors + size, (size_t)(rows - 1) * size)) {
+    if (first && are_equal(p, factors)) {
         p->grad_loss = first;
         return NULL;
     }
@@ -236,10 +258,7 @@ static void store(void *data, int dtype, int64_t i, double value) {
 /* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked for;
    `scratch` has room for its classes in double precision. */
 static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
-    if (p->losses) {
-        const int dtype = p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
-        store(p->losses, dtype, row, __builtin_nan(""));
-    }
+    if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
     if (!p->result.data) return PYCE_OK;
     const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
     const double factor = factors ? factors[row] : p->grad_loss;
@@ -331,10 +350,28 @@ static void remember_guess(uint64_t hash, int right) {
     if (now != wrong) history[hash / COUNTS % ENTRIES] = hash + (uint64_t)now;
 }
 
-/* The first bytes of a saved gradient that was not computed. One that was may begin so too: it is then computed
-   again. Numbers in all dtypes, so that nobody finds a NaN. */
-static const unsigned char MARK[16] = {0x35, 0x2e, 0x17, 0x2b, 0x0d, 0x31, 0x59, 0x2c,
-                                       0x61, 0x2a, 0x43, 0x2f, 0x1b, 0x30, 0x75, 0x2d};
+/* Whether the factors are those that the forward pass guessed; `*computed`: and if so, whether it computed their
+   gradient. */
+static int was_right(const pyce_problem *p, const void *factors, const void *used, int *computed) {
+    if (!are_equal(p, factors) || !are_equal(p, used)) return 0;
+    const int dtype = dtype_of_losses(p);
+    const double factor = pyce_number_at(factors, dtype, 0),
+                 number = pyce_number_at(used, dtype, 0);
+    *computed = !signbit(number);
+    return !signbit(factor) && factor == fabs(number);
+}
+
+/* Write to `used` that the gradient for `guess` was computed, or that it was not. */
+static void write_used(const pyce_problem *p, void *used, const void *guess, int computed) {
+    const int64_t rows = p->outer * p->inner;
+    if (computed) {
+        memcpy(used, guess, (size_t)rows * pyce_item_size(dtype_of_losses(p)));
+    } else if (p->dtype == PYCE_FLOAT64) {
+        for (int64_t i = 0; i < rows; i++) ((double *)used)[i] = -((const double *)guess)[i];
+    } else {
+        for (int64_t i = 0; i < rows; i++) ((float *)used)[i] = -((const float *)guess)[i];
+    }
+}
 
 /* -- the handlers ---------------------------------------------------------------------------------- */
 
@@ -343,20 +380,20 @@ static int run_call(const call *c, pyce_problem *p, int saving) {
     const int64_t rows = p->outer * p->inner;
     const size_t size = (size_t)(p->outer * p->logits.outer_stride) * pyce_item_size(p->dtype);
     if (!rows) return PYCE_OK;
-    if (c->saved && c->saved->data && c->guess->data && c->factors->data && p->result.data) {
-        const size_t one = pyce_item_size(p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32);
-        const int right = !memcmp(c->factors->data, c->guess->data, (size_t)rows * one);
+    if (c->used && !(is_readable(p, c->used->data) && is_readable(p, c->factors->data))) {
+        return PYCE_BAD_ARGUMENT;
+    }
+    if (c->saved && c->saved->data && p->result.data) {
+        int computed = 0;
+        const int right = was_right(p, c->factors->data, c->used->data, &computed);
         remember_guess(hash_of(p), right);
-        if (right && (size < sizeof MARK || memcmp(c->saved->data, MARK, sizeof MARK))) {
+        if (right && computed) {
             if (p->result.data != c->saved->data) memcpy(p->result.data, c->saved->data, size);
             return PYCE_OK;
         }
     }
-    void *marked = NULL;
-    if (saving && size >= sizeof MARK && wrong_guesses(hash_of(p)) >= MANY_WRONG) {
-        marked = p->result.data;
-    }
-    if (marked) {
+    const int computes = !saving || wrong_guesses(hash_of(p)) < MANY_WRONG;
+    if (!computes) {
         p->operation = PYCE_FORWARD;
         p->result = (pyce_operand){0};
     }
@@ -371,7 +408,7 @@ static int run_call(const call *c, pyce_problem *p, int saving) {
         status = readable && has_ignored_label(p) ? PYCE_BAD_LABEL : pyce_run(p);
     }
     if (status == PYCE_BAD_LABEL) status = run_any_labels(p);
-    if (status == PYCE_OK && marked) memcpy(marked, MARK, sizeof MARK);
+    if (status == PYCE_OK && saving) write_used(p, c->used->data, c->factors->data, computes);
     free(memory);
     return status;
 }
@@ -429,7 +466,7 @@ static xla_error *handle(const xla_call_frame *frame, int saving) {
                         "pyce: called in another stage than that of execution");
     }
     call c;
-    if (!find_buffers(frame, &c)) {
+    if (!find_buffers(frame, saving, &c)) {
         return error_of(api, XLA_INVALID_ARGUMENT,
                         "pyce: the number of arguments and results is wrong, or one is no buffer");
     }

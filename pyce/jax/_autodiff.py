@@ -10,11 +10,12 @@ maps x˙ to Σ_c g_c x˙_c, and `gradient` maps the cotangent of the losses to t
 which in reverse JAX calls with the cotangent. C applies it before rounding.
 
 The forward pass guesses that the cotangent will be that of a mean over all rows, and computes the
-gradient for it together with the losses: `saved`. If the guess is right, `gradient` returns it, in
-the same memory. If it is wrong, C computes the gradient from the logits. Both have the same bytes,
-so to JAX `saved` and `guess` are arguments that no result depends on, and their tangents are not
-followed. After wrong guesses, C leaves the gradient out of the forward pass. The other terms, and
-the derivatives of the primitives, are written in JAX.
+gradient for it together with the losses: `saved`, and the guess as `used`. If the guess is right,
+`gradient` returns `saved`, in the same memory. If it is wrong, C computes the gradient from the
+logits. Both have the same bytes, so to JAX `saved` and `used` are arguments that no result depends
+on, and their tangents are not followed. After wrong guesses, C leaves the gradient out of the
+forward pass, and `used` says so. The other terms, and the derivatives of the primitives, are
+written in JAX.
 
 Logits are (…, classes), and `axis` is −1; or (…, classes, inner), and `axis` is −2. Numbers of rows
 have the shape of the logits with one class.
@@ -47,7 +48,7 @@ def losses(logits: Any, target: Any, axis: int) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any]:
+def _losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any, Any]:
     return _ffi.losses_and_saved(logits, target, guess, axis)
 
 
@@ -60,8 +61,8 @@ def _losses_jvp(axis: int, primals: tuple[Any, Any], tangents: tuple[Any, Any]) 
         # The losses that JAX averages have been rounded to the dtype of the logits.
         guess = jnp.full(shape, 1 / (1 if size == 0 else size), logits.dtype)
         guess = _ffi.varying_alike(guess.astype(_ffi.loss_dtype(logits.dtype)), logits)[0]
-        loss, saved = _losses_and_saved(logits, target, guess, axis)
-        loss_dot = _product_p.bind(logits_dot, logits, target, saved, guess, axis=axis)
+        loss, saved, used = _losses_and_saved(logits, target, guess, axis)
+        loss_dot = _product_p.bind(logits_dot, logits, target, saved, used, axis=axis)
     else:
         loss = losses(logits, target, axis)
         loss_dot = jnp.zeros_like(loss)
@@ -77,8 +78,9 @@ def _losses_and_saved_jvp(
     axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     loss, loss_dot = _losses_jvp(axis, (primals[0], primals[1]), (tangents[0], tangents[1]))
-    saved = jax.lax.stop_gradient(_losses_and_saved(*map(jax.lax.stop_gradient, primals), axis)[1])
-    return (loss, saved), (loss_dot, jnp.zeros_like(saved))
+    others = _losses_and_saved(*map(jax.lax.stop_gradient, primals), axis)[1:]
+    others = tuple(map(jax.lax.stop_gradient, others))
+    return (loss, *others), (loss_dot, *map(jnp.zeros_like, others))
 
 
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
@@ -93,16 +95,16 @@ def _is_tangent(tangent: Any) -> bool:
 # -- the primitives --------------------------------------------------------------------------------
 
 
-def _product(x_dot: Any, logits: Any, target: Any, saved: Any, guess: Any, axis: int) -> Any:
+def _product(x_dot: Any, logits: Any, target: Any, saved: Any, used: Any, axis: int) -> Any:
     """Σ_c g_c x˙_c"""
-    wide = logits.astype(guess.dtype)
-    _, gradient = _ffi.losses_and_gradient(wide, target, jnp.ones_like(guess), axis)
-    return jnp.sum(gradient * x_dot.astype(guess.dtype), axis, keepdims=True)
+    wide = logits.astype(used.dtype)
+    _, gradient = _ffi.losses_and_gradient(wide, target, jnp.ones_like(used), axis)
+    return jnp.sum(gradient * x_dot.astype(used.dtype), axis, keepdims=True)
 
 
-def _gradient(factors: Any, logits: Any, target: Any, saved: Any, guess: Any, axis: int) -> Any:
+def _gradient(factors: Any, logits: Any, target: Any, saved: Any, used: Any, axis: int) -> Any:
     """factor · g, of the logits' dtype"""
-    return _ffi.gradient(logits, target, factors, saved, guess)
+    return _ffi.gradient(logits, target, factors, saved, used)
 
 
 def _gradient_dot(logits: Any, target: Any, logits_dot: Any, target_dot: Any, axis: int) -> Any:

@@ -75,22 +75,23 @@ def losses_and_gradient(logits: Any, target: Any, factors: Any, axis: int) -> tu
     return loss, gradient
 
 
-def losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any]:
-    """The losses, and what `gradient` is to be given as `saved`.
+def losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any, Any]:
+    """The losses, and what `gradient` is to be given as `saved` and `used`.
 
-    It is the gradient for the factors `guess`, or after wrong guesses at logits of this shape, a
-    mark and memory that was not written.
+    They are the gradient for the factors `guess`, and these. After wrong guesses at logits of this
+    shape, they are memory that was not written, and −guess. The guess is that of a mean: the same
+    for all rows, and not negative.
     """
     if jax.config.jax_debug_nans or jax.config.jax_debug_infs:  # such memory may have NaNs
-        return losses_and_gradient(logits, target, guess, axis)
-    results = [_like_losses(logits, axis), _like(logits)]
-    loss, saved = _call(_SAVING, results, logits, target, guess)
-    return loss, saved
+        return *losses_and_gradient(logits, target, guess, axis), guess
+    results = [_like_losses(logits, axis), _like(logits), _like_losses(logits, axis)]
+    loss, saved, used = _call(_SAVING, results, logits, target, guess)
+    return loss, saved, used
 
 
-def gradient(logits: Any, target: Any, factors: Any, saved: Any, guess: Any) -> Any:
-    """That gradient; if the factors are `guess`, then `saved`, without being computed."""
-    results, arguments = [_like(logits)], (logits, target, factors, saved, guess)
+def gradient(logits: Any, target: Any, factors: Any, saved: Any, used: Any) -> Any:
+    """The gradient of Σ factor·loss; if the factors are `used`, it is `saved`."""
+    results, arguments = [_like(logits)], (logits, target, factors, saved, used)
     return _call(_EXACT, results, *arguments, aliases={3: 0})[0]
 
 

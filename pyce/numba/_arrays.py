@@ -23,6 +23,7 @@ from pyce.numba._errors import (
     LabelError,
     NoClassError,
     OutShapeError,
+    OverlapError,
     ProbabilityShapeError,
     SampleWeightShapeError,
     SmoothingError,
@@ -38,15 +39,15 @@ _INT64_MAX = np.uint64(np.iinfo(np.int64).max)
 
 
 @register_jitable
-def class_axis(shape, axis):
-    """`axis` as an index into the shape, not negative."""
+def class_axis(shape, axis, what):
+    """`axis` as an index into the shape, not negative; `what` names the logits in errors."""
     ndim = len(shape)
     index = as_int64(axis, "axis")
     if index < -ndim or index >= ndim:
-        raise AxisError(index, shape)
+        raise AxisError(index, shape, what)
     k = index + ndim if index < 0 else index
     if shape[k] == 0:
-        raise NoClassError(k, shape)
+        raise NoClassError(k, shape, what)
     return k
 
 
@@ -246,24 +247,25 @@ def _refuse_overlap(out, other):
     return implementation
 
 
-def output(out, logits):
-    """The array for a result: `out`, checked against the logits, or a new one."""
+def output(out, logits, what):
+    """The array for a result: `out`, checked against the logits, or a new one.
+
+    `what` names the logits in errors.
+    """
 
 
 @overload(output)
-def _output(out, logits):
+def _output(out, logits, what):
     if not isinstance(out, types.Array):
-        return lambda out, logits: np.empty(logits.shape, logits.dtype)
+        return lambda out, logits, what: np.empty(logits.shape, logits.dtype)
 
-    def implementation(out, logits):
+    def implementation(out, logits, what):
         if out.shape != logits.shape:
-            raise OutShapeError(out.shape, logits.shape)
+            raise OutShapeError(out.shape, logits.shape, what)
         if _overlap(out, logits):
             same = out.ctypes.data == logits.ctypes.data
             if not (same and out.strides == logits.strides):
-                raise ValueError(
-                    "out overlaps the logits: it must be exactly the same memory, or share none"
-                )
+                raise OverlapError(what)
         return out
 
     return implementation

@@ -1,7 +1,8 @@
 """The errors that compiled code raises: exceptions that make their message when they are raised.
 
 Compiled code passes numbers and shapes, and Python formats them, so that no function is compiled
-for texts. The words are those of `pyce._arguments`.
+for texts. The words are those of `pyce._arguments`. In the errors that softmax raises too, `what`
+is the name of the logits.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ class LabelError(_Builtin, IndexError):
 class AxisError(_Builtin, ValueError):
     """The class axis is out of range."""
 
-    def __init__(self, axis: int, shape: Shape) -> None:
-        super().__init__(f"axis {axis} is out of range for logits of shape {shape}")
+    def __init__(self, axis: int, shape: Shape, what: str) -> None:
+        super().__init__(f"axis {axis} is out of range for {what} of shape {shape}")
 
 
 class NoClassError(_Builtin, ValueError):
     """The class axis has length 0."""
 
-    def __init__(self, axis: int, shape: Shape) -> None:
-        super().__init__(f"logits must have at least one class, got shape {shape} with axis {axis}")
+    def __init__(self, axis: int, shape: Shape, what: str) -> None:
+        super().__init__(f"{what} must have at least one class, got shape {shape} with axis {axis}")
 
 
 class IndexShapeError(_Builtin, ValueError):
@@ -80,8 +81,15 @@ class SampleWeightShapeError(_Builtin, ValueError):
 class OutShapeError(_Builtin, ValueError):
     """`out` does not have the shape of the logits."""
 
-    def __init__(self, shape: Shape, expected: Shape) -> None:
-        super().__init__(f"out must have the shape {expected} of the logits, got {shape}")
+    def __init__(self, shape: Shape, expected: Shape, what: str) -> None:
+        super().__init__(f"out must have the shape {expected} of {what}, got {shape}")
+
+
+class OverlapError(_Builtin, ValueError):
+    """`out` shares memory with the logits, but is not the same memory."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"out overlaps {what}: it must be exactly the same memory, or share none")
 
 
 class SmoothingError(_Builtin, ValueError):

@@ -76,8 +76,8 @@ def _matrix(operation: int, x: Any, axis: Any, out: Any) -> Any:
     check_out(out, x)
 
     def implementation(x, axis=-1, out=None):
-        outer, classes, inner = parts(x.shape, class_axis(x.shape, axis))
-        result = output(out, x)
+        outer, classes, inner = parts(x.shape, class_axis(x.shape, axis, "x"))
+        result = output(out, x, "x")
         arrays = (contiguous(x), result, None, None, None, None, None)
         found = run(operation, SUM, (outer, classes, inner), NO_OPTIONS, arrays)
         check_status(found[0], found[2], found[3], classes, 0)
@@ -103,7 +103,7 @@ def _logsumexp(x, axis=-1, keepdims=False):
     shaped = _shaped(x.ndim, keepdims=flag_of(keepdims, "keepdims"))
 
     def implementation(x, axis=-1, keepdims=False):
-        k = class_axis(x.shape, axis)
+        k = class_axis(x.shape, axis, "x")
         outer, classes, inner = parts(x.shape, k)
         lse = np.empty(outer * inner)
         arrays = (contiguous(x), None, None, None, None, lse, None)
@@ -231,7 +231,7 @@ def _cross_entropy(
         return_lse=False,
     ):
         shape = logits.shape
-        k = class_axis(shape, axis)
+        k = class_axis(shape, axis, "logits")
         sizes = parts(shape, k)
         numbers = options(label_smoothing, lse_square_scale, normalizer, ignore_index)
         given = inputs(shape, k, sizes[1], numbers[3], target, weight, sample_weight)
@@ -291,11 +291,11 @@ def _cross_entropy_with_grad(
         out=None,
     ):
         shape = logits.shape
-        k = class_axis(shape, axis)
+        k = class_axis(shape, axis, "logits")
         sizes = parts(shape, k)
         numbers = options(label_smoothing, lse_square_scale, normalizer, ignore_index)
         given = inputs(shape, k, sizes[1], numbers[3], target, weight, sample_weight)
-        grad = output(out, logits)
+        grad = output(out, logits, "the logits")
         refuse_overlap(out, target)
         refuse_overlap(out, weight)
         refuse_overlap(out, sample_weight)
@@ -339,7 +339,7 @@ def _accuracy(logits, target, axis=-1, top_k=1, ignore_index=-100):
         if most < 1:
             raise TopKError(most)
         shape = logits.shape
-        k = class_axis(shape, axis)
+        k = class_axis(shape, axis, "logits")
         sizes = parts(shape, k)
         index = as_int64(ignore_index, "ignore_index")
         found = labels(target, shape, k, sizes, index)

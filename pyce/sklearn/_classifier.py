@@ -1,4 +1,4 @@
-"""What the classifiers of `pyce.sklearn` have in common: predictions, and checks of their data."""
+"""The predictions of the classifiers of `pyce.sklearn`, and the checks of their data."""
 
 from __future__ import annotations
 

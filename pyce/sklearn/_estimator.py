@@ -115,8 +115,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
     -----
     The objective and the stopping rule are those of ``LogisticRegression(solver="lbfgs")`` of
     scikit-learn 1.9, so the solutions agree up to the tolerance. Newton's method has the same
-    stopping rule. With `l1_ratio` the objective is
-    that of ``LogisticRegression(solver="saga")``. Source of the formula:
+    stopping rule. With `l1_ratio` the objective is that of ``LogisticRegression(solver="saga")``.
+    Source of the formula:
     https://scikit-learn.org/stable/modules/linear_model.html#multinomial-case
     """
 
@@ -237,8 +237,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         from those of the step. So repeated calls with the same samples approach the solution of
         `fit`, and if the samples of a data set arrive in k parts, `C` is to be multiplied by k for
         the same strength of the penalty. "balanced" weights are those of the samples of a call. The
-        first call starts from 0, or from the solution of a
-        previous `fit`.
+        first call starts from 0, or from the solution of a previous `fit`.
 
         Parameters
         ----------

@@ -36,34 +36,44 @@ def solve(
     """The minimum of the mean loss plus the penalty, from `start`, a flat vector that is changed.
 
     `total` is the sum of the weights. If rounding in float32 ends the solver before it reaches its
-    tolerance, it continues in float64.
+    tolerance, it continues in float64. If Newton's method finds no step, L-BFGS takes its place
+    until it reaches the tolerance or does not get any further.
     """
     strength = 1.0 / (C * total)
     objective.ridge = (1 - l1_ratio) * strength
 
-    def run(start: Array, before: int) -> Solution:
+    def run(solver: str, start: Array, before: int) -> Solution:
         options: Any = {
             "max_iter": max_iter - before,
             "tol": tol,
             "progress": lambda iteration, *figures: progress(before + iteration, *figures),
         }
         if solver == NEWTON:
-            return minimize_newton(objective, objective.hessian, start, **options)
-        if l1_ratio * strength == 0:
-            return minimize(objective, start, team=team, **options)
-        return minimize_l1(
-            objective,
-            start,
-            penalty=l1_ratio * strength,
-            penalised=objective.penalised,
-            **options,
-        )
+            solution = minimize_newton(objective, objective.hessian, start, **options)
+        elif l1_ratio * strength == 0:
+            solution = minimize(objective, start, team=team, **options)
+        else:
+            solution = minimize_l1(
+                objective,
+                start,
+                penalty=l1_ratio * strength,
+                penalised=objective.penalised,
+                **options,
+            )
+        return solution._replace(iterations=before + solution.iterations)
 
-    solution = run(start, 0)
-    before = solution.iterations
-    if not solution.within and before < max_iter and objective.widen():
-        solution = run(solution.x, before)
-        solution = solution._replace(iterations=before + solution.iterations)
+    def may_continue() -> bool:
+        return not solution.within and solution.iterations < max_iter
+
+    solution = run(solver, start, 0)
+    if solver == NEWTON and solution.problem is not None and may_continue():
+        # Where probabilities round to 0 and 1, as they may at a warm start, the second derivatives
+        # with respect to intercepts are so small that every step is too long.
+        solution = run(LBFGS, solution.x, solution.iterations)
+        if may_continue():
+            solution = run(NEWTON, solution.x, solution.iterations)
+    if may_continue() and objective.widen():
+        solution = run(solver, solution.x, solution.iterations)
     return solution
 
 

@@ -400,14 +400,17 @@ def forged(change, arguments=("logits", "labels"), results=("losses",), handler=
 
     rows, like = [2, 1, 1], [2, 3, 1]
     outputs = {"losses": new("float[]", [7.0] * 2), "gradient": new("float[]", [7.0] * 6)}
+    outputs["now used"] = new("float[]", [7.0] * 2)
     parts = {
         "logits": buffer(F32, like, new("float[]", [1, 2, 3, 4, 5, 6])),
         "labels": buffer(S32, rows, new("int32_t[]", [0, 1])),
         "factors": buffer(F32, rows, new("float[]", [1, 2])),
         "saved": buffer(F32, like, new("float[]", [5.0] * 6)),
         "guess": buffer(F32, rows, new("float[]", [1, 1])),
+        "used": buffer(F32, rows, new("float[]", [1, 1])),
         "losses": buffer(F32, rows, outputs["losses"]),
         "gradient": buffer(F32, like, outputs["gradient"]),
+        "now used": buffer(F32, rows, outputs["now used"]),
     }
     frame, api = new("xla_call_frame *"), new("xla_api *")
     api.struct_size, api.version.major, api.version.minor = ffi.sizeof("xla_api"), 0, 3
@@ -473,7 +476,8 @@ def test_the_handler_refuses_what_it_does_not_know(change, words):
     assert losses == [7.0, 7.0]
 
 
-BACKWARD = ("logits", "labels", "factors", "saved", "guess"), ("gradient",)
+SAVING = "cross_entropy_saving"
+BACKWARD = ("logits", "labels", "factors", "saved", "used"), ("gradient",)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +486,8 @@ BACKWARD = ("logits", "labels", "factors", "saved", "guess"), ("gradient",)
         (set_field("factors.dtype", 12), "losses and factors must"),
         (set_field("factors.data", None), "missing"),
         (set_field("gradient.data", None), "missing"),
-        (set_dim("guess", 0, 3), "losses and factors must"),
+        (set_field("used.data", None), "missing"),
+        (set_dim("used", 0, 3), "losses and factors must"),
         (set_field("gradient.dtype", 12), "gradients must have"),
         (set_dim("saved", 1, 2), "gradients must have"),
         (set_field("arguments.size", 4), "number of arguments"),
@@ -499,7 +504,7 @@ def test_the_handler_accepts_valid_frames():
         pass
 
     def right_guess(frame, parts):
-        parts["guess"].data = parts["factors"].data
+        parts["factors"].data = parts["used"].data
 
     messages, losses = forged(nothing)
     np.testing.assert_allclose(losses, [2.407606, 1.407606], rtol=1e-6)
@@ -516,27 +521,52 @@ def test_the_handler_accepts_valid_frames():
 
 def test_a_forward_pass_leaves_out_its_gradient_after_wrong_guesses():
     """Whatever it leaves out, the backward pass computes."""
-    saving = ("logits", "labels", "guess"), ("losses", "gradient"), "cross_entropy_saving"
-    marked = []
+    own = cffi.FFI()
+    saved = own.new("float[]", [7.0] * 6)
 
-    def nothing(frame, parts):
-        pass
+    def forward():
+        def change(frame, parts):
+            parts["gradient"].data = saved
 
-    def of_the_forward_pass(frame, parts):
-        parts["saved"].data = cffi.FFI().from_buffer("char[]", marked[-1])
-        parts["factors"].data = parts["guess"].data
-
-    for _ in range(4):
-        _, right = forged(nothing, *BACKWARD)
-    _, gradient = forged(nothing, *saving)
-    assert gradient[4:] == [7.0, 7.0] and np.isfinite(gradient).all()
-    marked.append(bytearray(np.array(gradient, np.float32)))
-    for _ in range(4):
-        messages, gradient = forged(of_the_forward_pass, *BACKWARD)
-        np.testing.assert_array_equal(gradient[:3], right[:3])
+        results = ("losses", "gradient", "now used")
+        messages, used = forged(change, (*BACKWARD[0][:2], "guess"), results, SAVING)
         assert not messages
-    _, gradient = forged(nothing, *saving)
-    np.testing.assert_array_equal(gradient[:3], right[:3])
+        return used
+
+    def backward(factors, used):
+        def change(frame, parts):
+            parts["factors"].data, parts["used"].data = arrays
+
+        arrays = [own.new("float[]", values) for values in (factors, used)]
+        messages, gradient = forged(change, *BACKWARD)
+        assert not messages
+        return gradient
+
+    p = pyce.softmax(np.array([1.0, 2.0, 3.0]))
+    expected = np.concatenate([p - [1, 0, 0], p - [0, 1, 0]])
+    for _ in range(4):
+        backward([1, 2], [1, 1])
+    assert forward() == [-1, -1] and list(saved) == [7] * 6
+    for factor in (-1, 1, 1, 1, 1):
+        gradient = backward([factor] * 2, [-1, -1])
+        np.testing.assert_allclose(gradient, factor * expected, rtol=1e-6)
+    assert forward() == [1, 1]
+    np.testing.assert_array_equal(list(saved), gradient)
+    assert backward([1, 1], [1, 1]) == [5] * 6
+    for factor, used in ((-1, [1, 1]), (1, [1, -1]), (1, [-1, 1])):
+        gradient = backward([factor] * 2, used)
+        np.testing.assert_allclose(gradient, factor * expected, rtol=1e-6)
+
+
+def test_saved_gradients_of_vmap_are_taken_apart():
+    """Also if the forward pass of the whole batch left its gradient out."""
+    x, y = jnp.stack([batch((9, 70), 1, i)[0] for i in (0, 1)]), batch((9, 70), 1)[1]
+    for _ in range(3):
+        jax.vmap(jax.grad(lambda x: INTEGER(x, y).sum()))(x)
+    _, back = jax.vmap(lambda x: jax.vjp(lambda x: INTEGER(x, y).mean(), x))(x)
+    for i in (0, 1):
+        (gradient,) = jax.tree.map(lambda values, i=i: values[i], back)(jnp.float32(1))
+        np.testing.assert_array_equal(gradient, jax.grad(lambda x: INTEGER(x, y).mean())(x[i]))
 
 
 @pytest.mark.parametrize("extension, metadata, answered", [(32, 40, 1), (24, 40, 0), (32, 32, 0)])

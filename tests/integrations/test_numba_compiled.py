@@ -231,6 +231,12 @@ def test_errors_leave_the_output(functions):
         assert (out == 7.0).all()
         copy = pickle.loads(pickle.dumps(inside.value))
         assert (type(copy), str(copy)) == (kind, str(inside.value))
+    for array, axis in ((x, 3), (x[:, :0].copy(), 1)):
+        with pytest.raises(ValueError, match=r" x of|x must") as outside:
+            pyce.softmax(array, axis)
+        with pytest.raises(ValueError, match=r" x of|x must") as inside:
+            functions["matrices"](array, y, axis, 1)
+        assert str(inside.value) == str(outside.value)
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         functions["matrices"](x, y, 1, 0)
     with pytest.raises(IndexError, match="row 25 is 7"):
@@ -299,7 +305,7 @@ def constant(value):
         ("cross_entropy", {"logits": X.astype(np.float16)}, r"\.astype\(np.float32\)"),
         ("cross_entropy", {"logits": X.astype(int)}, "array of float32 or float64"),
         ("cross_entropy", {"logits": None}, "array of float32 or float64"),
-        ("cross_entropy", {"logits": np.ones((), np.float32)}, "at least one dimension"),
+        ("cross_entropy", {"logits": np.array(1, np.float32)}, "at least one dimension"),
         ("cross_entropy", {"target": T[0, :2]}, "shaped like class indices"),
         ("cross_entropy", {"target": T.astype(int)}, "one-hot rows"),
         ("cross_entropy", {"target": Y == 0}, "class indices of booleans"),

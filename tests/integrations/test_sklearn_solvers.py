@@ -186,12 +186,13 @@ def test_newton_of_flat_directions(classes, C):
     assert separable.score(X, X[:, :classes].argmax(1)) > 0.95
 
 
-def test_newton_halves_steps_that_are_too_long():
-    """From a start far from the solution, where the curvature is much too small."""
+@pytest.mark.parametrize("factor", [40, 1e5], ids=["far", "where all probabilities are 0 or 1"])
+def test_newton_from_a_start_where_the_curvature_is_much_too_small(factor):
+    """The first steps are too long, and those from the second start even after 30 halvings."""
     X, y = synthetic(200, 2, 3)
     model = SoftmaxRegression(**NEWTON, warm_start=True, tol=1e-9).fit(X, y)
     expected = model.coef_.copy()
-    model.coef_ = 40 * model.coef_[::-1]
+    model.coef_ = factor * model.coef_[::-1]
     np.testing.assert_allclose(model.fit(X, y).coef_, expected, atol=1e-8)
     with pytest.warns(ConvergenceWarning, match="1 iterations: the maximum"):
         SoftmaxRegression(**NEWTON, max_iter=1).fit(X, y)

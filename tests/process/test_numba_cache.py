@@ -19,7 +19,7 @@ import numpy as np, pyce
 from pyce import _threads
 from pyce._backends.numba import _launch
 pyce.set_backend('numba')
-_threads._unlimited = lambda: 2.0
+_threads._unlimited = lambda *most: 2.0
 x, t = np.linspace(-9, 9, 4000), np.linspace(0, 1, 4000)
 losses = [pyce.binary_cross_entropy(x, t)]
 _launch.PARALLEL_WORK = 1

@@ -168,7 +168,7 @@ def test_numba_computes_on_no_more_threads_than_asked_for(monkeypatch, threads, 
     for module in (backend, _launch):
         monkeypatch.setattr(module, "entry_point", counted)
     monkeypatch.setattr(_launch, "PARALLEL_WORK", 2**12)
-    monkeypatch.setattr(_threads, "_unlimited", lambda: float(threads))
+    monkeypatch.setattr(_threads, "_unlimited", lambda *most: float(threads))
     x, y = np.zeros((600, 200), np.float32), np.zeros(600, int)
 
     def call():
@@ -192,7 +192,7 @@ def test_a_late_helper_of_numba_allocates_nothing(monkeypatch):
     tasks = []
     monkeypatch.setattr(_launch._Helpers, "call", lambda self, number, *task: tasks.append(task))
     monkeypatch.setattr(_launch, "PARALLEL_WORK", 2**12)
-    monkeypatch.setattr(_threads, "_unlimited", lambda: 2.0)
+    monkeypatch.setattr(_threads, "_unlimited", lambda *most: 2.0)
     monkeypatch.setattr(_launch.config, "NUMBA_NUM_THREADS", 2)
     x, y = np.zeros((20, 50_000), np.float32), np.zeros(20, int)
     with pyce.use_backend("numba"):
