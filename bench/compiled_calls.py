@@ -41,7 +41,8 @@ ROUNDS = 41
 def c_function() -> Callable[..., int]:
     """`pyce_cross_entropy_at` of csrc/pyce.h, as compiled code can call it."""
     size, integer, whole, real = ctypes.c_size_t, ctypes.c_int, ctypes.c_int64, ctypes.c_double
-    arguments: list[Any] = [integer] * 4 + [whole] * 3 + [size] * 4 + [real, whole, size, integer]
+    arguments: list[Any] = [integer] * 4 + [whole] * 3 + [size] * 3 + [integer] + [size] * 2
+    arguments += [real, whole, size, integer]
     address = int(ffi.cast("uintptr_t", ffi.addressof(lib, "pyce_cross_entropy_at")))
     return ctypes.CFUNCTYPE(integer, *arguments)(address)
 
@@ -63,6 +64,8 @@ def alone(x, y, out, loss, n):  # type: ignore[no-untyped-def]
             1,
             x.ctypes.data,
             y.ctypes.data,
+            0,
+            DTYPE,
             0,
             out.ctypes.data,
             0.0,
