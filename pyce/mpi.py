@@ -159,7 +159,7 @@ def cross_entropy(
         thread to call it.
 
     An error of one rank is raised on all ranks, and names the rank. The exceptions are errors in
-    `comm`.
+    `comm`, and that of a rank that has no memory left after the last exchange: it raises alone.
 
     Notes
     -----
@@ -343,7 +343,8 @@ def cross_entropy_with_grad(
         thread to call it.
 
     An error of one rank is raised on all ranks, and names the rank; then `out` is as it was. The
-    exceptions are errors in `comm`.
+    exceptions are errors in `comm`, and that of a rank that has no memory left after the last
+    exchange: it raises alone.
 
     Notes
     -----
