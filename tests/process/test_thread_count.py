@@ -281,6 +281,8 @@ def test_quota_is_read_anew(monkeypatch, tmp_path):
     pyce.set_num_threads(64)  # which may read it as well
     clock = [10**9]
     monkeypatch.setattr(_threads.time, "monotonic_ns", lambda: clock[0])
+    # The quota of these files does not outlive the test, as it would for a second.
+    monkeypatch.setattr(_threads, "_quota", _threads._quota)
     monkeypatch.setattr(_threads, "_quota_read_at", None)
     monkeypatch.setattr(_threads, "_affinity", lambda: 64)
     real = _threads.cgroup_quota
