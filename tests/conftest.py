@@ -14,20 +14,37 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
+from leftovers import _unchanged_by_a_file, _unchanged_by_a_test  # noqa: F401
 
 import pyce
 from pyce._selection import Selection, selections
+
+# Tests that need them set them: another number of threads is not what the others expect.
+for name in ("OMP_NUM_THREADS", "PYCE_NUM_THREADS"):
+    os.environ.pop(name, None)
 
 IN_CI = bool(os.environ.get("CI"))
 WITHOUT_C = os.environ.get("PYCE_TEST_WITHOUT_C") == "1"
 # Only Linux lists the threads and the memory of a process there.
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="there is no /proc")
 
-hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
+# Examples may take long, as on a busy machine; the fixture `backend` is the same for all of them.
+hypothesis.settings.register_profile(
+    "local",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("local"), derandomize=True
+)
 hypothesis.settings.load_profile("ci" if IN_CI else "local")
 
 
@@ -64,7 +81,9 @@ class Backend(Selection):
             if self.name == "numba":
                 from pyce._backends.numba import _launch
 
-                _launch.PARALLEL_WORK = 2**12
+                with mock.patch.object(_launch, "PARALLEL_WORK", 2**12):
+                    yield self
+                return
             if self.isa is None:
                 yield self
                 return
@@ -161,7 +180,7 @@ def past_the_cache(c_backend, request):
     return call
 
 
-def join(threads, seconds=60):
+def join(threads, seconds=300):
     """Wait for threads to end; fail, naming those that have not after `seconds`."""
     end = time.monotonic() + seconds
     for thread in threads:
@@ -180,7 +199,7 @@ def run_python():
     fails the test with the output so far.
     """
 
-    def run(*arguments, check=True, timeout=120, **variables):
+    def run(*arguments, check=True, timeout=600, **variables):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYCE_")}
         root = str(Path(pyce.__file__).parents[1])
         environment["PYTHONPATH"] = os.pathsep.join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import struct
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ else:  # MXCSR
         "flags": 0x1FBF,
     }
 
+# The control bits: all but the flags.
+CONTROL = 0xFFFFFFFF if MACHINE == "aarch64" else 0xFFC0
+
 _memory = ctypes.create_string_buffer(256)
 if KNOWN:
     try:
@@ -53,9 +57,16 @@ def put(word: int) -> None:
 
 @contextmanager
 def environment(word):
-    """Run in an environment; leaves the default one."""
+    """Run in an environment; leaves the default one.
+
+    Meanwhile no garbage is collected: the end of what other tests have left may compute.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
     put(word)
     try:
         yield
     finally:
         put(STATES["default"])
+        if collecting:
+            gc.enable()

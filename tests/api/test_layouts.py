@@ -5,7 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pyce
@@ -13,8 +13,6 @@ from pyce._arguments import floating, output
 from pyce._problem import row_blocks
 
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
-# Hypothesis asks for tests that reset their fixtures; `backend` stays the same for all examples.
-relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def bits(array):
@@ -158,7 +156,6 @@ def results(x, target, **kwargs):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
-@relaxed
 @given(problem=problems())
 @example(problem=((65, 3), 1, DTYPES[2], 0))
 @example(problem=((3, 65), 0, DTYPES[2], 0))
@@ -185,7 +182,6 @@ def test_layout_does_not_matter(backend, layout, soft, problem):
     np.testing.assert_array_equal(bits(as_plain(x)), bits(before))
 
 
-@relaxed
 @given(problem=problems())
 def test_in_place_is_out_of_place(backend, problem):
     shape, axis, dtype, seed = problem

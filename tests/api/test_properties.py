@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 from bounds import check_array, round_once, same_bits
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyce
@@ -27,9 +27,7 @@ CLASSES = [1, 2, 3, 4, 8, 9, 10, 16, 17, 33, 63, 64, 65, 100, 129, 511, 513, 102
 
 def law(examples=10, **strategies):
     """A test over so many examples; `backend` stays the same for all of them."""
-    chosen = settings(
-        max_examples=examples * MORE, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    chosen = settings(max_examples=examples * MORE)
     if MORE > 1:
         chosen = settings(chosen, derandomize=False)
 
