@@ -60,6 +60,10 @@ def pytest_xdist_make_scheduler(config, log):
     patience = int(1.5 * float(config.getini("faulthandler_timeout")))
 
     class Watch:
+        @pytest.hookimpl(optionalhook=True)
+        def pytest_xdist_node_collection_finished(self):
+            signal.alarm(patience)
+
         def pytest_runtest_logfinish(self):
             signal.alarm(patience)
 

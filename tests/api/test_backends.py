@@ -220,13 +220,13 @@ def test_use_backend_is_of_its_thread(backend, other):
         with pyce.use_backend(other):
             seen.append(pyce.get_backend())
             inside.set()
-            leave.wait(30)
+            leave.wait(300)
             seen.append(pyce.get_backend())
         seen.append(pyce.get_backend())
 
     thread = threading.Thread(daemon=True, target=elsewhere)
     thread.start()
-    assert inside.wait(30)
+    assert inside.wait(300)
     assert pyce.get_backend() == backend.name
     leave.set()
     join([thread])

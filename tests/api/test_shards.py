@@ -353,7 +353,7 @@ class Members:
     def __init__(self, size):
         self.size = size
         self.messages = [None] * size
-        self.barrier = threading.Barrier(size, timeout=20)
+        self.barrier = threading.Barrier(size, timeout=200)
         self.gathered = 0
 
     def gather(self, rank, sent, received):

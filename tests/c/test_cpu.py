@@ -24,12 +24,12 @@ def cpu(tmp_path_factory):
     source = Path(__file__).parent / "cpu.c"
     command = [*compiler(), "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
     command += [f"-I{ROOT / 'csrc'}", "-o", str(program), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
     def run(*registers):
         words = [str(program), *map(hex, registers)]
-        return [int(n) for n in subprocess.check_output(words, text=True, timeout=60).split()]
+        return [int(n) for n in subprocess.check_output(words, text=True, timeout=600).split()]
 
     return run
 

@@ -110,7 +110,7 @@ def compile_arguments():
 def assembly(command, name):
     source = KERNELS / "instances" / f"{name}_f32.c"
     arguments = [*command, *compile_arguments(), "-fPIC", "-S", "-o", "-", str(source)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -143,7 +143,7 @@ def fit():
 def forked():
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(300)
         free = limits()
         with _team.team() as team:
             pass

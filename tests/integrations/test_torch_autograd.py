@@ -552,9 +552,11 @@ def largest(function):
     """The result, and the largest allocation of PyTorch or peak of NumPy in bytes."""
     with torch.profiler.profile(profile_memory=True) as profile:
         tracemalloc.start()
-        result = function()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        try:
+            result = function()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
     return result, max([peak, *(e.self_cpu_memory_usage for e in profile.events())])
 
 

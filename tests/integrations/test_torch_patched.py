@@ -175,15 +175,15 @@ def test_patches_that_overlap():
     def other():
         with pyce.torch.patched():
             first.set()
-            second.wait(30)
+            second.wait(300)
         ended.set()
 
     thread = threading.Thread(target=other)
     thread.start()
-    first.wait(30)
+    first.wait(300)
     with pyce.torch.patched():
         second.set()
-        ended.wait(30)
+        ended.wait(300)
         assert is_pyces()
     thread.join()
     assert not is_pyces()

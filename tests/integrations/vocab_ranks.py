@@ -16,7 +16,7 @@ import pyce
 import pyce.torch
 from pyce.torch import _linear_layer
 
-TIMEOUT = datetime.timedelta(seconds=20)
+TIMEOUT = datetime.timedelta(seconds=200)
 
 
 def run(ranks, work, *arguments, lost=()):

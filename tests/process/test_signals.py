@@ -37,12 +37,12 @@ def interrupt():
         time.sleep(0.0007 * i)
         signal.pthread_kill(main, signal.SIGINT)
         # Python drops an exception that comes in the middle of a callback.
-        patience = time.monotonic() + 5
+        patience = time.monotonic() + 30
         while interrupted == i:
             time.sleep(0.0001)
             if time.monotonic() > patience:
                 signal.pthread_kill(main, signal.SIGINT)
-                patience += 5
+                patience += 30
 
 thread = threading.Thread(target=interrupt, daemon=True)
 thread.start()
@@ -99,7 +99,7 @@ os.execv(sys.executable, [sys.executable, '-m', 'pytest', *sys.argv[1:]])
 def test_interrupts_in_a_suite_that_was_started_in_the_background(run_python):
     """A shell lets its background jobs ignore SIGINT, and child processes inherit that."""
     which = ["-q", "-p", "no:cacheprovider", __file__, "-k", "test_interrupted_calls and c-"]
-    done = run_python("-c", BACKGROUND, *which, timeout=300)
+    done = run_python("-c", BACKGROUND, *which)
     assert "1 passed" in done.stdout
 
 
@@ -115,15 +115,14 @@ signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
 children = []
 end = time.monotonic() + 1
 turns = 0
-while time.monotonic() < end or turns < 10:
+while time.monotonic() < end or turns < 10 or seen[signal.SIGALRM] < 10 or not seen[signal.SIGCHLD]:
     if turns % 10 == 0 and len(children) < 20:
         children.append(subprocess.Popen(['true']))
     out.fill(7)
     assert call() == loss and (out == expected).all()
     turns += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
-for child in children: child.wait(30)
-assert seen[signal.SIGALRM] > 10 and seen[signal.SIGCHLD] > 0, seen
+for child in children: child.wait(300)
 print('fine')
 """
 
@@ -212,13 +211,13 @@ WAYS = {
     "sys.exit": ("sys.exit(7)", 7),
     "os._exit": ("os._exit(7)", 7),
     "exception": ("raise SystemExit(7)", 7),
-    "from a thread": ("threading.Thread(target=lambda: os._exit(7)).start(); time.sleep(30)", 7),
+    "from a thread": ("threading.Thread(target=lambda: os._exit(7)).start(); time.sleep(300)", 7),
     "fork": (
         "pid = os.fork()\nif pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         "assert pyce.cross_entropy(x, y) == loss\nsys.exit(7)",
         7,
     ),
-    "terminated": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", -15),
+    "terminated": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(300)", -15),
 }
 
 
@@ -231,9 +230,7 @@ def test_exit_while_calls_run(backend, run_python, way):
     last, status = WAYS[way]
     code = backend.share_small_work + BEGIN + EXIT + last
     variables = {"NUMBA_NUM_THREADS": "3"}
-    done = run_python(
-        "-W", "ignore", "-c", code, check=False, timeout=60, **backend.environment, **variables
-    )
+    done = run_python("-W", "ignore", "-c", code, check=False, **backend.environment, **variables)
     assert (done.returncode, done.stdout.split(), done.stderr) == (status, ["leaving"], "")
 
 

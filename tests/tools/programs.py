@@ -21,7 +21,7 @@ runpy.run_module("pyce", run_name="__main__", alter_sys=True)
 
 
 @contextlib.contextmanager
-def running(*arguments, seconds=120, **options):
+def running(*arguments, seconds=600, **options):
     """`python -m pyce` with these arguments, as a process; it is killed after this many seconds."""
     late = threading.Event()
     command = [sys.executable, "-c", _PYCE, *arguments]

@@ -38,7 +38,7 @@ def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     command = [sys.executable, "-m", "pyce", "bench", *FEW, "--output", str(path)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False
+        command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False
     )
     assert done.returncode == FINE, done.stdout + done.stderr
     baseline.keep(path, path.parent / "baselines")
@@ -266,7 +266,7 @@ def test_results_are_kept_if_nothing_can_be_printed(tmp_path, how):
         shell=True,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=ROOT,
         check=False,
     )

@@ -53,7 +53,7 @@ def test_a_closed_pipe(arguments):
     os.close(ends[0])
     command = [sys.executable, "-m", "pyce", *arguments]
     done = subprocess.run(
-        command, stdout=ends[1], stderr=subprocess.PIPE, cwd=ROOT, timeout=120, check=False
+        command, stdout=ends[1], stderr=subprocess.PIPE, cwd=ROOT, timeout=600, check=False
     )
     os.close(ends[1])
     assert (done.returncode, done.stderr) == (FINE, b"")

@@ -20,14 +20,23 @@ def spin(seconds):
         pass
 
 
+def spin_until(begun, ended):
+    begun.set()
+    while not ended.is_set():
+        spin(0.01)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 def test_another_process_is_counted_and_this_one_is_not():
-    other = multiprocessing.get_context("spawn").Process(target=spin, args=(3.0,))
+    context = multiprocessing.get_context("spawn")
+    begun, ended = context.Event(), context.Event()
+    other = context.Process(target=spin_until, args=(begun, ended), daemon=True)
     other.start()
-    time.sleep(1.5)  # until it runs
+    assert begun.wait(300)
     others = Others()
     spin(1.0)
     with_it = others.processors()
+    ended.set()
     other.join()
     # The kernel's clock ticks every 10 ms. Other tests may run at the same time, which adds
     # to it; with more processes than processors, the two share them.

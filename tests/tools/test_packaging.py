@@ -44,7 +44,7 @@ def packed(tmp_path_factory):
     place = tmp_path_factory.mktemp("packed")
     setup = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(place)]
     command = [*setup, "build_py", "--build-lib", str(place / "lib")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -143,7 +143,7 @@ def build_wheel(copy, *, free_threaded=0, compiles=True, cffi=True, require="0")
     command = [sys.executable, "-W", "ignore", "-c", program]
     variables = {**os.environ, "PYCE_REQUIRE_C": require}
     return subprocess.run(
-        command, cwd=copy, capture_output=True, text=True, timeout=120, env=variables
+        command, cwd=copy, capture_output=True, text=True, timeout=600, env=variables
     )
 
 
@@ -316,7 +316,7 @@ def test_ci_runs_what_make_has(job):
 
 def test_ci_calls_commands_that_there_are():
     command = [sys.executable, "-m", "pyce", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600).stdout
     runs = [PROJECT, *(run for job in JOBS.values() for run in commands(job))]
     called = {name for run in runs for name in re.findall(r"-m pyce ([a-z]+)", run)}
     assert called == {"bench", "check", "compare", "report"}

@@ -107,7 +107,7 @@ def mypy():
             text=True,
             cwd=ROOT,
             env={**os.environ, "MYPYPATH": str(PACKAGE.parent), "NO_COLOR": "1"},
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode in (0, 1), done.stdout + done.stderr
         found = re.findall(r"(?m)^.*?:(\d+): error: .*\[([a-z-]+)\]$", done.stdout)
