@@ -200,6 +200,17 @@ def test_an_extension_that_is_required(copy, options):
     assert not list((copy / "dist").glob("*.whl"))
 
 
+def test_the_changelog_begins_with_the_version():
+    """Its first heading with a number is that of the version in the one file that has it."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = runpy.run_path(str(ROOT / "pyce" / "_version.py"))["__version__"]
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    released = [h for h in headings if h != "Unreleased"]
+    assert headings[-len(released) :] == released
+    assert re.fullmatch(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d", released[0])
+    assert 'version = { attr = "pyce._version.__version__" }' in PROJECT
+
+
 # ---------------------------------------------------------------------------------------------
 # The name of the distribution, which is not that of the import
 
