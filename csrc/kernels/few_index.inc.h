@@ -1,10 +1,11 @@
-/* Few classes of float logits with index targets and without weights: whole lane blocks, some together.
+/* Few classes of float logits with index targets and without weights: whole lane blocks, some
+ * together.
  *
- * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is computed
- * by the same operations, so that a row has the same bytes whether it comes here or not. A lane block
- * with a row whose loss or gradient may be NaN, or whose factor is too small, is left to general_batch.
- * Steps pass as little as possible through memory, and each is done for all lane blocks before the
- * next: see finalize_rows.
+ * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is
+ * computed by the same operations, so that a row has the same bytes whether it comes here or not. A
+ * lane block with a row whose loss or gradient may be NaN, or whose factor is too small, is left to
+ * general_batch. Steps pass as little as possible through memory, and each is done for all lane
+ * blocks before the next: see finalize_rows.
  */
 
 /* A lane block between the steps. */

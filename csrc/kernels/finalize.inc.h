@@ -161,8 +161,8 @@ INLINE vdm without_coefficients(const pyce_problem *p, int i, const row_state *s
     return vd_eq(vd_drop(vd_eq(f->sample_weight, zero), some), zero);
 }
 
-/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale, the factor
-   of e may be 0 while the gradients at the pivot and the label are not. */
+/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale,
+   the factor of e may be 0 while the gradients at the pivot and the label are not. */
 INLINE int is_zero_row(const pyce_job *job, const row_state *s, int lane) {
     if (s->factor[lane] != 0 || s->pivot_grad[lane] != 0) return 0;
     return !job->soft || (s->soft_factor[lane] == 0 && s->label_grad[lane] == 0);

@@ -232,7 +232,8 @@ INLINE vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t fi
 
 /* -- soft-target factors ---------------------------------------------------------------------------------- */
 
-/* Factors b of a lane block's classes, and the step from class to class: 0 where all rows share them. */
+/* Factors b of a lane block's classes, and the step from class to class: 0 where all rows share
+   them. */
 INLINE int load_soft(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                      lane_scratch *room, const real **b) {
     const pyce_problem *p = job->p;
