@@ -67,6 +67,10 @@ def test_the_sdist_has_what_building_needs(packed):
     docs = {n for n in files(ROOT / "docs") if "/." not in n and not n.endswith(".toml")}
     assert files(ROOT / "examples") | docs <= listed
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= listed
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = set(re.findall(r"\]\(([\w./-]+)", readme))
+    pages |= set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {page for page in pages if "://" not in page} <= listed
 
 
 def test_windows_compiles_with_clang(monkeypatch, tmp_path):
