@@ -13,7 +13,7 @@
 #include "infinite.h"
 #include "internal.h"
 
-/* What the gradients of such rows are multiplied by at first, so that none becomes 0 when it is rounded
+/* The first factor of the gradients of such rows, so that none becomes 0 when it is rounded
    to a half type. */
 #define LARGE 0x1p64
 

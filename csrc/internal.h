@@ -1,4 +1,5 @@
-/* What the files of the C core offer each other; see pyce.h and pyce_bench.h for what is exported. */
+/* The functions that the files of the C core offer each other; see pyce.h and pyce_bench.h for
+   what is exported. */
 #ifndef PYCE_INTERNAL_H
 #define PYCE_INTERNAL_H
 

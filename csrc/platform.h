@@ -1,6 +1,6 @@
-/* What depends on the operating system or the processor's architecture, outside the kernels;
- * fpenv.h has the floating-point environment. Everything else is C11 with the extensions of GCC and
- * clang.
+/* Functions that depend on the operating system or the processor's architecture, outside the
+ * kernels; fpenv.h has the floating-point environment. Everything else is C11 with the extensions of
+ * GCC and clang.
  *
  * This file declares the functions; platform_posix.h and platform_windows.h define them. Nothing
  * here or above it depends on Python: no function is called by, or calls, an interpreter.

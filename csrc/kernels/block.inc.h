@@ -75,9 +75,10 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
     return norm;
 }
 
-/* What a loop along a row computes exponentials with. Where a target has FEW_REGISTERS, a step's data
-   leave no room for constants: each step loads them where it uses them. A compiler that sees that they
-   do not change would keep them on the stack instead, and HIDE prevents that. */
+/* The numbers with which a loop along a row computes exponentials. Where a target has
+   FEW_REGISTERS, a step's data leave no room for constants: each step loads them where it uses
+   them. A compiler that sees that they do not change would keep them on the stack instead, and
+   HIDE prevents that. */
 typedef struct {
     normaliser all;
     const row_normaliser *row; /* the same in memory, or NULL */
@@ -193,7 +194,7 @@ static __attribute__((noinline)) void exp_stream_soft(const element *x, int step
     exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 1, 1, 0);
 }
 
-/* What is left of a block after whole steps: n < STEP. */
+/* The rest of a block after whole steps: n < STEP. */
 INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real *e) {
     const row_exponential f = exponential_of(row);
     /* `e` has room for whole vectors; those past n become 0. */

@@ -46,7 +46,7 @@ INLINE vreal index_load(const pyce_job *job, index_block *u, int n) {
         if (rows->all_valid) return max;
         max = v_set1((real)-INFINITE);
     }
-    /* What an ignored row holds must not matter. */
+    /* The logits of an ignored row must not matter. */
     const vmask ignored = v_eq(rows->label, v_set1(-1));
     for (int c = 0; c < n; c++) {
         const vreal v = v_drop(ignored, v_load(u->x + c * LANES));

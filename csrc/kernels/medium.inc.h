@@ -56,9 +56,9 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 
 /* How a row is written from its e. */
 enum { WRITES_NOTHING, WRITES_PRODUCT, WRITES_SOFTMAX, WRITES_SOFT };
-/* What it is written with: the factors of e and b with their rounding errors, b (of WRITES_SOFT)
-   and the result. And the normaliser of the row whose e take its place: one pointer less in the
-   loop. */
+/* The numbers that it is written with: the factors of e and b with their rounding errors, b (of
+   WRITES_SOFT) and the result. And the normaliser of the row whose e take its place: one pointer
+   less in the loop. */
 typedef struct {
     row_normaliser norm;
     real factor, factor_error, soft_factor, soft_factor_error;

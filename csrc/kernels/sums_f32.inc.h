@@ -69,7 +69,7 @@ INLINE vd sum_distance(vd sum, vd max, double n) {
 INLINE double sum_distance_one(double sum, double max, double n) {
     return __builtin_fma(n, max, 0.0 - sum);
 }
-/* What fills the vector of x at the end of a row, so that the lanes past it add nothing. */
+/* Fills the vector of x at the end of a row, so that the lanes past it add nothing. */
 INLINE float sum_loss_fill(int one, float max) { return one ? 0 : max; }
 
 /* All lanes of one sum. */
