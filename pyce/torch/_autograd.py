@@ -56,7 +56,7 @@ class _CrossEntropyOfMany(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
-    """The same for few logits, where PyTorch's part of a call takes most of the time.
+    """`_compute.forward` of few logits, where PyTorch's part of a call takes most of the time.
 
     There is one output, and the saved tensors are an attribute. Gradients of gradients go through
     the logits, which live as long as the graph: too long if they are many.
@@ -126,7 +126,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 # PyTorch's own function; its base class does not, and is faster.
 apply_to_many = super(torch.autograd.Function, _CrossEntropyOfMany).apply
 apply_to_few = super(torch.autograd.Function, _CrossEntropy).apply
-# What the engine calls; PyTorch's own method would look the function up again in every pass.
+# The engine calls these; PyTorch's own method would look the function up again in every pass.
 _CrossEntropyOfMany._backward_cls.apply = _CrossEntropyOfMany.backward
 _CrossEntropy._backward_cls.apply = _CrossEntropy.backward
 

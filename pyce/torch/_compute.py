@@ -25,8 +25,8 @@ from pyce.torch._tensors import (
     memory_address,
 )
 
-# What the forward pass saves for the backward pass. The words are arguments of the operator
-# pyce::cross_entropy and stand in exported programs.
+# The tensor that the forward pass saves for the backward pass. The words are arguments of the
+# operator pyce::cross_entropy and stand in exported programs.
 SAVE_NOTHING = "nothing"
 SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass only scales
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
@@ -109,7 +109,7 @@ def _forward_of_arrays(
     save: str,
     lse_square_scale: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same for any arguments, by pyce's functions on NumPy arrays, which check them.
+    """`forward` for any arguments, by pyce's functions on NumPy arrays, which check them.
 
     The loss is float32, or float64 for float64 logits.
     """

@@ -35,7 +35,7 @@ from pyce.torch._tracing import (
     transforms_active,
 )
 
-# What torch.nn.functional.cross_entropy calls, and `patched` replaces.
+# The function that torch.nn.functional.cross_entropy calls, and that `patched` replaces.
 _torch_loss = torch._C._nn.cross_entropy_loss
 _STRIDED = torch.strided
 # For float16 logits of at most this many elements, the forward pass saves the gradient in float32.
@@ -197,7 +197,7 @@ def _lse_square(
     ignore_index: int,
     lse_square_scale: float,
 ) -> Tensor:
-    """What `lse_square_scale` adds to the loss, in operations of PyTorch."""
+    """The term that `lse_square_scale` adds to the loss, in operations of PyTorch."""
     axis = 1 if input.dim() > 1 else 0
     term = lse_square_scale * input.logsumexp(axis) ** 2
     factor = torch.ones_like(term)

@@ -1,4 +1,4 @@
-"""What the public functions, modules and context managers of `pyce.torch` have in common."""
+"""The public place of the functions and classes of `pyce.torch`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def publish(*objects: Any) -> None:
 
 
 def _refuse_script(*_: object) -> NoReturn:
-    """What `torch.jit.script` calls with an object before it compiles it."""
+    """Raise: `torch.jit.script` calls this function with an object before it compiles it."""
     raise NotImplementedError(
         "torch.jit.script cannot compile pyce.torch: use torch.compile, torch.export or "
         "torch.jit.trace, or script torch.nn.CrossEntropyLoss"
