@@ -49,7 +49,7 @@ def warn(error):
 
 
 def extensions():
-    """What cffi builds. Without cffi nothing: setuptools would ignore the argument."""
+    """The argument by which cffi builds. Without cffi none: setuptools would ignore it."""
     if importlib.util.find_spec("cffi"):
         return {"cffi_modules": ["csrc/build_ffi.py:ffi"]}
     if is_required():

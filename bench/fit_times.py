@@ -71,7 +71,7 @@ def synthetic(rows: int, features: int, classes: int) -> tuple[Array, Array]:
 
 
 def unscaled(rows: int, features: int, classes: int) -> tuple[Array, Array]:
-    """The same, with features whose scales go from 0.01 to 100."""
+    """`synthetic` with features whose scales go from 0.01 to 100."""
     X, y = synthetic(rows, features, classes)
     return X * np.logspace(-2, 2, features), y
 

@@ -153,7 +153,7 @@ class Costs:
 
 
 # The bytes that each rank sends before the states.
-DESCRIPTION = _shards._DESCRIPTION
+DESCRIPTION = _shards.DESCRIPTION_BYTES
 
 
 # ---------------------------------------------------------------------------------------------

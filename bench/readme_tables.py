@@ -67,7 +67,7 @@ def measured_on(machine: dict[str, Any], when: str, commit: str) -> str:
 
 
 def measured_now() -> str:
-    """The same for figures that this process has measured."""
+    """`measured_on` for figures that this process has measured."""
     from pytest_benchmark import utils
 
     commit_info: Any = utils.get_commit_info

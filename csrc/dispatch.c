@@ -1,5 +1,5 @@
-/* The table of instruction sets, and which of them is in use: for all threads of the process, the widest
- * that the machine supports, until pyce_set_isa chooses another.
+/* The table of instruction sets, and which of them is in use: for all threads of the process, the
+ * widest that the machine supports, until pyce_set_isa chooses another.
  */
 #include "dispatch.h"
 

@@ -1,10 +1,10 @@
 /* Rows with an infinite factor.
  *
- * The loss and the gradient of a row are multiplied by its sample weight, by w_y if its target is a label
- * without smoothing, and the gradient also by grad_loss/denominator. If one of these is infinite, the
- * kernels would compute inf − inf and 0·inf. So they get 1 or −1 in its place, and afterwards their
- * results are multiplied by infinity, where a number that is 0 stays 0. The other rows have the bits that
- * they would have without such rows.
+ * The loss and the gradient of a row are multiplied by its sample weight, by w_y if its target is a
+ * label without smoothing, and the gradient also by grad_loss/denominator. If one of these is
+ * infinite, the kernels would compute inf − inf and 0·inf. So they get 1 or −1 in its place, and
+ * afterwards their results are multiplied by infinity, where a number that is 0 stays 0. The other
+ * rows have the bits that they would have without such rows.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@
 #include "infinite.h"
 #include "internal.h"
 
-/* What the gradients of such rows are multiplied by at first, so that none becomes 0 when it is rounded
+/* The first factor of the gradients of such rows, so that none becomes 0 when it is rounded
    to a half type. */
 #define LARGE 0x1p64
 
@@ -42,8 +42,8 @@ int pyce_has_infinite_factor(const pyce_problem *p, double weights, double grad_
         if (is_infinite(grad_scale)) return 1;
         if (p->grad_losses && has_infinite(p->grad_losses, rows)) return 1;
     }
-    /* A finite sum has finite terms. With smoothing, terms may lack sample weights, where w_y is 0; and of
-       one class the weight may not be in the sum. */
+    /* A finite sum has finite terms. With smoothing, terms may lack sample weights, where w_y is
+       0; and of one class the weight may not be in the sum. */
     if (weights - weights == 0 && !(p->weight && (p->smoothing > 0 || p->classes == 1))) return 0;
     return (p->sample_weight && has_infinite(p->sample_weight, rows)) ||
            (replaces_weights(p) && has_infinite(p->weight, p->classes));

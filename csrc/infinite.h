@@ -10,8 +10,8 @@ typedef struct {
     double *memory;       /* of its arrays, for the caller to free */
 } pyce_finite;
 
-/* Whether a row may have one. `weights` is the sum of all coefficients that the denominator adds up, and
-   `grad_scale` is grad_loss/denominator. */
+/* Whether a row may have one. `weights` is the sum of all coefficients that the denominator adds
+   up, and `grad_scale` is grad_loss/denominator. */
 int pyce_has_infinite_factor(const pyce_problem *p, double weights, double grad_scale);
 /* Finds the problem without them, and changes *grad_scale if it is infinite. Returns a status. */
 int pyce_make_finite(const pyce_problem *p, double *grad_scale, pyce_finite *f);

@@ -1,4 +1,5 @@
-/* What the files of the C core offer each other; see pyce.h and pyce_bench.h for what is exported. */
+/* The functions that the files of the C core offer each other; see pyce.h and pyce_bench.h for
+   what is exported. */
 #ifndef PYCE_INTERNAL_H
 #define PYCE_INTERNAL_H
 
@@ -81,8 +82,8 @@ static inline int64_t pyce_own_classes(const pyce_shards *shards) {
     return shards->bounds[shards->own + 1] - shards->bounds[shards->own];
 }
 
-/* plan.c: everything of a job that does not depend on the denominator. `cuts` is NULL, or has the fields
-   of the job about shards. */
+/* plan.c: everything of a job that does not depend on the denominator. `cuts` is NULL, or has
+   the fields of the job about shards. */
 void pyce_plan(const pyce_problem *p, const pyce_job *cuts, pyce_job *job);
 /* plan.c: whether the threads share each row, instead of the rows. */
 int pyce_shares_rows(const pyce_job *job, int threads);

@@ -1,8 +1,9 @@
-/* What depends on the operating system or the processor's architecture, outside the kernels; fpenv.h has
- * the floating-point environment. Everything else is C11 with the extensions of GCC and clang.
+/* Functions that depend on the operating system or the processor's architecture, outside the
+ * kernels; fpenv.h has the floating-point environment. Everything else is C11 with the extensions of
+ * GCC and clang.
  *
- * This file declares the functions; platform_posix.h and platform_windows.h define them. Nothing here
- * or above it depends on Python: no function is called by, or calls, an interpreter.
+ * This file declares the functions; platform_posix.h and platform_windows.h define them. Nothing
+ * here or above it depends on Python: no function is called by, or calls, an interpreter.
  *
  * Include this file first: on Linux, declarations of the system headers depend on _GNU_SOURCE.
  */
@@ -42,8 +43,8 @@ static inline int64_t platform_now_ns(void);
 static inline void *platform_allocate(size_t size);
 static inline void platform_free(void *memory);
 
-/* Ask for huge pages in a range of memory, which the system then provides in fewer steps. Has no effect where
-   there are none. */
+/* Ask for huge pages in a range of memory, which the system then provides in fewer steps. Has no
+   effect where there are none. */
 static inline void platform_request_huge_pages(void *memory, size_t size);
 
 /* Bytes of the largest data cache of the first processor; 0 or less if unknown. */

@@ -47,7 +47,8 @@ static inline int64_t platform_cache_size(void) {
 typedef char platform_thread; /* not used */
 typedef DWORD platform_thread_result;
 
-/* Keep the library loaded until the process ends, since threads run its code. Returns 0, or an error. */
+/* Keep the library loaded until the process ends, since threads run its code. Returns 0, or an
+   error. */
 static inline int platform_stay_loaded(void) {
     static const char inside = 0;
     HMODULE library;

@@ -79,37 +79,39 @@ typedef struct {
     int64_t bad_value; /* PYCE_BAD_LABEL */
 } pyce_problem;
 
-/* Run one computation; returns a status. Any number of threads may call at once. If `lse` does not belong
- * to these logits, PYCE_BACKWARD writes meaningless numbers but accesses no other memory. */
+/* Run one computation; returns a status. Any number of threads may call at once. If `lse` does
+ * not belong to these logits, PYCE_BACKWARD writes meaningless numbers but accesses no other
+ * memory. */
 int pyce_run(pyce_problem *problem);
 
-/* Rows whose classes are cut into shards, which several processes may hold. Shard s has the classes
- * bounds[s]…bounds[s + 1] − 1, none if the bounds are equal; bounds[0] is 0 and bounds[count] the number of
- * all classes. */
+/* Rows whose classes are cut into shards, which several processes may hold. Shard s has the
+ * classes bounds[s]…bounds[s + 1] − 1, none if the bounds are equal; bounds[0] is 0 and
+ * bounds[count] the number of all classes. */
 typedef struct {
     int32_t count;
     int32_t own; /* the shard that a problem has */
     const int64_t *bounds;
 } pyce_shards;
 
-/* The loss and the gradient of such rows, in two steps. In between, the processes exchange the states of
- * their shards. The problem is a forward, with or without a backward, of rows with inner = 1, without class
- * weights and lse. Its `classes` are all classes, and its labels count from the first of all. Its logits,
- * result and probs are those of the own shard; if that has no classes, it is a PYCE_FORWARD without probs,
- * and the logits are not accessed.
+/* The loss and the gradient of such rows, in two steps. In between, the processes exchange the
+ * states of their shards. The problem is a forward, with or without a backward, of rows with
+ * inner = 1, without class weights and lse. Its `classes` are all classes, and its labels count
+ * from the first of all. Its logits, result and probs are those of the own shard; if that has no
+ * classes, it is a PYCE_FORWARD without probs, and the logits are not accessed.
  *
- * pyce_state_size: the numbers of one row's state after the classes of a shard, if there are so many.
- * pyce_partial: writes the states of all rows after the classes of the own shard.
- * pyce_complete: from the states of all shards, the loss of all classes, which is the same in every
- * process, and the gradient of the own classes.
+ * pyce_state_size: the numbers of one row's state after the classes of a shard, if there are so
+ * many. pyce_partial: writes the states of all rows after the classes of the own shard.
+ * pyce_complete: from the states of all shards, the loss of all classes, which is the same in
+ * every process, and the gradient of the own classes.
  *
- * The states have `rows` times pyce_state_size numbers, which depends on the dtype, the target and the
- * smoothing of the problem, and is 0 if the problem is NULL or `classes` negative. States depend on the
- * dtype, target, labels, smoothing and ignore_index, which must be the same in both steps and for all
- * shards. Where all shards begin at multiples of 2048 classes, and there are more than 64 classes, loss and
- * gradient have the bytes that pyce_run gives for the whole rows, but for the sign of a NaN. If states do
- * not belong to these logits, pyce_complete writes meaningless numbers but accesses no other memory. The
- * functions pyce_partial and pyce_complete return a status. */
+ * The states have `rows` times pyce_state_size numbers, which depends on the dtype, the target
+ * and the smoothing of the problem, and is 0 if the problem is NULL or `classes` negative.
+ * States depend on the dtype, target, labels, smoothing and ignore_index, which must be the same
+ * in both steps and for all shards. Where all shards begin at multiples of 2048 classes, and
+ * there are more than 64 classes, loss and gradient have the bytes that pyce_run gives for the
+ * whole rows, but for the sign of a NaN. If states do not belong to these logits, pyce_complete
+ * writes meaningless numbers but accesses no other memory. The functions pyce_partial and
+ * pyce_complete return a status. */
 int64_t pyce_state_size(const pyce_problem *problem, int64_t classes);
 int pyce_partial(pyce_problem *problem, const pyce_shards *shards, double *state);
 int pyce_complete(pyce_problem *problem, const pyce_shards *shards, const double *const *states);
@@ -123,20 +125,20 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
                        const double *weight, void *grad, double smoothing, int64_t ignore_index,
                        void *loss);
 
-/* The same with addresses as numbers, 0 for NULL: a Python program has the addresses of tensors, and to
- * make pointers of them would take as long as a small batch. In place of `labels`, `probs` may be the
- * target: contiguous probabilities of the dtype `probs_dtype`. `loss_dtype` is the dtype of the loss: that
- * of pyce_cross_entropy, or for the reduced loss of any dtype but PYCE_FLOAT64 a half type, to which it is
- * rounded. */
+/* The same with addresses as numbers, 0 for NULL: a Python program has the addresses of tensors,
+ * and to make pointers of them would take as long as a small batch. In place of `labels`,
+ * `probs` may be the target: contiguous probabilities of the dtype `probs_dtype`. `loss_dtype`
+ * is the dtype of the loss: that of pyce_cross_entropy, or for the reduced loss of any dtype but
+ * PYCE_FLOAT64 a half type, to which it is rounded. */
 int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
                           int64_t classes, int64_t inner, uintptr_t logits, uintptr_t labels,
                           uintptr_t probs, int probs_dtype, uintptr_t weight, uintptr_t grad,
                           double smoothing, int64_t ignore_index, uintptr_t loss, int loss_dtype);
 
-/* The backward pass from a saved gradient of n elements: `result` receives `saved` times the number at
- * `factor`, which is of the dtype `factor_dtype` and must be finite. `dtype` is that of the logits and of
- * `result`. `saved` has it as well and may be `result`, except that it is float for PYCE_FLOAT16. Addresses
- * are numbers. Returns a status. */
+/* The backward pass from a saved gradient of n elements: `result` receives `saved` times the
+ * number at `factor`, which is of the dtype `factor_dtype` and must be finite. `dtype` is that
+ * of the logits and of `result`. `saved` has it as well and may be `result`, except that it is
+ * float for PYCE_FLOAT16. Addresses are numbers. Returns a status. */
 int pyce_scale_at(int dtype, int64_t n, int threads, uintptr_t saved, uintptr_t result,
                   uintptr_t factor, int factor_dtype);
 
@@ -147,10 +149,10 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total);
 
-/* Handlers of XLA's foreign function interface: `call_frame` is an XLA_FFI_CallFrame, and the result an
- * XLA_FFI_Error, NULL for success (xla_ffi.c). They run on at most as many threads as
- * pyce_xla_set_threads was last given, at first 1. The second one may leave out the gradient of a forward pass,
- * and tells the backward pass of the first one. */
+/* Handlers of XLA's foreign function interface: `call_frame` is an XLA_FFI_CallFrame, and the
+ * result an XLA_FFI_Error, NULL for success (xla_ffi.c). They run on at most as many threads as
+ * pyce_xla_set_threads was last given, at first 1. The second one may leave out the gradient of
+ * a forward pass, and tells the backward pass of the first one. */
 void *pyce_xla_cross_entropy(void *call_frame);
 void *pyce_xla_cross_entropy_saving(void *call_frame);
 void pyce_xla_set_threads(int threads);

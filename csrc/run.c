@@ -66,8 +66,9 @@ static void write_blocks(void *context, int64_t begin, int64_t end, void *scratc
                                               w->row_state, scratch);
 }
 
-/* The rows one after the other; threads share each of them, block by block. Of shards, the statistics of
-   blocks become the state of the row, or the states of all shards take their place. */
+/* The rows one after the other; threads share each of them, block by block. Of shards, the
+   statistics of blocks become the state of the row, or the states of all shards take their
+   place. */
 static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
     const pyce_problem *p = job->p;
     const pyce_row_kernels *k = kernels->rows[p->dtype];
@@ -113,7 +114,8 @@ static double sum_of_weights(const double *values, int64_t n) {
     return sum_by_halves(sum, 8) + sum_by_halves(error, 8);
 }
 
-/* The number of rows that are not ignored, and the sum of their weights: the denominator of the mean. */
+/* The number of rows that are not ignored, and the sum of their weights: the denominator of the
+   mean. */
 static int find_weights(const pyce_kernels *kernels, pyce_problem *p, int threads, double *weights,
                         int64_t *valid_rows) {
     const int64_t rows = p->outer * p->inner;
@@ -185,8 +187,8 @@ static int64_t work_of(const pyce_problem *p, int64_t classes) {
     return rows * classes + PYCE_ROW_OVERHEAD * rows;
 }
 
-/* The blocks of all shards: the fields of a job about them. Returns memory to be freed, or NULL if there
-   is none. */
+/* The blocks of all shards: the fields of a job about them. Returns memory to be freed, or NULL
+   if there is none. */
 static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
     *cuts = (pyce_job){.shards = shards, .base = shards->bounds[shards->own]};
     for (int s = 0; s < shards->count; s++) {

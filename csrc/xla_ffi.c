@@ -7,25 +7,28 @@
  *     logits, target, guess                   losses, saved, used
  *     logits, target, factors, saved, used    gradient
  *
- * Logits are (…, classes) or (…, classes, inner). The target is labels of 32 or 64 bits or probabilities of the
- * logits' shape. Labels, losses and factors have the logits' shape with one class, (…, 1) or (…, 1, inner), which
- * tells the class axis. Losses and factors are float64 for float64 logits and else float32. The gradient is that
- * of Σ factor·loss, of the logits' dtype and shape. XLA's buffers are dense and row-major.
+ * Logits are (…, classes) or (…, classes, inner). The target is labels of 32 or 64 bits or
+ * probabilities of the logits' shape. Labels, losses and factors have the logits' shape with one
+ * class, (…, 1) or (…, 1, inner), which tells the class axis. Losses and factors are float64 for
+ * float64 logits and else float32. The gradient is that of Σ factor·loss, of the logits' dtype and
+ * shape. XLA's buffers are dense and row-major.
  *
- * A forward pass does not know the factors that the backward pass will bring, but they are often those of
- * a mean, which are equal and above 0. So the forward pass guesses them: it is the third kind of call, to
- * pyce_xla_cross_entropy_saving. It returns the gradient for `guess` as `saved`, and `guess` as `used`. The
- * fourth kind is the backward pass: if its factors are `used`, it returns `saved`. Else the gradient is computed
- * anew, from the logits. XLA gives `saved` and the result the same memory, unless `saved` is used otherwise.
+ * A forward pass does not know the factors that the backward pass will bring, but they are often
+ * those of a mean, which are equal and above 0. So the forward pass guesses them: it is the third
+ * kind of call, to pyce_xla_cross_entropy_saving. It returns the gradient for `guess` as `saved`,
+ * and `guess` as `used`. The fourth kind is the backward pass: if its factors are `used`, it
+ * returns `saved`. Else the gradient is computed anew, from the logits. XLA gives `saved` and the
+ * result the same memory, unless `saved` is used otherwise.
  *
- * After wrong guesses at logits of the same shape and dtype, the forward pass computes the losses only. It does
- * not write `saved`, and `used` is −guess, with which a backward pass computes the gradient in any case. So the
- * bytes of the results do not depend on the guesses. `used` has a number for each row, since JAX may put forward
- * passes together or take them apart before the backward pass, as `vmap` does.
+ * After wrong guesses at logits of the same shape and dtype, the forward pass computes the losses
+ * only. It does not write `saved`, and `used` is −guess, with which a backward pass computes the
+ * gradient in any case. So the bytes of the results do not depend on the guesses. `used` has a
+ * number for each row, since JAX may put forward passes together or take them apart before the
+ * backward pass, as `vmap` does.
  *
  * Labels are read as JAX reads indices: −classes…−1 count from the last class. A row whose label is
- * outside −classes…classes−1 has the loss NaN and the gradient factor·softmax(logits), as if the label's
- * own logit did not depend on the logits. A row with the factor 0 has the gradient 0.
+ * outside −classes…classes−1 has the loss NaN and the gradient factor·softmax(logits), as if the
+ * label's own logit did not depend on the logits. A row with the factor 0 has the gradient 0.
  *
  * XLA calls from threads of its own, without Python's lock, and any number of times at once.
  */
@@ -42,8 +45,8 @@
 
 static _Atomic int most_threads = 1;
 
-/* Gradients of at least this many bytes get huge pages: XLA's memory is new in every call, and the system would
-   take longer to provide it than the kernels take to write it. */
+/* Gradients of at least this many bytes get huge pages: XLA's memory is new in every call, and
+   the system would take longer to provide it than the kernels take to write it. */
 enum { HUGE_PAGES_FROM = 1 << 22 };
 
 void pyce_xla_set_threads(int threads) { most_threads = threads < 1 ? 1 : threads; }
@@ -72,8 +75,8 @@ static int same_shape(const xla_buffer *a, const xla_buffer *b) {
     return a->rank == b->rank && !memcmp(a->dims, b->dims, (size_t)a->rank * sizeof *a->dims);
 }
 
-/* The number of axes after the class axis, 0 or 1, if a buffer has the logits' shape with one class; else −1. If
-   both numbers are possible, rows and classes are the same in both. */
+/* The number of axes after the class axis, 0 or 1, if a buffer has the logits' shape with one
+   class; else −1. If both numbers are possible, rows and classes are the same in both. */
 static int axes_after_classes(const xla_buffer *rows, const xla_buffer *logits) {
     const int64_t rank = logits->rank;
     if (rank < 1 || rows->rank != rank) return -1;
@@ -93,8 +96,8 @@ typedef struct {
     const xla_buffer *logits, *target, *factors, *saved, *used, *losses, *gradient;
 } call;
 
-/* Find the buffers of a call. Returns whether it has those of its kind: the third if it is `saving`, else one of
-   the others. The guess counts as factors. */
+/* Find the buffers of a call. Returns whether it has those of its kind: the third if it is
+   `saving`, else one of the others. The guess counts as factors. */
 static int find_buffers(const xla_call_frame *frame, int saving, call *c) {
     const xla_values *in = &frame->arguments, *out = &frame->results;
     const int forward = in->size < 5, backward = in->size > 2, checks = in->size == 5;
@@ -213,8 +216,8 @@ static int is_readable(const pyce_problem *p, const void *numbers) {
     return numbers && (uintptr_t)numbers % pyce_item_alignment(dtype_of_losses(p)) == 0;
 }
 
-/* Let the gradients of rows have factors. Returns memory to be freed after the run, or NULL if `p` needs
-   none, or after an error in `*status`. */
+/* Let the gradients of rows have factors. Returns memory to be freed after the run, or NULL if
+   `p` needs none, or after an error in `*status`. */
 static double *set_factors(pyce_problem *p, const void *factors, int *status) {
     const int64_t rows = p->outer * p->inner;
     const int dtype = dtype_of_losses(p);
@@ -222,7 +225,8 @@ static double *set_factors(pyce_problem *p, const void *factors, int *status) {
         *status = PYCE_BAD_ARGUMENT;
         return NULL;
     }
-    /* Those of a mean or a sum are equal, and the kernels for few classes are faster without factors. */
+    /* Those of a mean or a sum are equal, and the kernels for few classes are faster without
+       factors. */
     const double first = pyce_number_at(factors, dtype, 0);
     if (first && are_equal(p, factors)) {
         p->grad_loss = first;
@@ -234,8 +238,8 @@ static double *set_factors(pyce_problem *p, const void *factors, int *status) {
         return NULL;
     }
     for (int64_t i = 0; i < rows; i++) wide[i] = pyce_number_at(factors, dtype, i);
-    /* Where no loss is wanted they may weight the rows, and a weight 0 makes a gradient 0 whatever the logits
-       are. */
+    /* Where no loss is wanted they may weight the rows, and a weight 0 makes a gradient 0
+       whatever the logits are. */
     if (p->losses) {
         p->grad_losses = wide;
     } else {
@@ -322,9 +326,10 @@ static int has_ignored_label(const pyce_problem *p) {
 
 /* -- the history of guesses ------------------------------------------------------------------------ */
 
-/* An entry has a hash of the shape and the dtype of logits, and in its last two bits how often guesses there
-   were wrong: one more for each wrong guess and one less for each right one, within 0…3. Calls race for the
-   entries. They decide only whether a forward pass computes a gradient. */
+/* An entry has a hash of the shape and the dtype of logits, and in its last two bits how often
+   guesses there were wrong: one more for each wrong guess and one less for each right one,
+   within 0…3. Calls race for the entries. They decide only whether a forward pass computes a
+   gradient. */
 enum { ENTRIES = 64, COUNTS = 4, MANY_WRONG = 2 };
 static _Atomic uint64_t history[ENTRIES];
 
@@ -350,8 +355,8 @@ static void remember_guess(uint64_t hash, int right) {
     if (now != wrong) history[hash / COUNTS % ENTRIES] = hash + (uint64_t)now;
 }
 
-/* Whether the factors are those that the forward pass guessed; `*computed`: and if so, whether it computed their
-   gradient. */
+/* Whether the factors are those that the forward pass guessed; `*computed`: and if so, whether
+   it computed their gradient. */
 static int was_right(const pyce_problem *p, const void *factors, const void *used, int *computed) {
     if (!are_equal(p, factors) || !are_equal(p, used)) return 0;
     const int dtype = dtype_of_losses(p);
@@ -430,7 +435,8 @@ static xla_error *error_of(const xla_api *api, int code, const char *message) {
 static const char UNKNOWN_SIZE[] =
     "pyce: a structure of XLA's foreign function interface has an unknown size";
 
-/* Answer a query for metadata, which XLA makes when a handler is registered and when a program is compiled. */
+/* Answer a query for metadata, which XLA makes when a handler is registered and when a program
+   is compiled. */
 static xla_error *answer(const xla_extension *query, const xla_api *api) {
     const xla_metadata_extension *extension = (const xla_metadata_extension *)query;
     xla_metadata *metadata = NULL;
@@ -459,8 +465,8 @@ static xla_error *handle(const xla_call_frame *frame, int saving) {
         frame->results.struct_size < sizeof(xla_values)) {
         return error_of(api, XLA_UNIMPLEMENTED, UNKNOWN_SIZE);
     }
-    /* XLA calls a handler in the stages for which it was registered, which is this one. Arguments must not be read
-       in any other. */
+    /* XLA calls a handler in the stages for which it was registered, which is this one.
+       Arguments must not be read in any other. */
     if (frame->stage != XLA_EXECUTE) {
         return error_of(api, XLA_INVALID_ARGUMENT,
                         "pyce: called in another stage than that of execution");

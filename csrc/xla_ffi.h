@@ -1,10 +1,11 @@
-/* The part of XLA's foreign function interface (FFI) that the handler in xla_ffi.c uses, declared here so
- * that pyce builds without XLA.
+/* The part of XLA's foreign function interface (FFI) that the handler in xla_ffi.c uses, declared
+ * here so that pyce builds without XLA.
  *
- * The layout is that of xla/ffi/api/c_api.h, versions 0.1 (jaxlib 0.6) to 0.3 (jaxlib 0.10), which agree in
- * these structures. Each begins with its size. XLA appends fields to a structure and counts a minor version
- * up; the handler refuses smaller structures and any other major version, and accepts larger ones, except
- * where a structure lies within another one before fields that are used.
+ * The layout is that of xla/ffi/api/c_api.h, versions 0.1 (jaxlib 0.6) to 0.3 (jaxlib 0.10), which
+ * agree in these structures. Each begins with its size. XLA appends fields to a structure and
+ * counts a minor version up; the handler refuses smaller structures and any other major version,
+ * and accepts larger ones, except where a structure lies within another one before fields that are
+ * used.
  */
 #ifndef PYCE_XLA_FFI_H
 #define PYCE_XLA_FFI_H

@@ -151,7 +151,7 @@ def save(path: Path, model: GPT, settings: Settings, coding: BytePairs) -> None:
 
 
 def load(path: Path) -> tuple[GPT, Settings, BytePairs]:
-    """What `save` wrote."""
+    """The model, the settings and the tokens that `save` wrote."""
     saved = torch.load(path, weights_only=True)
     settings = Settings(**saved["settings"])
     model = GPT(settings)

@@ -79,7 +79,7 @@ def is_masked(value: Any) -> bool:
 
 
 def _described(value: Any, array: Array) -> str:
-    """What an argument of an unfit dtype is, for an error message."""
+    """The description of an argument of an unfit dtype, for an error message."""
     if value is None:
         return "None"
     if array.dtype.kind != "O":

@@ -122,7 +122,7 @@ def precise_sum(values: Array) -> float:
         if not (np.isfinite(largest) and np.isfinite(cut)):
             return float(np.sum(values))
         leading = (cut + values) - cut
-        # What the sum of the rest loses is below the rounding of the result.
+        # The error of the sum of the rest is below the rounding of the result.
         return float(np.sum(leading) + np.sum(values - leading))
 
 

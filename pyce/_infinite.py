@@ -18,8 +18,8 @@ from pyce._dtypes import compute_dtype
 from pyce._problem import Problem
 from pyce._types import Array
 
-# What the gradients of such rows are multiplied by at first, so that none becomes 0 when it is
-# rounded to a half type.
+# The first factor of the gradients of such rows, so that none becomes 0 when it is rounded to
+# a half type.
 _LARGE = 2.0**64
 
 

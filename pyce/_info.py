@@ -1,4 +1,4 @@
-"""What pyce runs on: the backends, the instruction sets, the threads."""
+"""The report on the backends, instruction sets and threads that pyce uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyce._version import __version__
 
 
 class Info(TypedDict):
-    """What `info` returns."""
+    """The result of `info`."""
 
     version: str
     backend: BackendName
@@ -70,7 +70,7 @@ def info() -> Info:
 
 
 def describe() -> str:
-    """What `info` reports as lines of text, with a warning if the C extension is missing."""
+    """The report of `info` as lines of text, with a warning if the C extension is missing."""
     report = info()
     lines = [f"pyce {report['version']}"]
     for name, missing in report["backends"].items():

@@ -32,7 +32,7 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend
-from pyce._problem import Problem
+from pyce._problem import Problem, rows_of_array
 from pyce._types import Array
 
 CHUNK_BYTES = 64 * 2**20
@@ -51,6 +51,9 @@ _FLOAT16_BITS = np.int32(0x8FFFE000 - 2**32)
 _HALF_BITS, _FLOAT16_NORMAL, _FLOAT16_LIMIT = (np.uint32(e << 23) for e in (126, 113, 143))
 # Beyond this, the float64 numbers of lse have too few digits for a small loss.
 _LARGE_LSE = 2.0**16
+# The most rows of a chunk with a filter tolerance. A column is left out if no row of the chunk
+# needs it: fewer rows need fewer columns, but the products of short chunks are slower.
+FILTERED_ROWS = 256
 # If more of the columns than this are kept, leaving out the others does not pay.
 _WORTH_PACKING = 0.5
 # Rows of a chunk that are looked at first, since one that needs most columns ends the search.
@@ -184,16 +187,16 @@ def _run(head: Head, backend: Backend) -> None:
     valid = full.valid()
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
     dtype = head.losses.dtype
-    scales, bias, blocks = _prepared(head)
+    factor, bias, blocks = _prepared(head)
     if head.grad_weight is not None:
-        _with_gradients(head, backend, blocks, rows, scales, bias)
+        _with_gradients(head, backend, blocks, rows, factor, bias)
         return
     if len(rows) < full.rows:
         head.losses[...] = head.lse[...] = 0
     if full.labels is not None and full.smoothing == 0.0 and dtype == np.float32:
-        rows = _by_classes(head, backend, blocks, rows, scales, bias)
-    for part, chunk in _chunks_of(head, rows, scales, bias, blocks):
-        _differentiate(head, backend, chunk, part, None)
+        rows = _by_classes(head, backend, blocks, rows, factor, bias)
+    for part, chunk in _chunks_of(head, rows, factor, bias, blocks):
+        _evaluate(head, backend, chunk, part, None)
 
 
 def logit_chunks(head: Head) -> Iterator[tuple[slice | Array, Array]]:
@@ -204,19 +207,19 @@ def logit_chunks(head: Head) -> Iterator[tuple[slice | Array, Array]]:
 def _prepared(head: Head) -> tuple[float, Array | None, _Blocks]:
     """The factor of the hidden states, the bias times it, and the weight."""
     dtype = head.losses.dtype
-    scales = head.logit_scale / (head.softcap or head.temperature)
-    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(scales)
-    return scales, bias, _Blocks(head.weight, dtype)
+    factor = head.logit_scale / (head.softcap or head.temperature)
+    bias = None if head.bias is None else head.bias.astype(dtype) * dtype.type(factor)
+    return factor, bias, _Blocks(head.weight, dtype)
 
 
 def _chunks_of(
-    head: Head, rows: Array, scales: float, bias: Array | None, blocks: _Blocks
+    head: Head, rows: Array, factor: float, bias: Array | None, blocks: _Blocks
 ) -> Iterator[tuple[slice | Array, Array]]:
     size = rows_of_chunk(head, len(rows))
     logits = np.empty((min(size, len(rows)), len(head.weight)), head.losses.dtype)
     for start in range(0, len(rows), size):
         part = _part(rows[start : start + size])
-        _, scaled = _hidden(head, part, scales)
+        _, scaled = _hidden(head, part, factor)
         chunk = logits[: len(scaled)]
         _multiply(scaled, blocks, chunk)
         _finish_logits(chunk, bias, _cap(head), None)
@@ -229,7 +232,7 @@ def _cap(head: Head) -> float | None:
 
 
 def _with_gradients(
-    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, factor: float, bias: Array | None
 ) -> None:
     full = head.full
     dtype = head.losses.dtype
@@ -254,11 +257,11 @@ def _with_gradients(
         total[...] = 0
     for start in range(0, len(rows), size):
         part = _part(rows[start : start + size])
-        x, scaled = _hidden(head, part, scales)
+        x, scaled = _hidden(head, part, factor)
         chunk = logits[: len(x)]
         _multiply(scaled, blocks, chunk)
         _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(x)])
-        _differentiate(head, backend, chunk, part, scale)
+        _evaluate(head, backend, chunk, part, scale)
         if saved is not None:
             for block in _row_blocks(chunk):
                 t = _without_idle(saved[: len(x)][block], chunk[block])
@@ -284,7 +287,7 @@ def _with_gradients(
 
 
 def _by_classes(
-    head: Head, backend: Backend, blocks: _Blocks, rows: Array, scales: float, bias: Array | None
+    head: Head, backend: Backend, blocks: _Blocks, rows: Array, factor: float, bias: Array | None
 ) -> Array:
     """Write losses and lse of `rows` over blocks of classes, for class indices without smoothing.
 
@@ -296,10 +299,10 @@ def _by_classes(
     classes = len(head.weight)
     size, width = block_of_forward(head, len(rows))
     room = np.empty(size * width, head.losses.dtype)
-    left = [rows[:0]]
+    remaining = [rows[:0]]
     for start in range(0, len(rows), size):
         part = _part(rows[start : start + size])
-        _, scaled = _hidden(head, part, scales)
+        _, scaled = _hidden(head, part, factor)
         labels = full.labels[part]
         count = len(labels)
         others = np.full(count, -np.inf)  # lse of the blocks without the target
@@ -327,8 +330,8 @@ def _by_classes(
             loss *= full.sample_weight[part]
         head.losses[part], head.lse[part] = loss, lse
         fine = np.isfinite(loss) & (np.abs(lse) <= _LARGE_LSE)
-        left.append(rows[start : start + size][~fine])
-    return np.concatenate(left)
+        remaining.append(rows[start : start + size][~fine])
+    return np.concatenate(remaining)
 
 
 def block_of_forward(head: Head, rows: int) -> tuple[int, int]:
@@ -350,13 +353,13 @@ def _part(rows: Array) -> slice | Array:
     return slice(first, stop) if stop - first == len(rows) else rows
 
 
-def _hidden(head: Head, part: slice | Array, scales: float) -> tuple[Array, Array]:
-    """The hidden states of some rows, in the dtype of the computation, and times `scales`."""
+def _hidden(head: Head, part: slice | Array, factor: float) -> tuple[Array, Array]:
+    """The hidden states of some rows, in the dtype of the computation, and times `factor`."""
     dtype = head.losses.dtype
     x = head.input[part]
     if x.dtype != dtype:
         x = widened(x, np.empty(x.shape, dtype))
-    return x, x if scales == 1.0 else x * dtype.type(scales)
+    return x, x if factor == 1.0 else x * dtype.type(factor)
 
 
 def rows_of_chunk(head: Head, rows: int) -> int:
@@ -368,11 +371,6 @@ def rows_of_chunk(head: Head, rows: int) -> int:
         most = min(most, FILTERED_ROWS)
     chunks = max(1, -(-rows // most))
     return max(1, -(-rows // chunks))
-
-
-# A column is left out if no row of the chunk needs it: fewer rows, fewer columns, but the products
-# of short chunks are slower.
-FILTERED_ROWS = 256
 
 
 def _row_blocks(chunk: Array) -> Iterator[slice]:
@@ -428,7 +426,7 @@ def problem_of_rows(full: Problem, part: slice | Array, chunk: Array) -> Problem
     if full.labels is not None:
         p.labels = full.labels[part]
     elif full.probs is not None:
-        p.probs = _probabilities(full.probs, part)
+        p.probs = rows_of_array(full.probs, part)
         p.contiguous = p.probs.flags.c_contiguous
     p.weight, p.ignore_index, p.smoothing = full.weight, full.ignore_index, full.smoothing
     p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
@@ -436,7 +434,7 @@ def problem_of_rows(full: Problem, part: slice | Array, chunk: Array) -> Problem
     return p
 
 
-def _differentiate(
+def _evaluate(
     head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
 ) -> None:
     """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
@@ -448,16 +446,6 @@ def _differentiate(
         backend.forward_backward(p)
     head.losses[part] = p.losses
     head.lse[part] = p.lse
-
-
-def _probabilities(probs: Array, part: slice | Array) -> Array:
-    """The probabilities (..., C) of some rows, (n, C), without a copy of the others."""
-    if probs.ndim <= 2 or probs.flags.c_contiguous:
-        found: Array = probs.reshape(-1, probs.shape[-1])[part]
-    else:
-        rows = np.arange(part.start, part.stop) if isinstance(part, slice) else part
-        found = probs[np.unravel_index(rows, probs.shape[:-1])]
-    return found
 
 
 def _without_idle(rows: Array, grad: Array) -> Array:

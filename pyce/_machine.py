@@ -109,7 +109,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def processors() -> int:
-    return _threads._affinity()
+    return _threads.processors()
 
 
 def versions() -> dict[str, str]:

@@ -122,7 +122,7 @@ class Problem:
         return self.rows > 0 if valid is None else bool(valid.any())
 
     def denominator(self) -> float:
-        """What the mean divides by; 1 for the other reductions.
+        """The denominator of the mean; 1 for the other reductions.
 
         Index targets: Σ weight[y] · sample_weight over the valid rows. Probability targets:
         Σ sample_weight, which is the number of rows without sample weights.
@@ -214,6 +214,16 @@ def label_error(row: int, value: int, classes: int, ignore_index: int) -> IndexE
         f"target of row {row} is {value}, outside the valid range 0..{classes - 1} "
         f"for {classes} classes (ignore_index is {ignore_index})"
     )
+
+
+def rows_of_array(array: Array, rows: slice | Array) -> Array:
+    """Some rows of an array (..., C), by their numbers, as (n, C); copies no others."""
+    if array.ndim <= 2 or array.flags.c_contiguous:
+        found: Array = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])[rows]
+        return found
+    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    found = array[np.unravel_index(numbers, array.shape[:-1])]
+    return found
 
 
 def row_blocks(

@@ -1,4 +1,4 @@
-"""What calls run on: the choice of the backend and of the number of threads."""
+"""The choice of the backend and of the number of threads."""
 
 from __future__ import annotations
 

@@ -39,17 +39,17 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce._backends import Backend, current, load
 from pyce._dtypes import compute_dtype, dtype_name
-from pyce._problem import ShardedProblem
+from pyce._problem import ShardedProblem, rows_of_array
 from pyce._types import Array, Scalar
 from pyce._version import __version__
 
-# The bytes of a description, and the characters of an error message in it.
-_DESCRIPTION = 4096
+# The bytes of a message that describes a call, and the characters of an error message in it.
+DESCRIPTION_BYTES = 4096
 _MESSAGE = 500
-# What may differ between the ranks.
+# The entries of a description that may differ between the ranks.
 _OWN = ("classes", "rows of a chunk")
-# What errors of one rank are on the others: the first of these that they are instances of, the last
-# if none.
+# The types that errors of one rank have on the others: the first of these of which an error is an
+# instance, the last if it is of none.
 _ERRORS = (TypeError, ValueError, IndexError, NotImplementedError, MemoryError, RuntimeError)
 
 
@@ -220,44 +220,64 @@ def linear_cross_entropy(
         return (count, rows, room, losses, scale), {}
 
     (count, rows, room, losses, scale), _ = _agreed(group, allocate)
-    iterator = iter(head.chunks())
-    some, logits = slice(0), room
-    part = p
-    failure: Exception | None = None
-
-    def write(state: Array) -> None:
-        nonlocal some, logits, part
-        if failure is not None:
-            raise failure
-        some, logits = next(iterator)
-        part = _rows_of(p, some, logits)
-        assert backend.partial is not None
-        backend.partial(part, state)
-
+    work = _Chunks(p, backend, head, scale, losses)
     for start in range(0, count, rows or 1):
         sizes = _sizes(p, backend, min(rows, count - start))
-        states = _exchanged(group, write, sizes, room)
-        try:
-            if head.scale is not None and logits.size:
-                part.grad, part.grad_loss = logits, scale
-            assert backend.complete is not None
-            backend.complete(part, states)
-            losses[some] = part.losses
-            if head.scale is not None:
-                head.add()
-        except Exception as error:
-            failure = error
-
-    def finish() -> tuple[Any, dict[str, Any]]:
-        if failure is not None:
-            raise failure
-        return None, {}
-
-    _agreed(group, finish)
+        states = _exchanged(group, work.write_state, sizes, room)
+        work.complete(states)
+    _agreed(group, work.finish)
     if p.reduction != "none":
         return _loss_of(p, p.reduce(losses.astype(np.float64)))
     found: Array = losses
     return found
+
+
+class _Chunks:
+    """The chunks of `linear_cross_entropy` on this rank, whose losses are written to `losses`.
+
+    An error between two messages is raised with the next one, in which the others learn of it.
+    """
+
+    def __init__(
+        self, p: ShardedProblem, backend: Backend, head: Head, scale: float, losses: Array
+    ) -> None:
+        self._p, self._backend, self._head = p, backend, head
+        self._scale, self._losses = scale, losses
+        self._chunks = iter(head.chunks())
+        self._rows: slice | Array
+        self._part: ShardedProblem
+        self._failure: Exception | None = None
+
+    def write_state(self, state: Array) -> None:
+        """Compute the logits of the next chunk, and write the states of its rows."""
+        self._raise_failure()
+        self._rows, logits = next(self._chunks)
+        self._part = _rows_of(self._p, self._rows, logits)
+        assert self._backend.partial is not None
+        self._backend.partial(self._part, state)
+
+    def complete(self, states: list[Array]) -> None:
+        """Compute losses and gradients of this chunk from the states of all ranks."""
+        part, has_grad = self._part, self._head.scale is not None
+        try:
+            if has_grad and part.logits.size:
+                part.grad, part.grad_loss = part.logits, self._scale
+            assert self._backend.complete is not None
+            self._backend.complete(part, states)
+            self._losses[self._rows] = part.losses
+            if has_grad:
+                self._head.add()
+        except Exception as error:
+            self._failure = error
+
+    def finish(self) -> tuple[None, dict[str, Any]]:
+        """Raise the error of the last chunk, of which the last message tells the others."""
+        self._raise_failure()
+        return None, {}
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedProblem:
@@ -268,13 +288,7 @@ def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedPr
     part.axis = part.inner = 1
     part.classes, part.bounds, part.own = p.classes, p.bounds, p.own
     part.labels = None if p.labels is None else p.labels[rows]
-    part.probs = None
-    if p.probs is not None and p.probs.ndim <= 2:
-        part.probs = p.probs.reshape(p.rows, p.probs.shape[-1])[rows]
-    elif p.probs is not None:
-        # Not reshaped, which may copy all of them.
-        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        part.probs = p.probs[np.unravel_index(numbers, p.probs.shape[:-1])]
+    part.probs = None if p.probs is None else rows_of_array(p.probs, rows)
     part.weight = part.sample_weight = part.lse = part.normalizer = part.grad = None
     part.contiguous, part.ignore_index = False, p.ignore_index
     part.smoothing, part.lse_square_scale = p.smoothing, p.lse_square_scale
@@ -284,7 +298,7 @@ def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedPr
 
 
 def _alone(p: ShardedProblem, grad: Array | None) -> Scalar | Array:
-    """The same with all classes on one rank."""
+    """As `cross_entropy`, with all classes on one rank, which exchanges nothing."""
     backend = current()
     own = p.logits.shape[-1]
     if not backend.CHECKS_LABELS:
@@ -303,6 +317,7 @@ def _alone(p: ShardedProblem, grad: Array | None) -> Scalar | Array:
 
 
 def _loss_of(p: ShardedProblem, loss: Scalar | None) -> Scalar | Array:
+    """The losses of the rows if they are requested, else the reduced loss."""
     if p.losses is not None:
         return p.losses
     assert loss is not None
@@ -310,6 +325,7 @@ def _loss_of(p: ShardedProblem, loss: Scalar | None) -> Scalar | Array:
 
 
 def _backend() -> Backend:
+    """The selected backend, or NumPy if that cannot compute shards."""
     backend = current()
     return load("numpy") if backend.partial is None else backend
 
@@ -330,7 +346,7 @@ def _agreed(
     except Exception as error:
         failure = error
         sent = _packed({"error": [_kind_of(error), str(error)[:_MESSAGE]]})
-    received = np.empty((group.size, _DESCRIPTION), np.uint8)
+    received = np.empty((group.size, DESCRIPTION_BYTES), np.uint8)
     group.gather(sent, received)
     if failure is not None:
         raise failure
@@ -345,7 +361,7 @@ def _agreed(
 def _described(
     function: str, p: ShardedProblem, shape: tuple[int, ...], backend: Backend
 ) -> dict[str, Any]:
-    """What the ranks must have in common, by the names that errors give it; and `classes`."""
+    """The properties that the ranks must share, by the names that errors use; and `classes`."""
     logits_dtype, target_dtype = p.given_dtypes
     target = f"{target_dtype} probabilities"
     if p.labels is not None:
@@ -374,7 +390,7 @@ def _checksum(array: Array | None) -> str | None:
 
 def _packed(described: dict[str, Any]) -> Array:
     text = json.dumps(described, ensure_ascii=False).encode(errors="replace")
-    packed = np.zeros(_DESCRIPTION, np.uint8)
+    packed = np.zeros(DESCRIPTION_BYTES, np.uint8)
     packed[: len(text)] = np.frombuffer(text, np.uint8)
     return packed
 
@@ -392,11 +408,12 @@ def _check_agreement(all_described: list[dict[str, Any]]) -> None:
 
 
 def _text(value: Any) -> str:
+    """A value of a description as an error shows it: JSON has made lists of tuples."""
     return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def _kind_of(error: Exception) -> int:
-    """The place of what it is on other ranks in `_ERRORS`."""
+    """The place in `_ERRORS` of the type that the error has on the other ranks."""
     return [*(isinstance(error, kind) for kind in _ERRORS[:-1]), True].index(True)
 
 
@@ -432,6 +449,7 @@ def _sizes(p: ShardedProblem, backend: Backend, rows: int) -> list[int]:
 
 
 def _size(p: ShardedProblem, backend: Backend, classes: int, rows: int) -> int:
+    """The numbers of the message of a rank with so many classes about so many rows."""
     assert backend.state_size is not None
     return 1 + rows * backend.state_size(p, classes)
 

@@ -81,6 +81,11 @@ def of_process() -> int:
     return max(1, math.ceil(min(_unlimited(), _limit)))
 
 
+def processors() -> int:
+    """The number of processors in the affinity of the calling thread; on Windows of the process."""
+    return _affinity()
+
+
 @contextmanager
 def at_most(n: int) -> Iterator[None]:
     """Use at most `n` threads for calls made in this block, by this thread and task only."""

@@ -75,9 +75,10 @@ INLINE normaliser all_lanes(const row_normaliser *row) {
     return norm;
 }
 
-/* What a loop along a row computes exponentials with. Where a target has FEW_REGISTERS, a step's data
-   leave no room for constants: each step loads them where it uses them. A compiler that sees that they
-   do not change would keep them on the stack instead, and HIDE prevents that. */
+/* The numbers with which a loop along a row computes exponentials. Where a target has
+   FEW_REGISTERS, a step's data leave no room for constants: each step loads them where it uses
+   them. A compiler that sees that they do not change would keep them on the stack instead, and
+   HIDE prevents that. */
 typedef struct {
     normaliser all;
     const row_normaliser *row; /* the same in memory, or NULL */
@@ -193,7 +194,7 @@ static __attribute__((noinline)) void exp_stream_soft(const element *x, int step
     exp_steps(x, steps, norm, e, w, next, max, other, total, 1, 1, 1, 0);
 }
 
-/* What is left of a block after whole steps: n < STEP. */
+/* The rest of a block after whole steps: n < STEP. */
 INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real *e) {
     const row_exponential f = exponential_of(row);
     /* `e` has room for whole vectors; those past n become 0. */
@@ -205,8 +206,9 @@ INLINE void exp_partial(const element *x, int n, const row_normaliser *row, real
     }
 }
 
-/* Σ e of n classes. The exponentials are read back from the nearest cache: in the loop that computes
-   them, converting them to double precision takes longer. `e` is zero up to the end of the last vector. */
+/* Σ e of n classes. The exponentials are read back from the nearest cache: in the loop that
+   computes them, converting them to double precision takes longer. `e` is zero up to the end of
+   the last vector. */
 INLINE void sum_of_e(vsum *sum, const real *e, int n) {
     for (int c = 0; c < n; c += LANES) sum_add_from(sum, e + c);
 }
@@ -306,7 +308,8 @@ static __attribute__((noinline)) void exp_block(const element *x, int n, const n
 
 INLINE real finite_or_0(real x) { return x - x == 0 ? x : 0; }
 
-/* Σ b and Σ b·(max − x) of a block; terms with b = 0 count 0 whatever x is. `one`: b is 1 everywhere. */
+/* Σ b and Σ b·(max − x) of a block; terms with b = 0 count 0 whatever x is. `one`: b is 1
+   everywhere. */
 static __attribute__((noinline)) void general_soft_sums(const pyce_job *job, const element *x,
                                                         const real *b, int64_t first, int n,
                                                         real max, vsum *to_total, vsum *to_loss) {
@@ -359,8 +362,9 @@ static __attribute__((noinline)) void soft_statistics(const pyce_job *job, const
     if (one) block->soft_loss = sum_distance_one(block->soft_loss, max, n);
 }
 
-/* The statistics of n classes from `first` on, from their maximum; e is stored, and kept or not. `label`
-   is the label within the block, or −1. The block's sum follows from `last`, which is the block before. */
+/* The statistics of n classes from `first` on, from their maximum; e is stored, and kept or not.
+   `label` is the label within the block, or −1. The block's sum follows from `last`, which is
+   the block before. */
 static void block_statistics(const pyce_job *job, const element *x, int64_t first, int n, real max,
                              int label, const real *b, real *e, int kept, pyce_block *block,
                              writer *w, next_block *next, unsummed *last) {
@@ -434,12 +438,12 @@ static __attribute__((noinline)) void merge_blocks(const pyce_job *job, pyce_blo
     }
 }
 
-/* The statistics of lane `lane` of `s` from the row's blocks, except for the numbers at the pivot and the
-   label. */
+/* The statistics of lane `lane` of `s` from the row's blocks, except for the numbers at the
+   pivot and the label. */
 static void combine_statistics(const pyce_job *job, int64_t row, pyce_block *blocks, int lane,
                                row_state *s) {
-    int64_t top =
-        0; /* the first block with the row's maximum; of a row of −inf and NaN, the first */
+    /* The first block with the row's maximum; of a row of −inf and NaN, the first. */
+    int64_t top = 0;
     double max = -INFINITE;
     for (int64_t k = 0; k < job->blocks; k++) {
         if (blocks[k].max > max) {

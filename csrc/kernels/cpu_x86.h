@@ -14,7 +14,8 @@
 #include <sys/sysctl.h>
 #endif
 
-/* FMA also stands for F16C, which every processor with FMA and AVX2 has; AVX-512 for F, BW, DQ and VL. */
+/* FMA also stands for F16C, which every processor with FMA and AVX2 has; AVX-512 for F, BW, DQ
+   and VL. */
 enum { CPU_FMA = 1, CPU_AVX2 = 2, CPU_AVX512 = 4 };
 
 /* The sets that follow from register C of CPUID's leaf 1, register B of its leaf 7, and the states that

@@ -1,4 +1,5 @@
-/* Logits and results in bfloat16, computed in float32. The m_ operations read and write arrays of elements. */
+/* Logits and results in bfloat16, computed in float32. The m_ operations read and write arrays
+   of elements. */
 #include "real_f32.h"
 
 #define DTYPE bf16

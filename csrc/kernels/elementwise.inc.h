@@ -1,5 +1,5 @@
-/* What does not depend on the dtype of the logits: labels, the Bernoulli loss (in double precision),
- * and the copies that kernels are measured against.
+/* Functions that do not depend on the dtype of the logits: labels, the Bernoulli loss (in double
+ * precision), and the copies that kernels are measured against.
  */
 
 /* -- labels ----------------------------------------------------------------------------------- */

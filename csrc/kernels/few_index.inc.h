@@ -1,10 +1,11 @@
-/* Few classes of float logits with index targets and without weights: whole lane blocks, some together.
+/* Few classes of float logits with index targets and without weights: whole lane blocks, some
+ * together.
  *
- * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is computed
- * by the same operations, so that a row has the same bytes whether it comes here or not. A lane block
- * with a row whose loss or gradient may be NaN, or whose factor is too small, is left to general_batch.
- * Steps pass as little as possible through memory, and each is done for all lane blocks before the
- * next: see finalize_rows.
+ * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is
+ * computed by the same operations, so that a row has the same bytes whether it comes here or not. A
+ * lane block with a row whose loss or gradient may be NaN, or whose factor is too small, is left to
+ * general_batch. Steps pass as little as possible through memory, and each is done for all lane
+ * blocks before the next: see finalize_rows.
  */
 
 /* A lane block between the steps. */
@@ -45,7 +46,7 @@ INLINE vreal index_load(const pyce_job *job, index_block *u, int n) {
         if (rows->all_valid) return max;
         max = v_set1((real)-INFINITE);
     }
-    /* What an ignored row holds must not matter. */
+    /* The logits of an ignored row must not matter. */
     const vmask ignored = v_eq(rows->label, v_set1(-1));
     for (int c = 0; c < n; c++) {
         const vreal v = v_drop(ignored, v_load(u->x + c * LANES));

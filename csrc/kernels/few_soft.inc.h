@@ -1,10 +1,11 @@
-/* Few classes of float logits with probabilities as targets, used as they are: no weights, no smoothing.
- * Whole lane blocks, some together, as in few_index.inc.h.
+/* Few classes of float logits with probabilities as targets, used as they are: no weights, no
+ * smoothing. Whole lane blocks, some together, as in few_index.inc.h.
  *
- * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is computed
- * by the same operations, so that a row has the same bytes whether it comes here or not. A lane block
- * with a row that has a term which is not finite, or a factor that is too small, is left to
- * general_batch. In the others the pivot is the class of the maximum, and no rule for 0 is needed.
+ * The formulas are those of finalize.inc.h, whose factors of a row are 1 here, and each number is
+ * computed by the same operations, so that a row has the same bytes whether it comes here or not. A
+ * lane block with a row that has a term which is not finite, or a factor that is too small, is left
+ * to general_batch. In the others the pivot is the class of the maximum, and no rule for 0 is
+ * needed.
  */
 
 /* A lane block between the steps. */

@@ -28,7 +28,7 @@
  * (is_zero_row).
  */
 
-/* What the losses and gradients of eight rows are multiplied by. */
+/* The factors of the losses and gradients of eight rows. */
 typedef struct {
     vd_pair label;    /* label_part·w_y, 0 where the row is ignored, has no label or weighs 0 */
     vd_pair scale;    /* s: grad_loss·sample weight/denominator, times the row's own grad_loss */
@@ -161,8 +161,8 @@ INLINE vdm without_coefficients(const pyce_problem *p, int i, const row_state *s
     return vd_eq(vd_drop(vd_eq(f->sample_weight, zero), some), zero);
 }
 
-/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale, the factor
-   of e may be 0 while the gradients at the pivot and the label are not. */
+/* Whether the result of a finalized row is 0 whatever its e and b are. With lse_square_scale,
+   the factor of e may be 0 while the gradients at the pivot and the label are not. */
 INLINE int is_zero_row(const pyce_job *job, const row_state *s, int lane) {
     if (s->factor[lane] != 0 || s->pivot_grad[lane] != 0) return 0;
     return !job->soft || (s->soft_factor[lane] == 0 && s->label_grad[lane] == 0);
@@ -294,7 +294,7 @@ INLINE void finalize_loss(const pyce_job *job, int i, row_state *s) {
     }
 }
 
-/* What follows for the rows of some row_states. Each step is done for all rows before the next: a
+/* Finalize the rows of some row_states. Each step is done for all rows before the next: a
    row's operations form long dependent chains, and short loops let the processor work on many rows'
    chains at once. */
 static void finalize_rows(const pyce_job *job, row_state *states, int count) {

@@ -205,7 +205,7 @@ static vreal load_any_and_max(const pyce_job *job, const lane_rows *rows, int64_
                               real *x) {
     load_lane_block(&job->p->logits, rows, first, n, x);
     if (!rows->all_valid) {
-        /* What an ignored row holds must not matter. */
+        /* The logits of an ignored row must not matter. */
         for (int i = 0; i < rows->n; i++) {
             if (rows->valid[i]) continue;
             for (int c = 0; c < n; c++) x[c * LANES + i] = 0;
@@ -232,7 +232,8 @@ INLINE vreal load_and_max(const pyce_job *job, const lane_rows *rows, int64_t fi
 
 /* -- soft-target factors ---------------------------------------------------------------------------------- */
 
-/* Factors b of a lane block's classes, and the step from class to class: 0 where all rows share them. */
+/* Factors b of a lane block's classes, and the step from class to class: 0 where all rows share
+   them. */
 INLINE int load_soft(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                      lane_scratch *room, const real **b) {
     const pyce_problem *p = job->p;

@@ -1,17 +1,18 @@
 /* One block of classes (PYCE_FEW to PYCE_BLOCK), class axis last: vectors run along the class axis.
  *
  * A unit is as many rows as fill a vector and as stay in the nearest cache. First the maxima of a
- * unit's rows are found, then their exponentials, then the rows are finalized; the unit before it is
- * written in between, so that no step waits for the one just before it:
+ * unit's rows are found, then their exponentials, then the rows are finalized; the unit before it
+ * is written in between, so that no step waits for the one just before it:
  *
  *     fused      reads each logit twice, the second time from the nearest cache; writes each gradient once
  *     forward    the same reads
  *     backward   reads each logit once, writes each gradient once
  */
 
-/* How far ahead memory is prefetched, in bytes; and up to how many classes a unit's results are staged before they are streamed, because the
-   partial lines at both ends of a row cost more than that. */
+/* How far ahead memory is prefetched, in bytes. */
 #define MEDIUM_AHEAD 16384
+/* Up to this many classes, a unit's results are staged before they are streamed, because the partial
+   lines at both ends of a row cost more than that. */
 #define MEDIUM_STAGED 512
 /* Numbers of four bytes in the exponentials of a unit, which stay in the nearest cache. */
 #define UNIT_NUMBERS 4096
@@ -55,8 +56,9 @@ INLINE const real *unit_soft(const pyce_job *job, int64_t row, real *buffer) {
 
 /* How a row is written from its e. */
 enum { WRITES_NOTHING, WRITES_PRODUCT, WRITES_SOFTMAX, WRITES_SOFT };
-/* What it is written with: the factors of e and b with their rounding errors, b (of WRITES_SOFT) and the
-   result. And the normaliser of the row whose e take its place: one pointer less in the loop. */
+/* The numbers that it is written with: the factors of e and b with their rounding errors, b (of
+   WRITES_SOFT) and the result. And the normaliser of the row whose e take its place: one pointer
+   less in the loop. */
 typedef struct {
     row_normaliser norm;
     real factor, factor_error, soft_factor, soft_factor_error;
@@ -251,8 +253,8 @@ INLINE void write_floats(const pyce_job *job, const unit *u, int i, const real *
     write_special(job, s, i, out);
 }
 
-/* Whether row i of a finalized unit is written by one rule except at its special classes, one class after
-   the other, so that it can be written while exponentials are computed. */
+/* Whether row i of a finalized unit is written by one rule except at its special classes, one
+   class after the other, so that it can be written while exponentials are computed. */
 INLINE int is_plain_row(const pyce_job *job, const unit *u, int i) {
     return !COMPENSATED && job->p->operation != PYCE_LOG_SOFTMAX &&
            job->p->result.class_stride == 1 && (!job->streaming || u->stage) &&

@@ -1,10 +1,11 @@
 /* Rows whose classes are cut into shards, each of which another process may hold.
  *
- * Each shard is cut into blocks of PYCE_BLOCK classes from its own first class on. A row's state after the
- * classes of a shard is the statistics of its blocks (pyce_state_head, pyce_block_numbers). The states of
- * all shards, in the order of the classes, are those of the row's blocks, which are combined and written
- * as the blocks of any other row are. So where all shards begin at multiples of PYCE_BLOCK, the row has the
- * same bytes as in one piece. Elsewhere its sum has another order, with the same error bound.
+ * Each shard is cut into blocks of PYCE_BLOCK classes from its own first class on. A row's state
+ * after the classes of a shard is the statistics of its blocks (pyce_state_head,
+ * pyce_block_numbers). The states of all shards, in the order of the classes, are those of the
+ * row's blocks, which are combined and written as the blocks of any other row are. So where all
+ * shards begin at multiples of PYCE_BLOCK, the row has the same bytes as in one piece. Elsewhere
+ * its sum has another order, with the same error bound.
  *
  *     partial     reads each logit of the shard once
  *     complete    reads each logit of the shard once and writes each gradient once

@@ -1,5 +1,5 @@
-/* What differs by precision: float logits and half types are computed in float. real_f32.h and
- * real_f64.h define the same names. */
+/* Names that depend on the precision: float logits and half types are computed in float.
+ * real_f32.h and real_f64.h define the same names. */
 #define EXP_INC "exp_f32.inc.h"
 #define SUMS_INC "sums_f32.inc.h"
 #define SOFT_TARGET_INC "soft_target_f32.inc.h"

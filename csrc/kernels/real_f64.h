@@ -1,5 +1,5 @@
-/* What differs by precision: double logits are computed in double. real_f32.h and
- * real_f64.h define the same names. */
+/* Names that depend on the precision: double logits are computed in double.
+ * real_f32.h and real_f64.h define the same names. */
 #define EXP_INC "exp_f64.inc.h"
 #define SUMS_INC "sums_f64.inc.h"
 #define SOFT_TARGET_INC "soft_target_f64.inc.h"

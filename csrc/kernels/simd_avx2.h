@@ -41,8 +41,8 @@
 /* Number of vectors in one step of the loops along a row: what fits the registers. */
 #define VF_STEP 2
 #define VD_STEP 2
-/* Whether a step leaves no registers for constants and sums (see row_exponential in block.inc.h). HIDE(p)
-   hides from the compiler what the pointer p points to. */
+/* Whether a step leaves no registers for constants and sums (see row_exponential in
+   block.inc.h). HIDE(p) hides from the compiler what the pointer p points to. */
 #define FEW_REGISTERS 1
 #define HIDE(p) __asm__("" : "+r"(p))
 /* The same where each lane has a normaliser of its own; and up to how many classes the pivots of rows

@@ -1,5 +1,5 @@
-/* The vector operations of the kernels in AVX-512 (F, BW, DQ, VL) with FMA and F16C. simd_plain.h defines
- * what each operation means.
+/* The vector operations of the kernels in AVX-512 (F, BW, DQ, VL) with FMA and F16C. simd_plain.h
+ * defines what each operation means.
  */
 #define TARGET avx512
 #define TARGET_NAME "avx512"

@@ -62,8 +62,8 @@ INLINE vf blended(const pyce_job *job, vf t, vd w, vf *error) {
 
 /* -- sums without the rules for 0 ------------------------------------------------------------------------- */
 
-/* Σ b and Σ b·(max − x) of n classes along a row, the same bits as with sum_add_loss, in fewer operations;
-   0 if a term is not finite, so that a rule for 0 may hold. */
+/* Σ b and Σ b·(max − x) of n classes along a row, the same bits as with sum_add_loss, in fewer
+   operations; 0 if a term is not finite, so that a rule for 0 may hold. */
 INLINE int finite_soft_sums(const element *x, const float *b, int n, float max, vsum *total,
                             vsum *loss) {
     const vd top = vd_set1(max);
@@ -106,8 +106,8 @@ INLINE int sum_of_logits(const element *x, int n, vsum *sum) {
     *sum = all;
     return 1;
 }
-/* finite_soft_sums of one row per lane, in the order of sum_lane_block up to PYCE_FEW classes. b of a class is
-   a vector (step LANES) or the same for all rows (step 0). */
+/* finite_soft_sums of one row per lane, in the order of sum_lane_block up to PYCE_FEW classes. b
+   of a class is a vector (step LANES) or the same for all rows (step 0). */
 INLINE int finite_lane_sums(const float *x, const float *b, int step, int n, vf max, double *totals,
                             double *losses) {
     const vd top_lo = vf_widen_lo(max), top_hi = vf_widen_hi(max);

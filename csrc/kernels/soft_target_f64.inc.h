@@ -1,4 +1,5 @@
-/* Factors b of doubles, blended where they are used. soft_target_f32.inc.h says what the functions do. */
+/* Factors b of doubles, blended where they are used. soft_target_f32.inc.h says what the
+   functions do. */
 
 INLINE void blend_block(const pyce_job *job, int64_t first, int n, const double *targets,
                         double *b) {

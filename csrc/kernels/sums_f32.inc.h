@@ -48,9 +48,9 @@ INLINE void sum_add_loss(vsum *s, int one, vf b, vf b_error, vf max, vf x) {
     s->lo = vd_fma(vf_widen_lo(b), lo, s->lo);
     s->hi = vd_fma(vf_widen_hi(b), hi, s->hi);
 }
-/* Adds b and b·(max − x) of eight classes to halves of sums. Where a term is not finite, *loss is not finite
-   from then on; where all are, these are the sums that sum_add_loss and sum_add find, with the same bits:
-   terms of 0 need no rule then. */
+/* Adds b and b·(max − x) of eight classes to halves of sums. Where a term is not finite, *loss
+   is not finite from then on; where all are, these are the sums that sum_add_loss and sum_add
+   find, with the same bits: terms of 0 need no rule then. */
 INLINE void sum_add_finite(vd *total, vd *loss, vd b, vd x, vd max) {
     *total = vd_add(*total, b);
     *loss = vd_fma(b, vd_sub(max, x), *loss);
@@ -69,7 +69,7 @@ INLINE vd sum_distance(vd sum, vd max, double n) {
 INLINE double sum_distance_one(double sum, double max, double n) {
     return __builtin_fma(n, max, 0.0 - sum);
 }
-/* What fills the vector of x at the end of a row, so that the lanes past it add nothing. */
+/* Fills the vector of x at the end of a row, so that the lanes past it add nothing. */
 INLINE float sum_loss_fill(int one, float max) { return one ? 0 : max; }
 
 /* All lanes of one sum. */

@@ -1,4 +1,4 @@
-/* What a target has besides the kernels for each dtype, and the table of all its kernels. */
+/* The kernels of a target that no dtype has of its own, and the table of all its kernels. */
 #include "real_f64.h"
 
 #include "pairs.inc.h"

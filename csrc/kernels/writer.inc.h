@@ -1,8 +1,8 @@
-/* Results along the class axis: out_c = factor·e_c − soft_factor·b_c, except at two special classes,
- * the pivot and the label, whose gradients finalize.inc.h computes.
+/* Results along the class axis: out_c = factor·e_c − soft_factor·b_c, except at two special
+ * classes, the pivot and the label, whose gradients finalize.inc.h computes.
  *
- * Softmax is e_c/S, rounded once: the error of the factor 1/S counts. So no probability is above 1, as S
- * is at least e_c, and the error of a row's sum is that of rounding its probabilities.
+ * Softmax is e_c/S, rounded once: the error of the factor 1/S counts. So no probability is above 1,
+ * as S is at least e_c, and the error of a row's sum is that of rounding its probabilities.
  */
 
 /* -- factors too small for the compute type ----------------------------------------------------------- */

@@ -23,13 +23,13 @@ from pyce._types import Array, BackendChoice, BackendName, Scalar
 
 
 class Backend(Protocol):
-    """What a backend module provides.
+    """The attributes and functions of a backend module.
 
     Arguments have been checked, and results are written to the arrays that are passed. No function
     depends on the caller's floating-point environment or changes it, status flags included.
     """
 
-    # Attributes of the module, which nobody else sets.
+    # Attributes of the module, which no other module sets.
 
     @property
     def NAME(self) -> str:
@@ -258,7 +258,7 @@ def _why_not_c() -> str | None:
 
 
 def _why_no_extension(error: ImportError) -> str:
-    """What to do about an error at the import of the extension, when cffi can be imported."""
+    """The advice for an error at the import of the extension, when cffi can be imported."""
     if not isinstance(error, ModuleNotFoundError) or error.name != "pyce._pyce":
         return "the C extension cannot be loaded"
     if not os.path.isdir(os.path.dirname(__file__)):  # an archive, which extensions cannot be in

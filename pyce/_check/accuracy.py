@@ -75,7 +75,7 @@ class Work:
 
 @dataclass
 class BinaryWork(Work):
-    """The same for `binary_cross_entropy`; `options` are its weights."""
+    """`Work` for `binary_cross_entropy`; `options` are its weights."""
 
     limits = LIMITS["binary cross-entropy"]
 

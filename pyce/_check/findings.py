@@ -1,4 +1,4 @@
-"""What a check has compared, and the failures that it found."""
+"""The comparisons of a check, and the failures that it found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pyce promises: error bounds, the other promises in words, and known results.
+"""The promises of pyce: error bounds, the other promises in words, and known results.
 
 docs/semantics.md states the promises; `python -m pyce check` prints them in these words.
 """

@@ -132,7 +132,7 @@ def known_bytes(X: Any) -> float:
 
 
 def persisted(parts: Sequence[Partition]) -> list[Partition]:
-    """The same, with features that stay where they are computed."""
+    """The partitions with features that stay where they are computed."""
     kept = dask.persist(*(part.x for part in parts))
     return [part._replace(x=x) for part, x in zip(parts, kept, strict=True)]
 

@@ -207,9 +207,10 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         single = all(summary.dtype == np.float32 for summary in summaries)
         dtype = np.dtype(np.float32 if single else np.float64)
         if not all(summary.ready and summary.dtype == dtype for summary in summaries):
-            converted = [part._replace(x=_features(part.x, dtype)) for part in parts]
             held = self._keeps(nbytes)
-            parts = _collection.persisted(converted) if held else parts
+            if held:
+                converted = [part._replace(x=_features(part.x, dtype)) for part in parts]
+                parts = _collection.persisted(converted)
         elif not held:
             held = _collection.in_memory(X, parts)
             if not held and self._keeps(nbytes):
@@ -222,13 +223,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         columns: tuple[int, ...] = () if len(classes) == 2 else (len(classes),)
         start = self._start(features, columns)
         if self.verbose:
-            kept = "stay in memory" if held else "are computed again for each evaluation"
-            print(
-                f"{len(parts)} partitions with {sum(s.rows for s in summaries)} samples of "
-                f"{features} features and {len(classes)} classes; the features, "
-                f"{format_bytes(nbytes)}, {kept}",
-                flush=True,
-            )
+            _print_sizes(summaries, len(classes), held)
         known = dask.delayed((classes, of_classes), pure=False, traverse=False)
         prepared = dask.persist(
             *(
@@ -284,8 +279,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         NotFittedError
             If the classifier was not fitted before.
         ValueError
-            If a value is not finite (for a Dask collection, when the result is computed), or if the
-            number or the names of the features differ from those that it was fitted with.
+            If a value is not finite (for a Dask collection, when the result is computed; the
+            message names the partition), or if the number or the names of the features differ from
+            those that it was fitted with.
 
         Examples
         --------
@@ -319,8 +315,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         NotFittedError
             If the classifier was not fitted before.
         ValueError
-            If a value is not finite (for a Dask collection, when the result is computed), or if the
-            number or the names of the features differ from those that it was fitted with.
+            If a value is not finite (for a Dask collection, when the result is computed; the
+            message names the partition), or if the number or the names of the features differ from
+            those that it was fitted with.
 
         Examples
         --------
@@ -354,8 +351,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         NotFittedError
             If the classifier was not fitted before.
         ValueError
-            If a value is not finite (for a Dask collection, when the result is computed), or if the
-            number or the names of the features differ from those that it was fitted with.
+            If a value is not finite (for a Dask collection, when the result is computed; the
+            message names the partition), or if the number or the names of the features differ from
+            those that it was fitted with.
 
         Examples
         --------
@@ -391,8 +389,9 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         NotFittedError
             If the classifier was not fitted before.
         ValueError
-            If a value is not finite (for a Dask collection, when the result is computed), or if the
-            number or the names of the features differ from those that it was fitted with.
+            If a value is not finite (for a Dask collection, when the result is computed; the
+            message names the partition), or if the number or the names of the features differ from
+            those that it was fitted with.
 
         Examples
         --------
@@ -431,8 +430,8 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             If the classifier was not fitted before.
         ValueError
             If a value is not finite or shapes do not match (for a Dask collection, when the result
-            is computed), or if the number or the names of the features differ from those that it
-            was fitted with.
+            is computed; the message names the partition), or if the number or the names of the
+            features differ from those that it was fitted with.
 
         Examples
         --------
@@ -543,6 +542,17 @@ def _summaries(parts: list[Partition]) -> tuple[list[Partition], list[Summary]]:
     if not pairs:
         raise ValueError(_NO_SAMPLES)
     return [part for part, _ in pairs], [summary for _, summary in pairs]
+
+
+def _print_sizes(summaries: list[Summary], classes: int, held: bool) -> None:
+    """Print the sizes of the data, and whether the features stay in memory."""
+    nbytes = format_bytes(sum(summary.nbytes for summary in summaries))
+    where = "stay in memory" if held else "are computed again for each evaluation"
+    print(
+        f"{len(summaries)} partitions with {sum(summary.rows for summary in summaries)} samples of "
+        f"{summaries[0].features} features and {classes} classes; the features, {nbytes}, {where}",
+        flush=True,
+    )
 
 
 def _number_of_features(parts: list[Partition], summaries: list[Summary]) -> int:

@@ -1,4 +1,4 @@
-"""What the tasks of a fit compute, each from one partition.
+"""The functions that the tasks of a fit run, each on one partition.
 
 A task runs on one thread, since a worker runs as many tasks at a time as it has threads. So its
 result does not depend on the worker, either. BLAS is not limited here: its limit is one of the
@@ -7,7 +7,8 @@ process. Dask limits it in the worker processes that it starts, and `fit` in its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ Prepared = tuple[Array, Array | None]
 
 
 class Summary(NamedTuple):
-    """What the client learns of a partition before the first iteration."""
+    """The properties of a partition that the client reads before the first iteration."""
 
     rows: int
     features: int
@@ -161,27 +162,44 @@ def add(results: Sequence[Array]) -> Array:
     return total
 
 
-def apply(x: Any, model: Any, method: str, empty: Array) -> Array:
-    """Call a method of an estimator with a partition; without rows, the result is `empty`."""
+def apply(
+    x: Any,
+    model: Any,
+    method: str,
+    empty: Array,
+    block_id: tuple[int, ...] | None = None,
+    partition_info: dict[str, Any] | None = None,
+) -> Array:
+    """Call a method of an estimator with a partition; without rows, the result is `empty`.
+
+    Dask passes the place of the partition: `block_id` for an array, else `partition_info`.
+    """
     if x.shape[0] == 0:
         return empty
-    with at_most(1):
+    number = block_id[0] if block_id is not None else (partition_info or {}).get("number")
+    with at_most(1), _naming(number):
         result: Array = getattr(model, method)(x)
     return result
+
+
+@contextmanager
+def _naming(number: int | None) -> Iterator[None]:
+    """Name the partition in errors of its data."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"partition {number}: {error}") from error
 
 
 def right(x: Any, y: Any, weight: Any, number: int, model: Any) -> Array:
     """The weight of the samples whose prediction is right, and that of all."""
     if x.shape[0] == 0:
         return np.zeros(2)
-    with at_most(1):
-        try:
-            y = column_or_1d(y)
-            check_consistent_length(x, y)
-            hits = model.predict(x) == y
-            weight = checked_weights(weight, len(hits))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"partition {number}: {error}") from error
+    with at_most(1), _naming(number):
+        y = column_or_1d(y)
+        check_consistent_length(x, y)
+        hits = model.predict(x) == y
+        weight = checked_weights(weight, len(hits))
     if weight is None:
         return np.array([hits.sum(), len(hits)], float)
     return np.array([weight[hits].sum(), weight.sum()])

@@ -106,7 +106,7 @@ def _contiguous(array):
 
 
 def as_float64(array):
-    """The same in float64."""
+    """`contiguous` in float64."""
 
 
 @overload(as_float64)

@@ -131,7 +131,7 @@ def _shaped(ndim: int, *, keepdims: bool = False) -> Any:
 
 
 class _Loss:
-    """What the types of the arguments decide: the checks, and functions for compiled code."""
+    """The checks of the arguments' types, and the functions for compiled code that they choose."""
 
     def __init__(self, operation: int, logits: Any, target: Any, **options: Any) -> None:
         check_logits(logits)

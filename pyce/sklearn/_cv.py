@@ -217,22 +217,16 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         with team() as threads:
             for fold, (training, ranges, test) in enumerate(folds):
                 problem = self._problem(training, ranges, columns, threads)
-                for i, ratio in enumerate(ratios):
-                    flat = np.zeros(size)
-                    for j, C in enumerate(Cs):
-                        name = f"fold {fold + 1} of {len(splits)}, l1_ratio {ratio:g}, C {C:g}"
-                        solution = problem.solve(flat, C, ratio, self, name)
-                        flat = solution.x
-                        early += solution.problem is not None
-                        model = self._model(classes, flat, X.shape[1], columns, X.dtype)
-                        paths[fold, i, j], iterations[fold, i, j] = flat, solution.iterations
-                        scores[fold, i, j] = _score(scorer, model, test)
-                        if self.verbose:
-                            print(
-                                f"{name}: {solution.iterations} iterations, "
-                                f"score {scores[fold, i, j]:.6g}",
-                                flush=True,
-                            )
+                where = f"fold {fold + 1} of {len(splits)}"
+                for i, j, name, solution in self._solutions(problem, ratios, Cs, where):
+                    early += solution.problem is not None
+                    model = self._model(classes, solution.x, X.shape[1], columns, X.dtype)
+                    score = _score(scorer, model, test)
+                    paths[fold, i, j], scores[fold, i, j] = solution.x, score
+                    iterations[fold, i, j] = solution.iterations
+                    if self.verbose:
+                        text = f"{name}: {solution.iterations} iterations, score {score:.6g}"
+                        print(text, flush=True)
             if self.refit:
                 i, j = np.unravel_index(scores.sum(axis=0).argmax(), shape[1:])
                 start = paths[:, i, j].mean(axis=0, dtype=np.float64)
@@ -342,6 +336,21 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
             newton=self.solver == NEWTON,
         )
         return _Problem(objective, total, threads)
+
+    def _solutions(
+        self, problem: _Problem, ratios: Array, Cs: Array, where: str
+    ) -> Iterator[tuple[int, int, str, Solution]]:
+        """For each of `ratios` and each of `Cs` their places, a name, and the solution.
+
+        It starts from that of the C before. Its vector is changed when the next one is computed.
+        """
+        for i, ratio in enumerate(ratios):
+            flat = np.zeros(problem.objective.size)
+            for j, C in enumerate(Cs):
+                name = f"{where}, l1_ratio {ratio:g}, C {C:g}"
+                solution = problem.solve(flat, C, ratio, self, name)
+                yield i, j, name, solution
+                flat = solution.x
 
     @staticmethod
     def _model(

@@ -21,7 +21,7 @@ from pyce.sklearn._lbfgs import EPS, REDUCTION, Evaluate, Progress, Solution, la
 
 _MOST_EVALUATIONS = 30  # of a line search
 _DECREASE = 1e-4  # sufficient decrease of a line search
-# What is added to the ones of the diagonal. Without it, a direction in which the objective is flat,
+# Added to the ones of the diagonal. Without it, a direction in which the objective is flat,
 # such as the difference of two equal features without a penalty, would have an arbitrary step.
 _DAMPING = 64 * EPS
 

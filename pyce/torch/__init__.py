@@ -12,6 +12,7 @@ anyway, and the backward pass returns it. CPU tensors only.
 
 # The modules, from the bottom up:
 #
+#   _public          what the public functions have in common
 #   _tracing         which of PyTorch's mechanisms are active
 #   _tensors         tensors as memory: checks, addresses, NumPy arrays
 #   _compute         loss and gradient of tensors, computed by pyce

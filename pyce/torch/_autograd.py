@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pyce.torch import _compute
-from pyce.torch._compute import SAVE_LSE
+from pyce.torch._compute import IGNORE_INDEX, LSE_SQUARE_SCALE, SAVE, SAVE_LSE
 from pyce.torch._tensors import is_plain
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -56,7 +56,7 @@ class _CrossEntropyOfMany(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
-    """The same for few logits, where PyTorch's part of a call takes most of the time.
+    """`_compute.forward` of few logits, where PyTorch's part of a call takes most of the time.
 
     There is one output, and the saved tensors are an attribute. Gradients of gradients go through
     the logits, which live as long as the graph: too long if they are many.
@@ -91,10 +91,10 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
                 "operation: the target, the weight, or for second derivatives the logits"
             )
         if not retained and _is_eager(grad_loss):
-            return _in_place(gradient, target, grad_loss, options[1]), None, None, None
+            return _in_place(gradient, target, grad_loss, options[IGNORE_INDEX]), None, None, None
         if torch.is_grad_enabled():
             gradient = _Gradient.apply(input, gradient, target, weight, options)
-        return _product(gradient, target, grad_loss, options[1]), None, None, None
+        return _product(gradient, target, grad_loss, options[IGNORE_INDEX]), None, None, None
 
 
 class _Gradient(torch.autograd.Function):  # type: ignore[misc]
@@ -117,7 +117,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, None, None, None, None]:
         gradient, target, weight = ctx.saved_tensors
-        formulas = _Formulas(gradient, target, weight, *ctx.options[:3])
+        formulas = _Formulas(gradient, target, weight, *ctx.options[:SAVE])
         second = formulas.curvature(gradient, direction, None)
         return second, None, None, None, None
 
@@ -126,7 +126,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 # PyTorch's own function; its base class does not, and is faster.
 apply_to_many = super(torch.autograd.Function, _CrossEntropyOfMany).apply
 apply_to_few = super(torch.autograd.Function, _CrossEntropy).apply
-# What the engine calls; PyTorch's own method would look the function up again in every pass.
+# The engine calls these; PyTorch's own method would look the function up again in every pass.
 _CrossEntropyOfMany._backward_cls.apply = _CrossEntropyOfMany.backward
 _CrossEntropy._backward_cls.apply = _CrossEntropy.backward
 
@@ -141,16 +141,16 @@ def save(
 ) -> None:
     """Save in `ctx` what `backward` needs.
 
-    `options` are the arguments of `_compute.forward` behind its tensors.
+    `options` are those of `_compute.forward`.
     """
     ctx.set_materialize_grads(False)
     ctx.options = options
     if saved_tensors_hooks() is not None:
         ctx.has_hooks = True
-    if options[3] == SAVE_LSE:
+    if options[SAVE] == SAVE_LSE:
         ctx.mark_non_differentiable(saved)
         ctx.save_for_backward(saved, target, weight, input)
-    elif options[5] != 0.0:  # second derivatives with lse_square_scale need the logits
+    elif options[LSE_SQUARE_SCALE] != 0.0:  # second derivatives need the logits then
         ctx.save_for_backward(saved, target, weight, input)
     else:
         ctx.save_for_backward(saved, target, weight)
@@ -163,18 +163,27 @@ def backward(
     saved = ctx.saved_tensors
     logits = None
     if len(saved) == 4:
-        if ctx.options[3] == SAVE_LSE:
+        if ctx.options[SAVE] == SAVE_LSE:
             return (None, None) if grad_loss is None else _from_lse(ctx, grad_loss, *saved)
         *saved, logits = saved
     gradient, target, weight = saved
+    product = None
+    ignore_index = ctx.options[IGNORE_INDEX]
     if grad_saved is None:  # nearly always
-        return None if grad_loss is None else _scaled(ctx, gradient, target, grad_loss), None
-    options: Any = (*ctx.options[:3], ctx.options[5])
-    formulas = _Formulas(gradient, target, weight, *options)
+        if grad_loss is not None:
+            product = scaled(ctx, gradient, target, grad_loss, ignore_index)
+        return product, None
+    formulas = _Formulas(gradient, target, weight, *_of_formulas(ctx.options))
     second = formulas.curvature(gradient, grad_saved, logits)
     if grad_loss is None:
         return second, None
-    return _scaled(ctx, gradient, target, grad_loss) + second, None  # may overwrite `gradient`
+    product = scaled(ctx, gradient, target, grad_loss, ignore_index)  # may overwrite `gradient`
+    return product + second, None
+
+
+def _of_formulas(options: Any) -> Any:
+    """The last arguments of `_Formulas`: reduction, label, smoothing and `lse_square_scale`."""
+    return *options[:SAVE], options[LSE_SQUARE_SCALE]
 
 
 def _from_lse(
@@ -186,9 +195,9 @@ def _from_lse(
     input: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and target, from the saved log-sum-exp."""
-    options: Any = (*ctx.options[:3], ctx.options[5])
+    options = _of_formulas(ctx.options)
     of_input = of_target = None
-    if _differentiable(grad_loss):
+    if is_differentiated(grad_loss):
         if ctx.needs_input_grad[0]:
             of_input = _Formulas(input, target, weight, *options).gradient(input, grad_loss)
     elif ctx.needs_input_grad[0]:
@@ -201,7 +210,7 @@ def _from_lse(
     return of_input, of_target
 
 
-def _differentiable(grad_loss: Tensor) -> bool:
+def is_differentiated(grad_loss: Tensor) -> bool:
     """Whether the backward pass must be in operations that PyTorch can differentiate and batch."""
     if torch.is_grad_enabled():
         return True
@@ -222,7 +231,9 @@ def _is_eager(grad_loss: Tensor) -> bool:
     )
 
 
-def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Tensor:
+def scaled(
+    ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int
+) -> Tensor:
     """grad_loss · gradient, in the memory of `gradient` where nothing else needs it.
 
     It is 0 for an ignored row, whatever the gradient of its loss.
@@ -233,9 +244,9 @@ def _scaled(ctx: Any, gradient: Tensor, target: Tensor, grad_loss: Tensor) -> Te
         or hasattr(ctx, "has_hooks")
         or not _is_eager(grad_loss)
     ):
-        return _product(gradient, target, grad_loss, ctx.options[1])
+        return _product(gradient, target, grad_loss, ignore_index)
     gradient = gradient.detach_()  # of the graph for gradients of gradients
-    return _in_place(gradient, target, grad_loss, ctx.options[1])
+    return _in_place(gradient, target, grad_loss, ignore_index)
 
 
 def _in_place(gradient: Tensor, target: Tensor, grad_loss: Tensor, ignore_index: int) -> Tensor:

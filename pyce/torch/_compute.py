@@ -25,11 +25,15 @@ from pyce.torch._tensors import (
     memory_address,
 )
 
-# What the forward pass saves for the backward pass. The words are arguments of the operator
-# pyce::cross_entropy and stand in exported programs.
+# The tensor that the forward pass saves for the backward pass. The words are arguments of the
+# operator pyce::cross_entropy and stand in exported programs.
 SAVE_NOTHING = "nothing"
 SAVE_GRADIENT = "gradient"  # ∂(Σ loss)/∂logits, which the backward pass only scales
 SAVE_LSE = "lse"  # log-sum-exp of the rows, from which the backward pass computes the gradient
+
+# Places in the options of a call, a tuple of the arguments of `forward` behind its tensors. To make
+# a named tuple would take longer than to compute a loss of a few numbers.
+IGNORE_INDEX, SAVE, LSE_SQUARE_SCALE = 1, 3, 5
 
 _REDUCTIONS = arguments.REDUCTIONS
 # A scalar of each dtype of logits, and one of the dtype in which their loss is computed: to imitate
@@ -52,7 +56,7 @@ def forward(
     float32_loss: bool,
     lse_square_scale: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss, and the tensor that `save` names.
+    """The loss, and the tensor that `save` names (SAVE_NOTHING and so on).
 
     The loss has the dtype of the logits, or is float32 with `float32_loss`. The gradient of float16
     logits is float32: it is rounded when it has been scaled. A gradient has the memory layout of
@@ -105,14 +109,15 @@ def _forward_of_arrays(
     save: str,
     lse_square_scale: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same for any arguments, by pyce's functions on NumPy arrays, which check them.
+    """`forward` for any arguments, by pyce's functions on NumPy arrays, which check them.
 
     The loss is float32, or float64 for float64 logits.
     """
     x, t, axis = _in_memory_order(input, target)
+    arrays = as_array(x, "input"), as_array(t, "target")
     options: dict[str, Any] = {
         "axis": axis,
-        "weight": None if weight is None else as_array(weight),
+        "weight": None if weight is None else as_array(weight, "weight"),
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
         "reduction": reduction,
@@ -122,16 +127,15 @@ def _forward_of_arrays(
     with _threads.at_most(torch.get_num_threads()):
         if save == SAVE_GRADIENT:
             saved = empty_gradient(x, contiguous=True)
-            array, _ = pyce.cross_entropy_with_grad(
-                as_array(x), as_array(t), **options, out=as_array(saved)
-            )
+            out = as_array(saved, "the gradient")
+            array, _ = pyce.cross_entropy_with_grad(*arrays, **options, out=out)
             if x is not input:
                 saved = saved.movedim(axis, 1)
         elif save == SAVE_LSE:
-            array, lse = pyce.cross_entropy(as_array(x), as_array(t), **options, return_lse=True)
+            array, lse = pyce.cross_entropy(*arrays, **options, return_lse=True)
             saved = torch.from_numpy(lse)
         else:
-            array = pyce.cross_entropy(as_array(x), as_array(t), **options)
+            array = pyce.cross_entropy(*arrays, **options)
     return torch.from_numpy(np.asarray(array)), saved
 
 
@@ -172,16 +176,16 @@ def backward(
     with _threads.at_most(torch.get_num_threads()):
         pyce.cross_entropy_backward(
             factor if rows is None else rows.numpy(),
-            as_array(x),
-            as_array(t),
+            as_array(x, "input"),
+            as_array(t, "target"),
             lse.numpy(),
             axis=axis,
-            weight=None if weight is None else as_array(weight),
+            weight=None if weight is None else as_array(weight, "weight"),
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             reduction=reduction,
             lse_square_scale=lse_square_scale,
-            out=as_array(gradient),
+            out=as_array(gradient, "the gradient"),
         )
     return gradient if x is input else gradient.movedim(axis, 1)
 

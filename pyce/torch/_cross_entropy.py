@@ -6,8 +6,6 @@ cross_entropy ─ eager ───────────────► _CrossE
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 from torch.nn._reduction import get_enum
@@ -19,6 +17,7 @@ from pyce.torch import (
 )
 from pyce.torch._autograd import apply_to_few, apply_to_many
 from pyce.torch._compute import SAVE_GRADIENT, SAVE_LSE, SAVE_NOTHING
+from pyce.torch._public import publish
 from pyce.torch._tensors import (
     DTYPE_NAMES,
     HALF_TYPES,
@@ -36,7 +35,7 @@ from pyce.torch._tracing import (
     transforms_active,
 )
 
-# What torch.nn.functional.cross_entropy calls, and `patched` replaces.
+# The function that torch.nn.functional.cross_entropy calls, and that `patched` replaces.
 _torch_loss = torch._C._nn.cross_entropy_loss
 _STRIDED = torch.strided
 # For float16 logits of at most this many elements, the forward pass saves the gradient in float32.
@@ -198,7 +197,7 @@ def _lse_square(
     ignore_index: int,
     lse_square_scale: float,
 ) -> Tensor:
-    """What `lse_square_scale` adds to the loss, in operations of PyTorch."""
+    """The term that `lse_square_scale` adds to the loss, in operations of PyTorch."""
     axis = 1 if input.dim() > 1 else 0
     term = lse_square_scale * input.logsumexp(axis) ** 2
     factor = torch.ones_like(term)
@@ -258,7 +257,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
     2.3026
     """
 
-    lse_square_scale: float = 0.0  # also of modules that were pickled before it existed
+    # Not in the state of a module that leaves it out, which is the state of PyTorch's module.
+    lse_square_scale: float = 0.0
 
     def __init__(
         self,
@@ -329,15 +329,4 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         )
 
 
-def _refuse_script(*_: object) -> NoReturn:
-    """What torch.jit.script asks its argument, and the modules in it, before it compiles them."""
-    raise NotImplementedError(
-        "torch.jit.script cannot compile pyce.torch: use torch.compile, torch.export or "
-        "torch.jit.trace, or script torch.nn.CrossEntropyLoss"
-    )
-
-
-for _public in (cross_entropy, CrossEntropyLoss):
-    setattr(_public, "__prepare_scriptable__", _refuse_script)  # noqa: B010  mypy knows no such name
-# Their public place: it is where pickles find them.
-cross_entropy.__module__ = CrossEntropyLoss.__module__ = "pyce.torch"
+publish(cross_entropy, CrossEntropyLoss)

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from pyce.torch import _linear_compute
-from pyce.torch._cross_entropy import _refuse_script
 from pyce.torch._linear_autograd import apply, composed
 from pyce.torch._linear_compute import Options, Tensors
 from pyce.torch._linear_layer import NO_GRADIENTS, Needs
+from pyce.torch._public import publish
 from pyce.torch._tensors import DTYPE_NAMES, check_tensor, is_plain, is_served
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -428,7 +428,4 @@ class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
         return loss
 
 
-for _public in (linear_cross_entropy, LinearCrossEntropyLoss):
-    setattr(_public, "__prepare_scriptable__", _refuse_script)  # noqa: B010  mypy knows no such name
-# Their public place: it is where pickles find them.
-linear_cross_entropy.__module__ = LinearCrossEntropyLoss.__module__ = "pyce.torch"
+publish(linear_cross_entropy, LinearCrossEntropyLoss)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyce.torch import _linear_compute
-from pyce.torch._autograd import _differentiable
+from pyce.torch._autograd import is_differentiated
 from pyce.torch._cross_entropy import cross_entropy
 from pyce.torch._linear_compute import Gradients, Options, Tensors
 from pyce.torch._linear_layer import NO_GRADIENTS, Needs
@@ -82,7 +82,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Gradients:
     tensors, gradients = Tensors(*saved[:6]), saved[6:]
     options: Options = ctx.options
     none = options.reduction == "none"
-    if torch.is_grad_enabled() or (none and _differentiable(grad_loss)):
+    if torch.is_grad_enabled() or (none and is_differentiated(grad_loss)):
         return _differentiated(tensors, options, ctx.needs, grad_loss)
     if none:
         if is_compiling() or dispatch_modes() or not is_plain(tensors.input):
@@ -90,7 +90,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None) -> Gradients:
             found = operator(grad_loss, gradients[0], *tensors, *options, *ctx.needs)
             return _wanted(found, ctx.needs)
         return _linear_compute.backward(grad_loss, gradients[0], tensors, options, ctx.needs)
-    return _scaled(ctx, tensors, gradients, grad_loss)
+    return scaled(ctx, tensors, gradients, grad_loss)
 
 
 def _wanted(found: Any, needs: Needs) -> Gradients:
@@ -103,7 +103,7 @@ def _wanted(found: Any, needs: Needs) -> Gradients:
     )
 
 
-def _scaled(ctx: Any, tensors: Tensors, gradients: Any, grad_loss: Tensor) -> Gradients:
+def scaled(ctx: Any, tensors: Tensors, gradients: Any, grad_loss: Tensor) -> Gradients:
     """The saved gradients times that of the loss, in their memory where nothing else needs them."""
     separate = (
         graph_is_retained()

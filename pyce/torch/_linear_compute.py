@@ -21,7 +21,7 @@ from pyce._linear_chunks import (
 from pyce._problem import Problem
 from pyce._types import Array
 from pyce.torch._linear_layer import NO_GRADIENTS, Layer, Needs, Part
-from pyce.torch._tensors import DTYPE_NAMES, as_array, has_memory
+from pyce.torch._tensors import DTYPE_NAMES, as_array, check_memory
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -117,15 +117,9 @@ class Head:
         input, linear_weight, linear_bias, target, weight, sample_weight = tensors
         options.check()
         check_layer(input, linear_weight, linear_bias, options.autocast)
-        for tensor, name in (
-            (input, "input"),
-            (linear_weight, "linear_weight"),
-            (linear_bias, "linear_bias"),
-        ):
-            if tensor is not None and tensor.numel() and not has_memory(tensor):
-                raise ValueError(
-                    f"{name} is a tensor without memory: its storage was freed, cut or never made"
-                )
+        for tensor, name in zip(tensors[:3], Tensors._fields, strict=False):
+            if tensor is not None:
+                check_memory(tensor, name)
         self.positions = positions = input.shape[:-1]
         classes = linear_weight.shape[0]
         if target.shape not in (positions, (*positions, classes)):
@@ -136,12 +130,13 @@ class Head:
                 "probabilities"
             )
         wide = np.float64 if input.dtype is torch.float64 else np.float32
+        of_rows = None if sample_weight is None else as_array(sample_weight, "sample_weight")
         self.full = full = arguments.loss_problem(
             np.broadcast_to(wide(0), (*positions, classes)),
-            as_array(target),
+            as_array(target, "target"),
             axis=-1,
-            weight=None if weight is None else as_array(weight),
-            sample_weight=None if sample_weight is None else as_array(sample_weight),
+            weight=None if weight is None else as_array(weight, "weight"),
+            sample_weight=of_rows,
             ignore_index=options.ignore_index,
             label_smoothing=options.label_smoothing,
             reduction=options.reduction,
@@ -244,8 +239,9 @@ def backward(
     """The gradients for the reduction "none", from the saved lse: logits are computed again."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         head = Head(tensors, options, needs)
-        factors = as_array(grad_loss.double().reshape(-1)) * options.logit_scale
-        saved = as_array(lse.reshape(-1))
+        factors = as_array(grad_loss.double().reshape(-1), "the gradient of the loss")
+        factors = factors * options.logit_scale
+        saved = as_array(lse.reshape(-1), "lse")
         for part, chunk in head.layer.chunks():
             _differentiate(head, part, chunk, factors, saved)
             _add(head, part, chunk)

@@ -18,7 +18,7 @@ from pyce.torch._tensors import class_axis_in_memory
 
 # Exported programs hold the names of the operators and of their arguments.
 _OPTIONS = "Tensor? weight, str reduction, int ignore_index, float label_smoothing"
-# Last and with a default: programs exported before it existed do not have it.
+# Last and with a default: most programs do not name it.
 _LSE_SQUARE = "float lse_square_scale=0.0"
 
 
@@ -83,7 +83,7 @@ _forward_op = torch.library.custom_op(
     _forward,
     mutates_args=(),
     tags=_TAGS,
-    schema=f"(Tensor input, Tensor target, {_OPTIONS}, str keep, bool wide, {_LSE_SQUARE}) "
+    schema=f"(Tensor input, Tensor target, {_OPTIONS}, str save, bool float32_loss, {_LSE_SQUARE}) "
     "-> (Tensor, Tensor)",
 )
 _forward_op.register_fake(_forward_fake)

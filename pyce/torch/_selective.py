@@ -12,9 +12,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 import pyce
 from pyce import _arguments as arguments
 from pyce import _threads
-from pyce.torch._autograd import _differentiable
-from pyce.torch._cross_entropy import _refuse_script
+from pyce.torch._autograd import is_differentiated
 from pyce.torch._linear_autograd import differentiate
+from pyce.torch._public import publish
 from pyce.torch._tensors import (
     DTYPE_NAMES,
     as_array,
@@ -146,8 +146,8 @@ def _forward(
     """Log-probabilities and entropy, which is empty unless requested."""
     with _threads.at_most(torch.get_num_threads()):
         found = pyce.selective_log_softmax(
-            as_array(logits),
-            as_array(index),
+            as_array(logits, "logits"),
+            as_array(index, "index"),
             temperature=temperature,
             return_entropy=return_entropy,
         )
@@ -177,7 +177,7 @@ class _SelectiveLogSoftmax(torch.autograd.Function):  # type: ignore[misc]
         given = [g for g in (grad_log_probs, grad_entropy) if g is not None]
         if not given:
             return None, None, None, None
-        if any(map(_differentiable, given)):
+        if any(map(is_differentiated, given)):
 
             def function(x: Tensor) -> list[Tensor]:
                 outputs = zip(
@@ -288,6 +288,4 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-# torch.jit.script asks for it.
-setattr(selective_log_softmax, "__prepare_scriptable__", _refuse_script)  # noqa: B010
-selective_log_softmax.__module__ = "pyce.torch"
+publish(selective_log_softmax)

@@ -115,13 +115,18 @@ def memory_address(tensor: Tensor) -> int:
     return address if begin and address + tensor.nbytes <= begin + storage.nbytes() else 0
 
 
-def as_array(tensor: Tensor) -> Any:
-    """The memory of the tensor as a NumPy array."""
+def as_array(tensor: Tensor, name: str) -> Any:
+    """The memory of the tensor, which errors call `name`, as a NumPy array."""
     tensor = tensor.detach().resolve_neg()
-    if tensor.numel() and not has_memory(tensor):
-        raise ValueError("a tensor without memory: its storage was freed, cut or never made")
+    check_memory(tensor, name)
     if tensor.dtype is not torch.bfloat16:
-        return tensor.numpy()
+        try:
+            return tensor.numpy()
+        except TypeError:  # as float8 and quantized tensors
+            conversion = "dequantize" if tensor.is_quantized else "float"
+            raise TypeError(
+                f"{name} is {tensor.dtype}, which pyce does not read: .{conversion}() converts it"
+            ) from None
     try:
         import ml_dtypes
     except ImportError as error:
@@ -131,8 +136,15 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
-def has_memory(tensor: Tensor) -> bool:
-    """Whether the storage contains all elements."""
+def check_memory(tensor: Tensor, name: str) -> None:
+    """Raise unless the storage of the tensor contains all elements."""
+    if tensor.numel() and not _has_memory(tensor):
+        raise ValueError(
+            f"{name} is a tensor without memory: its storage was freed, cut or never made"
+        )
+
+
+def _has_memory(tensor: Tensor) -> bool:
     steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     end = tensor.storage_offset() + 1 + steps
     storage = tensor.untyped_storage()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pyce import _arguments as arguments
 from pyce import _shards, _threads
 from pyce._types import Array
 from pyce.torch import _autograd
-from pyce.torch._cross_entropy import _refuse_script
+from pyce.torch._public import publish
 from pyce.torch._tensors import (
     DTYPE_NAMES,
     HALF_TYPES,
@@ -138,23 +139,35 @@ def vocab_parallel_cross_entropy(
     >>> loss = pyce.torch.vocab_parallel_cross_entropy(logits, labels).mean()  # doctest: +SKIP
     >>> loss.backward()  # doctest: +SKIP
     """
-    options = {
-        "vocab_size": vocab_size,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-        "lse_square_scale": lse_square_scale,
-    }
-    run = _run
+    options = ShardOptions(vocab_size, ignore_index, label_smoothing, reduction, lse_square_scale)
+    return run_eagerly(_run, vocab_parallel_logits, target, group, options)
+
+
+class ShardOptions(NamedTuple):
+    """The options that `_shards.local_problem` checks, by its names."""
+
+    vocab_size: Any
+    ignore_index: Any
+    label_smoothing: Any
+    reduction: Any
+    lse_square_scale: Any
+
+
+def run_eagerly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The result of a function that `torch.compile` leaves to eager mode, since it communicates."""
     if "torch._dynamo" in sys.modules:  # torch.compile, which may be tracing the caller's functions
-        run = torch.compiler.disable(_run)
-    loss: Tensor = run(vocab_parallel_logits, target, group, options)
-    return loss
+        function = torch.compiler.disable(function)
+    return function(*arguments)
 
 
-def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tensor:
-    if is_compiling():  # there are no numbers to communicate
-        raise NotImplementedError("vocab_parallel_cross_entropy communicates: it cannot be traced")
+def check_not_traced(name: str) -> None:
+    """Raise while a call is traced: there are no numbers to communicate."""
+    if is_compiling():
+        raise NotImplementedError(f"{name} communicates: it cannot be traced")
+
+
+def _run(logits: Any, target: Any, group: Any, options: ShardOptions) -> Tensor:
+    check_not_traced("vocab_parallel_cross_entropy")
     ranks = Ranks(group_of(logits, group))
     try:
         x, t = _of_this_rank(logits, target, ranks, options)
@@ -166,7 +179,7 @@ def _run(logits: Any, target: Any, group: Any, options: dict[str, Any]) -> Tenso
         loss, _ = _forward(x, t, ranks, options, False)
     if x.dtype in HALF_TYPES and not torch.is_autocast_enabled("cpu"):
         loss = loss.to(x.dtype)
-    return loss.reshape(x.shape[:-1]) if options["reduction"] == "none" else loss
+    return loss.reshape(x.shape[:-1]) if options.reduction == "none" else loss
 
 
 class Ranks:
@@ -240,19 +253,19 @@ def local(tensor: Any, name: str, sharded: int | None, ranks: Ranks) -> Tensor:
 
 
 def _of_this_rank(
-    logits: Any, target: Any, ranks: Ranks, options: dict[str, Any]
+    logits: Any, target: Any, ranks: Ranks, options: ShardOptions
 ) -> tuple[Tensor, Tensor]:
     """Logits and target as tensors of this rank, after the checks that pyce's functions lack."""
     check_tensor(logits, "vocab_parallel_logits")
     check_tensor(target, "target")
-    check_call("vocab_parallel_cross_entropy", target, options["ignore_index"])
+    check_call("vocab_parallel_cross_entropy", target, options.ignore_index)
     x = local(logits, "vocab_parallel_logits", logits.dim() - 1, ranks)
     classes = target.dim() - 1 if target.is_floating_point() else None
     return x, local(target, "target", classes, ranks)
 
 
 def _forward(
-    logits: Tensor, target: Tensor, ranks: Ranks, options: dict[str, Any], with_gradient: bool
+    logits: Tensor, target: Tensor, ranks: Ranks, options: ShardOptions, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, in float32 or float64, and its gradient: (rows, classes), float32 for float16."""
     gradient: Tensor | None = None
@@ -261,9 +274,9 @@ def _forward(
         nonlocal gradient
         x = logits.float() if with_gradient and logits.dtype is torch.float16 else logits
         p = _shards.local_problem(
-            as_array(x),
-            as_array(target),
-            **options,
+            as_array(x, "vocab_parallel_logits"),
+            as_array(target, "target"),
+            **options._asdict(),
             what="vocab_parallel_logits",
             given_dtype=DTYPE_NAMES.get(logits.dtype),
         )
@@ -272,7 +285,7 @@ def _forward(
             # Not a view, which could not be detached from the graph in place.
             like = torch.empty(1, dtype=x.dtype).expand(p.rows, x.shape[-1])
             gradient = empty_gradient(like, contiguous=True)
-            array = as_array(gradient).reshape(p.logits.shape)
+            array = as_array(gradient, "the gradient").reshape(p.logits.shape)
         return p, tuple(x.shape), array
 
     with _threads.at_most(torch.get_num_threads()):
@@ -285,11 +298,11 @@ class _VocabParallel(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, ranks: Ranks, options: dict[str, Any]
+        ctx: Any, logits: Tensor, target: Tensor, ranks: Ranks, options: ShardOptions
     ) -> Tensor:
         loss, gradient = _forward(logits, target, ranks, options, True)
         assert gradient is not None
-        ctx.options = options["reduction"], options["ignore_index"]
+        ctx.ignore_index = options.ignore_index
         ctx.like = logits.shape, logits.dtype
         if saved_tensors_hooks() is not None:
             ctx.has_hooks = True
@@ -302,9 +315,8 @@ class _VocabParallel(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, target = ctx.saved_tensors
         shape, dtype = ctx.like
-        scaled = _autograd._scaled(ctx, gradient, target, grad_loss)
+        scaled = _autograd.scaled(ctx, gradient, target, grad_loss, ctx.ignore_index)
         return scaled.to(dtype).reshape(shape), None, None, None
 
 
-vocab_parallel_cross_entropy.__module__ = "pyce.torch"
-setattr(vocab_parallel_cross_entropy, "__prepare_scriptable__", _refuse_script)  # noqa: B010
+publish(vocab_parallel_cross_entropy)

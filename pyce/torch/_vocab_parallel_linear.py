@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,12 +16,21 @@ from pyce._linear_chunks import checked_scales
 from pyce._problem import ShardedProblem
 from pyce._types import Array
 from pyce.torch import _linear_autograd
-from pyce.torch._cross_entropy import _refuse_script
 from pyce.torch._linear_compute import Options, Tensors, check_layer
 from pyce.torch._linear_layer import Layer, Needs, Part
-from pyce.torch._tensors import DTYPE_NAMES, as_array, check_tensor, has_memory
-from pyce.torch._tracing import is_compiling, saved_tensors_hooks
-from pyce.torch._vocab_parallel import Ranks, check_call, group_of, local, raise_on_all_ranks
+from pyce.torch._public import publish
+from pyce.torch._tensors import DTYPE_NAMES, as_array, check_memory, check_tensor
+from pyce.torch._tracing import saved_tensors_hooks
+from pyce.torch._vocab_parallel import (
+    Ranks,
+    ShardOptions,
+    check_call,
+    check_not_traced,
+    group_of,
+    local,
+    raise_on_all_ranks,
+    run_eagerly,
+)
 
 # More than any chunk: its rows are counted, since they must be the same on all ranks.
 _UNLIMITED = 2**62
@@ -142,33 +150,16 @@ def vocab_parallel_linear_cross_entropy(
     ... )  # doctest: +SKIP
     >>> loss.backward()  # doctest: +SKIP
     """
-    options = {
-        "vocab_size": vocab_size,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-        "lse_square_scale": lse_square_scale,
-    }
-    layer = {"softcap": softcap, "logit_scale": logit_scale}
-    run = _run
-    if "torch._dynamo" in sys.modules:  # torch.compile, which may be tracing the caller's functions
-        run = torch.compiler.disable(_run)
-    loss: Tensor = run(
-        (input, linear_weight, linear_bias, target), group, options, layer, chunk_bytes
-    )
-    return loss
+    options = ShardOptions(vocab_size, ignore_index, label_smoothing, reduction, lse_square_scale)
+    tensors = input, linear_weight, linear_bias, target
+    return run_eagerly(_run, tensors, group, options, (softcap, logit_scale, chunk_bytes))
 
 
-def _run(
-    tensors: Any, group: Any, options: dict[str, Any], layer: dict[str, Any], chunk_bytes: Any
-) -> Tensor:
-    if is_compiling():  # there are no numbers to communicate
-        raise NotImplementedError(
-            "vocab_parallel_linear_cross_entropy communicates: it cannot be traced"
-        )
+def _run(tensors: Any, group: Any, options: ShardOptions, scales: tuple[Any, Any, Any]) -> Tensor:
+    check_not_traced("vocab_parallel_linear_cross_entropy")
     ranks = Ranks(group_of(tensors[1], group))
     try:
-        call = _Call(tensors, ranks, options, layer, chunk_bytes)
+        call = _Call(tensors, ranks, options, scales)
     except Exception as error:
         raise_on_all_ranks(ranks, error)
     if any(call.needs):
@@ -179,15 +170,13 @@ def _run(
 
 
 class _Call:
-    """The arguments of this rank, as far as it can check them alone."""
+    """The arguments of this rank, as far as it can check them alone.
+
+    `scales` are those of `checked_scales`.
+    """
 
     def __init__(
-        self,
-        tensors: Any,
-        ranks: Ranks,
-        options: dict[str, Any],
-        layer: dict[str, Any],
-        chunk_bytes: Any,
+        self, tensors: Any, ranks: Ranks, options: ShardOptions, scales: tuple[Any, Any, Any]
     ) -> None:
         input, weight, bias, target = tensors
         for tensor, name in ((input, "input"), (weight, "linear_weight"), (target, "target")):
@@ -195,7 +184,7 @@ class _Call:
         if bias is not None:
             check_tensor(bias, "linear_bias")
             bias = local(bias, "linear_bias", 0, ranks)
-        check_call("vocab_parallel_linear_cross_entropy", target, options["ignore_index"])
+        check_call("vocab_parallel_linear_cross_entropy", target, options.ignore_index)
         soft = target.is_floating_point()
         input = local(input, "input", None, ranks)
         weight = local(weight, "linear_weight", 0, ranks)
@@ -203,21 +192,19 @@ class _Call:
         self.options = options
         self.autocast = torch.is_autocast_enabled("cpu")
         # As numbers of Python, which the ranks can compare.
-        softcap, logit_scale, self.chunk_bytes = checked_scales(**layer, chunk_bytes=chunk_bytes)
+        softcap, logit_scale, self.chunk_bytes = checked_scales(*scales)
         self.chosen = Options(
-            reduction=options["reduction"],
+            reduction=options.reduction,
             softcap=softcap,
             logit_scale=logit_scale,
-            lse_square_scale=options["lse_square_scale"],
-            ignore_index=options["ignore_index"],
+            lse_square_scale=options.lse_square_scale,
+            ignore_index=options.ignore_index,
             autocast=self.autocast,
         )
         check_layer(input, weight, bias, self.autocast)
         for tensor, name in ((input, "input"), (weight, "linear_weight"), (bias, "linear_bias")):
-            if tensor is not None and tensor.numel() and not has_memory(tensor):
-                raise ValueError(
-                    f"{name} is a tensor without memory: its storage was freed, cut or never made"
-                )
+            if tensor is not None:
+                check_memory(tensor, name)
         self.tensors = Tensors(input, weight, bias, target, None, None)
         with_grad = torch.is_grad_enabled()
         self.needs = Needs(
@@ -225,7 +212,7 @@ class _Call:
             with_grad and weight.requires_grad,
             with_grad and bias is not None and bias.requires_grad,
         )
-        if any(self.needs) and options["reduction"] == "none":
+        if any(self.needs) and options.reduction == "none":
             raise NotImplementedError(
                 "no gradients of the losses of rows are computed: the reduction must be mean or sum"
             )
@@ -237,8 +224,8 @@ class _Call:
         wide = np.float64 if input.dtype is torch.float64 else np.float32
         p = _shards.local_problem(
             np.broadcast_to(wide(0), (*input.shape[:-1], classes)),
-            as_array(target),
-            **self.options,
+            as_array(target, "target"),
+            **self.options._asdict(),
             what="the logits",
             given_dtype=DTYPE_NAMES[input.dtype],
         )
@@ -321,7 +308,7 @@ def _forward(ranks: Ranks, call: _Call) -> tuple[Tensor, Any]:
             of_input = of_input.bfloat16()
         gradients = (of_input, _padded(of_weight, len(weight)), _padded(of_bias, len(weight)))
         result = torch.from_numpy(np.asarray(loss)).to(call.chosen.dtype_of_loss(input.dtype))
-        if call.options["reduction"] == "none":
+        if call.options.reduction == "none":
             result = result.reshape(input.shape[:-1])
         return result, gradients
 
@@ -357,8 +344,7 @@ class _VocabParallelLinear(torch.autograd.Function):  # type: ignore[misc]
     def backward(ctx: Any, grad_loss: Tensor) -> Any:
         input, weight, bias, target, *gradients = ctx.saved_tensors
         tensors = Tensors(input, weight, bias, target, None, None)
-        return *_linear_autograd._scaled(ctx, tensors, gradients, grad_loss), None, None, None
+        return *_linear_autograd.scaled(ctx, tensors, gradients, grad_loss), None, None, None
 
 
-vocab_parallel_linear_cross_entropy.__module__ = "pyce.torch"
-setattr(vocab_parallel_linear_cross_entropy, "__prepare_scriptable__", _refuse_script)  # noqa: B010
+publish(vocab_parallel_linear_cross_entropy)

@@ -85,6 +85,13 @@ def test_named_paths_exist(page):
     assert missing == []
 
 
+def test_every_source_file_has_its_place():
+    """Files of the two folders, and folders in them."""
+    found = {p.relative_to(ROOT).as_posix() for f in ("pyce", "csrc") for p in (ROOT / f).glob("*")}
+    made = r"__pycache__|__init__\.py|/_pyce\.|py\.typed|csrc/kernels$"
+    assert {p for p in found if not re.search(made, p)} - listed("Where things are") == set()
+
+
 def test_list_for_an_instruction_set_is_complete():
     """Every C file, and every file of the build, that names AVX-512's kernels."""
     named = files_with(r"avx512", "csrc/**/*.[ch]", "csrc/*.py", "setup.py", "tests/c/**/*.[ch]")

@@ -575,6 +575,19 @@ def test_missing_labels_of_a_dataframe():
         SoftmaxRegression().fit(X, dd.from_pandas(names, npartitions=2))
 
 
+def test_errors_of_predictions_name_the_partition():
+    model = SoftmaxRegression().fit(X6, Y6)
+    X = changed(3, np.nan)
+    for result in (model.predict(X), model.predict_proba(X), model.score(X, Y6)):
+        with pytest.raises(ValueError, match=r"^partition 1: Input X contains NaN"):
+            result.compute()
+    pd = pytest.importorskip("pandas")
+    dd = pytest.importorskip("dask.dataframe")
+    frame = dd.from_pandas(pd.DataFrame(X.compute()), npartitions=3)
+    with pytest.raises(ValueError, match=r"^partition 1: Input X contains NaN"):
+        model.predict(frame).compute()
+
+
 def test_names_that_are_missed_cause_one_warning():
     pd = pytest.importorskip("pandas")
     model = SoftmaxRegression().fit(pd.DataFrame(X6, columns=["a", "b"]), Y6)

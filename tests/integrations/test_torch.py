@@ -290,6 +290,27 @@ def test_nested_tensors_are_refused():
             ours(nested, LABELS)
 
 
+@pytest.mark.parametrize(
+    ("convert", "conversion"),
+    [
+        (lambda t: t.to(torch.float8_e4m3fn), "float"),
+        (lambda t: torch.quantize_per_tensor(t.float(), 1.0, 0, torch.qint8), "dequantize"),
+    ],
+    ids=["float8", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")  # PyTorch is about to remove quantized tensors
+def test_dtypes_that_numpy_lacks_are_refused_by_name(convert, conversion):
+    message = rf"is torch\.\w+, which pyce does not read: \.{conversion}\(\) converts it"
+    with pytest.raises(TypeError, match=f"input {message}"):
+        ours(convert(LOGITS), LABELS)
+    with pytest.raises(TypeError, match=f"target {message}"):
+        ours(LOGITS, convert(LABELS))
+    with pytest.raises(TypeError, match=f"weight {message}"):
+        ours(LOGITS, LABELS, convert(torch.ones(LOGITS.shape[1])))
+    with pytest.raises(TypeError, match=f"index {message}"):
+        pyce.torch.selective_log_softmax(LOGITS, convert(LABELS))
+
+
 @one_isa
 def test_freed_memory_is_not_read(backend):
     for weight in (None, torch.ones(3)):

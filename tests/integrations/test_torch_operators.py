@@ -45,10 +45,10 @@ def _seed():
 # PyTorch's checks
 
 
-@pytest.mark.parametrize("keep", ["nothing", "gradient", "lse"])
+@pytest.mark.parametrize("save", ["nothing", "gradient", "lse"])
 @reductions
 @targets
-def test_opcheck(keep, reduction, kind):
+def test_opcheck(save, reduction, kind):
     """The schema, the autograd registration, fake tensors, and tracing with dynamic shapes.
 
     The dtype of the results depends on the dtype, the reduction and what is saved, and not on the
@@ -61,13 +61,13 @@ def test_opcheck(keep, reduction, kind):
         done = torch.library.opcheck(
             torch.ops.pyce.cross_entropy.default,
             (
-                logits if keep != "nothing" else logits.detach(),
+                logits if save != "nothing" else logits.detach(),
                 target,
                 options.get("weight"),
                 reduction,
                 options.get("ignore_index", -100),
                 options.get("label_smoothing", 0.0),
-                keep,
+                save,
                 dtype is torch.float16,
             ),
         )

@@ -255,7 +255,7 @@ def test_the_bytes_are_those_of_numpy(dtype):
     logits, target = example(dtype=dtype)
     if dtype is torch.bfloat16:
         pytest.importorskip("ml_dtypes")
-    x = pyce.torch._tensors.as_array(logits)
+    x = pyce.torch._tensors.as_array(logits, "logits")
     loss, grad = pyce.cross_entropy_with_grad(x, target.numpy(), lse_square_scale=SCALE)
     found = ours(logits, target, lse_square_scale=SCALE)
     assert torch.equal(found, torch.as_tensor(np.asarray(loss)).to(dtype))
@@ -280,12 +280,12 @@ def test_module_and_compiled_square_of_lse():
             ours(logits, target, lse_square_scale=bad)
 
 
-@pytest.mark.parametrize("keep", ["nothing", "gradient", "lse"])
-def test_opcheck_of_the_square_of_lse(keep):
+@pytest.mark.parametrize("save", ["nothing", "gradient", "lse"])
+def test_opcheck_of_the_square_of_lse(save):
     logits, target = example(dtype=torch.float64)
     done = torch.library.opcheck(
         torch.ops.pyce.cross_entropy.default,
-        (logits if keep != "nothing" else logits.detach(), target, None, "mean", -100, 0.1, keep,
+        (logits if save != "nothing" else logits.detach(), target, None, "mean", -100, 0.1, save,
          False, SCALE),
     )  # fmt: skip
     assert set(done.values()) == {"SUCCESS"}

@@ -161,6 +161,54 @@ def test_only_the_command_knows_the_benchmarks(path):
         assert not within(name, "pyce._check"), name
 
 
+def is_module(name):
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists() or name == "pyce._pyce"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(text, own=""):
+    """The private names of modules of pyce, other than the module `own`, that a text uses."""
+    tree = ast.parse(text)
+    modules = {}  # by the names that the text gives them
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and within(node.module or "", "pyce"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                if is_module(name):
+                    modules[alias.asname or alias.name] = name
+                elif is_private(alias.name) and node.module != own:
+                    yield name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id, own)
+            if module != own and is_private(node.attr) and not is_module(f"{module}.{node.attr}"):
+                yield f"{module}.{node.attr}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from pyce._threads import _affinity", ["pyce._threads._affinity"]),
+        ("from pyce import _threads as t\nt._affinity()", ["pyce._threads._affinity"]),
+        ("from pyce import _threads\n_threads.budget()", []),
+        ("from pyce.torch import _compute", []),
+        ("import numpy as np\nnp._core", []),
+    ],
+)
+def test_private_names_are_found(text, found):
+    assert list(private_names(text)) == found
+
+
+@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "bench").glob("*.py")], ids=lambda p: p.name)
+def test_private_names_stay_in_their_modules(path):
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert list(private_names(path.read_text(encoding="utf-8"), own)) == []
+
+
 def test_the_exact_results_share_nothing_with_the_kernels():
     for name in imports(PACKAGE / "_check" / "oracle.py"):
         assert name.split(".")[0] in {"numpy", *sys.stdlib_module_names}, name

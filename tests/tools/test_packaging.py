@@ -67,6 +67,10 @@ def test_the_sdist_has_what_building_needs(packed):
     docs = {n for n in files(ROOT / "docs") if "/." not in n and not n.endswith(".toml")}
     assert files(ROOT / "examples") | docs <= listed
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= listed
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = set(re.findall(r"\]\(([\w./-]+)", readme))
+    pages |= set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {page for page in pages if "://" not in page} <= listed
 
 
 def test_windows_compiles_with_clang(monkeypatch, tmp_path):
@@ -198,6 +202,17 @@ def test_an_extension_that_is_required(copy, options):
     assert done.returncode != 0
     assert ("no compiler" if "compiles" in options else "pip install cffi") in done.stderr
     assert not list((copy / "dist").glob("*.whl"))
+
+
+def test_the_changelog_begins_with_the_version():
+    """Its first heading with a number is that of the version in the one file that has it."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = runpy.run_path(str(ROOT / "pyce" / "_version.py"))["__version__"]
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    released = [h for h in headings if h != "Unreleased"]
+    assert headings[-len(released) :] == released
+    assert re.fullmatch(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d", released[0])
+    assert 'version = { attr = "pyce._version.__version__" }' in PROJECT
 
 
 # ---------------------------------------------------------------------------------------------

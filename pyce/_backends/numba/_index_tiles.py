@@ -274,7 +274,7 @@ def _index_tile_float32(
                     reals[_LABEL + i] = y
         all_valid &= all_true(load(reals, _LABEL + v) > -1.0)
     if not all_valid:
-        # What an ignored row holds must not matter.
+        # The logits of an ignored row must not matter.
         for v in range(U0, n, LANES):
             valid = load(reals, _LABEL + v) > -1.0
             first = v * classes

@@ -197,7 +197,7 @@ def _add_soft_target_float64(logits: Array, a: Array, first: Index, n: Index, k:
 add_soft_target = by_dtype(_add_soft_target_float32, _add_soft_target_float64)
 
 # ---------------------------------------------------------------------------------------------
-# What follows from the sums
+# Loss and factors of the gradient from the sums
 
 
 @jit
@@ -416,7 +416,7 @@ def _without_coefficients(a: Array, v: Index, soft: bool, k: Any) -> Any:
 
 
 class GradientTerms(NamedTuple):
-    """What the gradient of every class of a row needs; see the fields of `a`."""
+    """The numbers that the gradient of every class of a row needs; see the fields of `a`."""
 
     scale: Real
     total: Real

@@ -136,7 +136,7 @@ def _wait(counters: Array, count: int, grain: int) -> None:
         pause()
 
 
-# What the entry points differ in: each has its own values of these three names.
+# Each entry point has its own values of these three names, in which they differ.
 _job_type: Any = Job
 _scratch: Any = rows_scratch
 _kernel: Any = rows
@@ -270,7 +270,7 @@ def _type_of(argument: Any) -> Any:
 
 
 def _uninterrupted(work: Callable[[], Any]) -> Any:
-    """What `work` returns. Ctrl-C ends the call, and `work` goes on without it.
+    """The result of `work`. Ctrl-C ends the call, and `work` goes on without it.
 
     The main thread leaves it to another one: LLVM calls back to Python while it compiles, and a
     KeyboardInterrupt that is raised in such a function, and so is lost, ends the process.
@@ -313,7 +313,7 @@ _processor = _this_processor()
 
 
 class _Helper:
-    """What a caller must know of a helper."""
+    """The state of a helper, which callers read."""
 
     def __init__(self) -> None:
         self.thread = 0  # as the system numbers it; 0 until it has begun

@@ -82,7 +82,7 @@ def scale_pair_or_zero(a: Real, a_error: Real, factor: Real) -> Any:
 _BIAS = 60
 BIAS_FACTOR, UNBIAS = 2.0**_BIAS, 2.0**-_BIAS
 _ROUND_32, _ROUND_64 = np.float32(1.5 * 2.0**23), 1.5 * 2.0**52
-# What is added so that the low bits are those of an exponent field.
+# Added so that the low bits are those of an exponent field.
 _FIELD_32, _FIELD_64 = np.float32(127.0), 1023.0
 LOG2E_32, LOG2E_64 = np.float32(float.fromhex("0x1.715476p+0")), 1.4426950408889634
 # ln 2 rounded, and the rest.

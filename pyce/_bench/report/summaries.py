@@ -209,7 +209,7 @@ class History:
 
     @cached_property
     def changes(self) -> list[list[Change]]:
-        """What changed from each run to the next."""
+        """The changes from each run to the next."""
         return [compare(before, after) for before, after in pairwise(self._tracked)]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a session measures, and the results of the current workload."""
+"""The plan of a session, and the results of the current workload."""
 
 from __future__ import annotations
 
