@@ -15,6 +15,7 @@ import pyce.__main__
 from pyce import _cli
 from pyce._bench import results
 from pyce._bench.report import check_files, goal_files, summaries
+from pyce._bench.report import page as report_page
 from pyce._bench.results import Run
 
 HOSTILE = "<script>alert(1)</script>&\"'$\\frac{$"
@@ -366,6 +367,18 @@ def test_json_has_the_files_and_the_facts(tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {Path(p).name for p in said["written"]}
     assert [(x["workload"], x["faster"]) for x in said["losses"]] == [("64x10", "torch")]
     assert said["goals"]["missed"][0]["workload"] == "64x10"
+
+
+def test_the_ratio_to_the_floor_is_a_range_only_of_several(tmp_path):
+    for sizes, several in ((ELEMENTS, True), ({"64x10": 640}, False)):
+        made = content(elements=sizes)
+        made["benchmarks"] = [
+            b for b in made["benchmarks"] if b["extra_info"]["operation"] == "fused"
+        ]
+        shown = summaries.Shown(Run(Path("x"), made))
+        (said,) = report_page._of_floor(shown, {})
+        assert (" to " in said) is several, said
+        assert said.endswith(" times as long as the floor.")
 
 
 def test_a_check_alone(tmp_path, capsys):

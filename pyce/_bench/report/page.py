@@ -176,10 +176,11 @@ def _of_floor(shown: Shown, facts: dict[str, Any]) -> list[str]:
         name: {"workload": place[0], "operation": place[1], "ratio": overs[place]}
         for name, place in (("best", best), ("worst", worst))
     }
-    return [
-        f"{shown.ours} takes {ratio(overs[best])} ({best[0]}, {TITLES[best[1]]}) to "
-        f"{ratio(overs[worst])} ({worst[0]}, {TITLES[worst[1]]}) times as long as the floor."
-    ]
+    least, most = (
+        f"{ratio(overs[place])} ({place[0]}, {TITLES[place[1]]})" for place in (best, worst)
+    )
+    several = least if best == worst else f"{least} to {most}"
+    return [f"{shown.ours} takes {several} times as long as the floor."]
 
 
 def _plain(change: Any) -> dict[str, Any]:
