@@ -377,8 +377,19 @@ def test_the_ratio_to_the_floor_is_a_range_only_of_several(tmp_path):
         ]
         shown = summaries.Shown(Run(Path("x"), made))
         (said,) = report_page._of_floor(shown, {})
-        assert (" to " in said) is several, said
-        assert said.endswith(" times as long as the floor.")
+        assert (said.count("loss and gradient)") == 2) is several, said
+        assert " times as long as the floor, which is a copy of the logits" in said
+
+
+def test_a_file_of_a_picture_says_which_machine(written, page):
+    """The lowest line of the file, which the page's own picture does not have."""
+    from matplotlib.image import imread
+
+    about = "Some CPU, 2 threads, avx2"
+    assert about in (written / "index.html").read_text("utf-8")
+    for path in written.glob("*.png"):
+        lowest = imread(path)[-30:, :, :3]
+        assert (lowest.min(axis=-1) < 0.6).any(axis=0).sum() > 100, path.name
 
 
 def test_a_check_alone(tmp_path, capsys):
