@@ -26,6 +26,14 @@ COMMANDS = {
 }
 
 
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills each paragraph of a description to the width of the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m pyce",
@@ -39,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=about,
             description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Paragraphs,
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.main)

@@ -253,13 +253,10 @@ def indices(
         raise ValueError(
             f"integer target of shape {target.shape} does not fit {what} of shape {shape}: class "
             f"indices have the shape {positions}; one-hot rows and other probabilities must be "
-            "floating, as target.astype(float) makes them"
+            "floating, as target.astype(float) makes them (target.float() of a tensor)"
         )
     if target.shape != positions:
-        raise ValueError(
-            f"index target of shape {target.shape} does not fit {what} of shape {shape}: "
-            f"expected {positions}, that shape without the class axis"
-        )
+        raise ValueError(index_shape_error(target.shape, positions, shape, what))
     if target.dtype.kind == "u" and target.dtype.itemsize == 8:
         refuse_large(target, classes, ignore_index)
     kind, size = target.dtype.kind, target.dtype.itemsize
@@ -267,6 +264,23 @@ def indices(
     if target.dtype is not dtype:
         target = _converted(target, dtype)
     return np.require(target, requirements=["C", "A"]).reshape(-1)
+
+
+def index_shape_error(
+    found: tuple[int, ...], expected: tuple[int, ...], shape: tuple[int, ...], what: str
+) -> str:
+    """The message for class indices in the shape `found`, where `what` has the shape `shape`.
+
+    A frequent mistake is another class axis than the function's, so the message names an axis whose
+    absence would explain the shape.
+    """
+    axes = (k for k in range(len(shape)) if found == shape[:k] + shape[k + 1 :])
+    other = next(axes, None)
+    hint = "" if other is None else f"; the target lacks axis {other} instead"
+    return (
+        f"index target of shape {found} does not fit {what} of shape {shape}: "
+        f"expected {expected}, that shape without the class axis{hint}"
+    )
 
 
 @_fpenv.default
@@ -521,7 +535,10 @@ def _target_error(target: Any, array: Array) -> TypeError:
     if kind == "O" and array.size and all(isinstance(label, str) for label in array.flat):
         kind = "U"
     advice = {
-        "b": ": .astype(int) makes class indices of booleans, .astype(float) one-hot rows",
+        "b": (
+            ": .astype(int) makes class indices of booleans, .astype(float) one-hot rows "
+            "(.long() and .float() of a tensor)"
+        ),
         "U": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
         "T": ": numpy.unique(labels, return_inverse=True) makes class indices of names",
         "S": ": numpy.unique(labels, return_inverse=True) makes class indices of names",

@@ -533,7 +533,7 @@ def checked_head(
     if x.ndim == 0 or x.shape[-1] != w.shape[1]:
         raise ValueError(
             f"input of shape {x.shape} does not fit linear_weight of shape {w.shape}: "
-            f"expected (..., {w.shape[1]})"
+            f"expected (..., {w.shape[1]}), because linear_weight has the shape (C, D)"
         )
     if name != weight_name:
         raise TypeError(f"input is {name}, but linear_weight is {weight_name}: they must be alike")

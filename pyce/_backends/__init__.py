@@ -405,10 +405,10 @@ def _reason_of_best(name: str) -> str:
     if isa:
         return f"PYCE_ISA={isa} names an instruction set of the C backend"
     if _c_is_vectorised():
-        return "the fastest here: C has vector kernels for this processor"
+        return "the fastest: C has vector kernels for this processor"
     slow = "C has only plain kernels for this processor"
     if name == "numba":
-        return f"the fastest here: {slow}, which are slower than Numba's"
+        return f"the fastest: {slow}, which are slower than Numba's"
     return f"{slow}; Numba would be faster, but is not available"
 
 

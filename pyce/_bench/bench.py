@@ -275,6 +275,17 @@ def _show(measured: Path) -> None:
             )
 
 
+# What a user should know of each floor: its operations, and what it is.
+_FLOORS = (
+    (("forward",), "one read of the logits"),
+    (("fused", "backward"), "a copy of the logits to the gradient"),
+    (
+        ("head-forward", "head-fused", "head-filtered"),
+        "one product of the hidden states with the weight; loss and gradients need three",
+    ),
+)
+
+
 def show_times(run: Run) -> None:
     """Print a line for each workload, operation and number of threads, a column for each candidate.
 
@@ -297,11 +308,16 @@ def show_times(run: Run) -> None:
         rows.append((workload, operation, str(threads), *cells))
     if rows:
         _cli.table(
-            "Median time, and its ratio to the floor: 1 is the limit (3 for head-fused)" + held,
+            "Median time, and its ratio to the floor" + held,
             ("workload", "operation", "threads", *names),
             rows,
             left=2,
         )
+        measured = {operation for _, operation, _ in lines}
+        for operations, what in _FLOORS:
+            those = [name for name in operations if name in measured]
+            if those:
+                print(f"floor of {' and '.join(those)}: {what}")
     if run.disturbed:
         print(f"Note: {run.disturbed}")
 

@@ -149,7 +149,8 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
         for verdict in ("slower", "not confirmed", "faster", "same", "unknown")
     }
     counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
-    print(f"against {base.path.name} of {base.when[:10]} {base.commit}: {counted}")
+    before = " ".join(filter(None, (base.path.name, "of", base.when[:10], base.commit)))
+    print(f"against {before}: {counted}")
     if counts["unknown"]:
         print(
             "unknown: too few blocks for a verdict, because a single call takes long, or times "

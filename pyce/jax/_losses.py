@@ -68,7 +68,8 @@ def softmax_cross_entropy_with_integer_labels(
     x = _logits(logits)
     y = jnp.asarray(labels)
     if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"labels must have an integer dtype, got {y.dtype}")
+        advice = ": softmax_cross_entropy takes probabilities" if y.shape == x.shape else ""
+        raise TypeError(f"labels must have an integer dtype, got {y.dtype}{advice}")
     if axis is None:
         raise TypeError("axis must be an integer or a tuple of integers, got None")
     axes = _axes(axis, x.ndim)
@@ -163,7 +164,8 @@ def softmax_cross_entropy(
         t = t.astype(x.dtype)
     axes = tuple(range(x.ndim)) if axis is None else tuple(sorted(_axes(axis, x.ndim)))
     if t.shape != x.shape:
-        t = _broadcast("labels", t, x.shape)
+        advice = ": softmax_cross_entropy_with_integer_labels takes class indices"
+        t = _broadcast("labels", t, x.shape, advice if t.shape == _batch(x.shape, axes) else "")
     batch = _batch(x.shape, axes)
     class_axis = _folded_shape(x.shape, axes)[1]
     x, t = varying_alike(x, t)
@@ -277,10 +279,10 @@ def _is_of_rows(mask: jax.Array, axes: tuple[int, ...]) -> bool:
     return all(mask.shape[a] == 1 for a in axes)
 
 
-def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _broadcast(name: str, array: jax.Array, shape: tuple[int, ...], advice: str = "") -> jax.Array:
     try:
         return jnp.broadcast_to(array, shape)
     except ValueError:
         raise ValueError(
-            f"{name} must broadcast to the shape {shape} of the logits, got {array.shape}"
+            f"{name} must broadcast to the shape {shape} of the logits, got {array.shape}{advice}"
         ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyce._arguments import index_shape_error
 from pyce._problem import label_error
 
 Shape = tuple[int, ...]
@@ -49,10 +50,7 @@ class IndexShapeError(_Builtin, ValueError):
     """Class indices do not have the shape of the logits without the class axis."""
 
     def __init__(self, shape: Shape, logits: Shape, expected: Shape) -> None:
-        super().__init__(
-            f"index target of shape {shape} does not fit logits of shape {logits}: "
-            f"expected {expected}, that shape without the class axis"
-        )
+        super().__init__(index_shape_error(shape, expected, logits, "logits"))
 
 
 class ProbabilityShapeError(_Builtin, ValueError):

@@ -82,7 +82,8 @@ def check_layer(
     if input.dim() == 0 or input.shape[-1] != linear_weight.shape[1]:
         raise ValueError(
             f"input of shape {tuple(input.shape)} does not fit linear_weight of shape "
-            f"{tuple(linear_weight.shape)}: expected (..., {linear_weight.shape[1]})"
+            f"{tuple(linear_weight.shape)}: expected (..., {linear_weight.shape[1]}), because "
+            "linear_weight has the shape (C, D)"
         )
     if linear_bias is not None and linear_bias.shape != linear_weight.shape[:1]:
         raise ValueError(

@@ -270,6 +270,24 @@ def test_one_hot_targets_of_integers(backend):
     assert pyce.accuracy(X, one_hot) == pyce.accuracy(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "found", "hint"),
+    [
+        ((2, 21, 8, 8), -1, (2, 8, 8), "the target lacks axis 1 instead"),
+        ((2, 4, 5), 1, (2, 4), "the target lacks axis 2 instead"),
+        ((2, 4, 5), 1, (2, 4, 1), None),
+        ((6, 4), 1, (5,), None),
+        ((6, 4), 1, (), None),
+    ],
+)
+def test_index_targets_for_another_class_axis(backend, shape, axis, found, hint):
+    """The message names the axis that the target lacks, if there is one."""
+    logits, target = np.zeros(shape, np.float32), np.zeros(found, np.int64)
+    words = [found, shape, "without the class axis"]
+    message = check(ValueError, words, logits, target, axis=axis)
+    assert message.endswith("the class axis" if hint is None else f"the class axis; {hint}")
+
+
 def test_errors_name_the_argument_as_the_caller_knows_it(backend):
     for call, name in (
         (pyce.nll_loss, "log_probs"),

@@ -309,6 +309,8 @@ def test_masks():
     [
         (lambda x, y: INTEGER(x.astype(int), y), TypeError, "logits must be"),
         (lambda x, y: INTEGER(x, y.astype(float)), TypeError, "integer dtype"),
+        (lambda x, y: INTEGER(x, x), TypeError, "softmax_cross_entropy takes"),
+        (lambda x, y: SOFT(x, y), ValueError, "integer_labels takes class indices"),
         (lambda x, y: INTEGER(x, y[:1]), ValueError, "labels must have the shape"),
         (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
         (lambda x, y: INTEGER(x[:, :0], y), ValueError, "no classes"),

@@ -23,6 +23,18 @@ def test_help_needs_no_extra(run_python, command):
     assert "usage: python -m pyce" in run_python("-c", code).stdout
 
 
+@pytest.mark.parametrize("command", sorted(pyce_main.COMMANDS))
+def test_help_fits_into_the_terminal(command, monkeypatch, capsys):
+    """The description too, whose paragraphs are kept."""
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        pyce_main.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 60
+    described = text.partition("\n\n")[2].partition("options:")[0]
+    assert described.count("\n\n") >= 2
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [("pytest_benchmark", ["bench"]), ("scipy", ["compare", "a.json", "b.json"])],

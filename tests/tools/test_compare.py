@@ -164,6 +164,15 @@ def test_the_newest_baseline_of_the_kind_is_taken(compared, tmp_path):
     assert "against a.json of 2025-02-01 012345678" in text
 
 
+def test_a_file_from_outside_of_a_repository_has_no_commit(compared, tmp_path):
+    before = written_run(tmp_path, "a.json", noisy(1)).path
+    made = json.loads(before.read_text("utf-8"))
+    del made["commit_info"]
+    before.write_text(json.dumps(made), "utf-8")
+    _, text, _ = compared(before, written_run(tmp_path, "b.json", noisy(2)).path)
+    assert "against a.json of 2026-01-01: " in text
+
+
 def test_machines_of_different_kinds_are_not_compared(compared, tmp_path):
     before = written_run(tmp_path, "a.json", noisy(1), kind="another").path
     status, _, errors = compared(before, written_run(tmp_path, "b.json", noisy(2)).path)

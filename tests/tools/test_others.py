@@ -73,6 +73,16 @@ def test_a_disturbed_run_says_so(tmp_path, capsys, others, said):
     assert ("other programs used 0.7 processors" in capsys.readouterr().out) is said
 
 
+def test_the_table_says_what_its_floors_are(tmp_path, capsys):
+    bench.show_times(written_run(tmp_path, "a.json", ITEMS))
+    text = capsys.readouterr().out
+    assert "floor of fused: a copy of the logits" in text and "product" not in text
+    heads = {("head-1x2x3", "head-fused", name): [1.0] for name in ("floor", "pyce c")}
+    bench.show_times(written_run(tmp_path, "b.json", heads))
+    text = capsys.readouterr().out
+    assert "floor of head-fused: one product" in text and "copy" not in text
+
+
 def test_a_missed_goal_never_looks_like_its_limit():
     assert Line("a", "b", 2.0201, "≤ 2", False).measured == "2.02"
     assert Line("a", "b", 2.0004, "≤ 2", False).measured == "2.0004"

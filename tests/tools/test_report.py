@@ -15,6 +15,7 @@ import pyce.__main__
 from pyce import _cli
 from pyce._bench import results
 from pyce._bench.report import check_files, goal_files, summaries
+from pyce._bench.report import page as report_page
 from pyce._bench.results import Run
 
 HOSTILE = "<script>alert(1)</script>&\"'$\\frac{$"
@@ -366,6 +367,29 @@ def test_json_has_the_files_and_the_facts(tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {Path(p).name for p in said["written"]}
     assert [(x["workload"], x["faster"]) for x in said["losses"]] == [("64x10", "torch")]
     assert said["goals"]["missed"][0]["workload"] == "64x10"
+
+
+def test_the_ratio_to_the_floor_is_a_range_only_of_several(tmp_path):
+    for sizes, several in ((ELEMENTS, True), ({"64x10": 640}, False)):
+        made = content(elements=sizes)
+        made["benchmarks"] = [
+            b for b in made["benchmarks"] if b["extra_info"]["operation"] == "fused"
+        ]
+        shown = summaries.Shown(Run(Path("x"), made))
+        (said,) = report_page._of_floor(shown, {})
+        assert (said.count("loss and gradient)") == 2) is several, said
+        assert " times as long as the floor, which is a copy of the logits" in said
+
+
+def test_a_file_of_a_picture_says_which_machine(written, page):
+    """The lowest line of the file, which the page's own picture does not have."""
+    from matplotlib.image import imread
+
+    about = "Some CPU, 2 threads, avx2"
+    assert about in (written / "index.html").read_text("utf-8")
+    for path in written.glob("*.png"):
+        lowest = imread(path)[-30:, :, :3]
+        assert (lowest.min(axis=-1) < 0.6).any(axis=0).sum() > 100, path.name
 
 
 def test_a_check_alone(tmp_path, capsys):

@@ -80,7 +80,7 @@ class Page:
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "index.html"
         page.write_text(self.html(), encoding="utf-8")
-        return [page, *(picture.save(folder) for picture in self.pictures)]
+        return [page, *(picture.save(folder, self.about) for picture in self.pictures)]
 
 
 def printable(text: str) -> str:
@@ -100,8 +100,16 @@ def make(runs: list[Run], found: list[Check], lines: list[Line]) -> Page:
     sections += _history(histories)
     if shown:
         sections += [_all_figures(shown), _method()]
-    about = "Accuracy" if not shown else f"{shown.run.machine['processor']}, {shown.run.when[:10]}"
+    about = "Accuracy" if not shown else _about(shown.run)
     return Page([section for section in sections if section], facts, sentences, about)
+
+
+def _about(run: Run) -> str:
+    """The machine and the day of a measurement, on one line."""
+    threads = run.machine["threads"]
+    several = f"{threads} thread" + ("s" if threads != 1 else "")
+    parts = (processor_text(run.machine), several, isa_text(run.machine), run.when[:10])
+    return ", ".join(filter(None, parts))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -176,9 +184,13 @@ def _of_floor(shown: Shown, facts: dict[str, Any]) -> list[str]:
         name: {"workload": place[0], "operation": place[1], "ratio": overs[place]}
         for name, place in (("best", best), ("worst", worst))
     }
+    least, most = (
+        f"{ratio(overs[place])} ({place[0]}, {TITLES[place[1]]})" for place in (best, worst)
+    )
+    several = least if best == worst else f"{least} to {most}"
     return [
-        f"{shown.ours} takes {ratio(overs[best])} ({best[0]}, {TITLES[best[1]]}) to "
-        f"{ratio(overs[worst])} ({worst[0]}, {TITLES[worst[1]]}) times as long as the floor."
+        f"{shown.ours} takes {several} times as long as the floor, which is a copy of the logits "
+        "to the gradient, or one read of them for the loss alone."
     ]
 
 

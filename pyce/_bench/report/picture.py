@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyce._bench.report.style import PAPER, THEME, drawing
+from pyce._bench.report.style import MUTED, PAPER, THEME, drawing
+
+_FOOTER = 0.25  # inches
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,14 @@ class Picture:
     figure: Any
     aside: bool = False
 
-    def save(self, folder: Path) -> Path:
-        """Write it as PNG with the light theme; returns the path."""
+    def save(self, folder: Path, footer: str = "") -> Path:
+        """Write it as PNG with the light theme, with `footer` below it; returns the path."""
         path = folder / f"{self.name}.png"
         with drawing():
+            if footer:
+                low = _FOOTER / self.figure.get_figheight()
+                self.figure.get_layout_engine().set(rect=(0, low, 1, 1 - low))
+                self.figure.text(0.99, low / 4, footer, color=MUTED, size=8, ha="right")
             self.figure.savefig(path, dpi=144, facecolor=PAPER)
         return path
 
