@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python tests/tools/broken_promises                 every break
     PYTHONPATH=. python tests/tools/broken_promises --only LINES    of lines that begin so, or files
+    PYTHONPATH=. python tests/tools/broken_promises --every         and which tests never failed
 
 A break is an edit of one source file that makes a line untrue; the tables are in of_inputs.py and
 the other modules called of_*. It is noticed if one of the tests that the line names fails, and if
@@ -82,8 +83,9 @@ class How(NamedTuple):
 def units_of(given: Break) -> tuple[list[str], str]:
     """The C files to compile for a break in C, and the instruction set that shows it.
 
-    The other dtypes' kernels stay as they are, to save time. The instruction set is the widest of this machine that the file is compiled for, which is the one that a call
-    uses: so tests show it, too, that select none.
+    The other dtypes' kernels stay as they are, to save time. The instruction set is the widest of
+    this machine that the file is compiled for, which is the one that a call uses: so tests show it,
+    too, that select none.
     """
     having = [unit for unit, files in units().items() if given.file in files]
     isas = {isa_of(unit) for unit in having}
@@ -148,10 +150,16 @@ class Copy:
         return run(command, cwd=self.home, env=environment, timeout=LIMIT)
 
 
-def tests_of(given: Break, page: list[Line]) -> list[str]:
-    line = next(line for line in page if line.behaviour.startswith(given.line))
-    chosen = given.tests or [test.partition("::")[2] for test in line.tests]
-    return [f"tests/{test}" for test in line.tests if test.partition("::")[2] in chosen]
+def line_of(given: Break, page: list[Line]) -> Line:
+    return next(line for line in page if line.behaviour.startswith(given.line))
+
+
+def tests_of(given: Break, page: list[Line], every: bool) -> list[str]:
+    """With `every`, all that the line names."""
+    tests = line_of(given, page).tests
+    if given.tests and not every:
+        tests = tuple(test for test in tests if test.partition("::")[2] in given.tests)
+    return [f"tests/{test}" for test in tests]
 
 
 def failed(output: str) -> list[str]:
@@ -162,7 +170,7 @@ def failed(output: str) -> list[str]:
 
 def judge(copy: Copy, given: Break, page: list[Line], every: bool) -> tuple[str, list[str]]:
     """ "noticed", "not noticed" or what is wrong, and the tests that failed."""
-    tests = tests_of(given, page)
+    tests = tests_of(given, page, every)
     try:
         copy.make(given)
         options = [] if every else ["-x"]
@@ -183,7 +191,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="check the tables, and end")
     parser.add_argument("--only", default="", metavar="REGEX", help="of these lines or files")
-    parser.add_argument("--every", action="store_true", help="run all tests of a line: not -x")
+    parser.add_argument(
+        "--every",
+        action="store_true",
+        help="run all tests of a line to their end, and list those that none of its breaks failed",
+    )
     asked = parser.parse_args()
     page = semantics()
     wrong = faults(page)
@@ -199,6 +211,7 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     copy = Copy()
     noticed: dict[How, set[str]] = defaultdict(set)
+    never = {line_of(b, page): set(tests_of(b, page, True)) for b in chosen}
     try:
         for given in chosen:
             begin = time.monotonic()
@@ -206,6 +219,7 @@ def main() -> None:
             functions = dict.fromkeys(name.partition("[")[0] for name in names)
             print(f"{time.monotonic() - begin:5.1f} s {verdict}: {given.line}", flush=True)
             print(f"        {given.file}: {' '.join(functions)}", flush=True)
+            never[line_of(given, page)] -= set(functions)
             if verdict == "noticed":
                 noticed[how_of(given)] |= set(names)
             else:
@@ -216,6 +230,10 @@ def main() -> None:
                 wrong.append(f"these fail without a break as well: {' '.join(failed(done.stdout))}")
     finally:
         shutil.rmtree(copy.home, ignore_errors=True)
+    if asked.every:
+        for line, tests in never.items():
+            for test in sorted(tests):
+                print(f"never failed: {test} ({line.behaviour[:60]})")
     print(f"{len(chosen)} breaks of {len({b.line for b in chosen})} lines")
     sys.exit("\n".join(wrong) or None)
 

@@ -109,8 +109,8 @@ ERRORS = (
     Break(
         "Targets, weights and factors that are not real numbers",
         _ARGUMENTS,
-        "    if array.ndim == 0 and (",
-        "    if array.size == 1 and (",
+        '    if array.ndim == 0 and (is_number or array.dtype.kind == "O"):',
+        "    if array.ndim == 0:",
     ),
     Break(
         "Targets, weights and factors that are not real numbers",
