@@ -55,7 +55,7 @@ WINE := WINEPREFIX=$(CURDIR)/build/wine WINEDEBUG=-all wine
 # $(call need,COMMAND,PACKAGES): stop where a command is missing, and name the packages to install.
 need = @command -v $(1) >/dev/null || { echo "$(1) is needed (Debian: apt-get install $(2))"; exit 1; }
 
-.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-ranks bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all docs wheel wheels actionlint frozen-features bench-head ddp bench-dask
+.PHONY: help build test test-peers test-clients test-aarch64 test-windows test-musl cross valgrind sanitize sanitize-memory fuzz lint format bench bench-full bench-peers bench-one-thread bench-compare bench-baseline bench-scaling bench-fit bench-ranks bench-compiled report demo example example-docs perplexity filter-picture clean test-exhaustive accuracy accuracy-peers test-stress sanitize-threads fuzz-python mutation mutation-all broken-promises docs wheel wheels actionlint frozen-features bench-head ddp bench-dask
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -133,6 +133,10 @@ mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sou
 
 mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
 	PYTHONPATH=. $(BIN)/python tests/tools/mutation --all --jobs 2 --resume
+
+# ONLY=… selects lines by their beginnings, or source files.
+broken-promises: .venv/.test $(EXTENSION) ## break each line of docs/semantics.md in a copy, and see its tests fail: half an hour
+	PYTHONPATH=. $(BIN)/python tests/tools/broken_promises --only "$(ONLY)"
 
 test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries
 	$(BIN)/python -m pytest tests/integrations/test_peers.py tests/documentation/test_semantics.py tests/documentation/test_documentation.py

@@ -54,4 +54,9 @@ def test_saved_lse_is_that_of_logsumexp(backend, dtype, classes):
     wide = np.float32 if dtype.itemsize < 8 else np.float64
     near(lse, exact, wide)
     assert lse[3] == 0
+    weight = np.linspace(0.5, 2.0, classes)
+    for options in ({"weight": weight}, {"label_smoothing": 0.1}):  # computed in other ways
+        _, lse = pyce.cross_entropy(x, y, return_lse=True, **options)
+        near(lse, exact, wide)
+        assert lse[3] == 0
     near(np.delete(pyce.logsumexp(x), 3), np.delete(exact, 3), wide)

@@ -67,6 +67,9 @@ def test_bernoulli_far_out(backend, dtype):
     np.testing.assert_array_equal(grad[:6].astype(float), [0, 0, 1, -1, 1, -1])
     assert np.isnan(loss[6])
     assert np.isnan(float(grad[6]))
+    loss, grad = pyce.binary_cross_entropy_with_grad(x[4:6], [1, 0], reduction="none")
+    np.testing.assert_array_equal(loss, [0, 0])
+    np.testing.assert_array_equal(grad.astype(float), [0, 0])
 
 
 @by_dtype

@@ -311,7 +311,7 @@ def test_errors_name_the_argument_as_the_caller_knows_it(backend):
 
 
 @pytest.mark.parametrize("name", ["weight", "sample_weight"])
-@pytest.mark.parametrize("dtype", [complex, object, str])
+@pytest.mark.parametrize("dtype", [complex, object, str, bool])
 def test_weights_of_other_dtypes(backend, name, dtype):
     length = CLASSES if name == "weight" else ROWS
     check(TypeError, [name], X, Y, **{name: np.ones(length).astype(dtype)})

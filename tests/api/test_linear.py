@@ -356,10 +356,10 @@ def test_filtered_gradients_are_within_the_bound(backend, monkeypatch):
         close(found.linear_bias, grads[2], "float64", 4)
         size = np.abs(g).sum(axis=1)
         error = np.abs(found.input - grads[0]).reshape(-1, FEATURES)
-        assert (error <= tolerance * size[:, None] * np.abs(w).max(axis=0) + 1e-15).all()
+        assert (error <= tolerance / 2 * size[:, None] * np.abs(w).max(axis=0) + 1e-15).all()
         flat = x.reshape(-1, FEATURES)
         error = np.abs(found.linear_weight - grads[1]).sum(axis=0)
-        assert (error <= tolerance * (size[:, None] * np.abs(flat)).sum(axis=0) + 1e-15).all()
+        assert (error <= tolerance / 2 * (size[:, None] * np.abs(flat)).sum(axis=0) + 1e-15).all()
         assert error.max() > 0
 
 

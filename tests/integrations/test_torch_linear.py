@@ -505,10 +505,14 @@ def test_weights_that_are_not_finite(dtype):
         hidden = hidden.detach()
 
 
-def test_filtered_gradients_are_within_the_bound(monkeypatch):
-    """Each row's gradient of its logits changes by at most δ times the sum of its sizes."""
+@pytest.mark.parametrize("rows", [1, 40])
+def test_filtered_gradients_are_within_the_bound(monkeypatch, rows):
+    """Elements of each row's gradient are left out that add up to at most δ/2 of all of them.
+
+    Several rows have columns in common, so that most of them lose less than one alone.
+    """
     monkeypatch.setattr(_linear_chunks, "_WORTH_PACKING", 1.0)
-    x = (4 * torch.randn(40, 8)).double().requires_grad_()
+    x = (4 * torch.randn(rows, 8)).double().requires_grad_()
     w = torch.randn(300, 8).double().requires_grad_()
     target = (x @ w.t()).argmax(1)
     logits = (x @ w.t()).detach().requires_grad_()
@@ -528,9 +532,9 @@ def test_filtered_gradients_are_within_the_bound(monkeypatch):
             assert found == loss
             sizes = g.abs().sum(1)
             error = (grads[0] - exact[0]).abs()
-            assert (error <= tolerance * sizes[:, None] * w.abs().amax(0) + 1e-15).all()
+            assert (error <= tolerance / 2 * sizes[:, None] * w.abs().amax(0) + 1e-15).all()
             error = (grads[1] - exact[1]).abs().sum(0)
-            assert (error <= tolerance * (sizes[:, None] * x.abs()).sum(0) + 1e-15).all()
+            assert (error <= tolerance / 2 * (sizes[:, None] * x.abs()).sum(0) + 1e-15).all()
             assert error.max() > 0
 
 

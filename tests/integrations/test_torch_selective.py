@@ -251,13 +251,14 @@ def test_derivatives_of_the_square_of_lse(kind, reduction):
 
 
 @dtypes
-def test_the_bytes_are_those_of_numpy(dtype):
+@pytest.mark.parametrize("scale", [SCALE, -0.5])
+def test_the_bytes_are_those_of_numpy(dtype, scale):
     logits, target = example(dtype=dtype)
     if dtype is torch.bfloat16:
         pytest.importorskip("ml_dtypes")
     x = pyce.torch._tensors.as_array(logits, "logits")
-    loss, grad = pyce.cross_entropy_with_grad(x, target.numpy(), lse_square_scale=SCALE)
-    found = ours(logits, target, lse_square_scale=SCALE)
+    loss, grad = pyce.cross_entropy_with_grad(x, target.numpy(), lse_square_scale=scale)
+    found = ours(logits, target, lse_square_scale=scale)
     assert torch.equal(found, torch.as_tensor(np.asarray(loss)).to(dtype))
     (got,) = torch.autograd.grad(found, logits)
     assert torch.equal(got.double(), torch.from_numpy(grad.astype(np.float64)))

@@ -175,13 +175,10 @@ def link(objects: dict[str, Path], to: Path, flags: list[str]) -> None:
           "-o", str(to)])  # fmt: skip
 
 
-def prepare() -> None:
-    """Objects of the sources as they are, and the recordings."""
-    paths = [*sorted(CSRC.rglob("*.[ch]")), *sorted((ROOT / "tests").glob("*.py"))]
-    paths += [*sorted((ROOT / "tests" / "api").glob("*.py")), ROOT / "tests" / "c" / "replay.c"]
-    stamp = BUILD / "stamp"
-    now = hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
-    if stamp.exists() and stamp.read_text() == now:
+def build() -> None:
+    """Objects of the sources as they are."""
+    paths = [*sorted(CSRC.rglob("*.[ch]")), ROOT / "tests" / "c" / "replay.c"]
+    if _is_current("objects", paths):
         return
     shutil.rmtree(BASE, ignore_errors=True)
     for unit in units():
@@ -198,11 +195,34 @@ def prepare() -> None:
     include = sysconfig.get_paths()["include"]
     must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
           "-o", str(BASE / "module.o")])  # fmt: skip
+    _set_current("objects", paths)
+
+
+def prepare() -> None:
+    """These objects, and the recordings."""
+    build()
+    paths = [*sorted(CSRC.rglob("*.[ch]")), *sorted((ROOT / "tests").glob("*.py"))]
+    paths += [*sorted((ROOT / "tests" / "api").glob("*.py")), ROOT / "tests" / "c" / "replay.c"]
+    if _is_current("recordings", paths):
+        return
     link({}, BASE / "replay", ["-O1"])
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     for code in RECORDERS.values():
         must([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    stamp.write_text(now)
+    _set_current("recordings", paths)
+
+
+def _hash(paths: list[Path]) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
+
+
+def _is_current(what: str, paths: list[Path]) -> bool:
+    stamp = BUILD / f"{what}.sha256"
+    return stamp.exists() and stamp.read_text() == _hash(paths)
+
+
+def _set_current(what: str, paths: list[Path]) -> None:
+    (BUILD / f"{what}.sha256").write_text(_hash(paths))
 
 
 def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: float):
