@@ -128,7 +128,7 @@ static inline void platform_on_fork(void (*in_child)(void)) {
 typedef cpu_set_t platform_cpus;
 static inline int platform_processor(void) { return sched_getcpu(); }
 static inline int platform_get_affinity(platform_cpus *cpus) {
-    return pthread_getaffinity_np(pthread_self(), sizeof *cpus, cpus);
+    return sched_getaffinity(0, sizeof *cpus, cpus); /* of the calling thread */
 }
 static inline int platform_same_cpus(const platform_cpus *a, const platform_cpus *b) {
     return CPU_EQUAL(a, b);
