@@ -10,6 +10,7 @@ memory        the memory that a call adds
 workloads     the registry of shapes, dtypes and targets, and their arrays
 calls         pyce's operations on these arrays, as calls without arguments
 floors        the time to read or copy the same bytes
+disturbance   the processor time that other programs take meanwhile
 peers         other libraries, as calls on the same arrays
 head          the last layer of a language model: its arrays, and the calls of pyce and PyTorch
 candidates    the registry of all that is measured: backends, variants, floors, peers

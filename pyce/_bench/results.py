@@ -31,7 +31,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pyce._bench.others import DISTURBED
+from pyce._bench.disturbance import DISTURBED
 from pyce._cli import Unusable
 
 Key = tuple[str, str, str]  # workload, operation, candidate

@@ -267,16 +267,9 @@ def reference(
     if label_smoothing:
         t = t * DD(*two_sum(1.0, -label_smoothing)) + DD(label_smoothing) / float(classes)
     b = t * w
-    x = np.where(valid[:, None], x, 0.0)
-    soft = softmax_rows(x)
+    soft = softmax_rows(np.where(valid[:, None], x, 0.0))
 
-    # The loss. Terms with b = 0 are 0 even if -log p is infinite.
-    zero = b.hi == 0.0
-    cost = soft.minus_log_p.where(~zero & np.isfinite(soft.minus_log_p.hi), 0.0)
-    infinite = (~zero & ~np.isfinite(soft.minus_log_p.hi)).any(1)
-    # Scaling by a power of two keeps products with finfo.min from overflowing.
-    huge = np.where(np.abs(cost.hi).max(1, initial=0.0) > 2.0**900, 64, 0)
-    losses = (b * cost.scaled(-huge[:, None])).sum().scaled(huge)
+    losses, infinite = _costs(b, soft)
     lse_term = DD(w[y] if hard else np.ones(count)) * lse_square_scale * soft.lse
     if lse_square_scale:
         losses = losses + lse_term * soft.lse
@@ -284,16 +277,7 @@ def reference(
     with np.errstate(all="ignore"):
         losses = _times(losses, DD(sw)).where(valid, 0.0)
 
-    # The gradient: p (B - b) - b (1 - p), where B - b is summed without b.
-    rows = np.arange(count)
-    largest = np.abs(b.hi).argmax(1)
-    without = DD(b.hi.copy(), b.lo.copy())
-    without.hi[rows, largest] = without.lo[rows, largest] = 0.0
-    others = b.sum()[:, None] - b
-    rest = without.sum()
-    others.hi[rows, largest], others.lo[rows, largest] = rest.hi, rest.lo
-    grad = soft.p * others - b * soft.one_minus_p
-    terms = np.maximum(np.abs((soft.p * b.sum()[:, None]).hi), np.abs(b.hi))
+    grad, terms = _slopes(b, soft)
     if hard and not label_smoothing:
         terms = np.abs(grad.hi)
     if lse_square_scale:
@@ -329,6 +313,35 @@ def reference(
         np.moveaxis(np.where(valid[:, None], terms, 0.0).reshape(shape), -1, axis),
         soft,
     )
+
+
+def _costs(b: DD, soft: Softmax) -> tuple[DD, Array]:
+    """sum_c b_c (-log p_c) of each row without infinite terms, and whether there are any.
+
+    Terms with b = 0 are 0 even if -log p is infinite.
+    """
+    zero = b.hi == 0.0
+    cost = soft.minus_log_p.where(~zero & np.isfinite(soft.minus_log_p.hi), 0.0)
+    infinite = (~zero & ~np.isfinite(soft.minus_log_p.hi)).any(1)
+    # Scaling by a power of two keeps products with finfo.min from overflowing.
+    huge = np.where(np.abs(cost.hi).max(1, initial=0.0) > 2.0**900, 64, 0)
+    return (b * cost.scaled(-huge[:, None])).sum().scaled(huge), infinite
+
+
+def _slopes(b: DD, soft: Softmax) -> tuple[DD, Array]:
+    """p sum(b) - b, and the size of the larger of these two terms.
+
+    It is computed as p (sum(b) - b) - b (1 - p), where sum(b) - b is summed without b.
+    """
+    rows = np.arange(len(b.hi))
+    largest = np.abs(b.hi).argmax(1)
+    without = DD(b.hi.copy(), b.lo.copy())
+    without.hi[rows, largest] = without.lo[rows, largest] = 0.0
+    others = b.sum()[:, None] - b
+    rest = without.sum()
+    others.hi[rows, largest], others.lo[rows, largest] = rest.hi, rest.lo
+    terms = np.maximum(np.abs((soft.p * b.sum()[:, None]).hi), np.abs(b.hi))
+    return soft.p * others - b * soft.one_minus_p, terms
 
 
 def bernoulli(logits: Any, target: Any, weight: Any = 1.0, pos_weight: Any = 1.0) -> Bernoulli:

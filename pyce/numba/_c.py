@@ -35,13 +35,14 @@ NO_TARGET, INDEX32, INDEX64, PROBABILITIES = range(4)
 ROW_OVERHEAD = 32
 # The numbers above are those of csrc/pyce.h, which `register` checks.
 _OF_THE_HEADER = {
-    **{name: globals()[name] for name in ("FORWARD", "FORWARD_BACKWARD", "SOFTMAX")},
-    **{name: globals()[name] for name in ("LOG_SOFTMAX", "LOGSUMEXP", "MEAN", "SUM", "NONE")},
-    **{name: globals()[name] for name in ("QUOTIENT", "OK", "BAD_LABEL", "BAD_ARGUMENT")},
-    **{name: globals()[name] for name in ("NO_MEMORY", "NO_TARGET", "INDEX32", "INDEX64")},
-    **{name: globals()[name] for name in ("PROBABILITIES", "ROW_OVERHEAD")},
-    **{name.upper(): number for number, name in enumerate(DTYPES)},
-}
+    name: globals()[name]
+    for name in (
+        *("FORWARD", "FORWARD_BACKWARD", "SOFTMAX", "LOG_SOFTMAX", "LOGSUMEXP"),
+        *("MEAN", "SUM", "NONE", "QUOTIENT"),
+        *("OK", "BAD_LABEL", "BAD_ARGUMENT", "NO_MEMORY"),
+        *("NO_TARGET", "INDEX32", "INDEX64", "PROBABILITIES", "ROW_OVERHEAD"),
+    )
+} | {name.upper(): number for number, name in enumerate(DTYPES)}
 # Statuses that pyce.h does not have.
 OTHER_VERSION, BAD_THREADS, INTERRUPTED, FAILED = 100, 101, 102, 103
 

@@ -215,6 +215,30 @@ def test_the_changelog_begins_with_the_version():
     assert 'version = { attr = "pyce._version.__version__" }' in PROJECT
 
 
+@pytest.mark.skipif(os.name == "nt", reason="is a script of bash")
+@pytest.mark.parametrize("wrong", ["wheel", "sdist"])
+def test_packages_of_another_version_than_the_tag_are_refused(tmp_path, wrong):
+    versions = {"wheel": "0.1.0", "sdist": "0.1.0"}
+    variables = {**os.environ, "GITHUB_REF_TYPE": "tag", "GITHUB_REF_NAME": "v0.1.0"}
+
+    def said():
+        folder = tmp_path / versions[wrong]
+        folder.mkdir()
+        (folder / f"pyce_kernels-{versions['wheel']}-cp310-abi3-linux_x86_64.whl").touch()
+        (folder / f"pyce_kernels-{versions['sdist']}.tar.gz").touch()
+        command = [str(ROOT / ".ci" / "check-packages"), str(folder)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=variables, check=False
+        )
+        assert done.returncode != 0  # the files are empty
+        return done.stderr
+
+    message = "does not have the version of the tag v0.1.0"
+    assert message not in said()
+    versions[wrong] = "0.1.01"
+    assert message in said()
+
+
 # ---------------------------------------------------------------------------------------------
 # The name of the distribution, which is not that of the import
 

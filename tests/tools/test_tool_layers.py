@@ -20,7 +20,7 @@ LAYERS = {
             "workloads",
             "calls",
             "floors",
-            "others",
+            "disturbance",
             "peers",
             "head",
             "candidates",

@@ -8,17 +8,17 @@ import pytest
 
 from pyce import _machine
 from pyce._bench import floors
+from pyce._bench.disturbance import OtherPrograms
 from pyce._bench.measure import Effort, Timings
-from pyce._bench.others import Others
 from pyce._bench.suite.plan import Plan
 
 PLAN = pytest.StashKey[Plan]()
-OTHERS = pytest.StashKey[Others]()
+OTHERS = pytest.StashKey[OtherPrograms]()
 
 
 def pytest_configure(config: Any) -> None:
     given = config.pluginmanager.getplugin("pyce-bench")
-    config.stash[OTHERS] = Others()
+    config.stash[OTHERS] = OtherPrograms()
     config.stash[PLAN] = plan = given.plan if given else Plan()
     if config.getoption("benchmark_disable"):
         plan.effort = Effort(blocks=1, rounds=1, seconds=0, most=0)

@@ -70,8 +70,8 @@ def _columns(pairs: Iterable[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def speed_ups(shown: Shown) -> list[Picture]:
-    """Times of the others over ours: bars to the right of 1 if ours is faster, else to the left."""
+def _compared(shown: Shown) -> tuple[list[str], list[str]]:
+    """The candidates that `speed_ups` compares with ours, and the operations with a panel."""
     others = [
         name
         for name in shown.names
@@ -90,6 +90,28 @@ def speed_ups(shown: Shown) -> list[Picture]:
     peers = [name for name in others if not name.startswith("pyce ")]
     if peers:  # other libraries have no separate backward: that panel would show NumPy only
         operations = [o for o in operations if o != "backward"]
+    return others, operations
+
+
+def _label_bar(panel: Any, bar: Any, value: float, y: float) -> None:
+    """Write the ratio behind its bar; one below 1 is hatched, and its number bold."""
+    if value < 1:
+        bar.set(hatch="//////", edgecolor=INK, linewidth=0.6)
+    panel.text(
+        max(value, 1),
+        y,
+        f" {ratio(value)}" + (" slower" if value < 1 else ""),
+        va="center_baseline",
+        fontsize=6.5,
+        fontweight="bold" if value < 1 else "normal",
+        color=SLOWER if value < 1 else INK,
+        zorder=3,
+    )
+
+
+def speed_ups(shown: Shown) -> list[Picture]:
+    """Times of the others over ours: bars to the right of 1 if ours is faster, else to the left."""
+    others, operations = _compared(shown)
     if not operations:
         return []
     bars_of = [
@@ -122,18 +144,7 @@ def speed_ups(shown: Shown) -> list[Picture]:
             marks = {"marker": "s", "markersize": 8, "color": color, "label": words(name)}
             panel.plot([], [], linestyle="none", **marks)
             for bar, (value, y) in zip(bars, found, strict=True):
-                if value < 1:
-                    bar.set(hatch="//////", edgecolor=INK, linewidth=0.6)
-                panel.text(
-                    max(value, 1),
-                    y,
-                    f" {ratio(value)}" + (" slower" if value < 1 else ""),
-                    va="center_baseline",
-                    fontsize=6.5,
-                    fontweight="bold" if value < 1 else "normal",
-                    color=SLOWER if value < 1 else INK,
-                    zorder=3,
-                )
+                _label_bar(panel, bar, value, y)
         panel.axvline(1, color=INK, linewidth=1.5, zorder=3)
         panel.set_xlabel(f"time of the other / time of {words(shown.ours, 20)} (log.)")
     for panel in panels:

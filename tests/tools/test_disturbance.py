@@ -1,4 +1,4 @@
-"""What other programs take during a measurement, and where it is said."""
+"""The time that other programs take during a measurement, and where it is shown."""
 
 import multiprocessing
 import sys
@@ -8,9 +8,8 @@ import pytest
 from bench_scripts import readme_tables
 from run_files import written_run
 
-from pyce._bench import bench
-from pyce._bench import others as others_module
-from pyce._bench.others import Others
+from pyce._bench import bench, disturbance
+from pyce._bench.disturbance import OtherPrograms
 from pyce._bench.report.goal_files import Line
 
 
@@ -33,7 +32,7 @@ def test_another_process_is_counted_and_this_one_is_not():
     other = context.Process(target=spin_until, args=(begun, ended), daemon=True)
     other.start()
     assert begun.wait(300)
-    others = Others()
+    others = OtherPrograms()
     spin(1.0)
     with_it = others.processors()
     ended.set()
@@ -45,9 +44,9 @@ def test_another_process_is_counted_and_this_one_is_not():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 def test_this_process_is_not_counted(monkeypatch):
-    times = iter([others_module._Times(0.0, 10.0, 1.0), others_module._Times(2.0, 13.0, 3.5)])
-    monkeypatch.setattr(others_module, "_now", lambda: next(times))
-    assert Others().processors() == 0.25
+    times = iter([disturbance._Times(0.0, 10.0, 1.0), disturbance._Times(2.0, 13.0, 3.5)])
+    monkeypatch.setattr(disturbance, "_now", lambda: next(times))
+    assert OtherPrograms().processors() == 0.25
 
 
 @pytest.mark.parametrize("text", ["", "cpu 1 2 3\n", "cpu a b c d e f g h\n"])
@@ -55,7 +54,7 @@ def test_an_unknown_proc_gives_none(monkeypatch, tmp_path, text):
     stat = tmp_path / "stat"
     stat.write_text(text)
     monkeypatch.setattr("builtins.open", lambda *_, **__: stat.open())
-    assert Others().processors() is None
+    assert OtherPrograms().processors() is None
 
 
 ITEMS = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 DISTURBED = 0.2
 
 
-class Others:
+class OtherPrograms:
     """Measures how many processors other programs use on average, from its creation on.
 
     On systems other than Linux, and where /proc is hidden, the answer is None.
