@@ -6,9 +6,12 @@ their speed. So no test may depend on what others leave behind.
 
 from __future__ import annotations
 
+import _signal
 import gc
+import operator
 import os
 import random
+import re
 import signal
 import sys
 import tracemalloc
@@ -31,28 +34,42 @@ class Setting(NamedTuple):
     name: str
     get: Callable[[], Any]
     put: Callable[[Any], object]
+    # What of two values differs: a list of keys, or whether they do.
+    differ: Callable[[Any, Any], Any] = operator.ne
 
 
-# Variables that pytest and PyTorch set.
-_OTHERS = (b"PYTEST_CURRENT_TEST", b"TORCHINDUCTOR_CACHE_DIR", b"TRITON_CACHE_DIR")
+# Libraries set variables of their own when they are imported. Of new ones, only those count that
+# pyce, its tests, or what both use may read.
+_READ = re.compile(
+    rb"(PYCE|OMP|OPENBLAS|MKL|BLIS|NUMBA|PYTHON|MALLOC|JAX|XLA|OMPI|MPI|MV2)|"
+    rb"(LOCAL_WORLD_SIZE|WORLD_SIZE|RANK|CI|PATH|HOME|TMPDIR|COLUMNS|LINES|NO_COLOR|TERM)$"
+)
 
 
 def _environment() -> dict[bytes, bytes]:
     # Decoding all of them would take longer than everything else here.
     found = os.environ._data.copy()
-    for name in _OTHERS:
-        found.pop(name, None)
+    found.pop(b"PYTEST_CURRENT_TEST", None)
     return found
 
 
+def _other_variables(before: dict[bytes, bytes], after: dict[bytes, bytes]) -> list[bytes]:
+    if before == after:
+        return []
+    names = (name for name in before | after if before.get(name) != after.get(name))
+    return [name for name in names if name in before or _READ.match(name)]
+
+
 def _put_environment(found: dict[bytes, bytes]) -> None:
-    for name in _environment().keys() - found.keys():
-        del os.environ[os.fsdecode(name)]
-    os.environ.update({os.fsdecode(name): os.fsdecode(text) for name, text in found.items()})
+    for name in _other_variables(found, _environment()):
+        if name in found:
+            os.environ[os.fsdecode(name)] = os.fsdecode(found[name])
+        else:
+            del os.environ[os.fsdecode(name)]
 
 
 _SIGNALS = [
-    getattr(signal, name)
+    int(getattr(signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGALRM", "SIGUSR1", "SIGPIPE")
     if hasattr(signal, name)
 ]
@@ -60,16 +77,17 @@ _SIGNALS = [
 
 def _put_handlers(found: list[Any]) -> None:
     for number, handler in zip(_SIGNALS, found, strict=True):
-        signal.signal(number, handler)
+        if handler is not None:  # one that was not set from Python
+            signal.signal(number, handler)
 
 
 def _of_the_system() -> Iterator[Setting]:
     yield Setting("the current directory", os.getcwd, os.chdir)
-    yield Setting(
-        "handlers of signals", lambda: [signal.getsignal(n) for n in _SIGNALS], _put_handlers
-    )
+    # Without the enumerations of `signal`, which take most of its time.
+    get = _signal.getsignal
+    yield Setting("handlers of signals", lambda: [get(n) for n in _SIGNALS], _put_handlers)
     if os.name == "posix":
-        yield Setting("environment variables", _environment, _put_environment)
+        yield Setting("environment variables", _environment, _put_environment, _other_variables)
         yield Setting(
             "the timer",
             lambda: signal.getitimer(signal.ITIMER_REAL) != (0, 0),
@@ -77,7 +95,7 @@ def _of_the_system() -> Iterator[Setting]:
         )
         yield Setting(
             "blocked signals",
-            lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            lambda: _signal.pthread_sigmask(signal.SIG_BLOCK, ()),
             lambda found: signal.pthread_sigmask(signal.SIG_SETMASK, found),
         )
     if hasattr(os, "sched_setaffinity"):
@@ -93,10 +111,14 @@ def _of_the_system() -> Iterator[Setting]:
 
 
 def _of_python() -> Iterator[Setting]:
+    def path() -> list[str]:
+        # The import of setuptools appends this folder.
+        return [one for one in sys.path if not one.endswith("setuptools/_vendor")]
+
     def put_path(found: list[str]) -> None:
         sys.path[:] = found
 
-    yield Setting("sys.path", sys.path.copy, put_path)
+    yield Setting("sys.path", path, put_path)
     yield Setting("gc.isenabled", gc.isenabled, lambda on: gc.enable() if on else gc.disable())
     yield Setting(
         "tracemalloc.is_tracing",
@@ -130,35 +152,24 @@ def _of_libraries() -> Iterator[Setting]:
         )
 
 
-class _Names(dict[str, Any]):
-    """What the names of modules stand for; constants, functions and classes are compared."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Names) and not _differences(self, other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _differences(before: dict[Any, Any], after: dict[Any, Any]) -> list[Any]:
-    if isinstance(before, _Names):
-        # Modules are imported meanwhile, and variables have values of their own.
-        same = before.keys() & after.keys()
-        fixed = (k for k in same if k.split(":")[1].isupper() or callable(before[k]))
-        return [k for k in fixed if before[k] is not after[k]]
-    return [k for k in before | after if before.get(k) != after.get(k)]
-
-
-def _names_of_pyce() -> _Names:
-    return _Names(
-        (f"{module}:{name}", value)
+def _names_of_pyce() -> dict[str, Any]:
+    """What the names of pyce's modules stand for."""
+    return {
+        f"{module}:{name}": value
         for module, content in list(sys.modules.items())
         if module.split(".")[0] == "pyce"
         for name, value in list(vars(content).items())
-    )
+    }
 
 
-def _put_names(found: _Names) -> None:
-    for place in _differences(found, _names_of_pyce()):
+def _other_names(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Constants, functions and classes that have been replaced; modules are imported meanwhile."""
+    fixed = (k for k in before if k in after and (k.split(":")[1].isupper() or callable(before[k])))
+    return [k for k in fixed if before[k] is not after[k]]
+
+
+def _put_names(found: dict[str, Any]) -> None:
+    for place in _other_names(found, _names_of_pyce()):
         module, name = place.split(":")
         setattr(sys.modules[module], name, found[place])
 
@@ -192,7 +203,7 @@ def _of_a_file(*_imported: bool) -> list[Setting]:
         return [library.get_num_threads() for library in _pools()]
 
     found = [
-        Setting("pyce", _names_of_pyce, _put_names),
+        Setting("pyce", _names_of_pyce, _put_names, _other_names),
         Setting("threads of BLAS and OpenMP", limits, _put_limits),
         Setting("numpy.set_printoptions", np.get_printoptions, _put_printoptions),
     ]
@@ -214,12 +225,12 @@ def _unchanged(settings: list[Setting]) -> Iterator[None]:
     changed = []
     for setting, was in zip(settings, before, strict=True):
         now = setting.get()
-        if was == now:
+        keys = setting.differ(was, now)
+        if not keys:
             continue
         setting.put(was)
-        if isinstance(was, dict):
-            names = _differences(was, now)
-            was, now = ({name: one.get(name) for name in names} for one in (was, now))
+        if isinstance(keys, list):
+            was, now = ({key: one.get(key) for key in keys} for one in (was, now))
         changed.append(f"{setting.name}: {was} before, {now} after")
     if changed:
         pytest.fail("\n".join(["left changed in this process:", *changed]), pytrace=False)

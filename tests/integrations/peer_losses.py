@@ -6,6 +6,7 @@ The gradient is None where a library has none. A library that is not installed s
 import logging
 import os
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ def load_torch():
     return pytest.importorskip("torch")
 
 
+@mock.patch.dict(os.environ)
 def load_optax():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return pytest.importorskip("jax"), pytest.importorskip("optax")
 
 
+@mock.patch.dict(os.environ)
 def load_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

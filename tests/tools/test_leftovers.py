@@ -11,7 +11,7 @@ from pyce import _arguments, _threads
 
 CHANGES = {
     "the current directory": lambda: os.chdir("/"),
-    "environment variables": lambda: os.environ.update(ADDED="1", PATH="/bin"),
+    "environment variables": lambda: os.environ.update(PYCE_ADDED="1", PATH="/bin"),
     "sys.path": lambda: sys.path.append("/"),
     "handlers of signals": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
     "gc.isenabled": gc.disable,
@@ -27,10 +27,10 @@ def test_leaves(setting):
 
 @pytest.fixture(scope="module")
 def shared():
-    os.environ["SHARED"] = "1"
+    os.environ["NUMBA_SHARED"] = "1"
 
 def test_nothing(shared):
-    assert os.environ["SHARED"] == "1"
+    assert os.environ["NUMBA_SHARED"] == "1"
 
 def test_patches():
     _arguments.NAME = _arguments.output
@@ -46,7 +46,7 @@ import os
 from pyce import _arguments
 
 def test_everything_is_as_it_was():
-    assert "SHARED" not in os.environ
+    assert "NUMBA_SHARED" not in os.environ
     assert _arguments.output is _arguments.NAME
 """
 
