@@ -211,7 +211,6 @@ WAYS = {
     "end": ("", 0),
     "sys.exit": ("sys.exit(7)", 7),
     "os._exit": ("os._exit(7)", 7),
-    "exception": ("raise SystemExit(7)", 7),
     "from a thread": ("threading.Thread(target=lambda: os._exit(7)).start(); time.sleep(30)", 7),
     "fork": (
         "pid = os.fork()\nif pid: sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
@@ -242,18 +241,28 @@ import signal, threading, time
 import numpy as np, pyce
 pyce.set_backend('numba')
 signal.signal(signal.SIGINT, signal.default_int_handler)
-x, y = np.zeros((300, 1000), np.float32), np.zeros(300, int)
+# The kernel that compiles in the shortest time.
+x, y = np.zeros(300), np.ones(300)
 out, interrupted = np.full_like(x, 7), False
 main = threading.main_thread().ident
-threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT)).start()
+from pyce._backends.numba import _launch
+uninterrupted, threads = _launch._uninterrupted, []
+def compile(work):
+    def noted():
+        threads.append(threading.get_ident())
+        return work()
+    threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+    return uninterrupted(noted)
+_launch._uninterrupted = compile
 try:
-    pyce.cross_entropy_with_grad(x, y, out=out)
+    pyce.binary_cross_entropy_with_grad(x, y, out=out)
     time.sleep(2)
 except KeyboardInterrupt:
     interrupted = True
-assert interrupted and (out == 7).all()
-loss, _ = pyce.cross_entropy_with_grad(x, y, out=out)
-assert abs(loss - np.log(1000)) < 1e-5 and (out != 7).all()
+_launch._uninterrupted = uninterrupted
+assert interrupted and (out == 7).all() and threads and main not in threads
+loss, _ = pyce.binary_cross_entropy_with_grad(x, y, out=out)
+assert abs(loss - np.log(2)) < 1e-12 and (out != 7).all()
 print('fine')
 """
 
