@@ -44,9 +44,12 @@ RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
 SANITIZED := build/sanitized
 # With all functions inlined, the kernels would take minutes to compile for the sanitizers.
 OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
-SANITIZE := -O1 -g -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
-# clang itself uses temporaries of wide vectors after their scope.
-FUZZ := $(SANITIZE) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
+SANITIZE := -O1 -g1 -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
+# The fuzzer and the sanitized extension consist of the same objects, as compiling them takes longest. clang
+# itself uses temporaries of wide vectors after their scope. A processor with fma never calls plain C without.
+CHECKS := $(SANITIZE) -fPIC -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
+CHECKED := $(C_TESTS) OUT=../../$(SANITIZED)/c CC=clang CFLAGS='$(CHECKS)' \
+	UNUSED=$(shell grep -qw fma /proc/cpuinfo 2>/dev/null && echo plain)
 FUZZ_SECONDS ?= 60
 # $(call cross,TARGET,OPTIONS): the C programs for another system, by clang with the system's C library.
 ZIG := $(PYTHON_HERE) -m ziglang
@@ -66,12 +69,15 @@ build: $(EXTENSION) ## build the C extension in place
 test: .venv/.test $(EXTENSION) ## run the tests, in two processes
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# REPLAYED=… names the instruction sets, for example neon; by default all.
+# REPLAYED=… names the instruction sets, for example neon; by default all. Without plain C, it is compiled
+# quickly, in a folder of its own.
+NEON_ALONE := $(if $(filter-out neon,$(or $(REPLAYED),all)),,neon)
 test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C interface on an emulated Arm processor
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
-	$(C_TESTS) OUT=../../build/aarch64 CC=$(AARCH64)gcc LDFLAGS=-static replay
-	$(RECORD) | qemu-aarch64 build/aarch64/replay $(REPLAYED)
+	$(C_TESTS) OUT=../../build/aarch64$(NEON_ALONE:%=-%) CC=$(AARCH64)gcc LDFLAGS=-static \
+		$(NEON_ALONE:%=UNUSED=plain) replay
+	$(RECORD) | qemu-aarch64 build/aarch64$(NEON_ALONE:%=-%)/replay $(REPLAYED)
 
 test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls and the threads in a program for Windows, run by wine
 	$(call need,wine,wine wine64)
@@ -100,19 +106,22 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
 
-# In a copy of the tree, whose extension and replay consist of the same objects. TESTS=… selects tests.
-# The Numba and NumPy backends contain no C of pyce.
-sanitize: CHECKS := $(SANITIZE) -fsanitize=address,undefined
+# In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce. With the
+# preloaded sanitizer a symbolizer would hang, so that an error has addresses in the extension:
+# `llvm-symbolizer --obj=build/sanitized/pyce/_pyce.abi3.so ADDRESS` names the line.
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call need,clang,clang libclang-rt-dev)
 	mkdir -p $(SANITIZED)
 	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
 		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
-	cd $(SANITIZED) && CFLAGS='$(CHECKS)' PYCE_REQUIRE_C=1 \
-		$(PYTHON_HERE) setup.py --quiet build_ext --inplace --parallel 2 --build-temp objects
-	$(C_TESTS) OUT=../../$(SANITIZED)/c BUILT=../../$(SANITIZED)/objects/csrc CFLAGS='$(CHECKS)' replay
+	$(CHECKED) replay
 	$(RECORD) | $(SANITIZED)/c/replay
-	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy"
+	cd $(SANITIZED) && PYTHONPATH=csrc $(PYTHON_HERE) -c "from build_ffi import ffi; ffi.emit_c_code('c/_pyce.c')"
+	cd $(SANITIZED) && clang $(CHECKS) -shared -Icsrc \
+		-I$$($(PYTHON_HERE) -c "import sysconfig; print(sysconfig.get_path('include'))") \
+		c/_pyce.c $$(find c -name '*.o' ! -name replay.o ! -name fuzz.o) -pthread -o pyce/_pyce.abi3.so
+	cd $(SANITIZED) && LD_PRELOAD="$$(clang -print-file-name=libclang_rt.asan-$$(uname -m).so)" \
+		ASAN_OPTIONS=detect_leaks=0:symbolize=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy"
 
 # Plain C only: MemorySanitizer does not follow undefined lanes through vector instructions.
 sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under MemorySanitizer
@@ -122,9 +131,9 @@ sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under Memo
 
 fuzz: ## make random calls of the C interface for FUZZ_SECONDS (60), guided by coverage
 	$(call need,clang,clang libclang-rt-dev)
-	$(C_TESTS) OUT=../../build/fuzz CC=clang CFLAGS='$(FUZZ)' LDFLAGS=-fsanitize=fuzzer fuzz
+	$(CHECKED) LDFLAGS=-fsanitize=fuzzer fuzz
 	mkdir -p build/fuzz/inputs
-	build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 $(FUZZ_OPTIONS) \
+	$(SANITIZED)/c/fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=60 -max_len=400 -print_final_stats=1 $(FUZZ_OPTIONS) \
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs tests/c/fuzz_inputs
 
 # SEED=… draws other mutants.

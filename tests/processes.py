@@ -5,10 +5,25 @@ A test that ends its process fails, and the others run. A test that hangs ends i
 """
 
 import signal
+from collections import OrderedDict
 from contextlib import suppress
+from pathlib import PurePath
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+# Files whose few tests take long. They come after the two largest files, which compile most of what
+# Numba keeps on disk, so that no process is left with one of them at the end.
+LONG = {
+    *("test_bench.py", "test_dask_cluster.py", "test_ddp_example.py", "test_forks.py"),
+    *("test_hot_loops.py", "test_large.py", "test_memory.py", "test_mpi.py", "test_mutation.py"),
+    *("test_numba_compiled.py", "test_signals.py", "test_threads.py", "test_vmath.py"),
+}
+
+
+def size(file, tests):
+    """The number of tests that take as long as those of a file, where that is known."""
+    return max(len(tests), 3000 if PurePath(file).name in LONG else 0)
 
 
 class Files(LoadFileScheduling):
@@ -16,6 +31,8 @@ class Files(LoadFileScheduling):
     the test, which ends the next process; and it hands out files that were finished already, or a
     file with one test that is left, and then waits for ever for a process that has nothing to do.
     """
+
+    ordered = False
 
     def remove_node(self, node):
         work = {
@@ -34,6 +51,10 @@ class Files(LoadFileScheduling):
         return crashed
 
     def _assign_work_unit(self, node):
+        if not self.ordered:
+            self.ordered = True
+            files = sorted(self.workqueue.items(), key=lambda item: -size(*item))
+            self.workqueue = OrderedDict(files)
         with suppress(OSError):  # the process has ended, and `remove_node` will hand it out again
             super()._assign_work_unit(node)
 

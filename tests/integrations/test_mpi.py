@@ -1,4 +1,4 @@
-"""`pyce.mpi` on 1 to 4 ranks of `mpiexec`; `mpi_ranks.py` has what they run."""
+"""`pyce.mpi` on 1 to 3 ranks of `mpiexec`; `mpi_ranks.py` has what they run."""
 
 import importlib.util
 import os
@@ -46,7 +46,7 @@ def mpiexec(ranks, *arguments, timeout=600):
     )
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+@pytest.fixture(scope="module", params=[1, 2, 3])
 def done(request):
     """All checks on some ranks."""
     return mpiexec(request.param, PROGRAM)

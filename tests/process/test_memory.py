@@ -73,8 +73,8 @@ def test_memory_besides_inputs_and_outputs(backend, run_python, axis, kind, soft
     """1 MiB, two rows per thread and 32 bytes per row; never anything of the logits' size."""
     if backend.isa and backend.isa != pyce.info()["isas"][0]:
         return  # all instruction sets share the entry points that could allocate
-    # NumPy takes long in float64, whose logits are twice the size.
-    rows, classes = 128 if kind == "float64" else 512, 8192
+    # 8 MiB of logits, and less than 4 MiB are allowed.
+    rows, classes = {"bfloat16": 512, "float32": 256, "float64": 128}[kind], 8192
     code = MEASURE.format(rows=rows, classes=classes, axis=axis, kind=kind, soft=soft)
     done = run_python("-c", backend.share_small_work + code, **backend.environment)
     traced, resident = map(int, done.stdout.split())

@@ -49,6 +49,13 @@ def distributed(run_python, folder, files, *options):
     return done.stdout
 
 
+def test_files_that_take_long_come_early():
+    processes = pytest.importorskip("processes", reason="pytest-xdist is not installed")
+    names = {path.name for path in Path(__file__).parents[1].rglob("test_*.py")}
+    assert names >= processes.LONG
+    assert processes.size("tests/c/test_vmath.py", "ab") > processes.size("a.py", "ab" * 1000)
+
+
 PASSES = "def test_{}(): pass\n"
 
 

@@ -141,15 +141,18 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
     if inner >= 16:
         width = min(width, -(-inner // 16) * 16)
     function = run_tiles if few else run_rows
-    bfloat16 = False
+    labels, bfloat16 = r.labels, False
     if x.itemsize == 2:
         bfloat16 = x.dtype.name == "bfloat16"
+        if labels is not None:
+            # Of one dtype: this kernel takes longest to compile, and reads each label once.
+            labels = labels.astype(np.int64, copy=False)
         function = run_half_types
         x, grad = x.view(np.uint16), None if grad is None else grad.view(np.uint16)
     job = Job(
         x=x.reshape(-1),
         grad=np.empty(0, x.dtype) if grad is None else np.asarray(grad).reshape(-1),
-        labels=_NO_LABELS if r.labels is None else r.labels,
+        labels=_NO_LABELS if labels is None else labels,
         probs=np.empty(0, compute) if r.probs is None else r.probs.reshape(-1),
         weight=_NO_REALS if r.weight is None else r.weight,
         sample_weight=_NO_REALS if r.sample_weight is None else r.sample_weight,
