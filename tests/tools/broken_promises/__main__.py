@@ -100,7 +100,7 @@ def units_of(given: Break) -> tuple[list[str], str]:
 def how_of(given: Break) -> How:
     if given.file.startswith("csrc/"):
         isa = units_of(given)[1]
-        isas = "one" if isa == ISAS[0] else "all"
+        isas = "one" if isa == ISAS[0] or given.backend else "all"
         return How(f"c-{isa}", isas, given.which)
     of_backend = re.match(r"pyce/_backends/(numba|numpy)\b", given.file)
     name = given.backend or (of_backend[1] if of_backend else "c")
