@@ -4,6 +4,7 @@ larger than their memory, and what they send."""
 import os
 import signal
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ MEMORY = 400 * 2**20  # of a worker
 def client():
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": MEMORY}
     with (
+        mock.patch.dict(os.environ),  # Dask sets what the workers shall have in this process, too
         distributed.LocalCluster(dashboard_address=":0", **options) as cluster,
         distributed.Client(cluster) as client,
     ):

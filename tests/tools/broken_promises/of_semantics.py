@@ -44,8 +44,8 @@ SEMANTICS = (
     Break(
         "Label smoothing ε replaces t",
         "csrc/kernels/soft_target.inc.h",
-        "const vd product = vd_drop(vd_eq(on, zero), vd_mul(on, t)), b",
-        "const vd product = t, b",
+        "off = vd_set1(job->off_value), zero",
+        "off = vd_set1(0), zero",
     ),
     Break(
         "`lse_square_scale` λ adds s·v·λ·lse²",
