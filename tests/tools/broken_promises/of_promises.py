@@ -37,7 +37,7 @@ PROMISES = (
         "csrc/kernels/exp_f32.inc.h",
         "#define LN2F_LO (-0x1.05c61p-29f)",
         "#define LN2F_LO 0x1.05c61p-29f",
-        which="float32 and wrong60",
+        which="float32 and spread140",
     ),
     Break(
         "A gradient below the normal numbers",

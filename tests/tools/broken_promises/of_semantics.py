@@ -170,8 +170,8 @@ SEMANTICS = (
     Break(
         "The gradient is the derivative of the sum",
         _FINALIZE,
-        "    const vd scaled = vd_mul(scale, whole.value);\n",
-        "    const vd scaled = scale;\n",
+        "if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));",
+        "if (!job->soft) vd_store(s->pivot_grad + i, pivot_grad);",
         ("test_gradient_is_the_derivative",),
         dtype="f64",
     ),
