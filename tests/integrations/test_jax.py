@@ -313,6 +313,7 @@ def test_masks():
         (lambda x, y: SOFT(x, y), ValueError, "integer_labels takes class indices"),
         (lambda x, y: INTEGER(x, y[:1]), ValueError, "labels must have the shape"),
         (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
+        (lambda x, y: SOFT(x, x, axis=(1, -1)), ValueError, "twice"),
         (lambda x, y: INTEGER(x[:, :0], y), ValueError, "no classes"),
         (lambda x, y: INTEGER(x, y, where=x), TypeError, "boolean"),
         (lambda x, y: INTEGER(x, y, where=x[0] > 0), ValueError, r"\(2, 3\).*got \(3,\)"),

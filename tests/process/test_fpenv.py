@@ -375,6 +375,20 @@ def test_one_nan_is_like_another(backend, dtype, classes):
         assert np.isnan(got[3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [3, 40])
+def test_nan_as_a_saved_lse(backend, dtype, classes):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, classes)).astype(dtype), rng.integers(0, classes, 24)
+    _, lse = pyce.cross_entropy(x, y, return_lse=True)
+    expected = pyce.cross_entropy_backward(1.0, x, y, lse).astype(np.float64)
+    expected[7] = np.nan
+    for bits_of_nan in nans(np.dtype(np.float64)):
+        lse[7] = bits_of_nan.view(np.float64)
+        got = pyce.cross_entropy_backward(1.0, x, y, lse)
+        np.testing.assert_array_equal(got.astype(np.float64), expected)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nan_as_an_option(backend, reduction):
     """As a weight, a factor or the normalizer it is used as given, whatever its bits."""

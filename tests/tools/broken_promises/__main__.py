@@ -100,7 +100,7 @@ def units_of(given: Break) -> tuple[list[str], str]:
 def how_of(given: Break) -> How:
     if given.file.startswith("csrc/"):
         isa = units_of(given)[1]
-        isas = "one" if isa == ISAS[0] else "all"
+        isas = "one" if isa == ISAS[0] or given.backend else "all"
         return How(f"c-{isa}", isas, given.which)
     of_backend = re.match(r"pyce/_backends/(numba|numpy)\b", given.file)
     name = given.backend or (of_backend[1] if of_backend else "c")
@@ -112,18 +112,19 @@ class Copy:
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="broken"))
-        ignore = shutil.ignore_patterns("__pycache__", "*.o")
+        ignore = shutil.ignore_patterns("__pycache__", "*.o", "*.so")
         for folder in ("csrc", "pyce", "tests", "docs", "bench", "examples"):
             shutil.copytree(ROOT / folder, self.home / folder, ignore=ignore)
         for file in ("pyproject.toml", "setup.py", "Makefile", *ROOT.glob("*.md")):
             shutil.copy(ROOT / file, self.home)
         self.module = self.home / "pyce" / "_pyce.abi3.so"
+        build()
+        link({}, self.module, [])
 
     def make(self, given: Break) -> None:
         text = source(given.file).replace(given.old, given.new)
         (self.home / given.file).write_text(text, encoding="utf-8")
         if given.file.startswith("csrc/"):
-            build()
             made = {}
             for unit in units_of(given)[0]:
                 made[unit] = self.home / "objects" / f"{unit}.o"

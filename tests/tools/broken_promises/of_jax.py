@@ -88,8 +88,8 @@ JAX = (
     Break(
         "`where` leaves elements out of the sums",
         _LOSSES,
-        "jnp.where(some, -jnp.inf, 0).astype(logits.dtype))",
-        "jnp.full_like(logits, -jnp.inf))",
+        "return jnp.where(mask, logits, jnp.where(some, -jnp.inf, 0).astype(logits.dtype))",
+        "return logits + jnp.where(mask, 0, jnp.where(some, -jnp.inf, 0)).astype(logits.dtype)",
         ("test_rows_without_logits_have_finite_derivatives",),
     ),
     Break(

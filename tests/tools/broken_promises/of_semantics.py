@@ -44,8 +44,8 @@ SEMANTICS = (
     Break(
         "Label smoothing ε replaces t",
         "csrc/kernels/soft_target.inc.h",
-        "const vd product = vd_drop(vd_eq(on, zero), vd_mul(on, t)), b",
-        "const vd product = t, b",
+        "off = vd_set1(job->off_value), zero",
+        "off = vd_set1(0), zero",
     ),
     Break(
         "`lse_square_scale` λ adds s·v·λ·lse²",
@@ -170,8 +170,8 @@ SEMANTICS = (
     Break(
         "The gradient is the derivative of the sum",
         _FINALIZE,
-        "    const vd scaled = vd_mul(scale, whole.value);\n",
-        "    const vd scaled = scale;\n",
+        "if (!job->soft) vd_store(s->pivot_grad + i, vd_sub(zero, pivot_grad));",
+        "if (!job->soft) vd_store(s->pivot_grad + i, pivot_grad);",
         ("test_gradient_is_the_derivative",),
         dtype="f64",
     ),
