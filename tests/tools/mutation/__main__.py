@@ -79,9 +79,12 @@ def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equival
         if verdict == "does not compile":
             counts[mutant.file]["none"] += 1
             continue
+        if verdict is None:
+            counts["all"]["unjudged"] += 1
+            continue
         if verdict == judge_c.SAME:
             kind = "equivalent"
-        elif verdict not in ("survived", "to be seen", None):
+        elif verdict not in ("survived", "to be seen"):
             kind = "killed"
         elif equivalents.reason(mutant):
             kind = "equivalent"
@@ -100,9 +103,10 @@ def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equival
         print(f"| {file} | {total + c['equivalent']} | {c['killed']} | {c['equivalent']} "
               f"| {c['survived']} | {share:.1%} |")  # fmt: skip
     print(f"\n{counts['all']['none']} more did not compile.")
+    print(f"There was no time for {counts['all']['unjudged']} more.")
     for mutant in survivors:
         before, old, new, after = mutant.hunk()
-        verdict = verdicts.get(mutant.id, "no time")
+        verdict = verdicts[mutant.id]
         print(f"\n{verdict}: {mutant.file}:{mutant.line} ({mutant.name})")
         print(f"  {before}\n- {old}\n+ {new}\n  {after}")
     return share >= LEAST

@@ -173,37 +173,50 @@ def link(objects: dict[str, Path], to: Path, flags: list[str]) -> None:
 @cache
 def prepare() -> dict[str, float]:
     """Objects of the sources as they are, and the recordings; returns the limits of these."""
-    paths = [*sorted(CSRC.rglob("*.[ch]")), *sorted((ROOT / "tests").glob("*.py"))]
-    paths += [*sorted((ROOT / "tests" / "api").glob("*.py")), ROOT / "tests" / "c" / "replay.c"]
-    stamp = BUILD / "stamp"
-    now = hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
-    if stamp.exists() and stamp.read_text() == now:
-        return _time_limits()
-    shutil.rmtree(BASE, ignore_errors=True)
+    tests = [*sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "tests/api").glob("*.py"))]
+    sources = [*sorted(CSRC.rglob("*.[ch]")), ROOT / "tests" / "c" / "replay.c"]
+    # What an interrupted run has made is not made again.
+    _empty_unless_made_of(BASE, sources)
+    _empty_unless_made_of(BUILD / "calls", [*sources, *tests])
     for unit in units():
-        done = compile_unit(ROOT, unit, BASE / f"{unit}.o", ["-O1"])
-        if done.returncode:
-            sys.exit(done.stdout)
-    flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
-    must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
-    emit = (
-        "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
-        f"ffi.emit_c_code({str(BASE / 'module.c')!r})"
-    )
-    must([sys.executable, "-c", emit], cwd=ROOT)
-    include = sysconfig.get_paths()["include"]
-    must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
-          "-o", str(BASE / "module.o")])  # fmt: skip
-    link({}, BASE / "replay", ["-O1"])
+        made, to = BASE / f"{unit}.o", BASE / "unfinished.o"
+        if not made.exists():
+            done = compile_unit(ROOT, unit, to, ["-O1"])
+            if done.returncode:
+                sys.exit(done.stdout)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            to.rename(made)
+    if not (BASE / "replay").exists():
+        flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
+        must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
+        emit = (
+            "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
+            f"ffi.emit_c_code({str(BASE / 'module.c')!r})"
+        )
+        must([sys.executable, "-c", emit], cwd=ROOT)
+        include = sysconfig.get_paths()["include"]
+        must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
+              "-o", str(BASE / "module.o")])  # fmt: skip
+        link({}, BASE / "replay", ["-O1"])
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    for code in RECORDERS.values():
-        must([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    stamp.write_text(now)
+    for name, code in RECORDERS.items():
+        if not (BUILD / "calls" / name).exists():
+            must([sys.executable, "-c", code], cwd=ROOT, env=environment)
+            (BUILD / name).rename(BUILD / "calls" / name)
     return _time_limits()
 
 
+def _empty_unless_made_of(folder: Path, paths: list[Path]) -> None:
+    now = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    stamp = folder / "stamp"
+    if not stamp.exists() or stamp.read_text() != now:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stamp.write_text(now)
+
+
 def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: float):
-    with open(BUILD / recording, "rb") as file:
+    with open(BUILD / "calls" / recording, "rb") as file:
         command = [str(program), "-x", *(["-c", str(cache_size)] if cache_size else []), isa]
         return run(command, stdin=file, timeout=timeout)
 
