@@ -34,7 +34,7 @@ class Factors:
         self.problem, self.scale = p, scale
         self._of_loss: Array | None = None
         self._of_grad: Array | None = None
-        of_rows = p.labels is not None and (p.classes == 1 or p.smoothing == 0.0)
+        of_rows = p.labels is not None and p.smoothing == 0.0
         # With one class, p is 1 and the weight of probabilities has no effect.
         weight = p.weight if of_rows or p.classes == 1 else None
         given = [p.sample_weight, weight, scale]

@@ -38,7 +38,7 @@ import numpy as np
 
 from pyce import _arguments as arguments
 from pyce._backends import Backend, current, load
-from pyce._dtypes import compute_dtype, dtype_name
+from pyce._dtypes import compute_dtype
 from pyce._problem import ShardedProblem, rows_of_array
 from pyce._types import Array, Scalar
 from pyce._version import __version__
@@ -115,7 +115,6 @@ def local_problem(
     p.axis, p.inner = x.ndim - 1, 1
     p.logits = x
     p.dtype_name = name
-    p.contiguous = False
     p.classes = 0 if vocab_size is None else arguments.positive_number(vocab_size, "vocab_size")
     p.ignore_index = arguments.index_number(ignore_index, "ignore_index")
     p.smoothing = arguments.fraction(label_smoothing, "label_smoothing")
@@ -135,8 +134,7 @@ def local_problem(
         p.labels = arguments.indices(t, positions, x.shape, what, p.classes, p.ignore_index)
     else:
         p.probs = arguments.probabilities(target, t, positions, x.shape, what)
-    target_dtype = dtype_name(t.dtype) or t.dtype.newbyteorder("=").name
-    p.given_dtypes = given_dtype or name, target_dtype
+    p.given_dtypes = given_dtype or name, t.dtype.newbyteorder("=").name
     return p
 
 
@@ -290,7 +288,7 @@ def _rows_of(p: ShardedProblem, rows: slice | Array, logits: Array) -> ShardedPr
     part.labels = None if p.labels is None else p.labels[rows]
     part.probs = None if p.probs is None else rows_of_array(p.probs, rows)
     part.weight = part.sample_weight = part.lse = part.normalizer = part.grad = None
-    part.contiguous, part.ignore_index = False, p.ignore_index
+    part.ignore_index = p.ignore_index
     part.smoothing, part.lse_square_scale = p.smoothing, p.lse_square_scale
     part.reduction, part.grad_loss = "none", 1.0
     part.losses = np.empty(part.rows, compute_dtype(p.dtype_name))

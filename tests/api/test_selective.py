@@ -127,6 +127,11 @@ def test_from_hidden_states(backend, dtype, monkeypatch):
             got = pyce.linear_selective_log_softmax(h, w, index[..., 0], **call)
             assert got.dtype == (np.float64 if dtype == np.float64 else np.float32)
             np.testing.assert_allclose(got, chosen[..., 0], **tolerance)
+            got, h_of = pyce.linear_selective_log_softmax(
+                h, w, index[..., 0], return_entropy=True, **call
+            )
+            np.testing.assert_allclose(got, chosen[..., 0], **tolerance)
+            np.testing.assert_allclose(h_of, entropy, **tolerance)
             got, h_of = pyce.linear_selective_log_softmax(h, w, index, return_entropy=True, **call)
             np.testing.assert_allclose(got, chosen, **tolerance)
             np.testing.assert_allclose(h_of, entropy, **tolerance)

@@ -380,8 +380,34 @@ def exchanged(backend, calls, *, with_gradient=True, fails=None):
     `calls` has the logits, target and options of each rank. `fails` is a function of the rank and
     the memory of its messages that may raise an error.
     """
-    members = Members(len(calls))
-    found = [None] * len(calls)
+    grads = [None] * len(calls)
+
+    def call(member):
+        x, target, options = calls[member.rank]
+
+        def make():
+            p = local(x, target, **options)
+            grad = np.full(p.logits.shape, 7, p.logits.dtype) if with_gradient else None
+            grads[member.rank] = grad
+            return p, x.shape, grad
+
+        return _shards.cross_entropy(member, make)
+
+    found, gathered = on_ranks(backend, len(calls), call, fails)
+    return found, grads, gathered
+
+
+def local(x, target, **options):
+    """The result of `local_problem` with the usual options but for those given."""
+    given = {"vocab_size": None, "ignore_index": -100, "label_smoothing": 0.0}
+    given |= {"reduction": "mean", "lse_square_scale": 0.0, **options}
+    return _shards.local_problem(x, target, **given, what="local_logits")
+
+
+def on_ranks(backend, size, call, fails=None):
+    """What `call` gives for each of some ranks, a result or an error; and their exchanges."""
+    members = Members(size)
+    found = [None] * size
     room = _shards._room
 
     def room_of(group, size):
@@ -390,30 +416,19 @@ def exchanged(backend, calls, *, with_gradient=True, fails=None):
         return room(group, size)
 
     def run(rank):
-        x, target, options = calls[rank]
-
-        def make():
-            given = {"vocab_size": None, "ignore_index": -100, "label_smoothing": 0.0}
-            given |= {"reduction": "mean", "lse_square_scale": 0.0, **options}
-            p = _shards.local_problem(x, target, **given, what="local_logits")
-            grad = np.full(p.logits.shape, 7, p.logits.dtype) if with_gradient else None
-            grads[rank] = grad
-            return p, x.shape, grad
-
         try:
             with pyce.use_backend(backend.name):
-                found[rank] = _shards.cross_entropy(Member(members, rank), make)
+                found[rank] = call(Member(members, rank))
         except Exception as error:
             found[rank] = error
 
-    grads = [None] * len(calls)
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(calls))]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_shards, "_room", room_of)
         for thread in threads:
             thread.start()
         join(threads)
-    return found, grads, members.gathered
+    return found, members.gathered
 
 
 def cut(x, bounds):
@@ -449,6 +464,13 @@ def texts(found):
     return {type(one) for one in found}, [str(one) for one in found]
 
 
+class Overflowing:
+    """A target whose error is of a type that other ranks do not raise."""
+
+    def __array__(self, *_, **__):
+        raise OverflowError("no array")
+
+
 @one_isa
 def test_errors_of_one_rank_are_those_of_all(backend):
     x = np.zeros((3, 5), np.float32)
@@ -463,11 +485,18 @@ def test_errors_of_one_rank_are_those_of_all(backend):
         (fine, (x, y.astype(np.int32), {}), ValueError, "target is int32 indices"),
         (fine, (x, y, {"given_dtype": "float16"}), ValueError, "the logits is float16 on rank 1"),
         (fine, (x[0, 0], y, {}), ValueError, "at least one dimension"),
+        (fine, (x.astype(np.float64), y, {}), ValueError, "the logits is float64 on rank 1 and"),
+        (fine, (x, Overflowing(), {}), (RuntimeError, OverflowError), "no array"),
+        ((x, y, {"vocab_size": 10}), fine, ValueError, "vocab_size is None on rank 1 and 10 on"),
+        (fine, (x, y, {"sample_weight": np.ones(3)}), ValueError, "sample_weight is of checksum"),
+        (fine, (x, y, {"ignore_index": 0}), ValueError, "ignore_index is 0 on rank 1 and -100 on"),
     ):
         found, _, exchanges = exchanged(backend, [first, last])
         kinds, messages = texts(found)
-        assert kinds == {kind}
+        assert kinds == set(kind if isinstance(kind, tuple) else [kind])
         assert all(message in text for text in messages), messages
+        # The rank itself raises its own error.
+        assert messages[1] == messages[0].removeprefix("rank 1: ")
         assert exchanges == 1
 
 
@@ -516,3 +545,30 @@ def test_a_backend_that_leaves_shards_to_numpy(monkeypatch):
     x, y = np.zeros((3, 5), np.float32), np.array([0, 9, -100])
     losses, _, _ = exchanged(Selection(first), [(x, y, {})] * 2)
     assert losses == [np.float32(np.log(10))] * 2
+
+
+def test_one_rank_checks_labels_and_layouts(backend):
+    """One rank exchanges one message, and computes as one process does."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((7, 9)).astype(np.float32)
+    t = rng.random((7, 9)).astype(np.float32)
+    for logits, target in ((x, t), (np.asfortranarray(x), t), (x, np.asfortranarray(t)), (x, t[0])):
+        logits = logits[0] if target.ndim == 1 else logits
+        for size in (9, 7):
+            used = logits[..., :size], target[..., :size]
+            expected = pyce.cross_entropy_with_grad(*map(np.ascontiguousarray, used))
+            calls = [(logits, target, {"vocab_size": size})]
+            (loss,), (grad,), exchanges = exchanged(backend, calls)
+            assert exchanges == 1
+            np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+            np.testing.assert_allclose(grad[..., :size], expected[1], rtol=1e-5, atol=1e-8)
+            assert not grad[..., size:].any()
+            (loss,), _, _ = exchanged(backend, calls, with_gradient=False)
+            np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    (error,), (grad,), _ = exchanged(backend, [(x, np.array([0, 9, 1, 2, 3, 4, 5]), {})])
+    assert isinstance(error, IndexError)
+    assert "row 1 is 9, outside the valid range 0..8" in str(error)
+    assert (grad == 7).all()
+    # One class in all, which has the probability 1.
+    (loss,), _, _ = exchanged(backend, [(x[:, :1], np.zeros(7, np.int64), {})])
+    assert loss == 0.0

@@ -348,3 +348,26 @@ def test_rows_after_one_without_coefficients(backend, classes):
     assert (loss == 0.0).tolist() == (s == 0.0).tolist()
     for found in (grad, back):
         assert (found == 0.0).all(axis=1).tolist() == (s == 0.0).tolist()
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_infinite_factors_of_rows_that_do_not_count(backend, ignored):
+    """A row that is ignored or has no probabilities is 0, whatever multiplies it."""
+    x = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0]])
+    infinite = np.array([INF, 1.0])
+    labels, none = np.array([ignored, 1]), np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    for target, options in (
+        (labels, {"sample_weight": infinite}),
+        (labels, {"sample_weight": -infinite, "label_smoothing": 0.1}),
+        (labels, {"weight": [INF, 1.0, INF]}),
+        (none, {"sample_weight": infinite}),
+    ):
+        options = {**options, "reduction": "none"}
+        if target is labels:
+            options["ignore_index"] = ignored
+        loss, grad = pyce.cross_entropy_with_grad(x, target, **options)
+        assert loss[0] == 0.0
+        assert not grad[0].any()
+        assert np.isfinite(loss).all()
+        assert np.isfinite(grad).all()
+        assert abs(loss[1]) > 3.0

@@ -243,6 +243,18 @@ def errors_are_raised_on_all_ranks():
         assert message in found[1], found
         assert ("rank 0: " in found[1]) == (RANK != 0)
         assert RANK == 0 or (given == 7).all()
+    # Nor may it be memory of a target or of weights.
+    probs, weights = np.full(x.shape, 0.1, np.float32), np.ones(max(4, x.size), np.float32)
+    for target, options, out in (
+        (probs, {}, probs),
+        (y, {"sample_weight": weights[:4]}, weights[: x.size].reshape(x.shape)),
+    ):
+        given = out if RANK == 0 else np.full(x.shape, 7, np.float32)
+        found = raised(pyce.mpi.cross_entropy_with_grad, x, target, out=given, **options)
+        assert found[0] == "ValueError", found
+        assert "memory" in found[1], found
+        assert (probs == np.float32(0.1)).all()
+        assert (weights == 1).all()
     # All ranks are still together.
     loss_of_all(pyce.mpi.cross_entropy(x, y))
 

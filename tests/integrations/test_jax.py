@@ -592,3 +592,16 @@ def test_the_handler_tells_its_version(extension, metadata, answered):
     messages, losses = forged(ask)
     assert losses == [7.0, 7.0] and len(messages) == 1 - answered
     assert (data.version.minor, data.traits) == ((1, 0) if answered else (0, 9))
+
+
+def test_labels_of_other_integers():
+    """Unsigned labels do not become valid when they are converted, nor do narrow ones change."""
+    x, y = batch((4, 300), 1)
+    narrow = np.array([0, 1, 100, 127], np.int8)
+    np.testing.assert_array_equal(INTEGER(x, narrow), INTEGER(x, narrow.astype(np.int32)))
+    outside = INTEGER(x, np.full(4, 300, np.int32))
+    np.testing.assert_array_equal(INTEGER(x, np.full(4, 2**32 - 1, np.uint32)), outside)
+    with x64():
+        for label in (2**32, 2**64 - 1):
+            np.testing.assert_array_equal(INTEGER(x, np.full(4, label, np.uint64)), outside)
+        np.testing.assert_array_equal(INTEGER(x, y.astype(np.uint64)), INTEGER(x, y))

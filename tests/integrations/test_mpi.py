@@ -124,18 +124,22 @@ def test_pyce_imports_mpi4py_only_for_it(run_python):
     assert "ImportError: pyce.mpi needs mpi4py and an MPI library" in done.stderr
 
 
-def test_threads_that_may_not_call_mpi(run_python):
-    program = """
+@pytest.mark.parametrize("level", ["funneled", "serialized"])
+def test_threads_that_may_not_call_mpi(run_python, level):
+    program = f"""
 import threading, mpi4py
-mpi4py.rc.thread_level = "funneled"
+mpi4py.rc.thread_level = "{level}"
+mpi4py.rc.initialize = False
 import numpy as np, pyce.mpi
 from mpi4py import MPI
 errors = []
 def call():
     try:
-        print(pyce.mpi.cross_entropy(np.zeros((1, 2)), [0]))
+        print("loss", pyce.mpi.cross_entropy(np.zeros((1, 2)), [0]))
     except RuntimeError as error:
         errors.append(str(error))
+call()
+MPI.Init_thread(getattr(MPI, "THREAD_" + "{level}".upper()))
 call()
 thread = threading.Thread(target=call)
 thread.start()
@@ -145,5 +149,6 @@ call()
 print(errors)
 """
     done = run_python("-c", program)
-    assert "only the main thread may call it" in done.stdout
-    assert "was finalized" in done.stdout
+    assert ("only the main thread may call it" in done.stdout) == (level == "funneled")
+    assert done.stdout.count("loss") == (1 if level == "funneled" else 2)
+    assert done.stdout.count("MPI is not initialized, or was finalized") == 2

@@ -1,5 +1,6 @@
 """Many callers, and never more threads than asked for or than the system allows."""
 
+import itertools
 import threading
 import time
 import tracemalloc

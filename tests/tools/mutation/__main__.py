@@ -24,6 +24,7 @@ from dataclasses import asdict
 
 import judge_c
 import judge_python
+import rules
 from by_hand import BY_HAND
 from equivalent import Equivalents
 from judge_c import BUILD, Copy
@@ -78,7 +79,12 @@ def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equival
         if verdict == "does not compile":
             counts[mutant.file]["none"] += 1
             continue
-        if verdict not in ("survived", "to be seen", None):
+        if verdict is None:
+            counts["all"]["unjudged"] += 1
+            continue
+        if verdict == judge_c.SAME:
+            kind = "equivalent"
+        elif verdict not in ("survived", "to be seen"):
             kind = "killed"
         elif equivalents.reason(mutant):
             kind = "equivalent"
@@ -97,9 +103,10 @@ def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equival
         print(f"| {file} | {total + c['equivalent']} | {c['killed']} | {c['equivalent']} "
               f"| {c['survived']} | {share:.1%} |")  # fmt: skip
     print(f"\n{counts['all']['none']} more did not compile.")
+    print(f"There was no time for {counts['all']['unjudged']} more.")
     for mutant in survivors:
         before, old, new, after = mutant.hunk()
-        verdict = verdicts.get(mutant.id, "no time")
+        verdict = verdicts[mutant.id]
         print(f"\n{verdict}: {mutant.file}:{mutant.line} ({mutant.name})")
         print(f"  {before}\n- {old}\n+ {new}\n  {after}")
     return share >= LEAST
@@ -109,8 +116,7 @@ class Session:
     """Judges mutants, on some copies of the tree at a time, and keeps the verdicts in a file."""
 
     def __init__(self, jobs: int, minutes: float | None, earlier: dict[str, str]):
-        limits = judge_c.time_limits()
-        self.copies = [Copy(limits) for _ in range(jobs)]
+        self.copies = [Copy() for _ in range(jobs)]
         self.jobs = jobs
         self.end = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.verdicts = {id: "to be seen" if v == "survived" else v for id, v in earlier.items()}
@@ -196,11 +202,12 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="judge no killed mutant again")
     asked = parser.parse_args()
 
-    files = [*judge_c.files(), *judge_python.files()]
+    files = [*judge_c.files(), *rules.modules()]
     every = every_mutant(files)
     by_hand, missing = mutants_by_hand(files)
     equivalents = Equivalents()
     missing += [f"equivalent: {line}" for line in equivalents.unused(every)]
+    missing += rules.unjudged(files)
     mutants = [m for m in every if re.search(asked.only, m.file)]
     by_hand = [m for m in by_hand if re.search(asked.only, m.file)]
     if asked.list:
@@ -215,7 +222,8 @@ def main() -> None:
             mutants = [m for m in mutants if m.id in earlier]
         mutants = list({m.id: m for m in (*by_hand, *mutants)}.values())
         BUILD.mkdir(parents=True, exist_ok=True)
-        judge_c.prepare()
+        if not all(mutant.file.endswith(".py") for mutant in mutants):
+            judge_c.prepare()
         session = Session(asked.jobs, asked.minutes, earlier)
         session.judge(mutants, equivalents)
         if not report(mutants, session.verdicts, equivalents):

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from mutant import ROOT, Mutant, source
+from rules import is_judged, rule_of_c
 
 import pyce
 
@@ -30,15 +31,9 @@ BASE = BUILD / "base"
 CSRC = ROOT / "csrc"
 ISAS = pyce.info()["isas"]
 PORTABLE = ISAS[-1]
-# No result depends on these: threads, selection, the floating-point environment, measuring, and
-# declarations, which the compiler checks.
-LEFT_OUT = re.compile(
-    r"csrc/(pool|dispatch|platform|fpenv|floor)\.[ch]|csrc/(pyce\w*|internal|kernels/targets)\.h"
-    r"|csrc/kernels/(instances/.*|isa_.*)\.c"
-)
-# The tests that judge what recorded calls do not kill: of kernels, and of the other sources.
-KERNEL_TESTS = ("tests/c/test_abi.py",)
-OTHER_TESTS = (*KERNEL_TESTS, "tests/api/test_errors.py", "tests/process/test_threads.py")
+
+# What a mutant is that the compiler makes the same machine code of.
+SAME = "the same object code"
 
 CC = shlex.split(os.environ.get("CC", "cc"))
 FLAGS = ["-g0", "-fPIC", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w", "-pthread"]
@@ -154,7 +149,7 @@ def judged_in(file: str) -> tuple[list[str], str]:
 def files() -> list[str]:
     """The files that are mutated: those of which something is compiled on this machine."""
     parts = set().union(*units().values())
-    found = sorted(name for name in parts if not LEFT_OUT.fullmatch(name))
+    found = sorted(name for name in parts if is_judged(name))
     known = {f"simd_{isa}.h" for isa in ISAS} | {"simd_plain.h"}
     return [f for f in found if not Path(f).name.startswith("simd_") or Path(f).name in known]
 
@@ -175,63 +170,66 @@ def link(objects: dict[str, Path], to: Path, flags: list[str]) -> None:
           "-o", str(to)])  # fmt: skip
 
 
+def _sources() -> list[Path]:
+    return [*sorted(CSRC.rglob("*.[ch]")), ROOT / "tests" / "c" / "replay.c"]
+
+
+@cache
 def build() -> None:
-    """Objects of the sources as they are."""
-    paths = [*sorted(CSRC.rglob("*.[ch]")), ROOT / "tests" / "c" / "replay.c"]
-    if _is_current("objects", paths):
-        return
-    shutil.rmtree(BASE, ignore_errors=True)
+    """Objects of the sources as they are. What an interrupted run has made is not made again."""
+    _empty_unless_made_of(BASE, _sources())
     for unit in units():
-        done = compile_unit(ROOT, unit, BASE / f"{unit}.o", ["-O1"])
-        if done.returncode:
-            sys.exit(done.stdout)
-    flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
-    must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
-    emit = (
-        "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
-        f"ffi.emit_c_code({str(BASE / 'module.c')!r})"
-    )
-    must([sys.executable, "-c", emit], cwd=ROOT)
-    include = sysconfig.get_paths()["include"]
-    must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
-          "-o", str(BASE / "module.o")])  # fmt: skip
-    _set_current("objects", paths)
+        made, to = BASE / f"{unit}.o", BASE / "unfinished.o"
+        if not made.exists():
+            done = compile_unit(ROOT, unit, to, ["-O1"])
+            if done.returncode:
+                sys.exit(done.stdout)
+            made.parent.mkdir(parents=True, exist_ok=True)
+            to.rename(made)
+    if not (BASE / "replay").exists():
+        flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
+        must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
+        emit = (
+            "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
+            f"ffi.emit_c_code({str(BASE / 'module.c')!r})"
+        )
+        must([sys.executable, "-c", emit], cwd=ROOT)
+        include = sysconfig.get_paths()["include"]
+        must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
+              "-o", str(BASE / "module.o")])  # fmt: skip
+        link({}, BASE / "replay", ["-O1"])
 
 
-def prepare() -> None:
-    """These objects, and the recordings."""
+@cache
+def prepare() -> dict[str, float]:
+    """These objects, and the recordings; returns the time limits of the recordings."""
     build()
-    paths = [*sorted(CSRC.rglob("*.[ch]")), *sorted((ROOT / "tests").glob("*.py"))]
-    paths += [*sorted((ROOT / "tests" / "api").glob("*.py")), ROOT / "tests" / "c" / "replay.c"]
-    if _is_current("recordings", paths):
-        return
-    link({}, BASE / "replay", ["-O1"])
+    tests = [*sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "tests/api").glob("*.py"))]
+    _empty_unless_made_of(BUILD / "calls", [*_sources(), *tests])
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    for code in RECORDERS.values():
-        must([sys.executable, "-c", code], cwd=ROOT, env=environment)
-    _set_current("recordings", paths)
+    for name, code in RECORDERS.items():
+        if not (BUILD / "calls" / name).exists():
+            must([sys.executable, "-c", code], cwd=ROOT, env=environment)
+            (BUILD / name).rename(BUILD / "calls" / name)
+    return _time_limits()
 
 
-def _hash(paths: list[Path]) -> str:
-    return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
-
-
-def _is_current(what: str, paths: list[Path]) -> bool:
-    stamp = BUILD / f"{what}.sha256"
-    return stamp.exists() and stamp.read_text() == _hash(paths)
-
-
-def _set_current(what: str, paths: list[Path]) -> None:
-    (BUILD / f"{what}.sha256").write_text(_hash(paths))
+def _empty_unless_made_of(folder: Path, paths: list[Path]) -> None:
+    now = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    stamp = folder / "stamp"
+    if not stamp.exists() or stamp.read_text() != now:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stamp.write_text(now)
 
 
 def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: float):
-    with open(BUILD / recording, "rb") as file:
+    with open(BUILD / "calls" / recording, "rb") as file:
         command = [str(program), "-x", *(["-c", str(cache_size)] if cache_size else []), isa]
         return run(command, stdin=file, timeout=timeout)
 
 
-def time_limits() -> dict[str, float]:
+def _time_limits() -> dict[str, float]:
     """Seconds for each recording: five times as long as without a mutant."""
     limits = {}
     for name in RECORDERS:
@@ -249,15 +247,13 @@ def time_limits() -> dict[str, float]:
 class Copy:
     """A copy of the tree that holds one mutant at a time."""
 
-    def __init__(self, limits: dict[str, float]):
+    def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="mutants"))
-        self.limits = limits
         for folder in ("csrc", "pyce", "tests", "docs", "bench", "examples"):
-            ignore = shutil.ignore_patterns("*.so", "__pycache__", "*.o")
+            ignore = shutil.ignore_patterns("__pycache__", "*.o")
             shutil.copytree(ROOT / folder, self.home / folder, ignore=ignore)
         for file in ("pyproject.toml", "setup.py", "Makefile", *ROOT.glob("*.md")):
             shutil.copy(ROOT / file, self.home)
-        link({}, self.module, ["-O1"])
 
     @property
     def module(self) -> Path:
@@ -290,33 +286,36 @@ class Copy:
         return made
 
     def _judge(self, mutant: Mutant, thoroughly: bool) -> str:
-        isa = judged_in(mutant.file)[1]
+        units, isa = judged_in(mutant.file)
         program = self.home / "replay"
-        if not thoroughly:
-            objects = self._compiled(mutant, ["-O0"])
-            if objects is None:
-                return "does not compile"
+        limits = prepare()
+        tests, by_calls = rule_of_c(mutant.file)
+        objects = self._compiled(mutant, ["-O1"])
+        if objects is None:
+            return "does not compile"
+        if all(objects[unit].read_bytes() == (BASE / f"{unit}.o").read_bytes() for unit in units):
+            return SAME
+        if by_calls:
             link(objects, program, [])
-            killed = replay(program, "few", 0, isa, self.limits["few"]).returncode
-            return "killed by calls of few" if killed else "to be seen"
-        objects = self._compiled(mutant, ["-O1"]) or {}
-        link(objects, program, [])
-        for recording, cache_size in RECORDINGS:
-            if replay(program, recording, cache_size, isa, self.limits[recording]).returncode:
-                return f"killed by calls of {recording}"
-        if isa == PORTABLE:
-            link(self._compiled(mutant, SANITIZED) or {}, program, SANITIZED)
-            for recording in ("layouts", "few"):
-                limit = 10 * self.limits[recording]
-                if replay(program, recording, 0, isa, limit).returncode:
-                    return "killed by the sanitizers"
-        link(self._compiled(mutant, ["-O1"]) or {}, self.module, [])
-        others = " and ".join(f"not {other}" for other in ISAS if other != isa)
+            for recording, cache_size in RECORDINGS if thoroughly else [("few", 0)]:
+                if replay(program, recording, cache_size, isa, limits[recording]).returncode:
+                    return f"killed by calls of {recording}"
+            if not thoroughly:
+                return "to be seen"
+            if isa == PORTABLE:
+                link(self._compiled(mutant, SANITIZED) or {}, program, SANITIZED)
+                for recording in ("layouts", "few"):
+                    limit = 10 * limits[recording]
+                    if replay(program, recording, 0, isa, limit).returncode:
+                        return "killed by the sanitizers"
+                objects = self._compiled(mutant, ["-O1"]) or {}
+        link(objects, self.module, [])
+        of_kernels = mutant.file.startswith("csrc/kernels/")
+        others = [f"not {other}" for other in ISAS if other != isa and of_kernels]
         try:
-            kernel = mutant.file.startswith("csrc/kernels/")
-            return self._tests(KERNEL_TESTS if kernel else OTHER_TESTS, others)
+            return self._tests(tests, " and ".join(["not numba", *others]))
         finally:
-            link({}, self.module, [])
+            shutil.copy(ROOT / "pyce" / "_pyce.abi3.so", self.module)
 
     def _tests(self, paths: tuple[str, ...], which: str) -> str:
         """Without Numba, whose import takes seconds."""
@@ -325,7 +324,7 @@ class Copy:
             done = run(
                 [sys.executable, "-B", "-c", code, path, "-xq", "-p", "no:cacheprovider",
                  *(["-k", which] if which else [])],
-                cwd=self.home, timeout=20 * self.limits["semantics"], env=self.environment,
+                cwd=self.home, timeout=1200, env=self.environment,
             )  # fmt: skip
             if done.returncode not in (0, 5):  # 5: none of its tests is of this instruction set
                 return f"killed by {path}"

@@ -47,6 +47,12 @@ def mutants_of_python(file: str) -> list[Mutant]:
                     hidden.update(ast.walk(part.annotation))
                 elif part is node.returns:
                     hidden.update(ast.walk(part))
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            hidden.add(node.value)  # of zip, which no call with sequences of other lengths reaches
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape":
+            # Any negative number stands for the remaining size.
+            signs = [a for a in node.args if isinstance(a, ast.UnaryOp)]
+            hidden.update(part for sign in signs for part in ast.walk(sign))
     for node in ast.walk(tree):
         if node in hidden:
             continue
