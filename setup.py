@@ -29,7 +29,7 @@ from setuptools.errors import CompileError
 WARNING = """
 *****************************************************************************
 * pyce is being installed WITHOUT its C kernels: they could not be built.
-* It works, on Numba or NumPy, but many times slower than it could.
+* It works on Numba (slower) or NumPy (many times slower).
 * Install a C compiler (for example the package gcc or build-essential; on
 * Windows, LLVM and the Visual Studio Build Tools) and repeat the installation:
 *   pip install --force-reinstall --no-deps --no-cache-dir pyce-kernels

@@ -16,11 +16,13 @@ import argparse
 import json
 import platform
 import re
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -350,6 +352,14 @@ def measure(settings: Settings, ours: Sequence[str] = OURS, model: Path | None =
 
 
 def machine() -> str:
+    """When, at which commit and on what is measured."""
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "rev-parse", "--short=9", "HEAD"]
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        commit = f" at commit {found.stdout.strip()}"
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        commit = ""
     cpuinfo = Path("/proc/cpuinfo")
     name = (
         re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8"))
@@ -357,7 +367,8 @@ def machine() -> str:
         else None
     )
     return (
-        f"{name[1] if name else platform.machine()} with {torch.get_num_threads()} threads; "
+        f"{date.today()}{commit} on {name[1] if name else platform.machine()} "
+        f"with {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"pyce {pyce.__version__} ({pyce.info()['isa'] or pyce.info()['backend']})"
     )

@@ -86,9 +86,10 @@ def describe() -> str:
     lines.append(f"  threads        {report['threads']}")
     missing = report["backends"]["c"]
     if missing:
+        much = "many times slower" if report["backend"] == "numpy" else "slower"
         lines += [
             "",
-            "WARNING: pyce runs WITHOUT its C kernels, many times slower than it could.",
+            f"WARNING: pyce runs WITHOUT its C kernels, {much} than it could.",
             f"WARNING: {missing}",
         ]
     if _other_distribution():

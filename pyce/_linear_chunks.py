@@ -156,7 +156,7 @@ def narrowed(wide: Array, out: Array) -> Array:
     if out.dtype != np.float16:
         out[...] = wide
         return out
-    # NumPy's conversion takes 50 times as long for numbers that are subnormal in float16, as most
+    # NumPy's conversion takes many times as long for numbers that are subnormal in float16, as most
     # elements of a gradient are. Below 2⁻¹⁴ the sum with 0.5 has the rounded number in its last
     # places; above, half a unit is added before the last 13 bits are cut off, and less for an even
     # number.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,12 +22,14 @@ import numpy as np
 import pyce
 import torch
 from language_model import load, machine, split
+from matplotlib.ticker import NullLocator
 from perplexity import hidden_states
 from pyce._bench.report.picture import standalone, themed
 from pyce._bench.report.style import THEME, drawing, figure
 
 TOLERANCES = [2.0**power for power in range(-16, 0, 2)]
 NAME = "filter-tolerance"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def states(path: Path, count: int) -> tuple[np.ndarray, ...]:
@@ -83,8 +86,16 @@ def measure(
     return found
 
 
+def power_of_two(value: float, _: int | None = None) -> str:
+    """A label of an axis; the style of the pictures parses no formulas."""
+    return "2" + f"{math.log2(value):.0f}".translate(SUPERSCRIPTS)
+
+
 def draw(found: dict) -> str:
-    """The picture as SVG that follows the light or dark theme of the page."""
+    """The picture as SVG that follows the light or dark theme of the page.
+
+    An error of 0 has no place on a logarithmic axis and is left out.
+    """
     colors = {name: light for name, (light, _) in THEME.items()}
     tolerances = found["tolerances"][1:]
     with drawing():
@@ -112,18 +123,23 @@ def draw(found: dict) -> str:
         ):
             errors.plot(
                 tolerances,
-                found[name][1:],
+                [error or math.nan for error in found[name][1:]],
                 marker + "-",
                 color=colors[color],
                 label=f"gradient of {name}",
             )
         errors.set_xscale("log", base=2)
         errors.set_yscale("log", base=2)
+        errors.set_xticks(tolerances)
+        for axis in (errors.xaxis, errors.yaxis):
+            axis.set_major_formatter(power_of_two)
+            axis.set_minor_locator(NullLocator())
         errors.set(xlabel="filter_tolerance", ylabel="relative error")
         errors.set_title("Error of the gradients, ‖G̃ − G‖/‖G‖", loc="left")
         for panel in (times, errors):
             panel.grid(True)
             panel.legend(loc="best")
+        picture.supxlabel(found["machine"], color=colors["muted"], size=8)
         stream = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         picture.savefig(
@@ -148,8 +164,8 @@ def main() -> None:
     options = parser.parse_args()
     arrays = states(options.model, options.rows)
     found = measure(*arrays, TOLERANCES, options.rounds)
+    found["machine"] = f"measured on {machine().partition(';')[0]}"
     options.picture.write_text(draw(found), encoding="utf-8")
-    print(f"Measured on {machine()}.")
     print(json.dumps(found, indent=1))
 
 

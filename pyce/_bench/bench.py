@@ -1,8 +1,8 @@
 """Measure the backends on the tracked workloads, and the floor: the time of a copy of the logits.
 
-Without options, measures the quick workloads, in a few minutes. Prints a table and writes a file
-for `python -m pyce report`, `python -m pyce compare` and pytest-benchmark's own tools. Ctrl-C ends
-the session early and keeps what has been measured.
+Without options, measures the quick workloads, in about ten minutes on two processors. Prints a
+table and writes a file for `python -m pyce report`, `python -m pyce compare` and
+pytest-benchmark's own tools. Ctrl-C ends the session early and keeps what has been measured.
 """
 
 from __future__ import annotations

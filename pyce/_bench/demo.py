@@ -255,6 +255,10 @@ def find_rate(model: LinearClassifier | HiddenLayerClassifier, data: Data, seed:
 # Pictures
 
 
+# In inches: two panels, one above the other, which stay legible on a narrow page.
+_SIZE = 7, 7.6
+
+
 def _draw(trained: list[Trained], folder: Path) -> list[Path]:
     import matplotlib
     from cycler import cycler
@@ -273,8 +277,8 @@ def _colors() -> list[str]:
 
 
 def _rates(trained: list[Trained]) -> Picture:
-    made = style.figure(10, 4.2)
-    panels = made.subplots(1, len(trained))
+    made = style.figure(*_SIZE)
+    panels = made.subplots(len(trained), 1)
     for panel, one in zip(panels, trained, strict=True):
         one.curve.plot(panel)
         style.logarithmic(panel.xaxis, one.curve.rates[0] / 1.3, one.curve.rates[-1] * 1.3)
@@ -284,8 +288,8 @@ def _rates(trained: list[Trained]) -> Picture:
 
 
 def _curves(trained: list[Trained]) -> Picture:
-    made = style.figure(10, 4.2)
-    loss, accuracy = made.subplots(1, 2)
+    made = style.figure(*_SIZE)
+    loss, accuracy = made.subplots(2, 1)
     for color, one in zip(_colors(), trained, strict=False):
         epochs = range(1, len(one.history.loss) + 1)
         for panel, trains, held_out in (
@@ -305,5 +309,5 @@ def _curves(trained: list[Trained]) -> Picture:
         panel.set_ylabel(what)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(axis="y")
-    style.legend(made, (accuracy,))
+    style.legend(made, (accuracy,), columns=2)
     return Picture(PICTURES[1], "", "", "", made)

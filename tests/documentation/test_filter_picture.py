@@ -1,6 +1,7 @@
 """The drawing of time and error against the tolerance of the filter."""
 
 import importlib.util
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -44,11 +45,28 @@ def test_times_and_errors_of_each_tolerance(script):
         assert exact == 0 and small <= large
         assert 0 < large < 0.5, name
 
-    svg = script.draw(found)
+    svg = script.draw(found | {"machine": "some machine"})
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in svg and "var(--blue)" in svg
     assert "http://www.w3.org/1999/xlink" not in svg.replace(' xmlns:xlink="', "")
+
+
+def test_labels_are_powers_of_two(script):
+    assert [script.power_of_two(x) for x in (2.0**-16, 0.25, 1.0, 1024.0)] == [
+        "2⁻¹⁶",
+        "2⁻²",
+        "2⁰",
+        "2¹⁰",
+    ]
+    errors = [0.0, 0.0, 2.0**-20, 2.0**-9]
+    found = {"tolerances": [0.0, 2.0**-12, 2.0**-10, 2.0**-8], "times": [3.1, 3.1, 3.0, 2.0]}
+    svg = script.draw(found | {"input": errors, "linear_weight": errors, "machine": ""})
+    # Nothing is drawn far outside of the picture, as an error of 0 would be.
+    drawn = re.findall(r'<path d="([^"]*)"[^>]*fill: none', svg)
+    places = [y for path in drawn for y in re.findall(r"[ML] -?[\d.]+ (-?[\d.]+)", path)]
+    places += re.findall(r'<use [^>]*y="(-?[\d.]+)"', svg)
+    assert len(places) > 50 and max(abs(float(y)) for y in places) < 500
 
 
 def test_the_states_of_a_trained_model(script, tmp_path):

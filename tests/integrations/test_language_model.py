@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import sysconfig
 import time
@@ -63,7 +64,8 @@ def test_a_small_run(run_python, tmp_path):
     figures = json.loads(extra.read_text())
     settings = figures["settings"]
     assert (settings["steps"], settings["seed"], settings["vocabulary"]) == (12, 3, 512)
-    assert "with 1 threads" in figures["machine"]
+    when = r"20\d\d-\d\d-\d\d( at commit [0-9a-f]{9})?"
+    assert re.match(rf"{when} on .* with 1 threads", figures["machine"])
 
     names = ("PyTorch", "pyce", "pyce-linear", language_model.NUDGED)
     theirs, ours, fused, nudged = (figures["trainings"][name] for name in names)

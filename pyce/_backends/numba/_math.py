@@ -149,7 +149,7 @@ def _exp_float32(x: Any, shift: Any, magic: Any, least: Any) -> Any:
 def exp_float64(x: Any, shift: Any, magic: Any, least: Any) -> Any:
     """exp(x − shift) times the power of two in `magic`, or 0; of numbers or of vectors.
 
-    The difference need not be exact: its rounding error is corrected. Error ≤ 0.54 ULP.
+    The difference need not be exact: its rounding error is corrected. Error ≤ 0.65 ULP.
     """
     z, error = two_sum(x, -shift)
     t = fma(z, LOG2E_64, magic)
