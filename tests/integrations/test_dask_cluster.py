@@ -43,6 +43,16 @@ def spread(client):
     return da.from_array(X, chunks=(15, -1)), da.from_array(y, chunks=15), theirs
 
 
+def wait_for_both(client):
+    """Until both workers run and their nannies know it, so that they restart them again."""
+    client.wait_for_workers(2, timeout=300)
+    deadline = time.monotonic() + 200
+    for nanny in client.cluster.workers.values():
+        while nanny.process is None or nanny.process.status.name != "running":
+            assert time.monotonic() < deadline, nanny
+            time.sleep(0.05)
+
+
 def counting(path, limit=None):
     """A function that appends to a file when a block is computed, and once ends its process."""
     ended = path.with_suffix(".ended")
@@ -108,7 +118,7 @@ def test_a_worker_that_is_lost(client, spread, monkeypatch):
     model = SoftmaxRegression(tol=1e-6, persist=True).fit(X, y)
     assert len(seen) == theirs.n_iter_ == model.n_iter_
     np.testing.assert_allclose(model.coef_, theirs.coef_, atol=1e-9)
-    client.wait_for_workers(2, timeout=300)
+    wait_for_both(client)
     assert client.run(os.getpid) != pids
 
 
@@ -119,7 +129,7 @@ def test_a_worker_that_is_lost_in_the_middle_of_an_evaluation(client, spread, tm
     model = SoftmaxRegression(tol=1e-6, persist=False).fit(X, y)
     assert path.with_suffix(".ended").exists()
     np.testing.assert_allclose(model.coef_, theirs.coef_, atol=1e-9)
-    client.wait_for_workers(2, timeout=300)
+    wait_for_both(client)
 
 
 def test_errors_name_the_partition(client, spread):
