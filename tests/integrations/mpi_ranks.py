@@ -124,6 +124,16 @@ def any_shards_keep_the_accuracy():
                 check_array(grad, shard(exact.grad, bounds), terms)
 
 
+class Wrapped:
+    """An object that is converted to an array without a copy."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, *_, **__):
+        return self.array
+
+
 def shapes_and_layouts():
     bounds = SMALL[RANKS]
     rng = np.random.default_rng(2)
@@ -247,6 +257,7 @@ def errors_are_raised_on_all_ranks():
     probs, weights = np.full(x.shape, 0.1, np.float32), np.ones(max(4, x.size), np.float32)
     for target, options, out in (
         (probs, {}, probs),
+        (Wrapped(probs), {}, probs),
         (y, {"sample_weight": weights[:4]}, weights[: x.size].reshape(x.shape)),
     ):
         given = out if RANK == 0 else np.full(x.shape, 7, np.float32)
