@@ -104,7 +104,7 @@ cross: .venv/.cross ## compile and link the C programs for macOS on x86-64 and A
 valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, with AVX2 and plain C
 	$(call need,valgrind,valgrind)
 	$(C_TESTS) replay
-	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full build/c/replay
+	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite build/c/replay
 
 # In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce. With the
 # preloaded sanitizer a symbolizer would hang, so that an error has addresses in the extension:

@@ -102,14 +102,14 @@ SEMANTICS = (
     Break(
         "`linear_selective_log_softmax` returns the same",
         _CHUNKS,
-        "scales = head.logit_scale / (head.softcap or head.temperature)",
-        "scales = head.logit_scale / (head.softcap or 1.0)",
+        "factor = head.logit_scale / (head.softcap or head.temperature)",
+        "factor = head.logit_scale / (head.softcap or 1.0)",
     ),
     Break(
         "`pyce.torch.linear_cross_entropy` has the arguments",
         "pyce/torch/_linear_compute.py",
-        "as_array(grad_loss.double().reshape(-1)) * options.logit_scale",
-        "as_array(grad_loss.double().reshape(-1))",
+        "factors = factors * options.logit_scale",
+        "factors = factors * 1.0",
         ("test_loss_and_gradients",),
     ),
     Break(

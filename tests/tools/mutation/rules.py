@@ -121,7 +121,7 @@ RULES = (
     Rule(r"_bench/suite/\w+", _folder("tools", "bench")),
     Rule(
         r"_bench/\w+",
-        _folder("tools", "workloads", "measure", "bench", "others", "report", "head")
+        _folder("tools", "workloads", "measure", "bench", "disturbance", "report", "head")
         + _folder("process", "machine"),
     ),
 )  # fmt: skip
