@@ -152,11 +152,12 @@ def get_num_threads() -> int:
     -------
     int
         The least of the number set by `set_num_threads` or the environment variables
-        PYCE_NUM_THREADS and OMP_NUM_THREADS, the CPU affinity, the control group's quota and the
-        limit set by threadpoolctl; at least 1. If none of the first three is set, the processes
-        that torchrun or mpiexec started on this machine divide its processors and the quota. In a
-        worker process of PyTorch's DataLoader it is 1, as the number of PyTorch's own threads,
-        unless `set_num_threads` or PYCE_NUM_THREADS says otherwise.
+        PYCE_NUM_THREADS and OMP_NUM_THREADS (as it was when pyce was imported), the CPU affinity,
+        the control group's quota and the limit set by threadpoolctl; at least 1. If none of the
+        first three is set, the processes that torchrun or mpiexec started on this machine divide
+        its processors and the quota. In a worker process of PyTorch's DataLoader it is 1, as the
+        number of PyTorch's own threads, unless `set_num_threads` or PYCE_NUM_THREADS says
+        otherwise.
 
     Raises
     ------

@@ -120,11 +120,8 @@ def _wanted(most: float) -> float:
         return _positive(text)
     if _is_data_loader_worker():
         return 1
-    if most == math.inf:
-        # It may be a list, one number per nesting level. OpenMP reports its errors.
-        text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        if text.isdigit():
-            return max(1, int(text))
+    if most == math.inf and _of_openmp is not None:
+        return _of_openmp
     if _ranks == 1:
         return math.inf
     return min(os.cpu_count() or 1, _quota_now()) // _ranks
@@ -139,8 +136,16 @@ def _ranks_here() -> int:
     return 1
 
 
-# Read once, since it does not change, and a lookup takes a microsecond.
+def _threads_of_openmp() -> int | None:
+    """OMP_NUM_THREADS, or the first number of a list; OpenMP reports errors in it."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, int(text)) if text.isdigit() else None
+
+
+# Read once, as OpenMP does: a program may set OMP_NUM_THREADS for the processes that it starts, as
+# Dask's cluster does.
 _ranks = _ranks_here()
+_of_openmp = _threads_of_openmp()
 
 
 def _is_data_loader_worker() -> bool:

@@ -21,11 +21,13 @@ import pytest
 from leftovers import _unchanged_by_a_file, _unchanged_by_a_test  # noqa: F401
 
 import pyce
+from pyce import _threads
 from pyce._selection import Selection, selections
 
 # Tests that need them set them: another number of threads is not what the others expect.
 for name in ("OMP_NUM_THREADS", "PYCE_NUM_THREADS"):
     os.environ.pop(name, None)
+_threads._of_openmp = None
 
 IN_CI = bool(os.environ.get("CI"))
 WITHOUT_C = os.environ.get("PYCE_TEST_WITHOUT_C") == "1"
@@ -131,7 +133,7 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def _unchanged_settings():
     """No test leaves another thread count or default backend behind."""
-    from pyce import _backends, _threads
+    from pyce import _backends
 
     asked, limit, default = _threads._asked, _threads._limit, _backends._default
     yield
@@ -156,8 +158,6 @@ def c_backends():
 @pytest.fixture
 def many_processors(monkeypatch):
     """Threads as asked for, also on machines of few processors."""
-    from pyce import _threads
-
     monkeypatch.setattr(_threads, "_affinity", lambda: 64)
     monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
 

@@ -400,7 +400,7 @@ def test_the_module_is_pytorchs():
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32], ids=["fast", "general"])
 def test_as_many_threads_as_pytorch_is_allowed(kind, monkeypatch, many_processors):
     """Whatever OMP_NUM_THREADS says, which torchrun sets to 1: PyTorch has read it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(_threads, "_of_openmp", 1)
     monkeypatch.delenv("PYCE_NUM_THREADS", raising=False)
     monkeypatch.setattr(_threads, "_asked", None)
     seen = []

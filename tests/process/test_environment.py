@@ -54,6 +54,10 @@ def test_number_of_threads_from_the_environment(run_python):
     assert run_python("-c", code, PYCE_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1").stdout.split() == ["1"]
     assert run_python("-c", code, OMP_NUM_THREADS="1,4").stdout.split() == ["1"]
+    # Set later, for processes that the program starts, as by Dask.
+    later = 'import os; os.environ["OMP_NUM_THREADS"] = "1"; print(pyce.get_num_threads())'
+    without = run_python("-c", code, OMP_NUM_THREADS="").stdout
+    assert run_python("-c", f"{code}; {later}", OMP_NUM_THREADS="").stdout == 2 * without
     # A setting of the program takes precedence over the environment.
     asked = "import pyce; pyce.set_num_threads(1); print(pyce.get_num_threads())"
     assert run_python("-c", asked, PYCE_NUM_THREADS="1000").stdout.split() == ["1"]

@@ -43,8 +43,8 @@ def test_threads_are_limited_by_the_process(monkeypatch):
 def test_ranks_of_a_launcher_divide_the_processors(monkeypatch):
     """And the quota, but not an affinity, which they have from the launcher, nor what is asked."""
     monkeypatch.setattr(_threads, "_asked", None)
-    for name in ("PYCE_NUM_THREADS", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("PYCE_NUM_THREADS", raising=False)
+    monkeypatch.setattr(_threads, "_of_openmp", None)
     monkeypatch.setattr(_threads.os, "cpu_count", lambda: 64)
     for ranks, processors, quota, expected in (
         *((1, 64, math.inf, 64), (4, 64, math.inf, 16), (4, 8, math.inf, 8)),
@@ -56,7 +56,7 @@ def test_ranks_of_a_launcher_divide_the_processors(monkeypatch):
         assert pyce.get_num_threads() == expected, (ranks, processors, quota)
         with _threads.at_most(5):
             assert pyce.get_num_threads() == min(5, expected)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(_threads, "_of_openmp", 7)
     assert pyce.get_num_threads() == 7
     with _threads.at_most(5):
         assert pyce.get_num_threads() == 2  # the variable is the caller's
