@@ -53,9 +53,7 @@ INLINE void load_labels(const pyce_problem *p, lane_rows *rows, row_state *s) {
     s->n = rows->n;
     /* Lanes without a row are not finalized, but their factors are looked at. */
     for (int i = 8; i < LANES; i += 8) {
-        if (rows->n > i) continue;
-        vd_store(s->factor + i, vd_set1(1.0));
-        vd_store(s->soft_factor + i, vd_set1(1.0));
+        if (rows->n <= i) vd_store(s->factor + i, vd_set1(1.0));
     }
     if (!p->labels) {
         for (int i = 0; i < LANES; i += 8) vd_store(s->label + i, vd_set1(-1.0));

@@ -304,6 +304,11 @@ static void finalize_rows(const pyce_job *job, row_state *states, int count) {
     }
     for (row_state *s = states; s < states + count; s++) {
         for (int i = 0; i < s->n; i += 8) finalize_loss(job, i, s);
+        if (!job->soft) continue;
+        /* Lanes without a row: the factor is looked at, but not used. */
+        for (int i = 8; i < LANES; i += 8) {
+            if (i >= s->n) vd_store(s->soft_factor + i, vd_set1(1.0));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba")
-pytest.importorskip("mpmath")
+mpmath = pytest.importorskip("mpmath")
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 
@@ -15,9 +15,10 @@ KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 def derived(monkeypatch):
     """The module coefficients.py, which also reads the constants of the headers."""
     monkeypatch.syspath_prepend(str(KERNELS))
-    import coefficients
+    with mpmath.workprec(mpmath.mp.prec):  # the module sets another precision
+        import coefficients
 
-    yield coefficients
+        yield coefficients
     del sys.modules["coefficients"]
 
 

@@ -467,8 +467,8 @@ SEMANTICS = (
     Break(
         "If no number of threads is set, the processes",
         "pyce/_threads.py",
-        "    if most == math.inf:\n",
-        "    if True:\n",
+        "    if most == math.inf and _of_openmp is not None:\n",
+        "    if _of_openmp is not None:\n",
         ("test_as_many_threads_as_pytorch_is_allowed",),
     ),
     Break(
