@@ -26,7 +26,7 @@
  */
 
 /* Errors in units in the last place (ULP) or relative to the result. */
-#define VF_EXP_ULP 0.89        /* exps of floats */
+#define VF_EXP_ULP 0.9         /* exps of floats */
 #define VF_EXP_MAX 0x1p-27     /* exp_max */
 #define VD_EXP_ULP 0.75        /* exps of doubles */
 #define VD_EXP_REDUCED 0x1p-55 /* vd_reduce and vd_exp_reduced */

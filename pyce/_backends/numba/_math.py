@@ -132,7 +132,7 @@ _SHIFT_LIMIT, _RANGE_32, _RANGE_64 = np.float32(256.0), np.float32(126.0), 748.0
 def _exp_float32(x: Any, shift: Any, magic: Any, least: Any) -> Any:
     """exp(x − shift) times the power of two in `magic`, or 0; of numbers or of vectors.
 
-    The arguments but x are those of `_normaliser_float32`. x − shift must be exact. Error ≤ 0.89
+    The arguments but x are those of `_normaliser_float32`. x − shift must be exact. Error ≤ 0.9
     ULP.
     """
     z = x - shift
