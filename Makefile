@@ -144,7 +144,7 @@ mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours
 	PYTHONPATH=. $(BIN)/python tests/tools/mutation --all --jobs 2 --resume
 
 # ONLY=… selects lines by their beginnings, or source files.
-broken-promises: .venv/.test $(EXTENSION) ## break each line of docs/semantics.md in a copy, and see its tests fail: half an hour
+broken-promises: .venv/.test $(EXTENSION) ## break each line of docs/semantics.md in a copy, and see its tests fail: long
 	PYTHONPATH=. $(BIN)/python tests/tools/broken_promises --only "$(ONLY)"
 
 test-peers: .venv/.test-peers $(EXTENSION) ## run the tests that compare with other libraries

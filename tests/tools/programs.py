@@ -1,6 +1,7 @@
-"""Programs that tests run and interrupt: each has a time limit, and Ctrl-C always reaches it."""
+"""Programs that tests run, each with a time limit; Ctrl-C always reaches `python -m pyce`."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -39,3 +40,18 @@ def running(*arguments, seconds=600, **options):
             timer.cancel()
             if late.is_set():
                 pytest.fail(f"python -m pyce {' '.join(arguments)} took more than {seconds} s")
+
+
+def listed(name):
+    """The list that the tool in tests/tools/NAME prints; fails with its message if it is wrong."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "tools" / name), "--list"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
