@@ -1,23 +1,44 @@
-/* Rows with an infinite factor: see infinite.c. */
+/* Rows with an extreme factor: see infinite.c. */
 #ifndef PYCE_INFINITE_H
 #define PYCE_INFINITE_H
 
 #include "pyce.h"
 
-/* A problem without infinite factors. */
+/* (value + error)·2^exponent. value is 0, not finite, or between 1/2 and 1. */
 typedef struct {
-    pyce_problem problem; /* the losses of its rows are requested if it has a loss */
-    double *memory;       /* of its arrays, for the caller to free */
-} pyce_finite;
+    double value, error;
+    int64_t exponent;
+} pyce_number;
 
-/* Whether a row may have one. `weights` is the sum of all coefficients that the denominator adds
-   up, and `grad_scale` is grad_loss/denominator. */
-int pyce_has_infinite_factor(const pyce_problem *p, double weights, double grad_scale);
-/* Finds the problem without them, and changes *grad_scale if it is infinite. Returns a status. */
-int pyce_make_finite(const pyce_problem *p, double *grad_scale, pyce_finite *f);
-/* Gives the rows of `p` their results from those of the finite problem, gradients of so many classes;
-   `grad_scale` is the one before. Returns what must be added to the sum of the losses. */
-double pyce_make_infinite(const pyce_problem *p, int64_t classes, double grad_scale,
-                          const pyce_finite *f);
+/* A problem and what its extreme factors are replaced by. */
+typedef struct {
+    const pyce_problem *given;
+    pyce_problem problem; /* without extreme factors: of the loss, then of the gradient */
+    int takes_scale; /* whether they contain grad_loss/denominator, and kernels get 1 instead */
+    /* The rest belongs to infinite.c. */
+    pyce_number denominator, scale; /* scale: grad_loss/denominator */
+    int64_t loss_exponent;          /* of the largest factor of a loss, if losses are reduced */
+    int64_t soft_exponent;          /* class weights of soft targets are divided by this power */
+    pyce_number soft_factor;        /* this power */
+    double *sample_weight, *grad_losses;
+    void *losses;
+    double *memory; /* of the arrays, for the caller to free */
+} pyce_factors;
+
+/* Whether a row may have one. `grad_scale` is grad_loss/denominator, and `extreme_weights` tells
+   whether a sample weight or, with labels, the class weight of a label is extreme. */
+int pyce_has_extreme_factor(const pyce_problem *p, double denominator, double grad_scale,
+                            int extreme_weights);
+/* Prepares the rest, before which only `given` is set; `weights` is the denominator of the mean. Returns
+   a status. */
+int pyce_find_factors(pyce_factors *f, double weights);
+/* Make `problem` that of the loss, a PYCE_FORWARD whose losses of rows are requested, and that of the
+   gradient. */
+void pyce_prepare_loss(pyce_factors *f);
+void pyce_prepare_gradient(pyce_factors *f);
+/* The results of the rows of `given` from those of the two problems; of the gradient, of so many classes.
+   The first one returns the reduced loss; `total` is the sum of the losses of the problem. */
+double pyce_finish_loss(const pyce_factors *f, double total);
+void pyce_finish_gradient(const pyce_factors *f, int64_t classes);
 
 #endif

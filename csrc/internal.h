@@ -32,6 +32,16 @@ static inline double pyce_number_at(const void *data, int dtype, int64_t i) {
     }
 }
 
+/* Makes x, rounded first to float for half types, element i. */
+static inline void pyce_set_number(void *data, int dtype, int64_t i, double x) {
+    switch (dtype) {
+    case PYCE_FLOAT32: ((float *)data)[i] = (float)x; return;
+    case PYCE_FLOAT64: ((double *)data)[i] = x; return;
+    case PYCE_FLOAT16: ((uint16_t *)data)[i] = to_f16((float)x); return;
+    default: ((uint16_t *)data)[i] = to_bf16((float)x);
+    }
+}
+
 /* Bytes of an element of a saved gradient (kernels/scale.inc.h). */
 static inline size_t pyce_saved_size(int dtype) {
     return dtype == PYCE_FLOAT16 ? sizeof(float) : pyce_item_size(dtype);
@@ -70,9 +80,10 @@ int pyce_scaling_is_valid(const pyce_scaling *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
 
 /* validate.c: check every label, count the rows that are not ignored and sum their weights, the
-   denominator of the mean. Returns a status; for PYCE_BAD_LABEL, the label is in `p`. */
+   denominator of the mean; *extreme tells whether a weight is. Returns a status; for PYCE_BAD_LABEL,
+   the label is in `p`. */
 int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *valid_rows,
-                     double *weight);
+                     double *weight, int *extreme);
 
 /* The smallest number of rows whose losses are summed as one leaf of the reduction tree. */
 enum { PYCE_LEAST_TILE = 16 };

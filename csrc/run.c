@@ -108,21 +108,33 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
 /* -- sums ------------------------------------------------------------------------------------------ */
 
 /* Eight sums and their errors in turn, so that additions need not wait for each other. */
-static double sum_of_weights(const double *values, int64_t n) {
+static double sum_of_weights(const double *values, int64_t n, int dtype, int *extreme) {
     double sum[8] = {0}, error[8] = {0};
-    for (int64_t i = 0; i < n; i++) compensated_add(sum + (i & 7), values[i], error + (i & 7));
+    for (int64_t i = 0; i < n; i++) {
+        *extreme |= pyce_is_extreme(values[i], dtype);
+        compensated_add(sum + (i & 7), values[i], error + (i & 7));
+    }
     return sum_by_halves(sum, 8) + sum_by_halves(error, 8);
 }
 
-/* The number of rows that are not ignored, and the sum of their weights: the denominator of the
-   mean. */
-static int find_weights(const pyce_kernels *kernels, pyce_problem *p, int threads, double *weights,
-                        int64_t *valid_rows) {
+/* What find_weights finds. */
+typedef struct {
+    int64_t valid_rows; /* that are not ignored */
+    double sum;         /* of their weights: the denominator of the mean */
+    int extreme;        /* whether one of them is */
+} row_weights;
+
+static int find_weights(const pyce_kernels *kernels, pyce_problem *p, int threads,
+                        row_weights *found) {
     const int64_t rows = p->outer * p->inner;
-    *valid_rows = rows;
-    *weights = (double)rows;
-    if (rows && p->labels) return pyce_scan_labels(kernels, p, threads, valid_rows, weights);
-    if (rows && p->sample_weight) *weights = sum_of_weights(p->sample_weight, rows);
+    *found = (row_weights){.valid_rows = rows, .sum = (double)rows};
+    if (rows && p->labels) {
+        return pyce_scan_labels(kernels, p, threads, &found->valid_rows, &found->sum,
+                                &found->extreme);
+    }
+    if (rows && p->sample_weight) {
+        found->sum = sum_of_weights(p->sample_weight, rows, p->dtype, &found->extreme);
+    }
     return PYCE_OK;
 }
 
@@ -210,6 +222,46 @@ static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
 
 /* -- a problem ------------------------------------------------------------------------------------- */
 
+/* What a run of a problem depends on besides the problem. */
+typedef struct {
+    const pyce_kernels *kernels;
+    const pyce_job *cuts; /* NULL, or has the fields of a job about shards */
+    int threads, all_valid;
+    double grad_scale, grad_scale_error;
+} run_options;
+
+/* The gradient, and in *total the sum of the losses if they are reduced. */
+static int run_with(const pyce_problem *p, const run_options *o, double *total) {
+    pyce_job job;
+    pyce_plan(p, o->cuts, &job);
+    job.grad_scale = o->grad_scale;
+    job.grad_scale_error = isfinite(o->grad_scale_error) ? o->grad_scale_error : 0;
+    job.all_valid = o->all_valid;
+    return run_job(o->kernels, &job, o->threads, total);
+}
+
+/* A problem with extreme factors: the loss, and then the gradient. *loss receives the reduced loss. */
+static int run_extreme(const pyce_problem *p, run_options o, double weights, double *loss) {
+    pyce_factors f = {.given = p};
+    double total = 0, unused;
+    if (pyce_find_factors(&f, weights)) return PYCE_NO_MEMORY;
+    if (f.takes_scale) o.grad_scale = 1, o.grad_scale_error = 0;
+    int status = PYCE_OK;
+    if (pyce_has_loss(p)) {
+        pyce_prepare_loss(&f);
+        status = run_with(&f.problem, &o, &total);
+    }
+    if (pyce_has_result(p) && status == PYCE_OK) {
+        pyce_prepare_gradient(&f);
+        status = run_with(&f.problem, &o, &unused);
+        const int64_t classes = o.cuts ? pyce_own_classes(o.cuts->shards) : p->classes;
+        if (status == PYCE_OK) pyce_finish_gradient(&f, classes);
+    }
+    if (pyce_has_loss(p) && status == PYCE_OK) *loss = pyce_finish_loss(&f, total);
+    free(f.memory);
+    return status;
+}
+
 /* `cuts` is NULL, or has the fields of a job about shards. */
 static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     const pyce_kernels *kernels = pyce_dispatch();
@@ -217,34 +269,30 @@ static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     const int64_t classes = cuts ? pyce_own_classes(cuts->shards) : p->classes;
     const int threads = pyce_threads_for(work_of(p, classes), p->threads);
 
-    int64_t valid_rows;
-    double weights, total = 0;
-    int status = find_weights(kernels, p, threads, &weights, &valid_rows);
+    row_weights weights;
+    double loss = 0;
+    int status = find_weights(kernels, p, threads, &weights);
     if (status != PYCE_OK) return status;
-    double denominator = p->reduction == PYCE_MEAN ? weights : 1;
+    double denominator = p->reduction == PYCE_MEAN ? weights.sum : 1;
     if (p->reduction == PYCE_QUOTIENT) denominator = p->normalizer;
-    double grad_scale = p->grad_loss / denominator;
-    const double error = fma(-grad_scale, denominator, p->grad_loss) / denominator;
-
-    pyce_finite finite;
-    const double given_scale = grad_scale;
-    const int infinite = valid_rows && pyce_has_infinite_factor(p, weights, grad_scale);
-    if (infinite && pyce_make_finite(p, &grad_scale, &finite)) return PYCE_NO_MEMORY;
-
-    pyce_job job;
-    pyce_plan(infinite ? &finite.problem : p, cuts, &job);
-    job.grad_scale = grad_scale;
-    job.grad_scale_error = isfinite(error) ? error : 0;
-    job.all_valid = valid_rows == rows;
-    status = run_job(kernels, &job, threads, &total);
-    if (infinite) {
-        if (status == PYCE_OK) total += pyce_make_infinite(p, classes, given_scale, &finite);
-        free(finite.memory);
+    const double grad_scale = p->grad_loss / denominator;
+    const run_options options = {.kernels = kernels,
+                                 .cuts = cuts,
+                                 .threads = threads,
+                                 .all_valid = weights.valid_rows == rows,
+                                 .grad_scale = grad_scale,
+                                 .grad_scale_error =
+                                     fma(-grad_scale, denominator, p->grad_loss) / denominator};
+    if (weights.valid_rows &&
+        pyce_has_extreme_factor(p, denominator, grad_scale, weights.extreme)) {
+        status = run_extreme(p, options, weights.sum, &loss);
+    } else {
+        double total = 0;
+        status = run_with(p, &options, &total);
+        const int empty = weights.valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
+        loss = empty ? 0.0 : total / denominator;
     }
-    if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) {
-        const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
-        write_loss(p, empty ? 0.0 : total / denominator);
-    }
+    if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) write_loss(p, loss);
     return status;
 }
 
@@ -260,9 +308,8 @@ __attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shard
     if (!memory) return PYCE_NO_MEMORY;
     cuts.state = state;
     const int threads = pyce_threads_for(work_of(p, pyce_own_classes(shards)), p->threads);
-    int64_t valid_rows;
-    double weights;
-    int status = find_weights(kernels, p, threads, &weights, &valid_rows);
+    row_weights weights;
+    int status = find_weights(kernels, p, threads, &weights);
     if (status == PYCE_OK && p->outer) {
         pyce_plan(p, &cuts, &job);
         const pyce_row_kernels *k = kernels->rows[p->dtype];

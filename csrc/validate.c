@@ -271,6 +271,7 @@ typedef struct {
     int64_t valid_rows;
     int64_t bad_row; /* or −1 */
     double weight;
+    int extreme;
 } label_piece;
 
 typedef struct {
@@ -288,12 +289,12 @@ static void scan_pieces(void *context, int64_t begin, int64_t end, void *scratch
         const int64_t last = first + LABEL_PIECE < rows ? first + LABEL_PIECE : rows;
         label_piece *piece = w->pieces + i;
         piece->bad_row = w->kernels->labels[w->p->target == PYCE_INDEX64](
-            w->p, first, last, &piece->valid_rows, &piece->weight);
+            w->p, first, last, &piece->valid_rows, &piece->weight, &piece->extreme);
     }
 }
 
 int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *valid_rows,
-                     double *weight) {
+                     double *weight, int *extreme) {
     const int64_t rows = p->outer * p->inner, n = (rows + LABEL_PIECE - 1) / LABEL_PIECE;
     label_piece on_stack[16];
     label_piece *pieces = n <= 16 ? on_stack : malloc((size_t)n * sizeof *pieces);
@@ -310,6 +311,7 @@ int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, 
     double error = 0;
     *valid_rows = 0;
     *weight = 0;
+    *extreme = 0;
     for (int64_t i = 0; i < n && status == PYCE_OK; i++) {
         const int64_t bad = pieces[i].bad_row;
         if (bad >= 0) {
@@ -320,6 +322,7 @@ int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, 
         }
         compensated_add(weight, pieces[i].weight, &error);
         *valid_rows += pieces[i].valid_rows;
+        *extreme |= pieces[i].extreme;
     }
     *weight += error;
     if (pieces != on_stack) free(pieces);

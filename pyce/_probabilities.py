@@ -12,6 +12,7 @@ from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._compensated import product
 from pyce._dtypes import compute_dtype
+from pyce._infinite import Factors
 from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 
@@ -329,6 +330,9 @@ def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
         p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
     values = np.moveaxis(p.logits, p.axis, -1)
     losses = np.zeros(p.rows)
+    given, valid, denominator = p, p.valid(), p.denominator()
+    factors = Factors(p, None, denominator, from_logits=False)
+    p = factors.problem
     with np.errstate(all="ignore"):
         if p.labels is not None:
             _add_labels(p, p.labels, values, minus_log, losses)
@@ -336,10 +340,9 @@ def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
             _add_soft_targets(p, values, minus_log, losses)
         if p.sample_weight is not None:
             losses[...] = product(losses, p.sample_weight)
-    valid = p.valid()
     if valid is not None:
         losses[~valid] = 0.0
-    loss = p.reduce(losses)
+    loss = factors.finish(losses) if factors.extreme else given.reduce(losses, denominator)
     if p.losses is not None:
         return p.losses.reshape(p.positions)
     assert loss is not None

@@ -142,19 +142,20 @@ class Problem:
             return float(self.rows if valid is None else np.count_nonzero(valid))
         return precise_sum(weight if valid is None else weight[valid])
 
-    def row_scale(self) -> Array:
+    def row_scale(self, denominator: float) -> Array:
         """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
         with np.errstate(all="ignore"):
             scale = np.full(self.rows, self.grad_loss, np.float64)
             if self.sample_weight is not None:
                 scale = np.where(self.sample_weight == 0.0, 0.0, scale * self.sample_weight)
-            return scale / self.denominator()
+            return scale / denominator
 
-    def reduce(self, losses: Array) -> Scalar | None:
+    def reduce(self, losses: Array, denominator: float | None = None) -> Scalar | None:
         """Write the rows' losses to `self.losses`, or return their sum or mean in the loss's dtype.
 
         `losses` is float64 (rows,): multiplied by the sample weights, and 0 in ignored rows. A
-        backend may pass partial sums instead, unless reduction is "none".
+        backend may pass partial sums instead, unless reduction is "none". The default of
+        `denominator` is that of the mean.
         """
         if self.losses is not None:
             with np.errstate(over="ignore"):
@@ -164,7 +165,9 @@ class Problem:
         with np.errstate(all="ignore"):
             if self.normalizer is not None and not self.any_valid():
                 return to(0.0)
-            return to(np.float64(precise_sum(losses)) / np.float64(self.denominator()))
+            if denominator is None:
+                denominator = self.denominator()
+            return to(np.float64(precise_sum(losses)) / np.float64(denominator))
 
 
 class ShardedProblem(Problem):

@@ -10,7 +10,7 @@ INLINE int64_t label_at(const pyce_problem *p, const int wide, int64_t i) {
 
 /* See kernels.h. `wide`: whether labels have 64 bits. */
 INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin, int64_t end,
-                            int64_t *count, double *weight) {
+                            int64_t *count, double *weight, int *extreme) {
     const int64_t classes = p->classes, ignore = p->ignore_index;
     const int64_t whole = (end - begin) / 8 * 8;
     int64_t valid = 0;
@@ -24,6 +24,7 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
     }
     *count = valid;
     *weight = (double)valid;
+    *extreme = 0;
     if (wrong) {
         for (int64_t i = begin;; i++) {
             const int64_t label = label_at(p, wide, i);
@@ -38,6 +39,7 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
             if (label == ignore) continue;
             const double w = p->weight ? p->weight[label] : 1.0;
             const double s = p->sample_weight ? p->sample_weight[i] : 1.0;
+            *extreme |= pyce_is_extreme(w, p->dtype) | pyce_is_extreme(s, p->dtype);
             const double product = w == 0 || s == 0 ? 0 : w * s;
             const double product_error = __builtin_fma(w, s, -product);
             compensated_add(&sum[i & 7], product, &error[i & 7]);
@@ -55,12 +57,12 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
     return -1;
 }
 static int64_t labels32(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
-                        double *weight) {
-    return check_labels(p, 0, begin, end, count, weight);
+                        double *weight, int *extreme) {
+    return check_labels(p, 0, begin, end, count, weight, extreme);
 }
 static int64_t labels64(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
-                        double *weight) {
-    return check_labels(p, 1, begin, end, count, weight);
+                        double *weight, int *extreme) {
+    return check_labels(p, 1, begin, end, count, weight, extreme);
 }
 
 /* -- Bernoulli -------------------------------------------------------------------------------- */

@@ -100,9 +100,9 @@ typedef struct {
     int (*supported)(void);
     const pyce_row_kernels *rows[4]; /* by dtype */
     /* Labels begin…end, by width (32 and 64 bits): the number of valid ones, their summed weights,
-       and the first that is out of range (or −1). */
+       whether a weight of theirs is extreme, and the first that is out of range (or −1). */
     int64_t (*labels[2])(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
-                         double *weight);
+                         double *weight, int *extreme);
     /* By dtype: float32 and float64. */
     double (*bernoulli[2])(int64_t begin, int64_t end, const void *x, const void *t, const void *w,
                            const void *pw, void *losses, void *grad, double scale);
@@ -113,6 +113,13 @@ typedef struct {
 /* Whether the operation writes an array of the shape of the logits. */
 static inline int pyce_has_result(const pyce_problem *p) {
     return p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
+}
+
+/* Whether the product of a few such factors may be too large or too small for the kernels of a dtype,
+   which compute e·factor in the compute type: see infinite.c. Neither 0 nor NaN is extreme. */
+static inline int pyce_is_extreme(double factor, int dtype) {
+    const double size = factor < 0 ? -factor : factor;
+    return (size > (dtype == PYCE_FLOAT64 ? 0x1p200 : 0x1p36)) | ((size < 0x1p-200) & (size > 0));
 }
 
 /* The blocks of `classes` classes that follow each other. */

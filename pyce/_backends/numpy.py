@@ -272,8 +272,7 @@ def _store(out: Array, values: Array) -> None:
 @_fpenv.default
 def forward(p: Problem) -> Scalar | None:
     losses = np.zeros(p.rows)
-    _run(p, losses)
-    return p.reduce(losses)
+    return _run(p, losses)
 
 
 def forward_backward(p: Problem) -> Scalar | None:
@@ -289,10 +288,13 @@ def backward(p: Problem) -> None:
     _run(p, None)
 
 
-def _run(p: Problem, losses: Array | None) -> None:
-    """Write p.grad unless it is None, and in the forward p.lse and the float64 `losses` (rows,)."""
-    valid = p.valid()
-    factors = Factors(p, None if p.grad is None else p.row_scale())
+def _run(p: Problem, losses: Array | None) -> Scalar | None:
+    """Write p.grad unless it is None, and in the forward p.lse and the float64 `losses` (rows,).
+
+    Then the losses are written to p.losses, or their sum or mean is returned.
+    """
+    given, valid, denominator = p, p.valid(), p.denominator()
+    factors = Factors(p, None if p.grad is None else p.row_scale(denominator), denominator)
     p, scale = factors.problem, factors.scale
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
         ignored = np.zeros(stop - start, bool) if valid is None else ~valid[start:stop]
@@ -314,7 +316,9 @@ def _run(p: Problem, losses: Array | None) -> None:
                     g = rows.gradient(cut, scale[start:stop])
                     g[nothing] = 0.0
                     _store(out[..., cut], g)
-    factors.add_infinities(losses)
+    if factors.extreme:
+        return factors.finish(losses)
+    return None if losses is None else given.reduce(losses, denominator)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -475,8 +479,8 @@ def state_size(p: ShardedProblem, classes: int) -> int:
 def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
     """Loss and gradient of the own shard from the states of all; see `Backend`."""
     p.check_labels()
-    losses, valid = np.zeros(p.rows), p.valid()
-    factors = Factors(p, None if p.grad is None else p.row_scale())
+    losses, valid, denominator = np.zeros(p.rows), p.valid(), p.denominator()
+    factors = Factors(p, None if p.grad is None else p.row_scale(denominator), denominator)
     sample_weight, scale = factors.problem.sample_weight, factors.scale
     states = [state.reshape(p.rows, _STATE) for state in states]
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _block(p.logits)):
@@ -492,8 +496,7 @@ def complete(p: ShardedProblem, states: list[Array]) -> Scalar | None:
                     g = rows.gradient(cut, scale[start:stop])
                     g[nothing] = 0.0
                     _store(p.grad[index][..., cut], g)
-    factors.add_infinities(losses)
-    return p.reduce(losses)
+    return factors.finish(losses) if factors.extreme else p.reduce(losses, denominator)
 
 
 # ---------------------------------------------------------------------------------------------

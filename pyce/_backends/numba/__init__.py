@@ -66,14 +66,16 @@ def forward(p: Problem) -> Any:
     losses = np.empty(p.rows)
     valid = _valid_rows(p)
     denominator = _denominator(p, valid)
-    _run(p, losses, denominator)
+    factors = _run(p, losses, denominator)
+    if factors.extreme:
+        return factors.finish(losses)
     return _reduced(p, losses, valid, denominator)
 
 
 def _reduced(p: Problem, losses: Array, valid: int, denominator: float) -> Any:
     """Write p.losses, or return the loss in its dtype."""
     if p.losses is not None:
-        p.reduce(losses)
+        p.reduce(losses, denominator)
         return None
     loss = np.empty(1, compute_dtype(p.dtype_name))
     if p.normalizer is not None and valid == 0:
@@ -95,7 +97,9 @@ def backward(p: Problem) -> None:
 
     p.lse has one use: where it is not finite, the gradient is NaN.
     """
-    _run(p, None, _denominator(p, _valid_rows(p)))
+    factors = _run(p, None, _denominator(p, _valid_rows(p)))
+    if factors.extreme:
+        factors.finish(None)
 
 
 def _valid_rows(p: Problem) -> int:
@@ -117,11 +121,14 @@ def _denominator(p: Problem, valid: int) -> float:
     return p.denominator()
 
 
-def _run(p: Problem, losses: Array | None, denominator: float) -> None:
-    """Write losses (rows,), p.lse and p.grad where they are not None; backward without losses."""
+def _run(p: Problem, losses: Array | None, denominator: float) -> Factors:
+    """Write losses (rows,), p.lse and p.grad where they are not None; backward without losses.
+
+    If the returned factors are extreme, the results are not yet complete.
+    """
     backward = losses is None
     smoothing = _smoothing(p)
-    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator))
+    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator), denominator)
     p = factors.problem
     run(
         Request(
@@ -140,7 +147,7 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> None:
             ignore_index=p.ignore_index,
         )
     )
-    factors.add_infinities(losses)
+    return factors
 
 
 def _smoothing(p: Problem) -> Array:
@@ -157,7 +164,7 @@ def _smoothing(p: Problem) -> Array:
 def _row_scale(p: Problem, denominator: float) -> Array:
     """Factors of the rows' gradients: (rows,), or (1,) if they are equal."""
     if p.sample_weight is not None or isinstance(p.grad_loss, np.ndarray):
-        return p.row_scale()
+        return p.row_scale(denominator)
     with np.errstate(all="ignore"):
         return np.full(1, p.grad_loss) / denominator
 
@@ -180,11 +187,12 @@ def complete(p: ShardedProblem, states: list[Array]) -> Any:
     losses = np.empty(p.rows)
     valid = _valid_rows(p)
     denominator = _denominator(p, valid)
-    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator))
+    factors = Factors(p, None if p.grad is None else _row_scale(p, denominator), denominator)
     scale = np.ones(1) if factors.scale is None else factors.scale
     of_shards = np.stack(states).reshape(len(states), p.rows, STATE)
     run_shard(p, _smoothing(p), None, of_shards, losses, factors.problem.sample_weight, scale)
-    factors.add_infinities(losses)
+    if factors.extreme:
+        return factors.finish(losses)
     return _reduced(p, losses, valid, denominator)
 
 

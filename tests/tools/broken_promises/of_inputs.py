@@ -136,8 +136,8 @@ INPUTS = (
     Break(
         "Sums over classes and rows are accumulated in float64",
         "csrc/run.c",
-        "    double denominator = p->reduction == PYCE_MEAN ? weights : 1;\n",
-        "    double denominator = p->reduction == PYCE_MEAN ? (float)weights : 1;\n",
+        "    double denominator = p->reduction == PYCE_MEAN ? weights.sum : 1;\n",
+        "    double denominator = p->reduction == PYCE_MEAN ? (float)weights.sum : 1;\n",
         ("test_reductions",),
     ),
     Break(

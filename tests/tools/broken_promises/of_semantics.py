@@ -26,14 +26,14 @@ SEMANTICS = (
     Break(
         '`reduction="mean"`, the default',
         _RUN,
-        "p->reduction == PYCE_MEAN ? weights : 1;",
+        "p->reduction == PYCE_MEAN ? weights.sum : 1;",
         "p->reduction == PYCE_MEAN ? (double)rows : 1;",
     ),
     Break(
         "Probabilities: the loss of a row",
         _RUN,
-        "*weights = sum_of_weights(p->sample_weight, rows);",
-        "*weights = (double)rows;",
+        "found->sum = sum_of_weights(p->sample_weight, rows, p->dtype, &found->extreme);",
+        "found->sum = (double)rows;",
     ),
     Break(
         "Label smoothing ε replaces t",
@@ -275,8 +275,14 @@ SEMANTICS = (
     Break(
         "An infinite factor of a row multiplies",
         "csrc/infinite.c",
-        "if (magnitude == 0 || magnitude > infinity) return;",
-        "if (magnitude > infinity) return;",
+        "if (exponent == 0 || x == 0 || x != x) return;",
+        "if (exponent == 0 || x != x) return;",
+    ),
+    Break(
+        "The order in which the factors",
+        "csrc/infinite.c",
+        "    if (exponent > most) *left = exponent - most;\n",
+        "",
     ),
     Break(
         "`normalizer` replaces the denominator",
@@ -300,14 +306,14 @@ SEMANTICS = (
     Break(
         "No valid rows, or no rows",
         _RUN,
-        "const int empty = valid_rows == 0 && p->reduction == PYCE_QUOTIENT;",
-        "const int empty = valid_rows == 0;",
+        "const int empty = weights.valid_rows == 0 && p->reduction == PYCE_QUOTIENT;",
+        "const int empty = weights.valid_rows == 0;",
     ),
     Break(
         "Valid rows whose weights sum to 0",
         _RUN,
-        "p->reduction == PYCE_MEAN ? weights : 1;",
-        "p->reduction == PYCE_MEAN && weights != 0 ? weights : 1;",
+        "p->reduction == PYCE_MEAN ? weights.sum : 1;",
+        "p->reduction == PYCE_MEAN && weights.sum != 0 ? weights.sum : 1;",
     ),
     Break(
         "C = 1: the loss and the gradient are 0",

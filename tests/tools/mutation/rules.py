@@ -96,7 +96,10 @@ RULES = (
     Rule(r"numba/\w+", _folder("integrations", "numba_compiled"), "not fork", compiled=True),
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
-    Rule(r"_infinite", _folder("api", "nonfinite", "zero_coefficients", "grid", "shards")),
+    Rule(
+        r"_infinite",
+        _folder("api", "extreme_factors", "nonfinite", "zero_coefficients", "grid", "shards"),
+    ),
     Rule(r"_binary", _folder("api", "binary", "errors", "layouts", "grid")),
     Rule(r"_compensated", _folder("accuracy", "compensated") + COMPUTE),
     Rule(

@@ -1,0 +1,204 @@
+"""Weights, grad_loss and normalizers so large or small that products of some of them overflow or
+underflow, although the result does not.
+
+The expected values are computed from the definition by mpmath, whose numbers have no largest one.
+"""
+
+import math
+
+import ml_dtypes
+import mpmath
+import numpy as np
+import pytest
+from samples import DTYPES, by_dtype, by_float, near
+
+import pyce
+from pyce._dtypes import compute_dtype
+
+
+def exact_rows(x, y, weight, s, above, denominator):
+    """Losses without a denominator, gradients and Σ w_y·s: mpf (N,), (N, C) and a number."""
+    with mpmath.workdps(50):
+        losses, gradients, total = [], [], mpmath.mpf(0)
+        for row, label, of_row, factor in zip(x, y, s, above, strict=True):
+            e = [mpmath.exp(mpmath.mpf(v) - row.max()) for v in row.tolist()]
+            sum_, others = mpmath.fsum(e), mpmath.fsum(e[:label] + e[label + 1 :])
+            coefficient = mpmath.mpf(of_row) * mpmath.mpf(weight[label])
+            total += coefficient
+            log_p = mpmath.log1p(others / e[label])
+            losses.append(coefficient * log_p)
+            p = [v / sum_ for v in e]
+            p[label] = -others / sum_
+            gradients.append([mpmath.mpf(factor) * coefficient * v for v in p])
+        d = total if denominator is None else mpmath.mpf(denominator)
+        return losses, [[v / d for v in row] for row in gradients], d
+
+
+def check(actual, exact, dtype, ulp):
+    """Within `ulp` units, infinite where that is right, and small where it is below the normal
+    numbers. `dtype` is that of the result.
+    """
+    info = ml_dtypes.finfo(dtype)
+    largest, tiny, eps = float(info.max), float(info.smallest_normal), float(info.eps)
+    for found, value in zip(np.ravel(actual).astype(np.float64).tolist(), exact, strict=True):
+        if abs(value) < tiny:
+            assert abs(found) <= tiny
+            assert found * float(mpmath.sign(value)) >= 0.0
+        elif math.isinf(found):
+            assert abs(value) > largest * (1.0 - eps)
+            assert found * float(mpmath.sign(value)) > 0.0
+        else:
+            assert abs(mpmath.mpf(found) - value) <= ulp * eps * abs(value), (found, value)
+
+
+def check_problem(x, y, reduction, *, weight=None, sample_weight=None, normalizer=None, above=1.0):
+    """Loss and gradient, fused, in place and from the saved lse."""
+    rows, classes = x.shape
+    options = {"weight": weight, "sample_weight": sample_weight, "reduction": reduction}
+    if reduction == "mean":
+        options["normalizer"] = normalizer
+    w = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
+    s = np.ones(rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    d = normalizer if reduction == "mean" else 1.0
+    wide = x.astype(np.float64)
+    losses, exact, d = exact_rows(wide, y, w, s, np.ones(rows), d)
+    with mpmath.workdps(50):
+        expected = losses if reduction == "none" else [mpmath.fsum(losses) / d]
+    loss, grad, lse = pyce.cross_entropy_with_grad(x, y, return_lse=True, **options)
+    check(loss, expected, compute_dtype(x.dtype.name), 2)
+    check(pyce.cross_entropy(x, y, **options), expected, compute_dtype(x.dtype.name), 2)
+    check(grad, [v for row in exact for v in row], x.dtype, 4)
+    in_place = x.copy()
+    pyce.cross_entropy_with_grad(in_place, y, out=in_place, **options)
+    np.testing.assert_array_equal(in_place, grad)
+    above = np.broadcast_to(above, rows)
+    _, exact, _ = exact_rows(wide, y, w, s, above, normalizer if reduction == "mean" else 1.0)
+    given = above if reduction == "none" else above[0]
+    back = pyce.cross_entropy_backward(given, x, y, lse, **options)
+    check(back, [v for row in exact for v in row], x.dtype, 4)
+
+
+@by_float
+def test_factors_beyond_the_largest_number(backend, dtype):
+    """Factors of 1e400 times probabilities of 1e-100: for floats 1e60 and 1e-30."""
+    far, size = (-230.0, 1e200) if dtype == np.float64 else (-69.0, 1e30)
+    x = np.array([[0.0, far]], dtype)
+    check_problem(x, [0], "mean", weight=[size, 1.0], normalizer=1.0 / size)
+    check_problem(x, [0], "none", weight=[size, 1.0], sample_weight=[size])
+    check_problem(x, [0], "sum", sample_weight=[size], above=-size)
+    check_problem(x, [0], "sum", weight=[1.0 / size, 1.0], above=size)
+
+
+@by_dtype
+def test_denominators_out_of_range(backend, dtype):
+    """The sum of the weights overflows, or its reciprocal does."""
+    x = np.array([[0.5, -0.25, 1.0], [0.0, 1.5, -2.0], [1.0, 2.0, 3.0]]).astype(dtype)
+    y = [0, 2, 1]
+    for size in (1.5e308, -1e308, 1e-310, 1e-200):
+        check_problem(x, y, "mean", weight=[size, size / 2, size])
+        check_problem(x, y, "mean", sample_weight=[size, size / 2, size], above=4.0)
+    # Their product is below the smallest number.
+    check_problem(x, y, "mean", weight=[1e-200, 2e-200, 3e-200], sample_weight=[1e-180] * 3)
+    check_problem(x, y, "mean", normalizer=1e-310, weight=[1e-310, 2e-300, 1e-305])
+
+
+@by_float
+@pytest.mark.parametrize("classes", [3, 100, 2500])
+def test_masked_classes_and_products_that_overflow(backend, dtype, classes):
+    """The gradient of a class of probability 0 is 0, whatever the factor."""
+    x = np.zeros((2, classes), dtype)
+    x[0, 1] = -math.inf
+    y = np.array([0, 2])
+    weight = np.full(classes, 1e200)
+    t = np.eye(classes)[y]
+    t[1] = 1.0 / classes
+    for target in (y, t):
+        for options in (
+            {"sample_weight": [1e200, 1.0]},
+            {"weight": weight},
+            {"weight": weight, "sample_weight": [1e200, 1.0]},
+        ):
+            _, grad = pyce.cross_entropy_with_grad(x, target, reduction="sum", **options)
+            assert grad[0, 1] == 0.0
+            assert not np.isnan(grad).any()
+
+
+@by_dtype
+def test_random_factors(backend, dtype):
+    """Of any size, in every combination."""
+    rng = np.random.default_rng(int(dtype.num))
+    far = 690.0 if dtype == np.float64 else 80.0
+    for size in (40, 120, 300):
+        for reduction in ("mean", "sum", "none"):
+
+            def factors(*shape, size=size):
+                return 10.0 ** rng.uniform(-size, size, shape) * rng.choice([1, 1, -1], shape)
+
+            x = rng.uniform(-far / 2, far / 2, (4, 3)).astype(dtype)
+            y = rng.integers(0, 3, 4)
+            weight, s = factors(3), factors(4)
+            normalizer = float(factors())
+            above = factors(4) if reduction == "none" else float(factors())
+            check_problem(
+                x,
+                y,
+                reduction,
+                weight=weight,
+                sample_weight=s if size != 120 else None,
+                normalizer=normalizer,
+                above=above,
+            )
+
+
+@by_dtype
+def test_other_rows_keep_their_bits(backend, dtype):
+    """Rows without extreme factors are those of a batch without such rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 5)).astype(dtype)
+    y = rng.integers(0, 5, 20)
+    s = np.linspace(0.5, 2.0, 20)
+    plain = pyce.cross_entropy_with_grad(x, y, sample_weight=s, reduction="none", return_lse=True)
+    s[[3, 17]] = 1e-290, 1e220
+    found = pyce.cross_entropy_with_grad(x, y, sample_weight=s, reduction="none", return_lse=True)
+    others = ~np.isin(np.arange(20), [3, 17])
+    for a, b in zip(plain[:2], found[:2], strict=True):
+        np.testing.assert_array_equal(a[others], b[others])
+    np.testing.assert_array_equal(plain[2], found[2])
+
+
+@by_float
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+def test_soft_targets(backend, dtype, smoothing):
+    """Sample weights and grad_loss that cancel, for probabilities and with smoothing."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(6, 4)).astype(dtype)
+    t = rng.random((6, 4))
+    s = rng.uniform(0.5, 2.0, 6)
+    for target in (t, rng.integers(0, 4, 6)):
+        options = {"label_smoothing": smoothing}
+        loss, plain, lse = pyce.cross_entropy_with_grad(
+            x, target, sample_weight=s, return_lse=True, **options
+        )
+        for size in (2.0**-1000, 2.0**900):
+            mean, grad = pyce.cross_entropy_with_grad(x, target, sample_weight=s * size, **options)
+            near(mean, loss, dtype)
+            near(grad, plain, dtype)
+            above = pyce.cross_entropy_backward(
+                1 / size, x, target, lse, sample_weight=s * size, reduction="sum", **options
+            )
+            near(above / s.sum(), plain, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_losses_of_log_probabilities(dtype):
+    """The same of the other losses."""
+    log_p = np.log(np.array([[0.25, 0.75], [0.5, 0.5]])).astype(dtype)
+    mean = pyce.nll_loss(log_p, [0, 1])
+    for size in (1e-310, 1.5e308):
+        near(pyce.nll_loss(log_p, [0, 1], weight=[size, size]), mean, dtype)
+        near(pyce.nll_loss(log_p, [0, 1], sample_weight=[size, size]), mean, dtype)
+    near(
+        pyce.nll_loss(log_p, [0, 1], weight=[1e300, 1e300], sample_weight=[1e200, 1e200]),
+        mean,
+        dtype,
+    )
