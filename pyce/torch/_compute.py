@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import pyce
 from pyce import _arguments as arguments
 from pyce import _threads
 from pyce._backends import current
-from pyce._types import Reduction
+from pyce._types import Array, Reduction
 from pyce.torch._tensors import (
     DTYPE_NAMES,
     HALF_TYPES,
@@ -124,7 +126,7 @@ def _forward_of_arrays(
         "lse_square_scale": lse_square_scale,
     }
     saved = None
-    with _threads.at_most(torch.get_num_threads()):
+    with _threads.at_most(torch.get_num_threads()), _logits_called_input(arrays, options):
         if save == SAVE_GRADIENT:
             saved = empty_gradient(x, contiguous=True)
             out = as_array(saved, "the gradient")
@@ -137,6 +139,21 @@ def _forward_of_arrays(
         else:
             array = pyce.cross_entropy(*arrays, **options)
     return torch.from_numpy(np.asarray(array)), saved
+
+
+@contextmanager
+def _logits_called_input(arrays: tuple[Array, Array], options: dict[str, Any]) -> Iterator[None]:
+    """Raise the errors of arguments with the name that the logits have in `pyce.torch`."""
+    try:
+        yield
+    except (TypeError, ValueError):
+        try:
+            arguments.loss_problem(
+                *arrays, **options, sample_weight=None, normalizer=None, what="input"
+            )
+        except (TypeError, ValueError) as error:
+            raise error from None
+        raise
 
 
 def backward(

@@ -238,8 +238,8 @@ REFUSED = {
     "no tensor": ((LOGITS.numpy(), LABELS), {}, TypeError, "input must be a tensor, got ndarray"),
     "a list of labels": ((LOGITS, [0, 1, 2, 1]), {}, TypeError, "target must be a tensor"),
     "a list of weights": ((LOGITS, LABELS, [1.0] * 3), {}, TypeError, "weight must be a tensor"),
-    "integer logits": ((LABELS.reshape(4, 1), LABELS), {}, TypeError, "logits must be float16"),
-    "complex logits": ((LOGITS + 1j, LABELS), {}, TypeError, "logits must be float16"),
+    "integer logits": ((LABELS.reshape(4, 1), LABELS), {}, TypeError, "input must be float16"),
+    "complex logits": ((LOGITS + 1j, LABELS), {}, TypeError, "input must be float16"),
     "floating labels": ((LOGITS, LABELS.float()), {}, TypeError, "indices must be integers"),
     "boolean labels": ((LOGITS, LABELS > 0), {}, TypeError, "target"),
     "another device": ((LOGITS.to("meta"), LABELS), {}, ValueError, "on the CPU, and is on meta"),
@@ -274,8 +274,9 @@ def test_refused(case, with_grad, backend):
     if with_grad and isinstance(arguments[0], torch.Tensor) and arguments[0].is_floating_point():
         arguments = (arguments[0].detach().requires_grad_(), *arguments[1:])
     before = [torch.clone(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    with pytest.raises(error, match=words.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(error, match=words.replace("(", r"\(").replace(")", r"\)")) as raised:
         ours(*arguments, **options)
+    assert "logits" not in str(raised.value)  # PyTorch's name is input
     for argument, was in zip(arguments, before, strict=True):
         if isinstance(argument, torch.Tensor):
             assert argument.grad is None
