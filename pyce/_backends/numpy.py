@@ -152,9 +152,10 @@ class _LossRows(_Rows):
     def __init__(self, p: Problem, index: tuple[Any, ...], start: int, stop: int) -> None:
         super().__init__(np.moveaxis(p.logits, p.axis, -1)[index])
         self._weight = p.weight
-        self._on_value = self.number(1.0) - p.smoothing
-        self._off_value = self.number(p.smoothing) / p.classes
-        self._soft = p.labels is None or p.smoothing > 0.0
+        smoothing = _smoothing(p)
+        self._on_value = self.number(1.0) - smoothing
+        self._off_value = self.number(smoothing) / p.classes
+        self._soft = p.labels is None or smoothing > 0.0
         self._probs: Array | None = None
         if p.labels is not None:
             # The labels of ignored rows become any class: the rows' results are overwritten.
@@ -252,6 +253,11 @@ class _LossRows(_Rows):
             rounded(unsure),
         )
         return g
+
+
+def _smoothing(p: Problem) -> float:
+    """Label smoothing. That of a single class gives back to the label what it takes from it."""
+    return p.smoothing if p.classes > 1 or p.labels is None else 0.0
 
 
 def _float64(x: Array) -> Array:
@@ -355,9 +361,10 @@ class _ShardRows(_LossRows):
         self._last = None
         self._in_pairs = p.logits.dtype == np.float64
         self._weight = None
-        self._on_value = self.number(1.0) - p.smoothing
-        self._off_value = self.number(p.smoothing) / p.classes
-        self._soft = p.labels is None or p.smoothing > 0.0
+        smoothing = _smoothing(p)
+        self._on_value = self.number(1.0) - smoothing
+        self._off_value = self.number(smoothing) / p.classes
+        self._soft = p.labels is None or smoothing > 0.0
         self._probs = None if p.probs is None else p.probs[index]
         first, last = p.bounds[p.own : p.own + 2]
         rows = stop - start

@@ -24,7 +24,14 @@ def test_one_class(backend, dtype, rows, offset):
     assert pyce.cross_entropy(x, y) == 0
     # With one class, loss and gradient are 0 for any target.
     t = np.full((rows, 1), 0.7, np.float32)
-    for target, options in ((t, {}), (t, {"label_smoothing": 0.1}), (y, {"label_smoothing": 0.1})):
+    weights = {"weight": [0.9], "sample_weight": np.linspace(0.3, 0.9, rows)}
+    for target, options in (
+        (t, {}),
+        (t, {"label_smoothing": 0.1}),
+        (y, {"label_smoothing": 0.1}),
+        (t, {"label_smoothing": 0.1, **weights}),
+        (y, {"label_smoothing": 0.1, **weights}),
+    ):
         for result in every_way(x, target, reduction="none", **options):
             assert (result == 0).all()
 
