@@ -22,8 +22,14 @@
 /* The exponents of the product that the kernels get. No result of theirs underflows that is normal
  * after the multiplication by the rest, and none overflows that is finite then: an exponential is at
  * least 2^−181 of floats and 2^−1080 of doubles. The two terms of soft targets, which are subtracted, are
- * finite. With the factors that are not extreme, no product leaves the range of doubles. */
-enum { LEAST = -400, MOST_OF_DOUBLES = 400, MOST_OF_FLOATS = 180, MOST_OF_SOFT_FLOATS = 100 };
+ * finite, as is the product with a derivative of λ·lse² for the largest float. With the factors that are not extreme, no product leaves the range of doubles. */
+enum {
+    LEAST = -400,
+    MOST_OF_DOUBLES = 400,
+    MOST_OF_FLOATS = 180,
+    MOST_OF_SOFT_FLOATS = 100,
+    MOST_WITH_LSE = 40
+};
 
 static int is_infinite(double x) { return x == x && x - x != 0; }
 
@@ -148,9 +154,11 @@ static row_factors factors_of(const pyce_factors *f, int64_t row) {
     } else {
         r.others_of_loss = number_from(w).exponent;
     }
-    r.of_grad = times(r.of_loss, number_from(above));
+    /* 0 · inf = 0 */
+    r.of_grad =
+        above == 0 || p->grad_loss == 0 ? number_from(0) : times(r.of_loss, number_from(above));
     r.others_of_grad = r.others_of_loss;
-    if (f->takes_scale) {
+    if (f->takes_scale && r.of_grad.value != 0) {
         r.of_grad = times(r.of_grad, f->scale);
     } else {
         r.others_of_grad += f->scale.exponent;
@@ -307,9 +315,10 @@ double pyce_finish_loss(const pyce_factors *f, double total) {
 
 static double gradient_factor(const pyce_factors *f, const row_factors *r, int64_t *left) {
     const pyce_problem *p = f->given;
-    const int64_t most = p->dtype == PYCE_FLOAT64 ? MOST_OF_DOUBLES
-                         : is_soft(p)             ? MOST_OF_SOFT_FLOATS
-                                                  : MOST_OF_FLOATS;
+    const int64_t most = p->dtype == PYCE_FLOAT64   ? MOST_OF_DOUBLES
+                         : p->lse_square_scale != 0 ? MOST_WITH_LSE
+                         : is_soft(p)               ? MOST_OF_SOFT_FLOATS
+                                                    : MOST_OF_FLOATS;
     return factor_within(r->of_grad, r->others_of_grad, most, left);
 }
 

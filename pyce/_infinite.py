@@ -25,8 +25,10 @@ from pyce._types import Array, Scalar
 _LEAST, _MOST_OF_DOUBLE, _MOST_OF_FLOAT = -200, 200, 36
 # Limits of the exponents of the products that the backends get. No result of theirs underflows that
 # is normal after the multiplication by the rest, and none overflows that is finite then. The two
-# terms of soft targets, which are subtracted, are finite in float32.
-_LEAST_PRODUCT, _MOST_PRODUCT, _MOST_FLOAT_PRODUCT, _MOST_SOFT_FLOAT_PRODUCT = -400, 400, 180, 100
+# terms of soft targets, which are subtracted, are finite in float32, as is the product with a
+# derivative of λ·lse² for the largest float.
+_LEAST_PRODUCT, _MOST_PRODUCT = -400, 400
+_MOST_OF_FLOATS, _MOST_OF_SOFT_FLOATS, _MOST_WITH_LSE = 180, 100, 40
 _INFINITE = 2**31 - 1  # as an exponent
 
 
@@ -152,9 +154,11 @@ class Factors:
         of_all = p.grad_loss if not isinstance(p.grad_loss, np.ndarray) else 1.0
         product = product.times(above).times(_numbers(of_all).over(self._denominator))
         is_soft = p.labels is None or p.smoothing > 0.0
-        most = _MOST_SOFT_FLOAT_PRODUCT if is_soft else _MOST_FLOAT_PRODUCT
+        most = _MOST_OF_SOFT_FLOATS if is_soft else _MOST_OF_FLOATS
+        most = _MOST_WITH_LSE if p.lse_square_scale else most
         most = _MOST_PRODUCT if p.dtype_name == "float64" else most
         of_grad, left = _within(product, others, most)
+        of_grad = np.where((above == 0.0) | (of_all == 0.0), 0.0, of_grad)  # even 0 · inf
         some &= takes_scale | (soft != 0) | replaced | self._is_extreme(s) | self._is_extreme(above)
         self.scale = np.where(some, of_grad, self.scale)
         self._left_of_grad = np.where(some, left, 0)

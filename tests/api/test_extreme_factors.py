@@ -189,6 +189,33 @@ def test_soft_targets(backend, dtype, smoothing):
             near(above / s.sum(), plain, dtype)
 
 
+@by_dtype
+def test_grad_loss_of_0(backend, dtype):
+    """It makes the gradient 0, also of a row whose sample weight is infinite."""
+    x = np.array([[0.5, -1.0, 2.0], [0.0, 1.0, -2.0]]).astype(dtype)
+    y = [0, 2]
+    s = np.array([math.inf, 1.0])
+    _, lse = pyce.cross_entropy(x, y, return_lse=True)
+    for options in ({"reduction": "sum"}, {"normalizer": 0.5}, {"normalizer": 1e-320}):
+        grad = pyce.cross_entropy_backward(0.0, x, y, lse, sample_weight=s, **options)
+        assert (grad == 0.0).all()
+    above = np.array([0.0, 2.0])
+    grad = pyce.cross_entropy_backward(above, x, y, lse, sample_weight=s, reduction="none")
+    assert (grad[0] == 0.0).all()
+    assert (grad[1] != 0.0).all()
+
+
+@by_float
+def test_lse_square_of_large_logits(backend, dtype):
+    """The derivative of λ·lse² is a factor as well: no class of probability 0 gets NaN."""
+    x = np.array([[float(np.finfo(np.float32).max), 0.0, -math.inf]], dtype)
+    for size in (1e30, 1e200):
+        options = {"sample_weight": [size], "lse_square_scale": 2.0, "reduction": "sum"}
+        _, grad = pyce.cross_entropy_with_grad(x, [0], **options)
+        assert grad[0, 0] > 1e38
+        assert (grad[0, 1:] == 0.0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_losses_of_log_probabilities(dtype):
     """The same of the other losses."""
