@@ -65,6 +65,12 @@ static double double_of(pyce_number n, int64_t exponent) {
     return scaled(n.value + n.error, n.exponent + exponent);
 }
 
+static int64_t label_of(const pyce_problem *p, int64_t row) {
+    if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];
+    if (p->target == PYCE_INDEX32) return ((const int32_t *)p->labels)[row];
+    return 0;
+}
+
 /* -- factors ---------------------------------------------------------------------------------------- */
 
 /* Whether a row's class weight is a factor of its whole loss. */
@@ -101,6 +107,18 @@ static int any_extreme(const double *values, int64_t n, int dtype) {
     for (int64_t i = 0; i < n; i++) found |= pyce_is_extreme(values[i], dtype);
     return found;
 }
+/* Whether the class weight of a label is extreme. */
+static int any_extreme_weight(const pyce_problem *p) {
+    const int64_t rows = p->outer * p->inner;
+    int found = 0;
+    if (rows > p->classes && !any_extreme(p->weight, p->classes, p->dtype)) return 0;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t label = label_of(p, row);
+        if (p->labels && label == p->ignore_index) continue;
+        found |= pyce_is_extreme(p->weight[label], p->dtype);
+    }
+    return found;
+}
 
 /* Whether the kernels cannot use grad_loss/denominator, or it may have lost digits. */
 static int is_extreme_scale(const pyce_problem *p, double denominator, double grad_scale) {
@@ -111,11 +129,11 @@ static int is_extreme_scale(const pyce_problem *p, double denominator, double gr
 }
 
 int pyce_has_extreme_factor(const pyce_problem *p, double denominator, double grad_scale,
-                            int extreme_weights) {
+                            int extreme_samples) {
     const int64_t rows = p->outer * p->inner;
     if (p->target == PYCE_NO_TARGET) return 0;
-    if (extreme_weights || is_extreme_scale(p, denominator, grad_scale)) return 1;
-    if (p->weight && p->classes == 1 && pyce_is_extreme(p->weight[0], p->dtype)) return 1;
+    if (extreme_samples || is_extreme_scale(p, denominator, grad_scale)) return 1;
+    if (p->weight && (p->labels || p->classes == 1) && any_extreme_weight(p)) return 1;
     if (soft_exponent(p)) return 1;
     return pyce_has_result(p) && p->grad_losses && any_extreme(p->grad_losses, rows, p->dtype);
 }
@@ -130,12 +148,6 @@ typedef struct {
     int in_grad;        /* whether the gradient has an extreme factor */
     int is_nothing;     /* whether the row is ignored or has an s·w_y of 0 */
 } row_factors;
-
-static int64_t label_of(const pyce_problem *p, int64_t row) {
-    if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];
-    if (p->target == PYCE_INDEX32) return ((const int32_t *)p->labels)[row];
-    return 0;
-}
 
 static row_factors factors_of(const pyce_factors *f, int64_t row) {
     const pyce_problem *p = f->given;

@@ -25,10 +25,10 @@ typedef struct {
     double *memory; /* of the arrays, for the caller to free */
 } pyce_factors;
 
-/* Whether a row may have one. `grad_scale` is grad_loss/denominator, and `extreme_weights` tells
-   whether a sample weight or, with labels, the class weight of a label is extreme. */
+/* Whether a row may have one. `grad_scale` is grad_loss/denominator, and `extreme_samples` tells
+   whether a sample weight is extreme. */
 int pyce_has_extreme_factor(const pyce_problem *p, double denominator, double grad_scale,
-                            int extreme_weights);
+                            int extreme_samples);
 /* Prepares the rest, before which only `given` is set; `weights` is the denominator of the mean. Returns
    a status. */
 int pyce_find_factors(pyce_factors *f, double weights);

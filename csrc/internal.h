@@ -80,7 +80,7 @@ int pyce_scaling_is_valid(const pyce_scaling *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
 
 /* validate.c: check every label, count the rows that are not ignored and sum their weights, the
-   denominator of the mean; *extreme tells whether a weight is. Returns a status; for PYCE_BAD_LABEL,
+   denominator of the mean; *extreme tells whether a sample weight is. Returns a status; for PYCE_BAD_LABEL,
    the label is in `p`. */
 int pyce_scan_labels(const pyce_kernels *kernels, pyce_problem *p, int threads, int64_t *valid_rows,
                      double *weight, int *extreme);

@@ -8,6 +8,24 @@ INLINE int64_t label_at(const pyce_problem *p, const int wide, int64_t i) {
     return wide ? ((const int64_t *)p->labels)[i] : ((const int32_t *)p->labels)[i];
 }
 
+/* Whether pyce_is_extreme holds for a weight of rows begin…end; NaN may count as one. */
+static int any_extreme(const double *weights, int64_t begin, int64_t end, int dtype) {
+    const vd zero = vd_set1(0), one = vd_set1(1.0);
+    const vd most = vd_set1(dtype == PYCE_FLOAT64 ? PYCE_MOST_DOUBLE : PYCE_MOST_FLOAT);
+    vd found = zero;
+    for (int64_t i = begin; i < end; i += 8) {
+        const vd w = vd_loadn(weights + i, end - i < 8 ? (int)(end - i) : 8, 0);
+        const vd size = vd_max(w, vd_sub(zero, w));
+        const vd large = vd_keep(vd_nlt(size, most), one);
+        const vd small = vd_drop(vd_nlt(size, vd_set1(PYCE_LEAST)), size);
+        found = vd_add(found, vd_add(large, small));
+    }
+    double lanes[8];
+    vd_store(lanes, found);
+    for (int i = 1; i < 8; i++) lanes[0] += lanes[i];
+    return lanes[0] != 0;
+}
+
 /* See kernels.h. `wide`: whether labels have 64 bits. */
 INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin, int64_t end,
                             int64_t *count, double *weight, int *extreme) {
@@ -31,6 +49,7 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
             if (label != ignore && (label < 0 || label >= classes)) return i;
         }
     }
+    if (p->sample_weight) *extreme = any_extreme(p->sample_weight, begin, end, p->dtype);
     if (p->weight || p->sample_weight) {
         /* Eight running sums, so that additions need not wait for each other. */
         double sum[8] = {0}, error[8] = {0};
@@ -39,7 +58,6 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
             if (label == ignore) continue;
             const double w = p->weight ? p->weight[label] : 1.0;
             const double s = p->sample_weight ? p->sample_weight[i] : 1.0;
-            *extreme |= pyce_is_extreme(w, p->dtype) | pyce_is_extreme(s, p->dtype);
             const double product = w == 0 || s == 0 ? 0 : w * s;
             const double product_error = __builtin_fma(w, s, -product);
             compensated_add(&sum[i & 7], product, &error[i & 7]);

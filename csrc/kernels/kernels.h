@@ -100,7 +100,7 @@ typedef struct {
     int (*supported)(void);
     const pyce_row_kernels *rows[4]; /* by dtype */
     /* Labels begin…end, by width (32 and 64 bits): the number of valid ones, their summed weights,
-       whether a weight of theirs is extreme, and the first that is out of range (or −1). */
+       whether a sample weight is extreme, and the first that is out of range (or −1). */
     int64_t (*labels[2])(const pyce_problem *p, int64_t begin, int64_t end, int64_t *count,
                          double *weight, int *extreme);
     /* By dtype: float32 and float64. */
@@ -115,11 +115,16 @@ static inline int pyce_has_result(const pyce_problem *p) {
     return p->operation != PYCE_FORWARD && p->operation != PYCE_LOGSUMEXP;
 }
 
-/* Whether the product of a few such factors may be too large or too small for the kernels of a dtype,
-   which compute e·factor in the compute type: see infinite.c. Neither 0 nor NaN is extreme. */
+/* Factors outside of these limits are extreme, unless they are 0 or NaN: the product of a few may be too
+   large or too small for the kernels of a dtype, which compute e·factor in the compute type. See
+   infinite.c. */
+#define PYCE_LEAST 0x1p-200
+#define PYCE_MOST_DOUBLE 0x1p200
+#define PYCE_MOST_FLOAT 0x1p36
 static inline int pyce_is_extreme(double factor, int dtype) {
     const double size = factor < 0 ? -factor : factor;
-    return (size > (dtype == PYCE_FLOAT64 ? 0x1p200 : 0x1p36)) | ((size < 0x1p-200) & (size > 0));
+    const double most = dtype == PYCE_FLOAT64 ? PYCE_MOST_DOUBLE : PYCE_MOST_FLOAT;
+    return size > most || (size < PYCE_LEAST && size > 0);
 }
 
 /* The blocks of `classes` classes that follow each other. */
