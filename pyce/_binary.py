@@ -79,9 +79,11 @@ def binary_cross_entropy(
     target : array_like
         Probabilities of "yes": real numbers in the shape of `logits`, boolean ones too.
     weight : array_like, optional
-        Weights of the elements: real numbers, broadcast to the shape of `logits`.
+        Weights of the elements: real numbers, broadcast to the shape of `logits` and converted to
+        the dtype of the loss.
     pos_weight : array_like, optional
-        Additional weights of "yes": real numbers, broadcast to the shape of `logits`.
+        Additional weights of "yes": real numbers, broadcast to the shape of `logits` and converted
+        to the dtype of the loss.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the number of elements, whatever the weights, and is NaN for no elements.
         "none" returns the loss of each element.
@@ -175,9 +177,11 @@ def binary_cross_entropy_with_grad(
     target : array_like
         Probabilities of "yes": real numbers in the shape of `logits`, boolean ones too.
     weight : array_like, optional
-        Weights of the elements: real numbers, broadcast to the shape of `logits`.
+        Weights of the elements: real numbers, broadcast to the shape of `logits` and converted to
+        the dtype of the loss.
     pos_weight : array_like, optional
-        Additional weights of "yes": real numbers, broadcast to the shape of `logits`.
+        Additional weights of "yes": real numbers, broadcast to the shape of `logits` and converted
+        to the dtype of the loss.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the number of elements, whatever the weights, and is NaN for no elements.
         "none" returns the loss of each element.
