@@ -150,7 +150,7 @@ MATRICES = [case for case in cases.CASES if case.target == "labels" and not case
 @every("case", MATRICES)
 def test_softmax_and_its_logarithm(compute, case, dtype):
     x, _, _ = case.make(dtype)
-    exact = softmax_reference(case, dtype)
+    exact = cases.reference(case, dtype).soft
     check_array(compute(pyce.softmax, x), exact.p)
     check_array(compute(pyce.log_softmax, x), -exact.minus_log_p)
 
@@ -161,16 +161,6 @@ def test_softmax_and_its_logarithm(compute, case, dtype):
     assert lse.dtype == np.float64
     error = np.abs((lse - exact.lse.hi) - exact.lse.lo)
     assert (error <= allowed + 2 * np.finfo(np.float64).eps * np.abs(exact.lse.hi)).all()
-
-
-_softmax_cache = {}
-
-
-def softmax_reference(case, dtype):
-    key = (case, dtype)
-    if key not in _softmax_cache:
-        _softmax_cache[key] = oracle.softmax_rows(case.make(dtype)[0])
-    return _softmax_cache[key]
 
 
 @every("soft", [False, True])
