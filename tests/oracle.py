@@ -66,7 +66,8 @@ def textbook(x, t, w=None, eps=0.0, digits=DIGITS):
         p = [mpmath.exp(v) / total for v in x]
         b = [u * v for u, v in zip(w, t, strict=True)]
         loss = -mpmath.fsum(u * mpmath.log(v) for u, v in zip(b, p, strict=True) if u)
-        grad = [v * mpmath.fsum(b) - u for u, v in zip(b, p, strict=True)]
+        coefficients = mpmath.fsum(b)
+        grad = [v * coefficients - u for u, v in zip(b, p, strict=True)]
         return loss, mpmath.log(total), grad, p
 
 

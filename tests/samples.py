@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import pytest
+from every import every
 
 import pyce
 
@@ -12,10 +12,10 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 FLOATS = DTYPES[2:]
 
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+by_dtype = every("dtype", DTYPES)
+by_float = every("dtype", FLOATS)
 # Few, some and many classes use different kernels.
-by_classes = pytest.mark.parametrize("classes", [2, 3, 10, 40, 100, 700])
+by_classes = every("classes", [2, 3, 10, 40, 100, 700])
 
 
 def log_probs(x):

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import widest_isa
+from every import every
 
 import pyce
 
@@ -16,8 +17,8 @@ CLASSES = [1, 2, 3, 4, 10, 15, 16, 17, 32, 33, 64, 65, 100, 511, 512, 513, 1000,
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 THREADS = (1, 2, 3, 7)
 
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-by_classes = pytest.mark.parametrize("classes", CLASSES)
+by_dtype = every("dtype", DTYPES)
+by_classes = every("classes", CLASSES)
 
 
 def make(classes, rows, dtype, seed=0):
@@ -98,8 +99,8 @@ SHARED = [(3, 60_000), (10, 20_000), (17, 9000), (65, 3001), (100, 2500), (1000,
 SHARED += [(70_001, 3), (400_000, 1)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize(("classes", "rows"), SHARED)
+@every("dtype", DTYPES[1:])
+@every(("classes", "rows"), SHARED)
 def test_any_number_of_threads(c_backend, many_processors, classes, rows, dtype):
     x, y = make(classes, rows, dtype)
     y[0] = 0
@@ -116,7 +117,7 @@ def test_any_number_of_threads(c_backend, many_processors, classes, rows, dtype)
     assert len(set(seen.values())) == 1, seen
 
 
-@pytest.mark.parametrize(("classes", "inner"), [(3, 40_000), (21, 9000), (200, 1500)])
+@every(("classes", "inner"), [(3, 40_000), (21, 9000), (200, 1500)])
 def test_any_number_of_threads_with_the_class_axis_in_the_middle(
     c_backend, many_processors, classes, inner
 ):
@@ -154,8 +155,8 @@ def test_a_row_alone_is_the_row_in_a_batch(c_backend, dtype, classes):
 
 
 @by_dtype
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64])
-@pytest.mark.parametrize("ignored", [False, True])
+@every("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64])
+@every("ignored", [False, True])
 def test_few_classes_with_index_targets(c_backend, dtype, classes, ignored):
     """Sixteen rows together are computed in one way, unless NaN or infinity is among them."""
     rows = 7 * 16 + 5
@@ -187,7 +188,7 @@ def test_few_classes_with_index_targets(c_backend, dtype, classes, ignored):
 
 
 @by_dtype
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64, 65, 100, 2049])
+@every("classes", [2, 3, 4, 5, 7, 10, 16, 17, 21, 64, 65, 100, 2049])
 def test_probabilities_whose_terms_are_not_finite(c_backend, dtype, classes):
     """Sums of finite terms are computed in one way, for sixteen rows of few classes, and others in
     another way: with the same bytes, so that no row depends on those around it."""
@@ -242,7 +243,7 @@ def test_where_the_class_axis_stands_does_not_matter(c_backend, dtype, classes):
 
 
 @by_dtype
-@pytest.mark.parametrize("rows", [2, 5, 15, 16, 17, 40])
+@every("rows", [2, 5, 15, 16, 17, 40])
 def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, rows, dtype):
     """Threads get rows one by one or in tiles. Many sums, as an order of summation changes few."""
     for seed in range(20):
@@ -251,9 +252,9 @@ def test_long_rows_are_added_up_alike_wherever_the_class_axis_stands(c_backend, 
         assert pyce.cross_entropy(np.ascontiguousarray(x.T), y, axis=0) == expected
 
 
-@pytest.mark.parametrize("option", ["plain", "smoothing", "ignored"])
+@every("option", ["plain", "smoothing", "ignored"])
 @by_dtype
-@pytest.mark.parametrize(
+@every(
     ("shape", "axis"),
     [
         ((70, 2), -1),

@@ -7,6 +7,7 @@ import golden
 import numpy as np
 import pytest
 from conftest import C_BACKENDS
+from every import every
 
 import pyce
 
@@ -16,7 +17,7 @@ SHAPES = {(golden.ROWS, c, 1) for c in (3, 10, 17, 100)}
 SHAPES |= {(golden.FEW_ROWS, 513, 1), (golden.FEW_ROWS, 2049, 1), (2, 21, 19)}
 FEW = [case for case in golden.CASES if (case.outer, case.classes, case.inner) in SHAPES]
 
-few = pytest.mark.parametrize("case", FEW, ids=str)
+few = every("case", FEW)
 
 
 def test_every_case_is_written_down():
@@ -24,7 +25,7 @@ def test_every_case_is_written_down():
     assert len(FEW) == len(SHAPES) * len(golden.DTYPES)
 
 
-@pytest.mark.parametrize("case", golden.CASES, ids=str)
+@every("case", golden.CASES)
 def test_bytes(c_backend, case):
     assert golden.digests(case) == EXPECTED[str(case)]
 
@@ -68,7 +69,7 @@ def test_bytes_at_any_alignment(c_backend, case):
 
 
 @few
-@pytest.mark.parametrize("size", [1, 2, 7, 16])
+@every("size", [1, 2, 7, 16])
 def test_bytes_of_slices_of_the_batch(c_backend, case, size):
     """A row alone, or in any part of the batch, has the same bytes as in the whole batch."""
     x, y, w, s, t = case.inputs()

@@ -5,14 +5,14 @@ import math
 import ml_dtypes
 import numpy as np
 import oracle
-import pytest
+from every import every
 from samples import BFLOAT16, by_dtype, by_float
 
 import pyce
 
 # Numbers of classes of every kernel, at and around their limits and the lengths of vectors.
 CLASSES = [1, 2, 3, 10, 17, 64, 65, 100, 600, 2048, 2049, 4500]
-by_classes = pytest.mark.parametrize("classes", CLASSES)
+by_classes = every("classes", CLASSES)
 
 
 def rows_of(classes, dtype):
@@ -45,7 +45,7 @@ def excess(p):
 
 @by_classes
 @by_dtype
-@pytest.mark.parametrize("axis", [0, 1])
+@every("axis", [0, 1])
 def test_no_probability_is_above_1_and_rows_add_up_to_1(backend, dtype, classes, axis):
     x = rows_of(classes, dtype)
     given = np.ascontiguousarray(x.T) if axis == 0 else x
@@ -60,7 +60,7 @@ def test_no_probability_is_above_1_and_rows_add_up_to_1(backend, dtype, classes,
     np.testing.assert_array_equal(in_place.T if axis == 0 else in_place, p)
 
 
-@pytest.mark.parametrize("classes", [10, 100, 5000, 40_000])
+@every("classes", [10, 100, 5000, 40_000])
 @by_dtype
 def test_results_past_the_caches_as_well(c_backend, past_the_cache, dtype, classes):
     """Rows that are stored past the caches, or whose exponentials are computed twice."""
@@ -94,7 +94,7 @@ def test_the_loss_of_probabilities_is_not_negative(backend, dtype):
         assert not np.isnan(np.log1p(-p.astype(np.float64))).any()
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 5000])
+@every("classes", [2, 10, 100, 5000])
 @by_dtype
 def test_the_error_of_logsumexp(backend, dtype, classes):
     """Of float64 logits 2 units of max(1, |result|), also where the result m + log S is near 0 and

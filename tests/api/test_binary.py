@@ -2,15 +2,15 @@
 
 import numpy as np
 import oracle
-import pytest
+from every import every
 from samples import by_dtype
 
 import pyce
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("count", [1, 7, 16, 33, 1000])
+@every("dtype", [np.float32, np.float64])
+@every("weighted", [False, True])
+@every("count", [1, 7, 16, 33, 1000])
 def test_bernoulli_accuracy(backend, count, weighted, dtype):
     rng = np.random.default_rng(count)
     x = (rng.normal(size=count) * rng.choice([1e-3, 1, 10, 80], count)).astype(dtype)
@@ -88,7 +88,7 @@ def test_bernoulli_weight_of_zero(backend, dtype):
 
 
 @by_dtype
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4), (0,), (3, 0)], ids=str)
+@every("shape", [(), (3,), (2, 3), (2, 3, 4), (0,), (3, 0)])
 def test_bernoulli_shapes_and_dtypes(backend, dtype, shape):
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=shape).astype(dtype), rng.random(shape).astype(dtype)

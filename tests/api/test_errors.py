@@ -7,6 +7,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from every import every
 
 import pyce
 
@@ -101,11 +102,9 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64], ids=lambda d: d.__name__
-)
-@pytest.mark.parametrize("classes", [2, 10, 100, 3000])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@every("classes", [2, 10, 100, 3000])
+@every("axis", [0, 1])
 def test_index_out_of_range(backend, dtype, classes, axis):
     rows = 40
     x = np.zeros((classes, rows) if axis == 0 else (rows, classes), dtype)
@@ -123,7 +122,7 @@ def test_index_out_of_range(backend, dtype, classes, axis):
         )
 
 
-@pytest.mark.parametrize("first", [0, 1, 17, 999, 19_999])
+@every("first", [0, 1, 17, 999, 19_999])
 def test_the_first_bad_row_is_named(backend, first):
     """Also when threads share the rows, and many rows are ignored or have bad labels, too."""
     x = np.zeros((20_000, 10), np.float32)
@@ -154,8 +153,8 @@ def test_rows_are_counted_in_c_order(backend):
     check(IndexError, ["row 10", 4, "0..3"], x, np.asfortranarray(y), axis=1)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("extra", ["weight", "smoothing", "ignore_index", "normalizer"])
+@every("reduction", ["mean", "sum", "none"])
+@every("extra", ["weight", "smoothing", "ignore_index", "normalizer"])
 def test_bad_index_with_options(backend, reduction, extra):
     y = np.array([0, 1, 2, 9, 4, 9])
     options = {
@@ -218,7 +217,7 @@ def test_logits_that_are_not_floating(backend, logits):
             call(logits)
 
 
-@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, ">f4"])
+@every("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, ">f4"])
 def test_floating_indices(backend, kind):
     check(TypeError, ["target", "indices", "integers", "probabilities"], X, Y.astype(kind))
 
@@ -227,11 +226,7 @@ def test_list_of_floating_indices(backend):
     check(TypeError, ["target", "indices"], X, [0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
 
 
-@pytest.mark.parametrize(
-    "target",
-    [T.astype(complex), T.astype(object), T.astype(str), T > 0, Y > 0],
-    ids=lambda t: f"{t.dtype}{t.ndim}",
-)
+@every("target", [T.astype(complex), T.astype(object), T.astype(str), T > 0, Y > 0])
 def test_targets_of_other_dtypes(backend, target):
     words = ["target", "class indices", "integer", "probabilities", target.dtype.kind != "O"]
     words[-1] = str(target.dtype) if words[-1] else "Python objects"
@@ -310,8 +305,8 @@ def test_errors_name_the_argument_as_the_caller_knows_it(backend):
             assert name == "logits" or "logits" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["weight", "sample_weight"])
-@pytest.mark.parametrize("dtype", [complex, object, str, bool])
+@every("name", ["weight", "sample_weight"])
+@every("dtype", [complex, object, str, bool])
 def test_weights_of_other_dtypes(backend, name, dtype):
     length = CLASSES if name == "weight" else ROWS
     check(TypeError, [name], X, Y, **{name: np.ones(length).astype(dtype)})
@@ -344,7 +339,7 @@ NOT_NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+@every("value", NOT_NUMBERS)
 def test_options_of_other_types(backend, value):
     for name in ("axis", "ignore_index", "label_smoothing", "normalizer"):
         if value is not None or name != "normalizer":
@@ -441,22 +436,22 @@ def test_frames_with_dtypes_of_pandas(backend):
 # Shapes
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (7,), (6, 1), (1, 6), (6, 5), (5, 6)], ids=str)
+@every("shape", [(), (1,), (5,), (7,), (6, 1), (1, 6), (6, 5), (5, 6)])
 def test_index_targets_of_other_shapes(backend, shape):
     check(ValueError, [shape, (ROWS, CLASSES)], X, np.zeros(shape, int))
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (7,), (6, 1), (1, 5), (5, 6), (6, 5, 1)], ids=str)
+@every("shape", [(), (5,), (7,), (6, 1), (1, 5), (5, 6), (6, 5, 1)])
 def test_probability_targets_of_other_shapes(backend, shape):
     check(ValueError, [shape, (ROWS, CLASSES)], X, np.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 5), (5, 1)], ids=str)
+@every("shape", [(), (1,), (6,), (1, 5), (5, 1)])
 def test_class_weights_of_other_shapes(backend, shape):
     check(ValueError, ["weight", (CLASSES,), shape], X, Y, weight=np.ones(shape))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (6, 1), (6, 5)], ids=str)
+@every("shape", [(), (1,), (5,), (6, 1), (6, 5)])
 def test_sample_weights_of_other_shapes(backend, shape):
     check(ValueError, ["sample_weight", (ROWS,), shape], X, Y, sample_weight=np.ones(shape))
 
@@ -512,7 +507,7 @@ def test_axis_out_of_range(backend, axis):
 # Options
 
 
-@pytest.mark.parametrize("reduction", ["average", "MEAN", "", None, 0, "batchmean"])
+@every("reduction", ["average", "MEAN", "", None, 0, "batchmean"])
 def test_unknown_reduction(backend, reduction):
     words = ["mean", "sum", "none"]
     check(
@@ -522,7 +517,7 @@ def test_unknown_reduction(backend, reduction):
         pyce.binary_cross_entropy(X, T, reduction=reduction)
 
 
-@pytest.mark.parametrize("value", [-1e-9, 1.0000001, 2, np.nan, np.inf, -np.inf])
+@every("value", [-1e-9, 1.0000001, 2, np.nan, np.inf, -np.inf])
 def test_smoothing_out_of_range(backend, value):
     check(ValueError, ["label_smoothing", "0, 1", repr(value)], X, Y, label_smoothing=value)
 
@@ -603,7 +598,7 @@ def test_unfit_out(backend, kind, word, out):
     assert len(messages) == 1
 
 
-@pytest.mark.parametrize("shift", [1, -1, CLASSES, -CLASSES, ROWS * CLASSES - 1])
+@every("shift", [1, -1, CLASSES, -CLASSES, ROWS * CLASSES - 1])
 def test_out_that_overlaps_the_logits_in_part(backend, shift):
     memory = np.zeros(3 * X.size)
     x = memory[X.size : 2 * X.size].reshape(X.shape)
@@ -683,7 +678,7 @@ def test_bernoulli_errors(backend):
             pyce.binary_cross_entropy(X, T, **{name: np.ones(4)})
 
 
-@pytest.mark.parametrize("value", [[0.5], np.array([0.5]), (0.5,), "0.5", b"0.5", 0.5j])
+@every("value", [[0.5], np.array([0.5]), (0.5,), "0.5", b"0.5", 0.5j])
 def test_numbers_that_are_no_single_real_ones(backend, value):
     for name in ("normalizer", "label_smoothing"):
         with pytest.raises(TypeError, match=name):

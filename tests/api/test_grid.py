@@ -14,6 +14,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import C_BACKENDS
+from every import every
 
 import pyce
 
@@ -462,14 +464,17 @@ def shared(a, name, exactly):
     return {**a, "out": out, name: place}
 
 
-@pytest.mark.parametrize(("name", "form"), list(dict.fromkeys((e, f) for e, _, f in CELLS)))
+@pytest.mark.parametrize("name", ENTRIES)
+@every("form", FORMS)
 def test_cells(backend, name, form):
     """One form of each argument in turn, in each dtype."""
     entry = ENTRIES[name]
     cells = [(a, d) for e, a, f in CELLS if (e, f) == (name, form) for d in DTYPES]
     for argument, dtype in cells:
-        a = arguments(entry, dtype)
         expected = OUTCOMES[entry.roles[argument]][form]
+        if expected != VALUE and backend in C_BACKENDS[1:]:
+            continue  # what refuses it comes before the instruction sets
+        a = arguments(entry, dtype)
         if (argument, form, dtype.kind) == ("out", "byte-swapped", "V"):
             expected = VALUE  # bfloat16 has one byte order
         if FORMS[form] is None:
@@ -609,11 +614,12 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "condition"), WHOLE)
+@pytest.mark.parametrize("name", ENTRIES)
+@every("condition", CONDITIONS)
 def test_whole_call(backend, name, condition):
     entry = ENTRIES[name]
     make, expected, _ = CONDITIONS[condition]
-    for dtype in DTYPES:
+    for dtype in DTYPES if (name, condition) in WHOLE else ():
         a, options, shape = make(entry, dtype)
         axis = options["axis"]
         if "axis" not in entry.options:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from every import every
 from samples import by_classes, by_dtype, by_float, every_way, near, sample
 
 import pyce
@@ -11,7 +12,7 @@ import pyce
 
 @by_classes
 @by_dtype
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@every("poison", [np.nan, np.inf, -np.inf])
 def test_ignored_rows_are_inert(backend, dtype, classes, poison):
     x, y = sample(classes, rows=40)
     x = x.astype(dtype)
@@ -101,8 +102,8 @@ def test_backward_reads_nothing_of_an_ignored_row(backend, dtype):
 
 
 @by_dtype
-@pytest.mark.parametrize("rows", [0, 1, 5, 40])
-@pytest.mark.parametrize("classes", [1, 3, 10, 100, 700])
+@every("rows", [0, 1, 5, 40])
+@every("classes", [1, 3, 10, 100, 700])
 def test_no_row_counts(backend, dtype, rows, classes):
     x = np.full((rows, classes), np.nan, dtype)
     y = np.full(rows, -100)
@@ -126,7 +127,7 @@ def test_no_row_counts(backend, dtype, rows, classes):
     assert (back == 0).all()
 
 
-@pytest.mark.parametrize("ignored", [-101, -99, -1, 0, 1, 2**31, 2**63 - 1, -(2**63)])
+@every("ignored", [-101, -99, -1, 0, 1, 2**31, 2**63 - 1, -(2**63)])
 def test_any_ignore_index(backend, ignored):
     """The given value marks ignored rows, and −100 is then out of range."""
     x = sample(3, 4)[0]
@@ -140,7 +141,7 @@ def test_any_ignore_index(backend, ignored):
         pyce.cross_entropy(x, np.full(4, -100), ignore_index=ignored)
 
 
-@pytest.mark.parametrize("classes", [3, 100, 300, 2100])
+@every("classes", [3, 100, 300, 2100])
 def test_whichever_row_is_ignored(backend, classes):
     """Lanes of an ignored row keep nothing of the rows that used them before."""
     rows = 36

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+from every import every
 
 import pyce
 from pyce import _linear_chunks
@@ -72,9 +73,9 @@ def close(got, right, dtype, factor=1):
     )
 
 
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every("soft", [False, True])
+@every("name", OPTIONS)
+@every("dtype", ["float32", "float64"])
 def test_loss_and_gradients(backend, dtype, name, soft):
     x, w, target, options = make(dtype, name, soft)
     for reduction in ("mean", "none"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from every import every
 
 import pyce
 
@@ -50,7 +51,7 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "value"), CALLS)
+@every(("name", "call", "value"), CALLS)
 def test_masked_elements_are_refused(backend, name, call, value):
     value = np.array(value)
     mask = np.zeros(value.shape, bool)
@@ -65,7 +66,7 @@ def test_masked_elements_are_refused(backend, name, call, value):
         assert "ignore_index" in str(caught.value) and "sample_weight" in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "call", "value"), CALLS)
+@every(("name", "call", "value"), CALLS)
 def test_without_masked_elements_they_are_arrays(backend, name, call, value):
     expected = call(value)
     for mask in (np.ma.nomask, np.zeros(np.shape(value), bool)):

@@ -3,15 +3,16 @@
 import numpy as np
 import oracle
 import pytest
+from every import every
 from samples import by_classes, by_dtype, by_float, every_way, log_probs, near, sample
 
 import pyce
 
 
-@pytest.mark.parametrize("classes", [3, 10, 100, 700])
+@every("classes", [3, 10, 100, 700])
 @by_dtype
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("soft", [False, True])
+@every("axis", [0, 1])
 @pytest.mark.parametrize("poison", ["nan", "inf", "all -inf", "nan at target", "nan last"])
 def test_a_bad_row_stays_alone(backend, dtype, classes, soft, axis, poison):
     x, y = sample(classes, rows=35)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from every import every
 from samples import by_dtype, sample
 
 import pyce
@@ -22,10 +23,10 @@ KWARGS = {
 }
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("kwargs", KWARGS)
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("reduction", ["mean", "sum", "none"])
+@every("kwargs", KWARGS)
+@every("soft", [False, True])
+@every("axis", [0, 1])
 def test_three_ways_to_the_same_loss(backend, axis, soft, kwargs, reduction):
     x, y = sample()
     y[2] = -100

@@ -4,14 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from every import every
 from samples import BFLOAT16, by_classes, by_float, every_way, log_probs, near, sample
 
 import pyce
 
 
 @by_float
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("smoothing", [0.0, 0.1])
+@every("axis", [0, 1])
 def test_labels_at_the_edges_of_blocks(backend, dtype, smoothing, axis):
     """Rows of three blocks of 2048 classes, of which the last one is short."""
     y = np.array([0, 1, 2047, 2048, 2049, 4095, 4096, 4098])
@@ -119,7 +120,7 @@ def test_probability_targets(backend, dtype, classes):
 
 @by_classes
 @by_float
-@pytest.mark.parametrize("eps", [1e-3, 0.1, 1.0])
+@every("eps", [1e-3, 0.1, 1.0])
 def test_label_smoothing(backend, dtype, classes, eps):
     x, y = sample(classes)
     x = x.astype(dtype)
@@ -170,7 +171,7 @@ def test_weights_are_used_as_given(backend, dtype):
 
 
 @by_float
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int64, list], ids=lambda k: k.__name__)
+@every("kind", [np.float16, np.float32, np.int64, list])
 def test_weights_of_other_dtypes(backend, dtype, kind):
     x, y = sample()
     x = x.astype(dtype)
@@ -199,7 +200,7 @@ def test_normalizer_replaces_the_denominator(backend, dtype):
     near(pyce.cross_entropy(x, t, normalizer=3), rows / 3, dtype)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -2.0])
+@every("value", [math.nan, math.inf, -2.0])
 @by_float
 def test_a_normalizer_is_used_as_given(backend, dtype, value):
     """NaN is used as given as well."""
@@ -239,7 +240,7 @@ def test_gradient_accumulation(backend):
     near(np.concatenate([g for _, g in parts]), grad)
 
 
-@pytest.mark.parametrize("kind", [np.float16, BFLOAT16, np.float32, np.int8, np.uint64])
+@every("kind", [np.float16, BFLOAT16, np.float32, np.int8, np.uint64])
 def test_weights_of_any_real_dtype(backend, kind):
     x, y = sample(3, 4)
     w, s = np.array([1, 2, 3]), np.array([4, 1, 2, 1])

@@ -2,15 +2,15 @@
 
 import numpy as np
 import oracle
-import pytest
+from every import every
 from samples import DTYPES, by_dtype, by_float, every_way, log_probs, near, sample
 
 import pyce
 
 
 @by_dtype
-@pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("offset", [0.0, -3.5, 200.0, 6e4])
+@every("rows", [1, 5, 40])
+@every("offset", [0.0, -3.5, 200.0, 6e4])
 def test_one_class(backend, dtype, rows, offset):
     x = np.full((rows, 1), offset, dtype)
     y = np.zeros(rows, int)
@@ -51,7 +51,7 @@ SHAPES = [
 
 
 @by_dtype
-@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@every(("shape", "axis"), SHAPES)
 def test_shapes_and_dtypes_of_results(backend, dtype, shape, axis):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype(dtype)
@@ -97,7 +97,7 @@ def test_shapes_and_dtypes_of_results(backend, dtype, shape, axis):
 
 
 @by_dtype
-@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+@every(("shape", "axis"), SHAPES)
 def test_any_class_axis(backend, dtype, shape, axis):
     rng = np.random.default_rng(1)
     x = rng.normal(size=shape).astype(dtype)
@@ -112,8 +112,8 @@ def test_any_class_axis(backend, dtype, shape, axis):
 INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
 
 
-@pytest.mark.parametrize("kind", INTEGERS, ids=lambda k: k.__name__)
-@pytest.mark.parametrize("classes", [3, 100, 120])
+@every("kind", INTEGERS)
+@every("classes", [3, 100, 120])
 def test_integer_targets_of_any_dtype(backend, kind, classes):
     x, y = sample(classes, rows=20)
     expected = pyce.cross_entropy_with_grad(x, y)
@@ -138,7 +138,7 @@ def test_integer_targets_of_any_dtype(backend, kind, classes):
 
 
 @by_float
-@pytest.mark.parametrize("kind", DTYPES, ids=str)
+@every("kind", DTYPES)
 def test_probability_targets_of_any_dtype(backend, dtype, kind):
     x, _ = sample(20)
     t = np.random.default_rng(2).random(x.shape).astype(kind)

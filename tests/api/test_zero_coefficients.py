@@ -8,13 +8,14 @@ import math
 
 import numpy as np
 import pytest
+from every import every
 from samples import by_dtype, by_float, every_way, near, sample
 
 import pyce
 
 INF, NAN = math.inf, math.nan
 # Few, some and many classes use different kernels.
-by_classes = pytest.mark.parametrize("classes", [3, 100, 2500])
+by_classes = every("classes", [3, 100, 2500])
 
 
 def times(a, b):
@@ -76,8 +77,8 @@ def check(x, target, *, weight=None, sample_weight=None, smoothing=0.0, axis=-1)
 
 @by_classes
 @by_float
-@pytest.mark.parametrize("value", [INF, -INF, NAN])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("value", [INF, -INF, NAN])
+@every("axis", [0, 1])
 def test_weights_of_classes_without_a_target(backend, dtype, classes, value, axis):
     """Counts of absent classes, 1/0: index labels and probabilities that are 0 there."""
     x, y = sample(classes, rows=9)
@@ -96,7 +97,7 @@ def test_weights_of_classes_without_a_target(backend, dtype, classes, value, axi
 
 @by_classes
 @by_float
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@every("soft", [False, True])
 def test_an_infinite_weight_at_the_target(backend, dtype, classes, soft):
     """An infinite loss in these rows, also where the target is the maximum; none in the others."""
     x, y = sample(classes, rows=9)
@@ -111,9 +112,9 @@ def test_an_infinite_weight_at_the_target(backend, dtype, classes, soft):
 
 
 @by_float
-@pytest.mark.parametrize("classes", [2, 100, 2500])
-@pytest.mark.parametrize("smoothing", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@every("classes", [2, 100, 2500])
+@every("smoothing", [0.0, 0.25, 1.0])
+@every("soft", [False, True])
 def test_an_infinite_weight_where_log_p_is_rounded_to_0(backend, dtype, classes, smoothing, soft):
     """lse − x_y is positive, however small: times an infinite weight it is infinite."""
     x = np.full((3, classes), -800.0, dtype)
@@ -139,7 +140,7 @@ def test_an_infinite_weight_where_log_p_is_rounded_to_0(backend, dtype, classes,
 @by_classes
 @by_dtype
 @pytest.mark.parametrize("kind", ["labels", "smoothing", "probabilities", "one-hot"])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("axis", [0, 1])
 def test_infinite_sample_weights(backend, dtype, classes, kind, axis):
     """Loss and gradient of the row times infinity, where 0 · inf = 0; other rows are as before."""
     rows = 20
@@ -216,9 +217,9 @@ def test_infinite_factors_of_the_gradient(backend, dtype, classes, kind):
 
 @by_classes
 @by_float
-@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+@every("poison", [NAN, INF, -INF])
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
-@pytest.mark.parametrize("axis", [0, 1])
+@every("axis", [0, 1])
 def test_rows_without_coefficients(backend, dtype, classes, poison, soft, axis):
     """Whatever their logits are: by the sample weight, by the class weight, by the target."""
     x, y = sample(classes, rows=20)
@@ -243,7 +244,7 @@ def test_rows_without_coefficients(backend, dtype, classes, poison, soft, axis):
 
 
 @by_float
-@pytest.mark.parametrize("value", [INF, NAN])
+@every("value", [INF, NAN])
 def test_denominators_skip_coefficients_of_zero(backend, dtype, value):
     """Σ w_y·s counts a product with a factor 0 as 0."""
     x, y = sample(rows=6)
@@ -263,7 +264,7 @@ def test_denominators_skip_coefficients_of_zero(backend, dtype, value):
 
 @by_classes
 @by_float
-@pytest.mark.parametrize("value", [INF, NAN])
+@every("value", [INF, NAN])
 def test_grad_loss_of_rows_without_coefficients(backend, dtype, classes, value):
     """A gradient from above that is not finite, at ignored rows and at those of weight 0."""
     x, y = sample(classes, rows=9)

@@ -6,6 +6,7 @@ All tests share the problems and buffers that are built at the top, so they are 
 import ml_dtypes
 import numpy as np
 import pytest
+from every import every
 
 import pyce
 
@@ -150,21 +151,16 @@ def every_problem():
             for target in targets:
                 for reduction in ("SUM", "NONE") if operation in LOSSES else ("SUM",):
                     for weights in (False, True) if operation in LOSSES else (False,):
-                        yield pytest.param(
-                            {
-                                "operation": operation,
-                                "dtype": dtype,
-                                "target": target,
-                                "reduction": reduction,
-                                "weights": weights,
-                            },
-                            id="-".join(
-                                [operation, dtype, target, reduction, "weights" * weights]
-                            ).rstrip("-"),
-                        )
+                        yield {
+                            "operation": operation,
+                            "dtype": dtype,
+                            "target": target,
+                            "reduction": reduction,
+                            "weights": weights,
+                        }
 
 
-@pytest.mark.parametrize("problem", [*every_problem()])
+@every("problem", every_problem())
 def test_a_valid_problem_gives_the_results_of_python(c_backend, problem):
     """Otherwise the problems below could be refused for another reason."""
     raw = Raw(**problem, shape=(3, 5, 2))
@@ -227,8 +223,8 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=str)
-@pytest.mark.parametrize("reduction", ["SUM", "NONE"])
+@every(("field", "value"), OUT_OF_RANGE)
+@every("reduction", ["SUM", "NONE"])
 def test_a_field_out_of_range(field, value, reduction):
     for operation in OPERATIONS:
         Raw(operation, reduction=reduction, weights=True).set(**{field: value}).assert_refused()
@@ -263,8 +259,8 @@ TOO_LARGE = [
 ]
 
 
-@pytest.mark.parametrize("sizes", TOO_LARGE, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("sizes", TOO_LARGE)
+@every("dtype", DTYPES)
 def test_sizes_whose_product_does_not_fit(sizes, dtype):
     outer, classes, inner = sizes
     for operation in OPERATIONS:
@@ -276,8 +272,8 @@ def test_sizes_whose_product_does_not_fit(sizes, dtype):
             raw.assert_refused()
 
 
-@pytest.mark.parametrize("sizes", [(0, BIG // 64, 1), (0, 5, BIG), (BIG, 5, 0), (0, 1, 0)], ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@every("sizes", [(0, BIG // 64, 1), (0, 5, BIG), (BIG, 5, 0), (0, 1, 0)])
+@every("operation", OPERATIONS)
 def test_no_rows(operation, sizes):
     """Without rows nothing is read or written, whatever the sizes and pointers are."""
     raw = Raw(operation).set(outer=sizes[0], classes=sizes[1], inner=sizes[2])
@@ -311,8 +307,8 @@ FAR_STRIDES = [
 ]
 
 
-@pytest.mark.parametrize("strides", FAR_STRIDES, ids=str)
-@pytest.mark.parametrize("operand", OPERANDS)
+@every("strides", FAR_STRIDES)
+@every("operand", OPERANDS)
 def test_strides_that_reach_too_far(operand, strides):
     fields = {f"{operand}__{name}": value for name, value in strides.items()}
     raw = Raw("FORWARD_BACKWARD", "FLOAT64", "PROBABILITIES")
@@ -386,10 +382,7 @@ def pointers():
                     yield operation, target, reduction, name, needed[name], allowed[name]
 
 
-@pytest.mark.parametrize(
-    ("operation", "target", "reduction", "name", "needed", "allowed"),
-    [pytest.param(*p, id="-".join(p[:4])) for p in pointers()],
-)
+@every(("operation", "target", "reduction", "name", "needed", "allowed"), pointers())
 def test_pointers_are_there_if_and_only_if_needed(
     operation, target, reduction, name, needed, allowed
 ):
@@ -410,9 +403,9 @@ def test_pointers_are_there_if_and_only_if_needed(
         raw.assert_refused()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("operation", LOSSES)
+@every("dtype", DTYPES)
+@every("target", TARGETS)
+@every("operation", LOSSES)
 def test_pointers_between_elements(operation, target, dtype):
     """Unaligned pointers are refused: C does not define an access through them."""
     raw = Raw(operation, dtype, target, "NONE", weights=True)
@@ -490,7 +483,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("operation", "output", "other"), PAIRS)
+@every(("operation", "output", "other"), PAIRS)
 def test_an_output_that_is_something_else(operation, output, other):
     slide, size, length = shared(operation, output, other)
     for shift in {8 - length, -8, 0, 8, size - 8}.intersection(range(1 - length, size)):
@@ -500,8 +493,8 @@ def test_an_output_that_is_something_else(operation, output, other):
         raw.assert_refused()
 
 
-@pytest.mark.parametrize("operation", ["FORWARD_BACKWARD", "BACKWARD", "SOFTMAX", "LOG_SOFTMAX"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("operation", ["FORWARD_BACKWARD", "BACKWARD", "SOFTMAX", "LOG_SOFTMAX"])
+@every("dtype", DTYPES)
 def test_in_place_and_side_by_side(operation, dtype):
     plain = Raw(operation, dtype)
     assert plain.run() == lib.PYCE_OK
@@ -583,8 +576,8 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value", "ignore", "ignored"), LABELS, ids=str)
-@pytest.mark.parametrize("operation", LOSSES)
+@every(("kind", "value", "ignore", "ignored"), LABELS)
+@every("operation", LOSSES)
 def test_labels_at_the_limits(c_backend, operation, kind, value, ignore, ignored):
     for shape in (6, 5, 1), (40, 100, 1), (3, 5, 37), (20, 3000, 1):
         raw = Raw(operation, "FLOAT32", kind, "NONE", shape=shape)
@@ -694,11 +687,9 @@ WRONG_LSE = [
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("target", ["INDEX64", "PROBABILITIES"])
-@pytest.mark.parametrize(
-    "shape", [(32, 3, 1), (32, 40, 1), (32, 100, 1), (32, 2500, 1), (1, 10, 32), (1, 2100, 32)]
-)
+@every("dtype", DTYPES)
+@every("target", ["INDEX64", "PROBABILITIES"])
+@every("shape", [(32, 3, 1), (32, 40, 1), (32, 100, 1), (32, 2500, 1), (1, 10, 32), (1, 2100, 32)])
 def test_a_wrong_lse_affects_its_own_row_only(c_backend, shape, target, dtype):
     def run(lse):
         raw = Raw("BACKWARD", dtype, target, shape=shape, weights=True)
@@ -764,9 +755,9 @@ class Common:
         assert (self.raw.memory(), list(self.loss)) == before
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("weighted", [False, True])
+@every("reduction", ["MEAN", "SUM", "NONE"])
+@every("dtype", DTYPES)
 def test_the_common_case(dtype, reduction, weighted):
     common = Common("FORWARD_BACKWARD", dtype, reduction, weighted)
     raw = Raw("FORWARD_BACKWARD", dtype, reduction=reduction)
@@ -790,9 +781,9 @@ def at_addresses(common, loss_dtype, probs=(0, "FLOAT32"), **changes):
     return lib.pyce_cross_entropy_at(*values, number(loss_dtype))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("weighted", [False, True])
+@every("reduction", ["MEAN", "SUM", "NONE"])
+@every("dtype", DTYPES)
 def test_the_common_case_at_addresses(dtype, reduction, weighted):
     common, other = (Common("FORWARD_BACKWARD", dtype, reduction, weighted) for _ in range(2))
     loss_dtype = "FLOAT64" if dtype == "FLOAT64" else "FLOAT32"
@@ -811,9 +802,9 @@ def test_the_common_case_at_addresses(dtype, reduction, weighted):
         assert found[1] == np.array([common.loss[0]], np.float32).view(convert)[1]  # not written
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", ["MEAN", "SUM", "NONE"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("weighted", [False, True])
+@every("reduction", ["MEAN", "SUM", "NONE"])
+@every("dtype", DTYPES)
 def test_probabilities_at_addresses(dtype, reduction, weighted):
     common = Common("FORWARD_BACKWARD", dtype, reduction, weighted)
     raw = Raw("FORWARD_BACKWARD", dtype, "PROBABILITIES", reduction=reduction)
@@ -1062,8 +1053,8 @@ class Scaling:
         return self.saved.tobytes(), self.result.tobytes(), self.factor.tobytes()
 
 
-@pytest.mark.parametrize("factor_dtype", DTYPES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@every("factor_dtype", DTYPES)
+@every("dtype", DTYPES)
 def test_a_saved_gradient_times_a_number(dtype, factor_dtype, c_backend):
     """The bytes of NumPy's product, for every instruction set and number of threads."""
     for n, threads, factor in ((0, 1, 0.3), (1, 1, 1), (37, 1, -0.3), (37, 1, 0), (300_000, 2, 3)):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from every import every
 
 import pyce
 
@@ -89,10 +90,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("kind", ["labels", "ignored", "probabilities"])
-@pytest.mark.parametrize(("classes", "axis"), [(3, 0), (11, 1)])
+@every("reduction", ["mean", "sum", "none"])
+@every("options", OPTIONS)
+@every("kind", ["labels", "ignored", "probabilities"])
+@every(("classes", "axis"), [(3, 0), (11, 1)])
 def test_gradient_is_the_derivative(backend, classes, axis, kind, options, reduction):
     rng = np.random.default_rng(classes)
     rows = 5

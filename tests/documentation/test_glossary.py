@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from every import every
 
 ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = "docs/glossary.md"
@@ -95,7 +96,7 @@ def table():
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-@pytest.mark.parametrize("file", list(paths()))
+@every("file", list(paths()))
 def test_no_avoided_word(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     found = [
@@ -106,7 +107,7 @@ def test_no_avoided_word(file):
     assert found == []
 
 
-@pytest.mark.parametrize("file", list(paths()))
+@every("file", list(paths()))
 def test_no_rejected_english(file):
     text = (ROOT / file).read_text(encoding="utf-8")
     found = [

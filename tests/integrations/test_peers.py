@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import one_isa
+from every import every
 from peer_losses import (
     INF,
     NAN,
@@ -42,11 +43,11 @@ import pyce
 
 
 @one_isa
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weight"])
-@pytest.mark.parametrize("kind", ["labels", "ignored", "all ignored", "probabilities"])
-@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 7), (2, 30, 3, 4)], ids=str)
+@every("reduction", ["mean", "sum", "none"])
+@every("smoothing", [0.0, 0.1, 1.0])
+@every("weighted", [False, True])
+@every("kind", ["labels", "ignored", "all ignored", "probabilities"])
+@every("shape", [(6, 5), (3, 4, 7), (2, 30, 3, 4)])
 def test_cross_entropy_is_that_of_torch(backend, shape, kind, weighted, smoothing, reduction):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape) * 3
@@ -77,9 +78,9 @@ def test_cross_entropy_is_that_of_torch(backend, shape, kind, weighted, smoothin
 
 
 @one_isa
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("pos_weight", [None, (3,), (4, 3)], ids=str)
-@pytest.mark.parametrize("weight", [None, (3,), (4, 1), (4, 3)], ids=str)
+@every("reduction", ["mean", "sum", "none"])
+@every("pos_weight", [None, (3,), (4, 3)])
+@every("weight", [None, (3,), (4, 1), (4, 3)])
 def test_bernoulli_is_that_of_torch(backend, weight, pos_weight, reduction):
     torch = load_torch()
     rng = np.random.default_rng(0)

@@ -28,8 +28,18 @@ SMALL = next(w for w in WORKLOADS if w.name == "64x10")
 FEW = ("-w", "64x10", "-b", "numpy", "--operation", "fused")
 
 
+# The command, with fewer and shorter measurements: for tests that read none of the times.
+SHORT = """
+import sys
+from pyce._bench.measure import Effort
+Effort.__init__.__defaults__ = 2, 1, 0.001, 0.01
+from pyce.__main__ import main
+sys.exit(main(["bench", *sys.argv[1:]]))
+"""
+
+
 def run_bench(run_python, *arguments, **options):
-    return run_python("-m", "pyce", "bench", *arguments, **options)
+    return run_python("-c", SHORT, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -298,14 +308,12 @@ def wrong(p):
         p.grad[3, 3] += 1e-3
     return loss
 backend.forward_backward = wrong
-from pyce.__main__ import main
-sys.exit(main(["bench", *sys.argv[1:]]))
 """
 
 
 def test_a_wrong_backend_fails(run_python, tmp_path):
     arguments = [*FEW, "-o", str(tmp_path / "wrong.json")]
-    done = run_python("-c", WRONG, *arguments, check=False)
+    done = run_python("-c", WRONG + SHORT, *arguments, check=False)
     assert done.returncode == FAILED
     assert "pyce numpy" in done.stderr
     assert "gradients differ" in done.stderr
@@ -323,13 +331,11 @@ def broken(data):
     raise RuntimeError("out of order")
 peers.PEERS.clear()
 peers.PEERS.update({"wrong": wrong, "broken": broken})
-from pyce.__main__ import main
-sys.exit(main(["bench", "--peers", *sys.argv[1:]]))
 """
 
 
 def test_another_library_that_fails_is_left_out(run_python, tmp_path):
-    done = run_python("-c", ODD_PEERS, *FEW, "-o", str(tmp_path / "one.json"))
+    done = run_python("-c", ODD_PEERS + SHORT, "--peers", *FEW, "-o", str(tmp_path / "one.json"))
     assert "left out: wrong: " in done.stderr
     assert "left out: broken: out of order" in done.stderr
     run = results.load(tmp_path / "one.json")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from every import every
 
 import pyce
 
@@ -131,13 +132,13 @@ def may_import(importing, imported):
     return layer(unit(imported)) < layer(importing)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@every("path", MODULES)
 def test_modules_import_from_lower_layers(path):
     for name in imports(path):
         assert may_import(unit_of(path), name), name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@every("path", MODULES)
 def test_the_package_imports_neither_tests_nor_benchmarks(path):
     for name in imports(path):
         for module in ("tests", "bench", "hypothesis", "conftest"):
@@ -146,14 +147,13 @@ def test_the_package_imports_neither_tests_nor_benchmarks(path):
             assert not within(name, "pytest"), name
 
 
-@pytest.mark.parametrize(
+@every(
     "path",
     [
         p
         for p in MODULES
         if p.relative_to(PACKAGE).parts[0] not in ("_bench", "_check", "__main__.py")
     ],
-    ids=relative,
 )
 def test_only_the_command_knows_the_benchmarks(path):
     for name in imports(path):
@@ -203,7 +203,7 @@ def test_private_names_are_found(text, found):
     assert list(private_names(text)) == found
 
 
-@pytest.mark.parametrize("path", [*MODULES, *(ROOT / "bench").glob("*.py")], ids=lambda p: p.name)
+@every("path", [*MODULES, *(ROOT / "bench").glob("*.py")])
 def test_private_names_stay_in_their_modules(path):
     own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     assert list(private_names(path.read_text(encoding="utf-8"), own)) == []
