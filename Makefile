@@ -154,7 +154,7 @@ test-clients: .venv/.test-clients $(EXTENSION) ## run programs that use pyce thr
 	$(BIN)/python -m pytest tests/integrations/test_clients.py tests/integrations/test_torch_libraries.py tests/integrations/test_torch_clients.py
 
 test-exhaustive: .venv/.test $(EXTENSION) ## check the exponential of every float, and more than 2^31 logits: minutes
-	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py tests/api/test_linear.py
+	PYCE_TEST_EXHAUSTIVE=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 -s tests/c/test_vmath.py tests/api/test_linear.py tests/integrations/test_torch_linear.py
 
 test-stress: .venv/.test $(EXTENSION) ## fork a thousand times with each backend, PyTorch and Numba loaded: an hour
 	PYCE_TEST_STRESS=1 $(BIN)/python -m pytest -o faulthandler_timeout=7200 tests/process/test_forks.py

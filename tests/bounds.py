@@ -32,7 +32,7 @@ def check_array(actual, exact, terms=None):
     if terms is None:
         assert (np.abs(got[low]) <= tiny).all()
         assert (got[low] * exact.hi[low] >= 0.0).all()
-        # Below half of the smallest number the oracle has lost the last bit too.
+        # The oracle has 0 for what is not more than half of the smallest number.
         smallest = float(ml_dtypes.finfo(actual.dtype).smallest_subnormal)
         assert (np.abs(got[exact.hi == 0.0]) <= smallest).all()
 

@@ -138,13 +138,13 @@ def expm1_small(r: DD) -> DD:
     return total * r + r
 
 
-def exp(x: DD) -> DD:
-    """exp(x) for |x| < 1100, with a relative error of about 2**-95."""
+def exp(x: DD, power: int = 0) -> DD:
+    """exp(x) 2**power for |x| < 1100, with a relative error of about 2**-95."""
     n = np.rint(x.hi / LN2.hi)
     q = expm1_small((x - LN2 * n).scaled(-6))
     for _ in range(6):
         q = q.scaled(1) + q * q
-    return (q + 1.0).scaled(n.astype(np.int64))
+    return (q + 1.0).scaled(n.astype(np.int64) + power)
 
 
 def log(x: DD) -> DD:
@@ -173,15 +173,23 @@ def log1p(x: DD) -> DD:
 # Softmax and the loss in double-double
 
 
+# Probabilities are kept times 2**RAISED: a gradient below the normal numbers is then rounded once.
+RAISED = 128
+
+
 @dataclass
 class Softmax:
     """Softmax and related quantities of logits (rows, classes)."""
 
-    p: DD  # probabilities
-    one_minus_p: DD
+    raised_p: DD  # probabilities times 2**RAISED
+    raised_one_minus_p: DD
     minus_log_p: DD  # inf for -inf logits
     lse: DD  # (rows,)
     invalid: Array  # (rows,): NaN, +inf or only -inf
+
+    @property
+    def p(self) -> DD:
+        return self.raised_p.scaled(-RAISED)
 
 
 def softmax_rows(x: Array) -> Softmax:
@@ -195,16 +203,17 @@ def softmax_rows(x: Array) -> Softmax:
         hi, lo = two_sum(x, -m)
     d = DD(hi, np.where(np.isfinite(lo), lo, 0.0))
     underflows = d.hi < -1000.0  # exp underflows in float64 too
-    e = exp(d.where(~underflows, 0.0)).where(~underflows, 0.0)
+    e = exp(d.where(~underflows, 0.0), RAISED).where(~underflows, 0.0)
     without_top = DD(e.hi.copy(), e.lo.copy())
     without_top.hi[rows, top] = without_top.lo[rows, top] = 0.0
     rest = without_top.sum()
-    total = (rest + 1.0)[:, None]
+    total = (rest + 2.0**RAISED)[:, None]
     others = total - e
     others.hi[rows, top], others.lo[rows, top] = rest.hi, rest.lo
-    log_total = log1p(rest)
+    log_total = log1p(rest.scaled(-RAISED))
     minus_log_p = log_total[:, None] - d.where(np.isfinite(d.hi), 0.0)
     minus_log_p = minus_log_p.where(np.isfinite(d.hi), np.inf)
+    total = total.scaled(-RAISED)
     return Softmax(e / total, others / total, minus_log_p, log_total + DD(m[:, 0]), invalid)
 
 
@@ -279,11 +288,11 @@ def reference(
 
     grad, terms = _slopes(b, soft)
     if hard and not label_smoothing:
-        terms = np.abs(grad.hi)
+        terms = np.abs(grad.scaled(-RAISED).hi)
     if lse_square_scale:
-        added = soft.p * (lse_term * 2.0)[:, None]
+        added = soft.raised_p * (lse_term * 2.0)[:, None]
         grad = grad + added
-        terms = np.maximum(terms, np.abs(added.hi))
+        terms = np.maximum(terms, np.abs(added.scaled(-RAISED).hi))
 
     if reduction == "mean" and normalizer is not None:
         denominator = DD(float(normalizer))
@@ -301,7 +310,8 @@ def reference(
                 loss = DD(loss.hi / denominator.hi)
         factors = np.broadcast_to(np.asarray(grad_loss, np.float64).reshape(-1), (count,))
         scale = DD(factors) * sw / denominator
-        grad = grad * scale[:, None]
+        small = np.where(np.abs(grad.hi * scale.hi[:, None]) < 1.0, RAISED, 0)
+        grad = (grad.scaled(small - RAISED) * scale[:, None]).scaled(-small)
         terms = terms * np.abs(scale.hi[:, None])
     invalid = soft.invalid[:, None]
     grad = grad.where(~invalid, np.nan).where(valid[:, None], 0.0)
@@ -329,7 +339,7 @@ def _costs(b: DD, soft: Softmax) -> tuple[DD, Array]:
 
 
 def _slopes(b: DD, soft: Softmax) -> tuple[DD, Array]:
-    """p sum(b) - b, and the size of the larger of these two terms.
+    """(p sum(b) - b) 2**RAISED, and the size of the larger of the two terms.
 
     It is computed as p (sum(b) - b) - b (1 - p), where sum(b) - b is summed without b.
     """
@@ -341,7 +351,7 @@ def _slopes(b: DD, soft: Softmax) -> tuple[DD, Array]:
     rest = without.sum()
     others.hi[rows, largest], others.lo[rows, largest] = rest.hi, rest.lo
     terms = np.maximum(np.abs((soft.p * b.sum()[:, None]).hi), np.abs(b.hi))
-    return soft.p * others - b * soft.one_minus_p, terms
+    return soft.raised_p * others - b * soft.raised_one_minus_p, terms
 
 
 def bernoulli(logits: Any, target: Any, weight: Any = 1.0, pos_weight: Any = 1.0) -> Bernoulli:
@@ -353,9 +363,9 @@ def bernoulli(logits: Any, target: Any, weight: Any = 1.0, pos_weight: Any = 1.0
     t, w, v = (DD(a.reshape(-1).copy()) for a in others)
     yes, no = w * v * t, w * (DD(1.0) - t)
     loss = yes * soft.minus_log_p[:, 1] + no * soft.minus_log_p[:, 0]
-    grad = no * soft.p[:, 1] - yes * soft.p[:, 0]
-    terms = np.maximum((no * soft.p[:, 1]).hi, (yes * soft.p[:, 0]).hi)
-    return Bernoulli(loss, grad, terms)
+    slopes = no * soft.raised_p[:, 1], yes * soft.raised_p[:, 0]
+    terms = np.maximum(*(slope.scaled(-RAISED).hi for slope in slopes))
+    return Bernoulli(loss, (slopes[0] - slopes[1]).scaled(-RAISED), terms)
 
 
 def _times(a: DD, b: DD) -> DD:

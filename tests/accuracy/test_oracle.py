@@ -71,6 +71,22 @@ def test_reference_is_the_textbook_in_every_regime(regime, dtype):
             assert (error <= 1e-26 * np.abs(right.hi) + 1e-316).all()
 
 
+def test_gradients_below_the_normal_numbers_are_rounded_once():
+    """As if factors multiplied exact probabilities, and not subnormal numbers."""
+    factor = 2.75e-9
+    for x in (np.append(0.0, -np.linspace(680, 750, 101)), np.array([0.0, -720.3])):
+        w = np.random.default_rng(8).uniform(2, 3, len(x))
+        options = {"weight": w, "sample_weight": [factor], "reduction": "none"}
+        got = list(oracle.reference(x[None], np.array([0]), **options).grad.hi[0])
+        got += list(oracle.bernoulli(x, 0.0, factor).grad.hi)
+        exact = oracle.textbook(x, np.arange(len(x)) == 0, w)[2]
+        exact += [oracle.textbook([0.0, v], [1, 0])[3][1] for v in x]
+        with mpmath.workdps(oracle.DIGITS):
+            for one, right in zip(got, [v * mpmath.mpf(factor) for v in exact], strict=True):
+                error = abs(mpmath.mpf(float(one)) - right)
+                assert error <= max(2.0**-53 * abs(right), mpmath.mpf(2) ** -1075)
+
+
 @pytest.mark.parametrize("value", [1e-300, 1e-38, 0.3, 1 - 2.0**-24, 1.0, 7.5])
 def test_logarithm(value):
     with mpmath.workdps(60):

@@ -353,6 +353,30 @@ def test_ci_runs_what_make_has(job):
     assert called or any("-m pyce" in run for run in commands(job))
 
 
+# What a person calls; times, and tables and pictures of the tree; and what takes many hours.
+NOT_IN_CI = """
+help build format clean
+bench bench-full bench-peers bench-head bench-one-thread bench-compare bench-baseline bench-scaling
+bench-fit bench-dask bench-compiled bench-ranks
+accuracy-peers report example-docs frozen-features filter-picture
+mutation-all
+"""
+
+
+def test_every_target_that_checks_something_runs_in_ci():
+    targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+    runs = " ".join(run for one in JOBS.values() for run in commands(one))
+    assert targets - set(re.findall(r"\bmake\s+(\S*)", runs)) == set(NOT_IN_CI.split())
+
+
+@pytest.mark.parametrize("variable", ["PYCE_TEST_EXHAUSTIVE", "PYCE_TEST_STRESS"])
+def test_the_target_of_a_variable_runs_each_test_that_reads_it(variable):
+    [command] = re.findall(rf"^\t{variable}=1 .* -m pytest (.*)", MAKEFILE, re.MULTILINE)
+    paths = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    reading = {path for path in paths if f'"{variable}"' in path.read_text(encoding="utf-8")}
+    assert reading == {ROOT / word for word in command.split() if word.startswith("tests/")}
+
+
 def test_ci_calls_commands_that_there_are():
     command = [sys.executable, "-m", "pyce", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600).stdout
