@@ -101,7 +101,8 @@ RULES = (
     Rule(r"_compensated", _folder("accuracy", "compensated") + COMPUTE),
     Rule(
         r"_(arguments|problem|dtypes|loss|softmax|probabilities|metrics)",
-        (*API, *_folder("accuracy", "softmax"), *_folder("api", "masked_arrays"), SHARDS),
+        (*API, *_folder("accuracy", "softmax"), *_folder("api", "masked_arrays", "selective",
+         "linear", "shards_linear"), SHARDS),
     ),
     Rule(r"__init__", _folder("api", "backends") + _folder("process", "command", "first_use")),
     Rule(r"_threads", _folder("process", "thread_count", "environment", "threads")),
