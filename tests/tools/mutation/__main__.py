@@ -172,6 +172,8 @@ class Session:
             self.copies.append(copy)
 
     def _judge_python(self, rule: rules.Rule, mutants: list[Mutant], thoroughly: bool) -> None:
+        if time.monotonic() > self.end:
+            return
         copy = self.copies.pop()
         begin = time.monotonic()
         try:
