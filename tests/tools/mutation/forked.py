@@ -36,19 +36,25 @@ _contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defi
 _contexts["forkserver"] = _contexts["fork"]
 
 
-def replace(module: types.ModuleType, source: str) -> None:
+def executed(module: types.ModuleType, source: str) -> types.ModuleType:
+    """A module with the variables of another, whose source is executed in it."""
     changed = types.ModuleType(module.__name__)
     changed.__dict__.update({k: getattr(module, k) for k in ("__package__", "__file__")})
     sys.modules[module.__name__] = changed  # dataclasses look up their module
     exec(compile(source, module.__file__ or "", "exec"), changed.__dict__)
     sys.modules[module.__name__] = module
-    _replace(vars(module), vars(changed), vars(module).__setitem__)
+    return changed
+
+
+def replace(module: types.ModuleType, changed: types.ModuleType) -> None:
+    """Give the functions and variables of `module` the code and the values of `changed`."""
+    _replace(module.__name__, vars(module), vars(changed), vars(module).__setitem__)
     for name in set(vars(module)) - set(vars(changed)) - {"__builtins__", "__cached__"}:
         if not isinstance(getattr(module, name), types.ModuleType):
             delattr(module, name)
 
 
-def _replace(old: dict, new: dict, put) -> None:
+def _replace(module: str, old: dict, new: dict, put) -> None:
     for name, value in new.items():
         was = old.get(name)
         if name.startswith("__") and not isinstance(value, types.FunctionType):
@@ -56,8 +62,9 @@ def _replace(old: dict, new: dict, put) -> None:
         if isinstance(value, types.ModuleType) or was is value:
             continue
         if isinstance(value, type) and isinstance(was, type):
-            if value.__module__ == was.__module__:
-                _replace(dict(vars(was)), dict(vars(value)), lambda *_: None)
+            # Those that PyTorch derives from a class refer to it, and have no code of the module.
+            if value.__module__ == was.__module__ == module:
+                _replace(module, dict(vars(was)), dict(vars(value)), lambda *_: None)
         elif not _replace_functions(was, value):
             put(name, value)
 
@@ -151,6 +158,20 @@ class Forks:
             os.waitpid(child, 0)
         return said or "hangs"
 
+    def _replace(self, file: str, source: str) -> str:
+        """Put a mutant into this process; “survived”, or what happened instead."""
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = importlib.import_module(name)
+        try:
+            changed = executed(module, source)
+        except BaseException as error:
+            return f"{type(error).__name__} when the module is executed"
+        try:
+            replace(module, changed)
+        except Exception as error:
+            return f"no verdict: {error!r}"
+        return "survived"
+
     def _child(self, session, mutant, writing) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         said = "survived"
@@ -159,17 +180,15 @@ class Forks:
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         try:
             if mutant:
-                file, source = mutant
-                name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-                replace(importlib.import_module(name), source)
-            for i, item in enumerate(session.items):
+                said = self._replace(*mutant)
+            for i, item in enumerate(session.items if said == "survived" else ()):
                 after = session.items[i + 1] if i + 1 < len(session.items) else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 if session.testsfailed:
                     said = item.nodeid
                     break
         except BaseException as error:
-            said = f"{type(error).__name__} when the module is executed"
+            said = f"{type(error).__name__} outside of tests"
         os.write(writing, said.encode())
         os._exit(0)
 

@@ -52,6 +52,8 @@ def _forked(copy: Copy, rule: Rule, mutants: list[Mutant]) -> Iterator:
         if unchanged != "survived":
             sys.exit(f"the tests of {rule.modules} fail without a mutant: {unchanged}")
         for mutant, line in zip(mutants, process.stdout, strict=False):
+            if line.startswith("no verdict"):
+                sys.exit(f"{mutant.file}:{mutant.line} {mutant.name}: {line}")
             yield mutant, line.strip()
     finally:
         os.killpg(process.pid, 9)
