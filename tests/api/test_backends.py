@@ -14,6 +14,7 @@ from conftest import join
 import pyce
 from pyce import _backends
 from pyce._info import describe
+from pyce._selection import selections
 
 
 def others(name):
@@ -51,6 +52,11 @@ def other(backend, monkeypatch):
     if not others(backend.name):
         monkeypatch.setitem(_backends._loaded, "numba", types.SimpleNamespace(NAME="numba"))
     return others(backend.name)[0]
+
+
+def test_c_is_selected_once_for_each_instruction_set():
+    found = [str(selection) for selection in selections(["numpy", "c"])]
+    assert found == ["numpy", *(f"c-{isa}" for isa in pyce.info()["isas"])]
 
 
 def test_backends_are_listed_fastest_first():
