@@ -54,9 +54,13 @@ def other(backend, monkeypatch):
     return others(backend.name)[0]
 
 
-def test_c_is_selected_once_for_each_instruction_set():
+def test_selections_for_tools():
     found = [str(selection) for selection in selections(["numpy", "c"])]
     assert found == ["numpy", *(f"c-{isa}" for isa in pyce.info()["isas"])]
+    before = pyce.get_backend(), pyce.get_num_threads()
+    with selections(["numpy"])[0].selected(threads=1):
+        assert (pyce.get_backend(), pyce.get_num_threads()) == ("numpy", 1)
+    assert (pyce.get_backend(), pyce.get_num_threads()) == before
 
 
 def test_backends_are_listed_fastest_first():
