@@ -70,8 +70,6 @@ def softmax_cross_entropy_with_integer_labels(
     if not jnp.issubdtype(y.dtype, jnp.integer):
         advice = ": softmax_cross_entropy takes probabilities" if y.shape == x.shape else ""
         raise TypeError(f"labels must have an integer dtype, got {y.dtype}{advice}")
-    if axis is None:
-        raise TypeError("axis must be an integer or a tuple of integers, got None")
     axes = _axes(axis, x.ndim)
     batch = _batch(x.shape, axes)
     if y.shape != batch:

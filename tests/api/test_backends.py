@@ -14,6 +14,7 @@ from conftest import join
 import pyce
 from pyce import _backends
 from pyce._info import describe
+from pyce._selection import selections
 
 
 def others(name):
@@ -51,6 +52,15 @@ def other(backend, monkeypatch):
     if not others(backend.name):
         monkeypatch.setitem(_backends._loaded, "numba", types.SimpleNamespace(NAME="numba"))
     return others(backend.name)[0]
+
+
+def test_selections_for_tools():
+    found = [str(selection) for selection in selections(["numpy", "c"])]
+    assert found == ["numpy", *(f"c-{isa}" for isa in pyce.info()["isas"])]
+    before = pyce.get_backend(), pyce.get_num_threads()
+    with selections(["numpy"])[0].selected(threads=1):
+        assert (pyce.get_backend(), pyce.get_num_threads()) == ("numpy", 1)
+    assert (pyce.get_backend(), pyce.get_num_threads()) == before
 
 
 def test_backends_are_listed_fastest_first():

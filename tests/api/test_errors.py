@@ -634,6 +634,31 @@ def test_out_that_is_another_view_of_the_same_memory(backend):
     assert (owner == before).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["labels", "probabilities", "weight", "sample_weight", "lse", "grad_loss"]
+)
+def test_out_that_is_the_memory_of_a_buffer(backend, name):
+    """NumPy makes an array of a buffer without a copy, so that `out` may share its memory."""
+    out = np.zeros(X.shape)
+    flat = out.reshape(-1)
+    if name == "probabilities":
+        target, options = memoryview(out), {}
+    elif name == "labels":
+        target, options = memoryview(flat.view(np.int64)[:ROWS]), {}
+    else:
+        target = Y
+        options = {name: memoryview(flat[: CLASSES if name == "weight" else ROWS])}
+    given = {"grad_loss": np.ones(ROWS), "lse": LSE} | options
+    with pytest.raises(ValueError, match="out shares memory with another argument"):
+        pyce.cross_entropy_backward(
+            logits=X, target=target, axis=-1, reduction="none", out=out, **given
+        )
+    if name not in ("lse", "grad_loss"):
+        with pytest.raises(ValueError, match="out shares memory with another argument"):
+            pyce.cross_entropy_with_grad(X, target, reduction="none", out=out, **options)
+    assert not out.any()
+
+
 def test_out_that_is_another_argument(backend):
     t = T.copy()
     for out in (t, t[:]):

@@ -38,6 +38,7 @@ def test_accuracy_ignores_rows(backend, dtype):
     x = np.eye(4, dtype=dtype)
     assert pyce.accuracy(x, [0, 0, -100, 3]) == 2 / 3
     assert pyce.accuracy(x, [0, 0, 2, 3], ignore_index=0) == 1.0
+    assert pyce.accuracy(x[:, :1], [-100, 0, 0, 0]) == 1.0
     assert math.isnan(pyce.accuracy(x, [-100] * 4))
     assert math.isnan(pyce.accuracy(np.zeros((0, 4), dtype), np.zeros(0, int)))
 

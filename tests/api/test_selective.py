@@ -135,6 +135,8 @@ def test_from_hidden_states(backend, dtype, monkeypatch):
             got, h_of = pyce.linear_selective_log_softmax(h, w, index, return_entropy=True, **call)
             np.testing.assert_allclose(got, chosen, **tolerance)
             np.testing.assert_allclose(h_of, entropy, **tolerance)
+            alone = pyce.linear_selective_log_softmax(h, w, index, **call)
+            np.testing.assert_array_equal(alone, got)
 
 
 def test_bad_arguments_of_hidden_states(backend):

@@ -485,6 +485,7 @@ def test_errors_of_one_rank_are_those_of_all(backend):
         (fine, (x, y.astype(np.int32), {}), ValueError, "target is int32 indices"),
         (fine, (x, y, {"given_dtype": "float16"}), ValueError, "the logits is float16 on rank 1"),
         (fine, (x[0, 0], y, {}), ValueError, "at least one dimension"),
+        (fine, (x[:2], y[:2], {}), ValueError, "classes is (2,) on rank 1 and (3,) on rank 0"),
         (fine, (x.astype(np.float64), y, {}), ValueError, "the logits is float64 on rank 1 and"),
         (fine, (x, Overflowing(), {}), (RuntimeError, OverflowError), "no array"),
         ((x, y, {"vocab_size": 10}), fine, ValueError, "vocab_size is None on rank 1 and 10 on"),

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -308,6 +309,11 @@ def other_communicators():
     counted = Counted(WORLD)
     assert pyce.mpi.cross_entropy(x, [2 * RANKS - 2], comm=counted) == loss
     assert counted.calls == min(RANKS, 2)
+    tracemalloc.start()
+    pyce.mpi.cross_entropy(np.zeros((1, 10**6), np.float32), [0])
+    # No gradient is computed for the loss alone.
+    assert tracemalloc.get_traced_memory()[1] < 6e6
+    tracemalloc.stop()
     alone = pyce.mpi.cross_entropy(x, [0], comm=MPI.COMM_SELF)
     assert alone == pyce.cross_entropy(x, [0])
     for comm, kind, message in (

@@ -283,6 +283,14 @@ def test_labels(labels):
     assert float(ours.score(chunked(X, (50, 100)), blocks_of(parts))) == theirs.score(X, y)
 
 
+def test_many_classes_cause_no_warning():
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    X, y = da.from_array(X, (30, 2)), da.from_array(np.arange(60) % 30, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(SoftmaxRegression(C=0.01).fit(X, y).classes_) == 30
+
+
 def test_chunks_along_the_features_are_joined():
     X, y = DATA["breast cancer"]()
     theirs = in_memory.SoftmaxRegression().fit(X, y)

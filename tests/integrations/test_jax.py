@@ -313,6 +313,7 @@ def test_masks():
         (lambda x, y: SOFT(x, y), ValueError, "integer_labels takes class indices"),
         (lambda x, y: INTEGER(x, y[:1]), ValueError, "labels must have the shape"),
         (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
+        (lambda x, y: INTEGER(x, y, axis=None), TypeError, "a tuple of integers, got None"),
         (lambda x, y: SOFT(x, x, axis=(1, -1)), ValueError, "twice"),
         (lambda x, y: INTEGER(x[:, :0], y), ValueError, "no classes"),
         (lambda x, y: INTEGER(x, y, where=x), TypeError, "boolean"),

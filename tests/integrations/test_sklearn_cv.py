@@ -141,6 +141,11 @@ def test_folds_of_any_kind():
         SoftmaxRegressionCV(cv=[]).fit(X, y)
 
 
+def test_one_value_of_C():
+    X, y = DATA["iris"]()
+    assert SoftmaxRegressionCV(Cs=1, cv=2).fit(X, y).Cs_ == [1e-4]
+
+
 def test_a_fold_without_a_class():
     """The scorer knows all classes, as that of scikit-learn does."""
     X, y = DATA["iris"]()  # sorted by class

@@ -24,6 +24,7 @@ from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
 from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _lbfgs, _objective, _team
+from pyce.sklearn._newton import minimize_newton
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +197,27 @@ def test_newton_from_a_start_where_the_curvature_is_much_too_small(factor):
     np.testing.assert_allclose(model.fit(X, y).coef_, expected, atol=1e-8)
     with pytest.warns(ConvergenceWarning, match="1 iterations: the maximum"):
         SoftmaxRegression(**NEWTON, max_iter=1).fit(X, y)
+
+
+def test_newton_halves_a_step_that_decreases_too_little():
+    """Of √(1 + x²), Newton's step leads from x to −x³: near 1, the objective hardly decreases."""
+    at = []
+
+    def evaluate(x, gradient):
+        at.append(float(x[0]))
+        np.divide(x, np.sqrt(1.0 + x * x), out=gradient)
+        return float(np.sqrt(1.0 + x[0] ** 2))
+
+    found = minimize_newton(
+        evaluate,
+        lambda x: np.diag((1.0 + x * x) ** -1.5),
+        np.array([1.0 - 5e-5]),
+        max_iter=9,
+        tol=1e-9,
+        progress=lambda *_: None,
+    )
+    assert found.within and found.iterations == 2
+    np.testing.assert_allclose(at, [1.0 - 5e-5, -(1.0 - 1.5e-4), 5e-5, 0.0], atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ REFUSED = {
     "size_average": ((LOGITS, LABELS), {"size_average": False}, ValueError, "say reduction="),
     "reduce": ((LOGITS, LABELS), {"reduce": True}, ValueError, "say reduction="),
     "ignored probabilities": (
-        (LOGITS, torch.rand(4, 3)), {"ignore_index": 1}, ValueError, "class indices"
+        (LOGITS, torch.rand(4, 3)), {"ignore_index": 0}, ValueError, "class indices"
     ),
     "gradient of weights": (
         (LOGITS, LABELS, torch.ones(3, requires_grad=True)), {}, NotImplementedError, "weight"

@@ -86,6 +86,13 @@ def test_opcheck_of_the_backward_operator(reduction):
     assert set(done.values()) == {"SUCCESS"}
 
 
+def test_opcheck_of_logits_that_are_not_contiguous():
+    logits = torch.randn(6, 10)[:, ::2]
+    arguments = (logits, torch.arange(6) % 5, None, "mean", -100, 0.0, "gradient", False)
+    done = torch.library.opcheck(torch.ops.pyce.cross_entropy.default, arguments)
+    assert set(done.values()) == {"SUCCESS"}
+
+
 # ---------------------------------------------------------------------------------------------
 # torch.compile, transforms, modes
 

@@ -70,6 +70,18 @@ def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
     return chosen
 
 
+def some_of_each(mutants: list[Mutant], most: int, seed: int) -> list[Mutant]:
+    """At most `most` mutants of each file."""
+    by_file = defaultdict(list)
+    for mutant in mutants:
+        by_file[mutant.file].append(mutant)
+    return [
+        mutant
+        for file, some in by_file.items()
+        for mutant in random.Random(f"{seed} {file}").sample(some, min(most, len(some)))
+    ]
+
+
 def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equivalents) -> bool:
     """Print a table and the survivors; whether enough were killed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -133,10 +145,10 @@ class Session:
                     of_python = defaultdict(list)
                     for mutant in left:
                         if mutant.file.endswith(".py"):
-                            of_python[mutant.file].append(mutant)
+                            of_python[rules.rule_of(mutant.file)].append(mutant)
                     waiting = [
-                        executor.submit(self._judge_python, file, some, thoroughly)
-                        for file, some in of_python.items()
+                        executor.submit(self._judge_python, rule, some, thoroughly)
+                        for rule, some in of_python.items()
                     ]
                     waiting += [
                         executor.submit(self._judge_c, mutant, thoroughly)
@@ -159,11 +171,13 @@ class Session:
         finally:
             self.copies.append(copy)
 
-    def _judge_python(self, file: str, mutants: list[Mutant], thoroughly: bool) -> None:
+    def _judge_python(self, rule: rules.Rule, mutants: list[Mutant], thoroughly: bool) -> None:
+        if time.monotonic() > self.end:
+            return
         copy = self.copies.pop()
         begin = time.monotonic()
         try:
-            for mutant, verdict in judge_python.judge(copy, file, mutants, thoroughly):
+            for mutant, verdict in judge_python.judge(copy, rule, mutants, thoroughly):
                 self._note(mutant, verdict, begin)
                 begin = time.monotonic()
                 if begin > self.end:
@@ -193,6 +207,7 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--all", action="store_true", help="every mutant")
     group.add_argument("--sample", type=int, metavar="N", help="about N mutants")
+    group.add_argument("--each", type=int, metavar="N", help="at most N mutants of each file")
     group.add_argument("--judged", action="store_true", help="those of earlier runs; see --resume")
     group.add_argument("--list", action="store_true", help="print how many there are, and end")
     parser.add_argument("--seed", default=0, type=int, help="of the sample and the order")
@@ -216,6 +231,8 @@ def main() -> None:
     else:
         if asked.sample is not None:
             mutants = sampled(mutants, asked.sample, asked.seed)
+        if asked.each is not None:
+            mutants = some_of_each(mutants, asked.each, asked.seed)
         random.Random(asked.seed).shuffle(mutants)
         earlier = read_verdicts() if asked.resume or asked.judged else {}
         if asked.judged:

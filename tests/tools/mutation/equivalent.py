@@ -1,4 +1,4 @@
-"""Mutants that no test can see, with the reason: equivalent.txt and the functions below.
+"""Mutants that no test can see, with the reason: equivalent.txt, and the names below.
 
 An entry of equivalent.txt is a changed line between its neighbours. It is recognised by what the
 lines do, whatever the files, functions and variables are called; see `Mutant.key`.
@@ -18,6 +18,8 @@ FUNCTIONS = {
     "pyce_last_cache": "how large the last cache is taken to be",
     "pyce_threads_for": "how many threads are used",
 }
+# Numbers of Python that change how much is computed at a time.
+CONSTANTS = {"_BLOCK": "how many elements of an array are computed at a time"}
 
 
 def read() -> dict[tuple[str, ...], tuple[str, str]]:
@@ -42,10 +44,20 @@ class Equivalents:
 
     def reason(self, mutant: Mutant) -> str | None:
         entry = self.entries.get(mutant.key())
-        return entry[0] if entry else FUNCTIONS.get(mutant.function())
+        if entry:
+            return entry[0]
+        return CONSTANTS.get(_constant(mutant)) or FUNCTIONS.get(mutant.function())
 
     def unused(self, mutants: list[Mutant]) -> list[str]:
-        """Entries and functions without a mutant among `mutants`, which are all that there are."""
+        """Entries and names without a mutant among `mutants`, which are all that there are."""
         keys, functions = {m.key() for m in mutants}, {m.function() for m in mutants}
         lines = [line for key, (_, line) in self.entries.items() if key not in keys]
-        return lines + [f"{name}()" for name in FUNCTIONS if name not in functions]
+        lines += [f"{name}()" for name in FUNCTIONS if name not in functions]
+        constants = {_constant(m) for m in mutants}
+        return lines + [name for name in CONSTANTS if name not in constants]
+
+
+def _constant(mutant: Mutant) -> str:
+    """The name that the module gives a number, if the mutant is another number."""
+    line = mutant.hunk()[1]
+    return line.partition(" = ")[0] if mutant.name == "constant" else ""

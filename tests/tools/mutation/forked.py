@@ -1,12 +1,12 @@
-"""Judges many mutants of one Python module by tests that are collected once.
+"""Judges many mutants of Python modules by tests that are collected once.
 
-    python forked.py MUTANTS FILE MOST WHICH TEST…
+    python forked.py MUTANTS MOST WHICH TEST…
 
-MUTANTS is a file with a JSON list of [module, source], the first unchanged. For each, one line is
-printed: the test that failed, “crashed…”, “hangs” or “survived”. Each mutant is a forked child
-process in which the functions of the module get the code of the source; FILE gets the source, too,
-for the processes that the tests start. WHICH selects tests (pytest -k), and at most MOST cases of
-each test function run: those that failed for earlier mutants first.
+MUTANTS is a file with a JSON list of [file, source]. One line is printed for the sources as they
+are, and one for each mutant: the test that failed, “crashed…”, “hangs” or “survived”. Each mutant
+is a forked child process in which the functions of the module get the code of the source; the file
+gets the source, too, for the processes that the tests start. WHICH selects tests (pytest -k), and
+at most MOST cases of each test function run: those that failed for earlier mutants first.
 
 What is only executed when a module is imported, as decorators, is not changed in the child: judge a
 mutant that survives in a new process.
@@ -25,6 +25,7 @@ import sys
 import time
 import types
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from sampled import few
@@ -35,28 +36,35 @@ _contexts = multiprocessing.context._concrete_contexts  # type: ignore[attr-defi
 _contexts["forkserver"] = _contexts["fork"]
 
 
-def replace(module: types.ModuleType, source: str) -> None:
+def executed(module: types.ModuleType, source: str) -> types.ModuleType:
+    """A module with the variables of another, whose source is executed in it."""
     changed = types.ModuleType(module.__name__)
     changed.__dict__.update({k: getattr(module, k) for k in ("__package__", "__file__")})
     sys.modules[module.__name__] = changed  # dataclasses look up their module
     exec(compile(source, module.__file__ or "", "exec"), changed.__dict__)
     sys.modules[module.__name__] = module
-    _replace(vars(module), vars(changed), vars(module).__setitem__)
+    return changed
+
+
+def replace(module: types.ModuleType, changed: types.ModuleType) -> None:
+    """Give the functions and variables of `module` the code and the values of `changed`."""
+    _replace(module.__name__, vars(module), vars(changed), vars(module).__setitem__)
     for name in set(vars(module)) - set(vars(changed)) - {"__builtins__", "__cached__"}:
         if not isinstance(getattr(module, name), types.ModuleType):
             delattr(module, name)
 
 
-def _replace(old: dict, new: dict, put) -> None:
+def _replace(module: str, old: dict, new: dict, put) -> None:
     for name, value in new.items():
         was = old.get(name)
-        if name.startswith("__") and name not in ("__init__", "__call__", "__enter__", "__exit__"):
+        if name.startswith("__") and not isinstance(value, types.FunctionType):
             continue
         if isinstance(value, types.ModuleType) or was is value:
             continue
         if isinstance(value, type) and isinstance(was, type):
-            if value.__module__ == was.__module__:
-                _replace(dict(vars(was)), dict(vars(value)), lambda *_: None)
+            # Those that PyTorch derives from a class refer to it, and have no code of the module.
+            if value.__module__ == was.__module__ == module:
+                _replace(module, dict(vars(was)), dict(vars(value)), lambda *_: None)
         elif not _replace_functions(was, value):
             put(name, value)
 
@@ -97,8 +105,8 @@ def _replace_functions(was, value) -> bool:
 class Forks:
     """A plugin that runs the tests once for each mutant, in a child process."""
 
-    def __init__(self, mutants: list[tuple[str, str]], file: str, most: int):
-        self.mutants, self.file, self.most = mutants, file, most
+    def __init__(self, mutants: list[tuple[str, str]], most: int):
+        self.mutants, self.most = mutants, most
         self.kills: Counter[str] = Counter()
         self.seconds = (0.0, 0.0)  # of processors and of the clock, without a change
         self.to = os.dup(1)  # what pytest writes is discarded
@@ -106,30 +114,34 @@ class Forks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
-        items = few(session.items, self.most)
-        unchanged = self.mutants[0][1]
-        for module, source in self.mutants:
-            session.items[:] = sorted(items, key=lambda item: -self.kills[item.nodeid])
-            with open(self.file, "w", encoding="utf-8") as file:
-                file.write(source)
-            begin, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            reading, writing = os.pipe()
-            child = os.fork()
-            if child == 0:
-                os.setpgid(0, 0)
-                os.close(reading)
-                self._child(session, module, source, writing)
-            os.close(writing)
-            said = self._verdict(child, reading)
-            os.close(reading)
-            if source is unchanged:
-                now = resource.getrusage(resource.RUSAGE_CHILDREN)
-                self.seconds = now.ru_utime - used.ru_utime, time.monotonic() - begin
-            self.kills[said] += 1
-            os.write(self.to, f"{said}\n".encode())
-        with open(self.file, "w", encoding="utf-8") as file:
-            file.write(unchanged)
+        self.items = few(session.items, self.most)
+        begin, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._judge(session, None)
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.seconds = now.ru_utime - used.ru_utime, time.monotonic() - begin
+        for file, source in self.mutants:
+            path = Path(file)
+            unchanged = path.read_text(encoding="utf-8")
+            path.write_text(source, encoding="utf-8")
+            try:
+                self._judge(session, (file, source))
+            finally:
+                path.write_text(unchanged, encoding="utf-8")
         return True
+
+    def _judge(self, session, mutant: tuple[str, str] | None) -> None:
+        session.items[:] = sorted(self.items, key=lambda item: -self.kills[item.nodeid])
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            os.close(reading)
+            self._child(session, mutant, writing)
+        os.close(writing)
+        said = self._verdict(child, reading)
+        os.close(reading)
+        self.kills[said] += 1
+        os.write(self.to, f"{said}\n".encode())
 
     def _verdict(self, child: int, reading: int) -> str:
         end = time.monotonic() + 6 * self.seconds[1] + 60 if self.seconds[1] else float("inf")
@@ -146,23 +158,37 @@ class Forks:
             os.waitpid(child, 0)
         return said or "hangs"
 
-    def _child(self, session, module, source, writing) -> None:
+    def _replace(self, file: str, source: str) -> str:
+        """Put a mutant into this process; “survived”, or what happened instead."""
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = importlib.import_module(name)
+        try:
+            changed = executed(module, source)
+        except BaseException as error:
+            return f"{type(error).__name__} when the module is executed"
+        try:
+            replace(module, changed)
+        except Exception as error:
+            return f"no verdict: {error!r}"
+        return "survived"
+
+    def _child(self, session, mutant, writing) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         said = "survived"
         if self.seconds[0]:
             limit = int(4 * self.seconds[0]) + 15
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         try:
-            if source is not self.mutants[0][1]:
-                replace(importlib.import_module(module), source)
-            for i, item in enumerate(session.items):
+            if mutant:
+                said = self._replace(*mutant)
+            for i, item in enumerate(session.items if said == "survived" else ()):
                 after = session.items[i + 1] if i + 1 < len(session.items) else None
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 if session.testsfailed:
                     said = item.nodeid
                     break
         except BaseException as error:
-            said = f"{type(error).__name__} when the module is executed"
+            said = f"{type(error).__name__} outside of tests"
         os.write(writing, said.encode())
         os._exit(0)
 
@@ -172,7 +198,7 @@ if __name__ == "__main__":
         given = json.load(file)
     sys.exit(
         pytest.main(
-            ["-qq", "-p", "no:cacheprovider", "-k", *sys.argv[4:]],
-            plugins=[Forks(given, sys.argv[2], int(sys.argv[3]))],
+            ["-qq", "-p", "no:cacheprovider", "-k", *sys.argv[3:]],
+            plugins=[Forks(given, int(sys.argv[2]))],
         )
     )

@@ -16,36 +16,33 @@ import tempfile
 from collections.abc import Iterator
 
 from judge_c import Copy, run
-from mutant import Mutant, source
-from rules import Rule, rule_of
+from mutant import Mutant
+from rules import Rule
 
 FIRST_CASES = 4  # of each test function
 
 
-def judge(copy: Copy, file: str, mutants: list[Mutant], thoroughly: bool) -> Iterator:
+def judge(copy: Copy, rule: Rule, mutants: list[Mutant], thoroughly: bool) -> Iterator:
     """Yields each mutant with the test that killed it, “survived”, or “to be seen” thoroughly."""
-    rule = rule_of(file)
-    assert rule is not None
     if rule.compiled:
         found = _compiled(copy, rule, mutants, thoroughly)
     elif thoroughly:
         found = _in_new_processes(copy, rule, mutants)
     else:
-        found = _forked(copy, rule, file, mutants)
+        found = _forked(copy, rule, mutants)
     for mutant, said in found:
         if said == "survived" and not thoroughly:
             said = "to be seen"
         yield mutant, said if said in ("survived", "to be seen") else f"killed: {said}"
 
 
-def _forked(copy: Copy, rule: Rule, file: str, mutants: list[Mutant]) -> Iterator:
-    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+def _forked(copy: Copy, rule: Rule, mutants: list[Mutant]) -> Iterator:
     given = copy.home / "given.json"
-    sources = [[module, source(file)], *([module, m.apply()] for m in mutants)]
+    sources = [[mutant.file, mutant.apply()] for mutant in mutants]
     given.write_text(json.dumps(sources), encoding="utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-B", "tests/tools/mutation/forked.py", given, copy.home / file,
-         str(FIRST_CASES), rule.which, *rule.tests],
+        [sys.executable, "-B", "tests/tools/mutation/forked.py", given, str(FIRST_CASES),
+         rule.which, *rule.tests],
         cwd=copy.home, env=copy.environment, text=True, stdout=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
@@ -53,13 +50,16 @@ def _forked(copy: Copy, rule: Rule, file: str, mutants: list[Mutant]) -> Iterato
     try:
         unchanged = process.stdout.readline().strip()
         if unchanged != "survived":
-            sys.exit(f"the tests of {file} fail without a mutant: {unchanged}")
+            sys.exit(f"the tests of {rule.modules} fail without a mutant: {unchanged}")
         for mutant, line in zip(mutants, process.stdout, strict=False):
+            if line.startswith("no verdict"):
+                sys.exit(f"{mutant.file}:{mutant.line} {mutant.name}: {line}")
             yield mutant, line.strip()
     finally:
         os.killpg(process.pid, 9)
         process.wait()
-        (copy.home / file).write_text(source(file), encoding="utf-8")
+        for mutant in mutants:
+            copy.restore(mutant)
 
 
 def _in_new_processes(copy: Copy, rule: Rule, mutants: list[Mutant]) -> Iterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from mutant import Mutant, source
 
@@ -14,6 +15,8 @@ ARITHMETIC = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+# Conditions of imports that only annotations need.
+FOR_CHECKERS = r"^(TYPE_CHECKING|sys\.version_info >= .*)$"
 
 
 def mutants_of_python(file: str) -> list[Mutant]:
@@ -36,7 +39,7 @@ def mutants_of_python(file: str) -> list[Mutant]:
         copy = type(node)(**{**{f: getattr(node, f) for f in node._fields}, **values})
         return f"({ast.unparse(ast.fix_missing_locations(copy))})"
 
-    hidden: set[ast.AST] = set()  # docstrings and annotations
+    hidden: set[ast.AST] = set()  # annotations, and other code for type checkers
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign):
@@ -49,6 +52,10 @@ def mutants_of_python(file: str) -> list[Mutant]:
                     hidden.update(ast.walk(part))
         elif isinstance(node, ast.keyword) and node.arg == "strict":
             hidden.add(node.value)  # of zip, which no call with sequences of other lengths reaches
+        elif isinstance(node, ast.ClassDef):
+            hidden.update(k.value for k in node.keywords if k.arg == "total")  # of a TypedDict
+        elif isinstance(node, ast.If) and re.search(FOR_CHECKERS, ast.unparse(node.test)):
+            hidden.update((node, *ast.walk(node.test)))
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "reshape":
             # Any negative number stands for the remaining size.
             signs = [a for a in node.args if isinstance(a, ast.UnaryOp)]
