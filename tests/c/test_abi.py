@@ -1101,3 +1101,11 @@ def test_a_saved_gradient_times_a_number_refuses(dtype):
         assert s.memory() == before
     assert s.run(n=0, saved=0, result=0) == lib.PYCE_OK
     assert s.memory() == before
+
+
+def test_the_size_of_the_cache_can_be_set_and_is_found_again():
+    found = lib.pyce_set_cache(1)
+    assert found > 0
+    assert lib.pyce_set_cache(-5) == 1
+    assert lib.pyce_set_cache(0) == found
+    assert lib.pyce_set_cache(0) == found

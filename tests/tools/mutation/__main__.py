@@ -1,6 +1,7 @@
 """Mutation testing: one change at a time in a copy of the sources, and whether tests see it.
 
     PYTHONPATH=. python tests/tools/mutation --sample 300 --seed 1    about that many mutants
+    PYTHONPATH=. python tests/tools/mutation --each 5 --seed 1        that many of each file
     PYTHONPATH=. python tests/tools/mutation --all                    every one: many hours
 
 The mutants written by hand, in by_hand.py, are always among them. judge_c.py and judge_python.py
@@ -68,6 +69,18 @@ def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
         share = max(1, round(size * len(some) / len(mutants)))
         chosen += random.Random(f"{seed} {file}").sample(some, min(share, len(some)))
     return chosen
+
+
+def of_each(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
+    """`size` of each file, or all that it has."""
+    by_file = defaultdict(list)
+    for mutant in mutants:
+        by_file[mutant.file].append(mutant)
+    return [
+        mutant
+        for file, some in by_file.items()
+        for mutant in random.Random(f"{seed} {file}").sample(some, min(size, len(some)))
+    ]
 
 
 def report(mutants: list[Mutant], verdicts: dict[str, str], equivalents: Equivalents) -> bool:
@@ -193,6 +206,7 @@ def main() -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--all", action="store_true", help="every mutant")
     group.add_argument("--sample", type=int, metavar="N", help="about N mutants")
+    group.add_argument("--each", type=int, metavar="N", help="N mutants of each file")
     group.add_argument("--judged", action="store_true", help="those of earlier runs; see --resume")
     group.add_argument("--list", action="store_true", help="print how many there are, and end")
     parser.add_argument("--seed", default=0, type=int, help="of the sample and the order")
@@ -216,6 +230,8 @@ def main() -> None:
     else:
         if asked.sample is not None:
             mutants = sampled(mutants, asked.sample, asked.seed)
+        elif asked.each is not None:
+            mutants = of_each(mutants, asked.each, asked.seed)
         random.Random(asked.seed).shuffle(mutants)
         earlier = read_verdicts() if asked.resume or asked.judged else {}
         if asked.judged:
