@@ -105,8 +105,8 @@ TESTS = (
     Break(
         "`pyce.torch.linear_cross_entropy` has the arguments",
         "pyce/torch/_linear_compute.py",
-        "            label_smoothing=options.label_smoothing,\n",
-        "            label_smoothing=0.0,\n",
+        'weight=None if weight is None else as_array(weight, "weight"),',
+        "weight=None,",
         ("test_pytorchs_own_samples",),
     ),
     Break(
@@ -212,7 +212,7 @@ TESTS = (
         "An infinite class weight makes the loss",
         _INFINITE,
         "if (weighs_rows(p)) f.weight = p->weight[label];",
-        "if (weighs_rows(p)) f.weight = finite_factor(p->weight[label]);",
+        "if (weighs_rows(p)) f.weight = 1;",
         ("test_an_infinite_weight_at_the_target",),
     ),
     Break(
@@ -295,16 +295,18 @@ TESTS = (
     Break(
         "`set_backend` selects the backend of the process",
         _BACKENDS,
-        '    if not importlib.util.find_spec("numba"):\n',
-        "    if False:\n",
+        "    for name in preference():\n        if why_not(name) is None:\n",
+        "    for name in preference():\n"
+        '        if why_not(name) is None and (name != "c" or _c_is_vectorised()):\n',
         ("test_auto_runs_plain_c_without_numba",),
     ),
     Break(
         "`set_backend` selects the backend of the process",
         _BACKENDS,
         "    name = _chosen.get() or _default\n",
-        '    name = _chosen.get() or "numpy"\n',
+        "    name = _default\n",
         ("test_the_chosen_backend_is_the_one_that_runs",),
+        backend="numpy",
     ),
     Break(
         "`set_backend` selects the backend of the process",
