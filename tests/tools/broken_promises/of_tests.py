@@ -1,4 +1,4 @@
-"""Breaks of lines for those of their tests that no break of the other modules fails."""
+"""Breaks for tests of Inputs, Semantics and Errors that no break of the other modules fails."""
 
 from __future__ import annotations
 
