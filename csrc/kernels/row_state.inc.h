@@ -37,8 +37,6 @@ _Static_assert(LANES * sizeof(real) == 64, "a vector is a line of the cache");
 #define STEP (STEP_VECTORS * LANES) /* numbers in one step of the loops along a row */
 _Static_assert(PYCE_BLOCK % CHUNK == 0, "only a row's last block has a partial chunk");
 
-ALIGNED static const real lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
 INLINE int64_t label_of(const pyce_problem *p, int64_t row) {
     if (p->target == PYCE_INDEX64) return ((const int64_t *)p->labels)[row];
     if (p->target == PYCE_INDEX32) return ((const int32_t *)p->labels)[row];

@@ -1056,9 +1056,13 @@ class Scaling:
 @every("factor_dtype", DTYPES)
 @every("dtype", DTYPES)
 def test_a_saved_gradient_times_a_number(dtype, factor_dtype, c_backend):
-    """The bytes of NumPy's product, for every instruction set and number of threads."""
-    for n, threads, factor in ((0, 1, 0.3), (1, 1, 1), (37, 1, -0.3), (37, 1, 0), (300_000, 2, 3)):
-        s = Scaling(dtype, factor_dtype, n=max(n, 4), factor=factor)
+    """The bytes of NumPy's product, for every instruction set and number of threads.
+
+    Threads share pieces of 16384 numbers. What follows the last number is not written.
+    """
+    cases = ((0, 1, 0.3), (1, 1, 1), (37, 1, -0.3), (37, 1, 0), (16_383, 1, 2), (300_000, 2, 3))
+    for n, threads, factor in cases:
+        s = Scaling(dtype, factor_dtype, n=n + 40, factor=factor)
         expected = s.expected()
         expected[n:] = s.result[n:]
         assert s.run(n=n, threads=threads) == lib.PYCE_OK
@@ -1092,3 +1096,11 @@ def test_a_saved_gradient_times_a_number_refuses(dtype):
         assert s.memory() == before
     assert s.run(n=0, saved=0, result=0) == lib.PYCE_OK
     assert s.memory() == before
+
+
+def test_the_size_of_the_cache_can_be_set_and_is_found_again():
+    found = lib.pyce_set_cache(1)
+    assert found > 0
+    assert lib.pyce_set_cache(-5) == 1
+    assert lib.pyce_set_cache(0) == found
+    assert lib.pyce_set_cache(0) == found

@@ -96,6 +96,17 @@ def test_second_derivatives(kind):
 
         assert gradcheck(function, [logits], fast_mode=True)
         assert gradgradcheck(function, [logits], fast_mode=True)
+    derivatives = []
+    for log_p, entropy in (
+        selective(logits, index, 0.7, return_entropy=True),
+        truth(logits, index, 0.7),
+    ):
+        loss = log_p.square().sum() + entropy.square().sum()
+        (first,) = torch.autograd.grad(loss, logits, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), logits)
+        derivatives.append((first, second))
+    for got, expected in zip(*derivatives, strict=True):
+        assert_close(got, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -476,3 +476,34 @@ def test_numba_was_started_before_the_fork_and_pyce_after(run_python):
     """pyce does not use Numba's own threads, which do not exist in the child."""
     pytest.importorskip("numba")
     run_python("-W", "ignore", "-c", OLDER, NUMBA_NUM_THREADS="4")
+
+
+WHERE_WORKERS_RUN = """
+import os
+import numpy as np
+import pyce
+from pyce import _threads
+
+_threads._affinity = lambda: 3
+_threads._quota_now = lambda: 3.0
+pyce.set_num_threads(3)
+x, y = np.zeros((4000, 1000), np.float32), np.zeros(4000, int)
+before = set(os.listdir("/proc/self/task"))
+pyce.cross_entropy(x, y)
+workers = [int(task) for task in set(os.listdir("/proc/self/task")) - before]
+assert len(workers) == 2
+every = os.sched_getaffinity(0)
+for allowed in [{cpu} for cpu in every]:
+    os.sched_setaffinity(0, allowed)
+    pyce.cross_entropy(x, y)
+    assert [os.sched_getaffinity(worker) for worker in workers] == [allowed, allowed]
+os.sched_setaffinity(0, every)
+pyce.cross_entropy(x, y)
+places = [os.sched_getaffinity(worker) for worker in workers]
+assert all(len(place) >= len(every) - 1 for place in places), places
+"""
+
+
+@needs_proc
+def test_workers_run_where_the_caller_may(run_python, c_backends):
+    run_python("-c", WHERE_WORKERS_RUN, PYCE_BACKEND="c")

@@ -35,9 +35,10 @@ from of_inputs import INPUTS
 from of_jax import JAX
 from of_promises import OF_PROMISES_PAGE, PROMISES
 from of_semantics import SEMANTICS
+from of_tests import OF_OTHERS, TESTS
 from pages import Line, only, promises, semantics
 
-TABLE = (*INPUTS, *SEMANTICS, *ERRORS, *CLASSIFIERS, *JAX, *PROMISES)
+TABLE = (*INPUTS, *SEMANTICS, *ERRORS, *CLASSIFIERS, *JAX, *PROMISES, *TESTS)
 BREAKS = [entry for entry in TABLE if isinstance(entry, Break)]
 _DTYPES = ("f32", "f64", "f16", "bf16")
 LIMIT = 300  # seconds for the tests of a break
@@ -233,7 +234,7 @@ def main() -> None:
         shutil.rmtree(copy.home, ignore_errors=True)
     if asked.every:
         for line, tests in never.items():
-            for test in sorted(tests):
+            for test in sorted(tests - OF_OTHERS):
                 print(f"never failed: {test} ({line.behaviour[:60]})")
     print(f"{len(chosen)} breaks of {len({b.line for b in chosen})} lines")
     sys.exit("\n".join(wrong) or None)

@@ -1,6 +1,7 @@
 """Mutation testing: one change at a time in a copy of the sources, and whether tests see it.
 
     PYTHONPATH=. python tests/tools/mutation --sample 300 --seed 1    about that many mutants
+    PYTHONPATH=. python tests/tools/mutation --each 5 --seed 1        that many of each file
     PYTHONPATH=. python tests/tools/mutation --all                    every one: many hours
 
 The mutants written by hand, in by_hand.py, are always among them. judge_c.py and judge_python.py

@@ -17,6 +17,9 @@ FUNCTIONS = {
     "pyce_grain": "how rows are distributed among threads",
     "pyce_last_cache": "how large the last cache is taken to be",
     "pyce_threads_for": "how many threads are used",
+    "platform_cache_size": "how large the last cache is taken to be",
+    "platform_pause": "how a thread that waits spins",
+    "platform_request_huge_pages": "how large the pages of memory are",
 }
 # Numbers of Python that change how much is computed at a time.
 CONSTANTS = {"_BLOCK": "how many elements of an array are computed at a time"}

@@ -1,9 +1,11 @@
 """Builds mutants of the C sources, and judges them by recorded calls and by the tests in Python.
 
 Which units a file is compiled into, and for which instruction set, is found by the compiler (-MM).
-A file that the portable kernels include is judged by them alone, a header of vector instructions by
-its own instruction set. A mutant is killed by the recorded calls of golden.py and of other tests
-(tests/c/replay.c), without and with AddressSanitizer, or by tests in Python.
+A file of several instruction sets is judged by the widest one for which the mutant changes the
+object code, as that one runs fastest; the units for float32 logits are compiled first, and the
+others only if these notice nothing. The same object code in every instruction set, of one dtype in
+the narrower ones, makes a mutant equivalent. A mutant is killed by the recorded calls of golden.py
+and of other tests (tests/c/replay.c), without and with AddressSanitizer, or by tests in Python.
 """
 
 from __future__ import annotations
@@ -86,7 +88,10 @@ RECORDERS = {
     "errors": _of_tests("errors", ("errors", "probabilities", "binary", "metrics", "backends")),
     "semantics": _of_tests(
         "semantics",
-        ("reductions", "ignored_rows", "nonfinite", "shapes", "backward", "outputs"),
+        (
+            *("reductions", "ignored_rows", "nonfinite", "zero_coefficients"),
+            *("shapes", "backward", "outputs"),
+        ),
     ),
     "golden": OF_GOLDEN.format(to=str(BUILD / "golden"), few=False),
 }
@@ -138,12 +143,12 @@ def isa_of(unit: str) -> str | None:
     return next((isa for isa in ISAS if re.search(rf"(^|_){isa}(_|$)", stem)), PORTABLE)
 
 
-def judged_in(file: str) -> tuple[list[str], str]:
-    """The units to compile for a mutant of the file, and the instruction set that shows it."""
+def judged_in(file: str) -> list[tuple[str, list[str]]]:
+    """Which instruction sets show a mutant of the file, widest first; the units to compile."""
     having = [unit for unit, files in units().items() if file in files]
     isas = {isa_of(unit) for unit in having} - {None}
-    isa = PORTABLE if not isas or PORTABLE in isas else next(i for i in ISAS if i in isas)
-    return [unit for unit in having if isa_of(unit) in (None, isa)], isa
+    shown = [isa for isa in ISAS if isa in isas] or [ISAS[0]]
+    return [(isa, [unit for unit in having if isa_of(unit) in (None, isa)]) for isa in shown]
 
 
 def files() -> list[str]:
@@ -201,8 +206,8 @@ def build() -> None:
 
 
 @cache
-def prepare() -> dict[str, float]:
-    """These objects, and the recordings; returns the time limits of the recordings."""
+def prepare() -> None:
+    """These objects, and the recordings."""
     build()
     tests = [*sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "tests/api").glob("*.py"))]
     _empty_unless_made_of(BUILD / "calls", [*_sources(), *tests])
@@ -211,7 +216,6 @@ def prepare() -> dict[str, float]:
         if not (BUILD / "calls" / name).exists():
             must([sys.executable, "-c", code], cwd=ROOT, env=environment)
             (BUILD / name).rename(BUILD / "calls" / name)
-    return _time_limits()
 
 
 def _empty_unless_made_of(folder: Path, paths: list[Path]) -> None:
@@ -229,16 +233,14 @@ def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: fl
         return run(command, stdin=file, timeout=timeout)
 
 
-def _time_limits() -> dict[str, float]:
-    """Seconds for each recording: five times as long as without a mutant."""
-    limits = {}
-    for name in RECORDERS:
-        begin = time.monotonic()
-        done = replay(BASE / "replay", name, 0, PORTABLE, 900)
-        if done.returncode:
-            sys.exit(f"the recording {name!r} fails without a mutant:\n{done.stdout}")
-        limits[name] = 5 * (time.monotonic() - begin) + 5
-    return limits
+@cache
+def time_limit(recording: str, isa: str) -> float:
+    """Seconds: five times as long as without a mutant."""
+    begin = time.monotonic()
+    done = replay(BASE / "replay", recording, 0, isa, 900)
+    if done.returncode:
+        sys.exit(f"the recording {recording!r} fails without a mutant:\n{done.stdout}")
+    return 5 * (time.monotonic() - begin) + 5
 
 
 # ---------------------------------------------------------------------------------------------
@@ -277,38 +279,64 @@ class Copy:
         finally:
             self.restore(mutant)
 
-    def _compiled(self, mutant: Mutant, flags: list[str]) -> dict[str, Path] | None:
+    def _compiled(self, units: list[str], flags: list[str]) -> dict[str, Path] | None:
         made = {}
-        for unit in judged_in(mutant.file)[0]:
+        for unit in units:
             made[unit] = self.home / "objects" / f"{unit}.o"
             if compile_unit(self.home, unit, made[unit], flags).returncode:
                 return None
         return made
 
+    def _killed(self, program: Path, recording: str, cache_size: int, isa: str, times=1) -> bool:
+        limit = times * time_limit(recording, isa)
+        return replay(program, recording, cache_size, isa, limit).returncode != 0
+
     def _judge(self, mutant: Mutant, thoroughly: bool) -> str:
-        units, isa = judged_in(mutant.file)
+        widest, *others = judged_in(mutant.file)
+        verdict = self._judge_in(*widest, mutant, thoroughly)
+        if verdict != SAME:
+            return verdict
+        for isa, units in others:
+            one = [unit for unit in units if unit.endswith("_f32.c")] or units
+            made = self._compiled(one[-1:], ["-O1"])
+            if made is None or self._changed(made):
+                return self._judge_in(isa, units, mutant, thoroughly)
+        return SAME
+
+    @staticmethod
+    def _changed(objects: dict[str, Path]) -> bool:
+        return any(o.read_bytes() != (BASE / f"{u}.o").read_bytes() for u, o in objects.items())
+
+    def _judge_in(self, isa: str, units: list[str], mutant: Mutant, thoroughly: bool) -> str:
         program = self.home / "replay"
-        limits = prepare()
+        prepare()
         tests, by_calls = rule_of_c(mutant.file)
-        objects = self._compiled(mutant, ["-O1"])
-        if objects is None:
-            return "does not compile"
-        if all(objects[unit].read_bytes() == (BASE / f"{unit}.o").read_bytes() for unit in units):
+        first = [unit for unit in units if not unit.endswith(("_f64.c", "_f16.c", "_bf16.c"))]
+        objects: dict[str, Path] = {}
+        for some in (first, [unit for unit in units if unit not in first]):
+            made = self._compiled(some, ["-O1"])
+            if made is None:
+                return "does not compile"
+            objects |= made
+            if by_calls and not thoroughly and self._changed(made):
+                link(objects, program, [])
+                if self._killed(program, "few", 0, isa):
+                    return "killed by calls of few"
+        if not self._changed(objects):
             return SAME
         if by_calls:
-            link(objects, program, [])
-            for recording, cache_size in RECORDINGS if thoroughly else [("few", 0)]:
-                if replay(program, recording, cache_size, isa, limits[recording]).returncode:
-                    return f"killed by calls of {recording}"
             if not thoroughly:
                 return "to be seen"
-            if isa == PORTABLE:
-                link(self._compiled(mutant, SANITIZED) or {}, program, SANITIZED)
+            link(objects, program, [])
+            for recording, cache_size in RECORDINGS:
+                if self._killed(program, recording, cache_size, isa):
+                    return f"killed by calls of {recording}"
+            if mutant.file.startswith("csrc/kernels/"):
+                link(self._compiled(units, SANITIZED) or {}, program, SANITIZED)
                 for recording in ("layouts", "few"):
-                    limit = 10 * limits[recording]
-                    if replay(program, recording, 0, isa, limit).returncode:
+                    if self._killed(program, recording, 0, isa, 10):
                         return "killed by the sanitizers"
-                objects = self._compiled(mutant, ["-O1"]) or {}
+                objects = self._compiled(units, ["-O1"]) or {}
         link(objects, self.module, [])
         of_kernels = mutant.file.startswith("csrc/kernels/")
         others = [f"not {other}" for other in ISAS if other != isa and of_kernels]

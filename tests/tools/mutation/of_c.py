@@ -217,6 +217,8 @@ def _statements(tokens: list[Token], skip: set[int]):
             continue
         first = tokens[start]
         simple = first.text in ("continue", "break", "return") and start + 1 == i
-        if start < i and start not in skip and (simple or first.text not in STAYS):
+        # The name at the end of a typedef, and (void)name.
+        idle = start + 1 == i or (first.text == "(" and tokens[start + 1].text == "void")
+        if start < i and start not in skip and (simple or (first.text not in STAYS and not idle)):
             yield start, i
         start = i + 1

@@ -144,7 +144,9 @@ NOT_JUDGED = {
 RULES_OF_C = (
     (r"csrc/kernels/partial\.inc\.h", (SHARDS, "tests/c/test_abi.py"), False),
     (r"csrc/xla_ffi\.[ch]", _folder("integrations", "jax"), False),
-    (r"csrc/(pool|platform_posix|platform|cache|reduce)\.[ch]", _folder(
+    (r"csrc/infinite\.[ch]", _folder("api", "zero_coefficients", "nonfinite"), True),
+    (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
+    (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder(
         "process", "threads", "thread_count", "forks"), True),
     (r"csrc/dispatch\.[ch]", _folder("api", "backends") + _folder("process", "environment"), False),
     (r"csrc/fpenv\.h", _folder("process", "fpenv"), False),
