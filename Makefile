@@ -5,7 +5,7 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PYTHON_HERE := $(CURDIR)/$(BIN)/python
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_OPTIONS)
 C_FILES := $(wildcard csrc/*.[ch] csrc/kernels/*.[ch] csrc/kernels/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 EXTENSION := pyce/_pyce.abi3.so
 # The packages that each job needs; pyproject.toml has the extras for users.
@@ -106,16 +106,16 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite build/c/replay
 
-# In a copy of the tree. TESTS=… selects tests. The Numba and NumPy backends contain no C of pyce. With the
-# preloaded sanitizer a symbolizer would hang, so that an error has addresses in the extension:
-# `llvm-symbolizer --obj=build/sanitized/pyce/_pyce.abi3.so ADDRESS` names the line.
+# In a copy of the tree. TESTS=… selects tests, and REPLAYED=… instruction sets of the recorded calls. The Numba
+# and NumPy backends contain no C of pyce. With the preloaded sanitizer a symbolizer would hang, so that an error
+# has addresses in the extension: `llvm-symbolizer --obj=build/sanitized/pyce/_pyce.abi3.so ADDRESS` names the line.
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call need,clang,clang libclang-rt-dev)
 	mkdir -p $(SANITIZED)
 	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
 		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	$(CHECKED) replay
-	$(RECORD) | $(SANITIZED)/c/replay
+	$(RECORD) | $(SANITIZED)/c/replay $(REPLAYED)
 	cd $(SANITIZED) && PYTHONPATH=csrc $(PYTHON_HERE) -c "from build_ffi import ffi; ffi.emit_c_code('c/_pyce.c')"
 	cd $(SANITIZED) && clang $(CHECKS) -shared -Icsrc \
 		-I$$($(PYTHON_HERE) -c "import sysconfig; print(sysconfig.get_path('include'))") \

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "dispatch.h"
-#include "infinite.h"
+#include "factors.h"
 #include "internal.h"
 #include "pool.h"
 #include "reduce.h"

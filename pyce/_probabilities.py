@@ -12,7 +12,7 @@ from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._compensated import product
 from pyce._dtypes import compute_dtype
-from pyce._infinite import Factors
+from pyce._factors import Factors
 from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 

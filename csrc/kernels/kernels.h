@@ -117,7 +117,7 @@ static inline int pyce_has_result(const pyce_problem *p) {
 
 /* Factors outside of these limits are extreme, unless they are 0 or NaN: the product of a few may be too
    large or too small for the kernels of a dtype, which compute e·factor in the compute type. See
-   infinite.c. */
+   factors.c. */
 #define PYCE_LEAST 0x1p-200
 #define PYCE_MOST_DOUBLE 0x1p200
 #define PYCE_MOST_FLOAT 0x1p36

@@ -55,7 +55,7 @@ from pyce._compensated import (
     zero_where,
 )
 from pyce._dtypes import compute_dtype
-from pyce._infinite import Factors
+from pyce._factors import Factors
 from pyce._problem import Problem, ShardedProblem, row_blocks
 from pyce._types import Array, Scalar
 

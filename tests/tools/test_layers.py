@@ -24,7 +24,7 @@ LAYERS = (
     {"_types", "_version", "_fpenv", "_pyce", "_caches", "_extras"},
     {"_compensated", "_dtypes", "_threads"},
     {"_problem", "_threadpoolctl"},
-    {"_infinite"},
+    {"_factors"},
     {"_arguments", *BACKENDS},
     {"_backends"},
     {

@@ -50,7 +50,7 @@ from pyce._backends.numba._layout import Request, run, run_shard
 from pyce._backends.numba._shards import STATE
 from pyce._backends.numba._sums import BLOCK, quotient_of_sum
 from pyce._dtypes import compute_dtype
-from pyce._infinite import Factors
+from pyce._factors import Factors
 from pyce._problem import Problem, ShardedProblem
 from pyce._types import Array
 

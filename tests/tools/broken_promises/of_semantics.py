@@ -274,13 +274,13 @@ SEMANTICS = (
     ),
     Break(
         "An infinite factor of a row multiplies",
-        "csrc/infinite.c",
+        "csrc/factors.c",
         "if (exponent == 0 || x == 0 || x != x) return;",
         "if (exponent == 0 || x != x) return;",
     ),
     Break(
         "The order in which the factors",
-        "csrc/infinite.c",
+        "csrc/factors.c",
         "    if (exponent > most) *left = exponent - most;\n",
         "",
     ),

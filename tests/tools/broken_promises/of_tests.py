@@ -5,7 +5,7 @@ from __future__ import annotations
 from breaks import Break
 
 _ARGUMENTS, _BACKENDS = "pyce/_arguments.py", "pyce/_backends/__init__.py"
-_FINALIZE, _INFINITE = "csrc/kernels/finalize.inc.h", "csrc/infinite.c"
+_FINALIZE, _FACTORS = "csrc/kernels/finalize.inc.h", "csrc/factors.c"
 _OF_TORCH = "pyce/torch/_autograd.py"
 
 # Named tests that no edit of the sources fails: they show what launchers and libraries do.
@@ -83,8 +83,8 @@ TESTS = (
     Break(
         '`reduction="mean"`, the default',
         "csrc/run.c",
-        "p->reduction == PYCE_MEAN ? weights : 1;",
-        "p->reduction != PYCE_NONE ? weights : 1;",
+        "p->reduction == PYCE_MEAN ? weights.sum : 1;",
+        "p->reduction != PYCE_NONE ? weights.sum : 1;",
         ("test_reductions",),
     ),
     Break(
@@ -210,16 +210,16 @@ TESTS = (
     ),
     Break(
         "An infinite class weight makes the loss",
-        _INFINITE,
-        "if (weighs_rows(p)) f.weight = p->weight[label];",
-        "if (weighs_rows(p)) f.weight = 1;",
+        _FACTORS,
+        "r.of_loss = times(r.of_loss, number_from(fabs(w)));",
+        "r.of_loss = times(r.of_loss, number_from(1));",
         ("test_an_infinite_weight_at_the_target",),
     ),
     Break(
         "An infinite factor of a row multiplies",
-        _INFINITE,
-        "f.in_grad = is_infinite(factor);",
-        "f.in_grad = 0;",
+        _FACTORS,
+        "if (r.in_grad) gradient_factor(f, &r, &left);",
+        "if (!r.in_grad) gradient_factor(f, &r, &left);",
         ("test_infinite_factors_of_the_gradient",),
     ),
     Break(

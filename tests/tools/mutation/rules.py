@@ -98,7 +98,7 @@ RULES = (
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
     Rule(
-        r"_infinite",
+        r"_factors",
         _folder("api", "extreme_factors", "nonfinite", "zero_coefficients", "grid", "shards"),
     ),
     Rule(r"_binary", _folder("api", "binary", "errors", "layouts", "grid")),
@@ -144,7 +144,8 @@ NOT_JUDGED = {
 RULES_OF_C = (
     (r"csrc/kernels/partial\.inc\.h", (SHARDS, "tests/c/test_abi.py"), False),
     (r"csrc/xla_ffi\.[ch]", _folder("integrations", "jax"), False),
-    (r"csrc/infinite\.[ch]", _folder("api", "zero_coefficients", "nonfinite"), True),
+    (r"csrc/factors\.[ch]", _folder(
+        "api", "extreme_factors", "zero_coefficients", "nonfinite"), True),
     (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
     (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder(
         "process", "threads", "thread_count", "forks"), True),

@@ -15,14 +15,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "infinite.h"
+#include "factors.h"
 #include "internal.h"
 #include "reduce.h"
 
 /* The exponents of the product that the kernels get. No result of theirs underflows that is normal
  * after the multiplication by the rest, and none overflows that is finite then: an exponential is at
  * least 2^−181 of floats and 2^−1080 of doubles. The two terms of soft targets, which are subtracted, are
- * finite, as is the product with a derivative of λ·lse² for the largest float. With the factors that are not extreme, no product leaves the range of doubles. */
+ * finite, as is the product with a derivative of λ·lse² for the largest float. With the factors that are
+ * not extreme, no product leaves the range of doubles. */
 enum {
     LEAST = -400,
     MOST_OF_DOUBLES = 400,

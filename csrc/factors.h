@@ -1,6 +1,6 @@
-/* Rows with an extreme factor: see infinite.c. */
-#ifndef PYCE_INFINITE_H
-#define PYCE_INFINITE_H
+/* Rows with an extreme factor: see factors.c. */
+#ifndef PYCE_FACTORS_H
+#define PYCE_FACTORS_H
 
 #include "pyce.h"
 
@@ -15,7 +15,7 @@ typedef struct {
     const pyce_problem *given;
     pyce_problem problem; /* without extreme factors: of the loss, then of the gradient */
     int takes_scale; /* whether they contain grad_loss/denominator, and kernels get 1 instead */
-    /* The rest belongs to infinite.c. */
+    /* The rest belongs to factors.c. */
     pyce_number denominator, scale; /* scale: grad_loss/denominator */
     int64_t loss_exponent;          /* of the largest factor of a loss, if losses are reduced */
     int64_t soft_exponent;          /* class weights of soft targets are divided by this power */
