@@ -229,3 +229,16 @@ def test_losses_of_log_probabilities(dtype):
         mean,
         dtype,
     )
+
+
+@by_float
+def test_a_mean_with_a_weight_of_0_beside_products_that_underflow(backend, dtype):
+    """The denominator is 1e-400, and the row without a weight does not change its size."""
+    x = np.array([[0.5, -1.0, 2.0], [0.0, 1.0, -2.0]]).astype(dtype)
+    loss, grad = pyce.cross_entropy_with_grad(
+        x, [1, 0], weight=[1e-200, 1.0, 1.0], sample_weight=[0.0, 1e-200]
+    )
+    of_one, grad_of_one = pyce.cross_entropy_with_grad(x[1:], [0])
+    near(loss, of_one, dtype)
+    near(grad[1:], grad_of_one, dtype)
+    np.testing.assert_array_equal(grad[0], np.zeros(3))
