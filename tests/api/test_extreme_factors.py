@@ -232,7 +232,7 @@ def test_losses_of_log_probabilities(dtype):
 
 
 @by_float
-def test_a_mean_with_a_weight_of_0_beside_products_that_underflow(backend, dtype):
+def test_a_mean_of_products_that_underflow_and_a_weight_of_0(backend, dtype):
     """The denominator is 1e-400, and the row without a weight does not change its size."""
     x = np.array([[0.5, -1.0, 2.0], [0.0, 1.0, -2.0]]).astype(dtype)
     loss, grad = pyce.cross_entropy_with_grad(
