@@ -242,3 +242,14 @@ def test_a_mean_of_products_that_underflow_and_a_weight_of_0(backend, dtype):
     near(loss, of_one, dtype)
     near(grad[1:], grad_of_one, dtype)
     np.testing.assert_array_equal(grad[0], np.zeros(3))
+
+
+@by_float
+def test_an_infinite_weight_of_small_products(backend, dtype):
+    """None of them is rounded to 0 before it is multiplied by infinity."""
+    x = np.array([[0.0, 0.0, -80.0]]).astype(dtype)
+    loss, grad = pyce.cross_entropy_with_grad(
+        x, [0], weight=[2.0**-190, 1.0, 1.0], sample_weight=[math.inf], reduction="none"
+    )
+    np.testing.assert_array_equal(loss, [math.inf])
+    np.testing.assert_array_equal(grad, [[-math.inf, math.inf, math.inf]])
