@@ -137,7 +137,7 @@ fuzz: ## make random calls of the C interface for FUZZ_SECONDS (60), guided by c
 		-artifact_prefix=build/fuzz/ build/fuzz/inputs tests/c/fuzz_inputs
 
 # SEED=… draws other mutants.
-mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample, about an hour
+mutation: .venv/.test $(EXTENSION) ## check that tests notice changes of the sources: a sample: long
 	PYTHONPATH=. $(BIN)/python tests/tools/mutation --sample 60 --seed $(or $(SEED),0) --jobs 2
 
 mutation-all: .venv/.test $(EXTENSION) ## the same with every change: many hours

@@ -25,7 +25,7 @@
  * finite, as is the product with a derivative of λ·lse² for the largest float. With the factors that are
  * not extreme, no product leaves the range of doubles. */
 enum {
-    LEAST = -400,
+    LEAST_PRODUCT = -400,
     MOST_OF_DOUBLES = 400,
     MOST_OF_FLOATS = 180,
     MOST_OF_SOFT_FLOATS = 100,
@@ -123,10 +123,10 @@ static int any_extreme_weight(const pyce_problem *p) {
 
 /* Whether the kernels cannot use grad_loss/denominator, or it may have lost digits. */
 static int is_extreme_scale(const pyce_problem *p, double denominator, double grad_scale) {
-    const double above = fabs(p->grad_loss), below = fabs(denominator);
-    return pyce_is_extreme(grad_scale, p->dtype) || (grad_scale == 0 && above != 0) ||
-           !(below < 0x1p900) || below < 0x1p-900 || above > 0x1p900 ||
-           (above < 0x1p-900 && above != 0);
+    const double grad_loss = fabs(p->grad_loss), size = fabs(denominator);
+    return pyce_is_extreme(grad_scale, p->dtype) || (grad_scale == 0 && grad_loss != 0) ||
+           !(size < 0x1p900) || size < 0x1p-900 || grad_loss > 0x1p900 ||
+           (grad_loss < 0x1p-900 && grad_loss != 0);
 }
 
 int pyce_has_extreme_factor(const pyce_problem *p, double denominator, double grad_scale,
@@ -155,7 +155,7 @@ static row_factors factors_of(const pyce_factors *f, int64_t row) {
     row_factors r = {.of_loss = number_from(1), .of_grad = number_from(1)};
     const int64_t label = label_of(p, row);
     const double s = p->sample_weight ? p->sample_weight[row] : 1;
-    const double above = p->grad_losses ? p->grad_losses[row] : 1;
+    const double grad_loss = p->grad_losses ? p->grad_losses[row] : 1;
     r.is_nothing = 1;
     if (s == 0 || (p->labels && label == p->ignore_index)) return r;
     const double w = weighs_rows(p) ? p->weight[label] : 1;
@@ -168,8 +168,8 @@ static row_factors factors_of(const pyce_factors *f, int64_t row) {
         r.others_of_loss = number_from(w).exponent;
     }
     /* 0 · inf = 0 */
-    r.of_grad =
-        above == 0 || p->grad_loss == 0 ? number_from(0) : times(r.of_loss, number_from(above));
+    r.of_grad = grad_loss == 0 || p->grad_loss == 0 ? number_from(0)
+                                                    : times(r.of_loss, number_from(grad_loss));
     r.others_of_grad = r.others_of_loss;
     if (f->takes_scale && r.of_grad.value != 0) {
         r.of_grad = times(r.of_grad, f->scale);
@@ -177,7 +177,7 @@ static row_factors factors_of(const pyce_factors *f, int64_t row) {
         r.others_of_grad += f->scale.exponent;
     }
     r.in_grad = pyce_is_extreme(s, p->dtype) || pyce_is_extreme(w, p->dtype) || f->takes_scale ||
-                f->soft_exponent || pyce_is_extreme(above, p->dtype);
+                f->soft_exponent || pyce_is_extreme(grad_loss, p->dtype);
     return r;
 }
 
@@ -250,8 +250,8 @@ int pyce_find_factors(pyce_factors *f, double weights) {
     return PYCE_OK;
 }
 
-/* A factor for the kernels, so that the exponent of its product with the others is at least LEAST and at
-   most `most`. *left is the exponent of what is left, INT64_MAX for infinity. */
+/* A factor for the kernels, so that the exponent of its product with the others is at least LEAST_PRODUCT
+   and at most `most`. *left is the exponent of what is left, INT64_MAX for infinity. */
 static double factor_within(pyce_number n, int64_t others, int64_t most, int64_t *left) {
     *left = 0;
     if (is_infinite(n.value)) {
@@ -261,7 +261,7 @@ static double factor_within(pyce_number n, int64_t others, int64_t most, int64_t
     const int64_t exponent = n.exponent + others;
     if (n.value == 0 || n.value != n.value) return n.value;
     if (exponent > most) *left = exponent - most;
-    if (exponent < LEAST) *left = exponent - LEAST;
+    if (exponent < LEAST_PRODUCT) *left = exponent - LEAST_PRODUCT;
     return double_of(n, -*left);
 }
 

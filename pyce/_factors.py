@@ -114,6 +114,11 @@ class Factors:
         return found
 
     def _any_extreme(self, values: Array) -> bool:
+        # Most weights are positive: then their extremes tell, without an array of their size.
+        if np.size(values) == 0:
+            return False
+        if np.min(values) >= 2.0**_LEAST and np.max(values) <= 2.0**self._most:
+            return False
         return bool(self._is_extreme(values).any())
 
     def _replace(
@@ -150,16 +155,22 @@ class Factors:
         self._sign = np.copysign(1.0, s) * np.copysign(1.0, w)
         if self.scale is None:
             return
-        above = p.grad_loss if isinstance(p.grad_loss, np.ndarray) else np.ones(1)
+        grad_losses = p.grad_loss if isinstance(p.grad_loss, np.ndarray) else np.ones(1)
         of_all = p.grad_loss if not isinstance(p.grad_loss, np.ndarray) else 1.0
-        product = product.times(above).times(_numbers(of_all).over(self._denominator))
+        product = product.times(grad_losses).times(_numbers(of_all).over(self._denominator))
         is_soft = p.labels is None or p.smoothing > 0.0
         most = _MOST_OF_SOFT_FLOATS if is_soft else _MOST_OF_FLOATS
         most = _MOST_WITH_LSE if p.lse_square_scale else most
         most = _MOST_PRODUCT if p.dtype_name == "float64" else most
         of_grad, left = _within(product, others, most)
-        of_grad = np.where((above == 0.0) | (of_all == 0.0), 0.0, of_grad)  # even 0 · inf
-        some &= takes_scale | (soft != 0) | replaced | self._is_extreme(s) | self._is_extreme(above)
+        of_grad = np.where((grad_losses == 0.0) | (of_all == 0.0), 0.0, of_grad)  # even 0 · inf
+        some &= (
+            takes_scale
+            | (soft != 0)
+            | replaced
+            | self._is_extreme(s)
+            | self._is_extreme(grad_losses)
+        )
         self.scale = np.where(some, of_grad, self.scale)
         self._left_of_grad = np.where(some, left, 0)
 

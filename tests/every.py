@@ -1,6 +1,6 @@
 """`every`: the parameters of a test that are tried in a loop, within one test.
 
-pytest-xdist takes about 3 ms for a test, whatever the test does. Thousands of tests that differ in
+pytest-xdist takes milliseconds for a test, whatever it does. Thousands of tests that differ in
 a number or a dtype would spend more time on that than on pyce. Backends and instruction sets remain
 parameters of pytest, so that a test runs on one of them.
 """

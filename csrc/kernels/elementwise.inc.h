@@ -11,13 +11,14 @@ INLINE int64_t label_at(const pyce_problem *p, const int wide, int64_t i) {
 /* Whether pyce_is_extreme holds for a weight of rows begin…end; NaN may count as one. */
 static int any_extreme(const double *weights, int64_t begin, int64_t end, int dtype) {
     const vd zero = vd_set1(0), one = vd_set1(1.0);
-    const vd most = vd_set1(dtype == PYCE_FLOAT64 ? PYCE_MOST_DOUBLE : PYCE_MOST_FLOAT);
+    const vd most =
+        vd_set1(dtype == PYCE_FLOAT64 ? PYCE_MOST_FACTOR_OF_DOUBLES : PYCE_MOST_FACTOR_OF_FLOATS);
     vd found = zero;
     for (int64_t i = begin; i < end; i += 8) {
         const vd w = vd_loadn(weights + i, end - i < 8 ? (int)(end - i) : 8, 0);
         const vd size = vd_max(w, vd_sub(zero, w));
         const vd large = vd_keep(vd_nlt(size, most), one);
-        const vd small = vd_drop(vd_nlt(size, vd_set1(PYCE_LEAST)), size);
+        const vd small = vd_drop(vd_nlt(size, vd_set1(PYCE_LEAST_FACTOR)), size);
         found = vd_add(found, vd_add(large, small));
     }
     double lanes[8];

@@ -118,13 +118,14 @@ static inline int pyce_has_result(const pyce_problem *p) {
 /* Factors outside of these limits are extreme, unless they are 0 or NaN: the product of a few may be too
    large or too small for the kernels of a dtype, which compute e·factor in the compute type. See
    factors.c. */
-#define PYCE_LEAST 0x1p-200
-#define PYCE_MOST_DOUBLE 0x1p200
-#define PYCE_MOST_FLOAT 0x1p36
+#define PYCE_LEAST_FACTOR 0x1p-200
+#define PYCE_MOST_FACTOR_OF_DOUBLES 0x1p200
+#define PYCE_MOST_FACTOR_OF_FLOATS 0x1p36
 static inline int pyce_is_extreme(double factor, int dtype) {
     const double size = factor < 0 ? -factor : factor;
-    const double most = dtype == PYCE_FLOAT64 ? PYCE_MOST_DOUBLE : PYCE_MOST_FLOAT;
-    return size > most || (size < PYCE_LEAST && size > 0);
+    const double most =
+        dtype == PYCE_FLOAT64 ? PYCE_MOST_FACTOR_OF_DOUBLES : PYCE_MOST_FACTOR_OF_FLOATS;
+    return size > most || (size < PYCE_LEAST_FACTOR && size > 0);
 }
 
 /* The blocks of `classes` classes that follow each other. */

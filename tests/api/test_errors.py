@@ -1,4 +1,8 @@
-"""Every error: its type, its message (the same from every backend), and that nothing is written."""
+"""Every error: its type, its message (the same from every backend), and that nothing is written.
+
+The file is long because each wrong argument has a line in its tables, and docs/semantics.md
+names its tests.
+"""
 
 import re
 from decimal import Decimal
