@@ -145,11 +145,8 @@ class Factors:
             q.weight = np.ldexp(p.weight, -soft)
             product = _Numbers(product.value, product.exponent + soft)
         others = np.where(replaced, 0, np.frexp(w)[1])
-        self._exponents = np.where(
-            some & np.isfinite(product.value.hi), product.exponent + others, 0
-        )
-        self._has_finite = some & np.isfinite(product.value.hi)
-        of_loss, left = _within(product, others, _MOST_PRODUCT)
+        # The losses of the rows get no power of two, so that none of them is lost.
+        of_loss, left = _within(product, others, 0, 0)
         q.sample_weight = np.where(some, of_loss, np.where(s == 0.0, 0.0, 1.0))
         self._left_of_loss = np.where(some, left, 0)
         self._sign = np.copysign(1.0, s) * np.copysign(1.0, w)
@@ -162,7 +159,7 @@ class Factors:
         most = _MOST_OF_SOFT_FLOATS if is_soft else _MOST_OF_FLOATS
         most = _MOST_WITH_LSE if p.lse_square_scale else most
         most = _MOST_PRODUCT if p.dtype_name == "float64" else most
-        of_grad, left = _within(product, others, most)
+        of_grad, left = _within(product, others, _LEAST_PRODUCT, most)
         of_grad = np.where((grad_losses == 0.0) | (of_all == 0.0), 0.0, of_grad)  # even 0 · inf
         some &= (
             takes_scale
@@ -204,8 +201,10 @@ class Factors:
             if p.losses is not None:
                 p.losses[...] = _multiplied(losses, self._left_of_loss)
                 return None
-            # Relative to the largest factor.
-            largest = int(np.max(self._exponents, where=self._has_finite, initial=-(2**31)))
+            # Relative to the largest loss.
+            finite = np.isfinite(losses) & (losses != 0.0) & ~infinite
+            exponents = np.frexp(losses)[1] + self._left_of_loss
+            largest = int(np.max(exponents, where=finite, initial=-(2**31)))
             largest = 0 if largest == -(2**31) else largest
             left = np.where(infinite, _INFINITE, self._left_of_loss - largest)
             total = precise_sum(_multiplied(losses, left))
@@ -215,14 +214,14 @@ class Factors:
             return to(_scaled(quotient, largest - d.exponent))
 
 
-def _within(n: _Numbers, others: Array, most: int) -> tuple[Array, Array]:
+def _within(n: _Numbers, others: Array, least: int, most: int) -> tuple[Array, Array]:
     """Factors for the backends, and the exponents of what is left of `n`.
 
     The exponents of the products with the other factors, whose exponents are `others`, are at least
-    _LEAST_PRODUCT and at most `most`.
+    `least` and at most `most`.
     """
     exponent = n.exponent + others
-    left = exponent - np.clip(exponent, _LEAST_PRODUCT, most)
+    left = exponent - np.clip(exponent, least, most)
     values = rounded(n.value)
     left = np.where(np.isfinite(values) & (values != 0.0), left, 0)
     infinite = np.isinf(values)
