@@ -13,7 +13,7 @@ from pyce import _fpenv
 from pyce._compensated import product
 from pyce._dtypes import compute_dtype
 from pyce._factors import Factors
-from pyce._problem import Problem, row_blocks
+from pyce._problem import Problem, at_classes, row_blocks
 from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 
 # Elements computed at a time: few enough for the caches, many enough to hide NumPy's overhead.
@@ -354,10 +354,9 @@ def _add_labels(
 ) -> None:
     """Add (1 − ε) · w_y · minus_log(values_y) to the losses; ignored rows get any number."""
     classes = np.where(labels == p.ignore_index, 0, labels)
-    at_label = np.take_along_axis(values, classes.reshape(*p.positions, 1), axis=-1).reshape(-1)
     on_value = 1.0 - p.smoothing
     b = on_value if p.weight is None else product(on_value, p.weight[classes])
-    losses += product(b, minus_log(at_label))
+    losses += product(b, minus_log(at_classes(values, classes)))
 
 
 def _add_soft_targets(

@@ -229,6 +229,15 @@ def rows_of_array(array: Array, rows: slice | Array) -> Array:
     return found
 
 
+def at_classes(array: Array, classes: Array) -> Array:
+    """The elements of an array (..., C) at one class of each row, flat; `classes` is flat, too."""
+    # Without axes of one element: NumPy's indexing takes one dimension less than arrays may have.
+    shape = [length for length in array.shape[:-1] if length != 1]
+    array = array.reshape(*shape, array.shape[-1])
+    found: Array = np.take_along_axis(array, classes.reshape(*shape, 1), axis=-1)
+    return found.reshape(-1)
+
+
 def row_blocks(
     shape: tuple[int, ...], axis: int, limit: int
 ) -> Iterator[tuple[tuple[Any, ...], int, int]]:
