@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -211,7 +211,7 @@ def reduction_name(value: Any) -> Reduction:
     if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {value!r}")
     # The name itself: str() of a member of an enumeration of strings is another.
-    return REDUCTIONS[REDUCTIONS.index(cast(Reduction, value))]
+    return REDUCTIONS[REDUCTIONS.index(value)]
 
 
 def integer(value: Any, what: str) -> int:

@@ -11,6 +11,7 @@ are multiplied by the rest, a power of two or infinity, where a number that is 0
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from pyce._compensated import Pair, precise_sum, rounded
 from pyce._dtypes import compute_dtype
-from pyce._problem import Problem
+from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Scalar
 
 # Factors beyond are extreme: those between 2^_LEAST and the limit of the compute type are not.
@@ -30,6 +31,7 @@ _LEAST, _MOST_OF_DOUBLE, _MOST_OF_FLOAT = -200, 200, 36
 _LEAST_PRODUCT, _MOST_PRODUCT = -400, 400
 _MOST_OF_FLOATS, _MOST_OF_SOFT_FLOATS, _MOST_WITH_LSE = 180, 100, 40
 _INFINITE = 2**31 - 1  # as an exponent
+_BLOCK = 2**13  # elements of a gradient that are multiplied together
 
 
 class _Numbers(NamedTuple):
@@ -175,6 +177,19 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
+    def _finish_gradient(self, grad: Array) -> None:
+        """Multiply the gradient by what is left, a block of rows at a time."""
+        p = self.problem
+        compute = compute_dtype(p.dtype_name)
+        gradient = np.moveaxis(grad, p.axis, -1)
+        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
+            left = self._left_of_grad[start:stop, np.newaxis]
+            if not left.any():
+                continue
+            for part in _pieces(gradient[index]):
+                values = _multiplied(part.astype(np.float64).reshape(stop - start, -1), left)
+                part[...] = values.astype(compute).reshape(part.shape)
+
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -184,12 +199,7 @@ class Factors:
         p = self.problem
         with np.errstate(all="ignore"):
             if p.grad is not None:
-                rows = (self._left_of_grad != 0).reshape(p.positions)
-                if rows.any():
-                    gradient = np.moveaxis(p.grad, p.axis, -1)
-                    left = self._left_of_grad[rows.reshape(-1), np.newaxis]
-                    values = _multiplied(gradient[rows].astype(np.float64), left)
-                    gradient[rows] = values.astype(compute_dtype(p.dtype_name)).astype(p.grad.dtype)
+                self._finish_gradient(p.grad)
             if losses is None:
                 return None
             infinite = self._left_of_loss == _INFINITE
@@ -212,6 +222,13 @@ class Factors:
             quotient = np.float64(total) / rounded(d.value)
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
+
+
+def _pieces(of_rows: Array) -> Iterator[Array]:
+    """Views of rows (..., C) with some of their classes each."""
+    width = max(1, _BLOCK // max(1, of_rows[..., 0].size))
+    classes = of_rows.shape[-1]
+    return (of_rows[..., i : i + width] for i in range(0, classes, width))
 
 
 def _within(n: _Numbers, others: Array, least: int, most: int) -> tuple[Array, Array]:

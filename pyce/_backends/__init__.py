@@ -314,7 +314,7 @@ def check_name(name: Any, what: str = "backend") -> BackendChoice:
     if not isinstance(name, str) or name not in choices:
         raise ValueError(f"{what} must be one of {', '.join(choices)}; got {name!r}")
     # The name itself: str() of a member of an enumeration of strings is another.
-    return choices[choices.index(cast(BackendChoice, name))]
+    return choices[choices.index(name)]
 
 
 def why_not(name: BackendName) -> str | None:
