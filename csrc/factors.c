@@ -32,6 +32,13 @@ enum {
     MOST_WITH_LSE = 40
 };
 
+/* Reduced losses are summed by the kernels, relative to the largest factor. If factors are further apart
+   than this power of two, or the sum is this small, losses that count may be rounded to 0, and infinite
+   ones and NaN vanish with their factors. Then the losses of the rows are summed here, each with an
+   exponent of its own. */
+enum { MOST_RANGE = 1000 };
+#define LEAST_SUM 0x1p-700
+
 static int is_infinite(double x) { return x == x && x - x != 0; }
 
 /* -- numbers ---------------------------------------------------------------------------------------- */
@@ -239,20 +246,25 @@ int pyce_find_factors(pyce_factors *f, double weights) {
     /* Reduced losses are summed relative to the largest factor. */
     f->loss_exponent = 0;
     if (!pyce_has_loss(p) || p->reduction == PYCE_NONE) return PYCE_OK;
-    int64_t largest = INT64_MIN;
+    int64_t largest = INT64_MIN, smallest = INT64_MAX;
     for (int64_t row = 0; row < rows; row++) {
         const row_factors r = factors_of(f, row);
         if (r.is_nothing || r.of_loss.value - r.of_loss.value != 0) continue;
         const int64_t exponent = r.of_loss.exponent + r.others_of_loss;
         if (exponent > largest) largest = exponent;
+        if (exponent < smallest) smallest = exponent;
     }
-    if (largest != INT64_MIN) f->loss_exponent = largest;
+    if (largest != INT64_MIN) {
+        f->loss_exponent = largest;
+        f->by_rows = largest - smallest > MOST_RANGE;
+    }
     return PYCE_OK;
 }
 
-/* A factor for the kernels, so that the exponent of its product with the others is at least LEAST_PRODUCT
-   and at most `most`. *left is the exponent of what is left, INT64_MAX for infinity. */
-static double factor_within(pyce_number n, int64_t others, int64_t most, int64_t *left) {
+/* A factor for the kernels, so that the exponent of its product with the others is at least `least` and
+   at most `most`. *left is the exponent of what is left, INT64_MAX for infinity. */
+static double factor_within(pyce_number n, int64_t others, int64_t least, int64_t most,
+                            int64_t *left) {
     *left = 0;
     if (is_infinite(n.value)) {
         *left = INT64_MAX;
@@ -261,7 +273,7 @@ static double factor_within(pyce_number n, int64_t others, int64_t most, int64_t
     const int64_t exponent = n.exponent + others;
     if (n.value == 0 || n.value != n.value) return n.value;
     if (exponent > most) *left = exponent - most;
-    if (exponent < LEAST_PRODUCT) *left = exponent - LEAST_PRODUCT;
+    if (exponent < least) *left = exponent - least;
     return double_of(n, -*left);
 }
 
@@ -284,9 +296,10 @@ static double loss_factor(const pyce_factors *f, const row_factors *r, int64_t r
     *left = 0;
     if (r->is_nothing) return p->sample_weight && p->sample_weight[row] == 0 ? 0 : 1;
     if (is_reduced(p) && !is_infinite(r->of_loss.value)) {
-        return double_of(r->of_loss, -f->loss_exponent);
+        return f->by_rows ? factor_within(r->of_loss, r->others_of_loss, 0, 0, left)
+                          : double_of(r->of_loss, -f->loss_exponent);
     }
-    return factor_within(r->of_loss, r->others_of_loss, MOST_OF_DOUBLES, left);
+    return factor_within(r->of_loss, r->others_of_loss, LEAST_PRODUCT, MOST_OF_DOUBLES, left);
 }
 
 void pyce_prepare_loss(pyce_factors *f) {
@@ -302,13 +315,46 @@ void pyce_prepare_loss(pyce_factors *f) {
     }
 }
 
+int pyce_sum_is_too_small(pyce_factors *f, double total) {
+    if (f->by_rows || !is_reduced(f->given) || !(fabs(total) < LEAST_SUM)) return 0;
+    f->by_rows = 1;
+    return 1;
+}
+
+/* The sum of the rows' losses, those with an infinite factor complete, times 2^−*exponent. */
+static double sum_of_rows(const pyce_factors *f, int dtype, int64_t *exponent) {
+    int64_t largest = INT64_MIN;
+    double sum = 0, error = 0, not_finite = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t row = 0; row < f->given->outer * f->given->inner; row++) {
+            const row_factors r = factors_of(f, row);
+            const double loss = pyce_number_at(f->losses, dtype, row);
+            int64_t left;
+            loss_factor(f, &r, row, &left);
+            const pyce_number n = normalised(loss, 0, left);
+            if (loss == 0) continue;
+            if (loss - loss != 0) {
+                if (pass == 0) not_finite += loss;
+            } else if (pass == 0) {
+                if (n.exponent > largest) largest = n.exponent;
+            } else {
+                compensated_add(&sum, double_of(n, -largest), &error);
+            }
+        }
+    }
+    *exponent = largest == INT64_MIN ? 0 : largest;
+    return not_finite != 0 ? not_finite : sum + error;
+}
+
 double pyce_finish_loss(const pyce_factors *f, double total) {
     const pyce_problem *p = f->given;
     const int dtype = p->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+    int64_t exponent = f->loss_exponent;
     for (int64_t row = 0; row < p->outer * p->inner; row++) {
         const row_factors r = factors_of(f, row);
         int64_t left;
         loss_factor(f, &r, row, &left);
+        if (f->by_rows && left != INT64_MAX) continue;
         if (left == INT64_MAX && weighs_rows(p) && p->classes > 1 &&
             pyce_number_at(f->losses, dtype, row) == 0) {
             /* With several classes, the loss of a label is positive, even if it is rounded to 0. */
@@ -321,7 +367,8 @@ double pyce_finish_loss(const pyce_factors *f, double total) {
         if (left == INT64_MAX) total += loss;
         if (!is_reduced(p)) pyce_set_number(p->losses, dtype, row, loss);
     }
-    return scaled(total / f->denominator.value, f->loss_exponent - f->denominator.exponent);
+    if (f->by_rows) total = sum_of_rows(f, dtype, &exponent);
+    return scaled(total / f->denominator.value, exponent - f->denominator.exponent);
 }
 
 /* -- the gradient ------------------------------------------------------------------------------------ */
@@ -332,7 +379,7 @@ static double gradient_factor(const pyce_factors *f, const row_factors *r, int64
                          : p->lse_square_scale != 0 ? MOST_WITH_LSE
                          : is_soft(p)               ? MOST_OF_SOFT_FLOATS
                                                     : MOST_OF_FLOATS;
-    return factor_within(r->of_grad, r->others_of_grad, most, left);
+    return factor_within(r->of_grad, r->others_of_grad, LEAST_PRODUCT, most, left);
 }
 
 void pyce_prepare_gradient(pyce_factors *f) {

@@ -18,6 +18,7 @@ typedef struct {
     /* The rest belongs to factors.c. */
     pyce_number denominator, scale; /* scale: grad_loss/denominator */
     int64_t loss_exponent;          /* of the largest factor of a loss, if losses are reduced */
+    int by_rows;                    /* whether pyce_finish_loss sums the losses, not the kernels */
     int64_t soft_exponent;          /* class weights of soft targets are divided by this power */
     pyce_number soft_factor;        /* this power */
     double *sample_weight, *grad_losses;
@@ -36,6 +37,9 @@ int pyce_find_factors(pyce_factors *f, double weights);
    gradient. */
 void pyce_prepare_loss(pyce_factors *f);
 void pyce_prepare_gradient(pyce_factors *f);
+/* Whether the kernels' sum of the losses may lack some that are not 0. If so, the loss is prepared and
+   computed again, and pyce_finish_loss sums the losses of the rows. */
+int pyce_sum_is_too_small(pyce_factors *f, double total);
 /* The results of the rows of `given` from those of the two problems; of the gradient, of so many classes.
    The first one returns the reduced loss; `total` is the sum of the losses of the problem. */
 double pyce_finish_loss(const pyce_factors *f, double total);

@@ -250,6 +250,10 @@ static int run_extreme(const pyce_problem *p, run_options o, double weights, dou
     if (pyce_has_loss(p)) {
         pyce_prepare_loss(&f);
         status = run_with(&f.problem, &o, &total);
+        if (status == PYCE_OK && pyce_sum_is_too_small(&f, total)) {
+            pyce_prepare_loss(&f);
+            status = run_with(&f.problem, &o, &total);
+        }
     }
     if (pyce_has_result(p) && status == PYCE_OK) {
         pyce_prepare_gradient(&f);

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -102,9 +102,9 @@ def floating(value: Any, what: str) -> tuple[Array, str]:
     else:
         array = as_array(value, what)
         if array.dtype.kind in "iub" and not hasattr(value, "dtype"):
-            array = array.astype(np.float64)  # Python integers, or booleans
+            array = _converted(array, _FLOAT64)  # Python integers, or booleans
         elif array.dtype.kind == "f" and isinstance(value, (list, tuple)):
-            array = array.astype(np.float64, copy=False)
+            array = _converted(array, _FLOAT64)
     name = NAMES.get(array.dtype) or dtype_name(array.dtype)
     if name is None:
         native = array.dtype.newbyteorder("=") if array.dtype.kind == "f" else array.dtype
@@ -210,7 +210,8 @@ def reduction_name(value: Any) -> Reduction:
     """`value` if it is one of `REDUCTIONS`."""
     if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {value!r}")
-    return cast(Reduction, str(value))
+    # The name itself: str() of a member of an enumeration of strings is another.
+    return REDUCTIONS[REDUCTIONS.index(value)]
 
 
 def integer(value: Any, what: str) -> int:
@@ -414,12 +415,15 @@ def _overlap(out: Array, other: Any) -> bool:
 
 
 def _same_memory(a: Array, b: Array) -> bool:
+    """Whether arrays of one shape have each element at the same place."""
     if a is b:
         return True
     start = a.__array_interface__["data"][0]
-    return bool(
-        a.dtype == b.dtype and start == b.__array_interface__["data"][0] and a.strides == b.strides
-    )
+    if a.dtype != b.dtype or start != b.__array_interface__["data"][0]:
+        return False
+    # The stride of an axis of one element leads nowhere.
+    pairs = zip(a.shape, a.strides, b.strides, strict=True)
+    return all(length == 1 or step == other for length, step, other in pairs)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def _run(
         order="C",
         buffersize=_BLOCK,
     )
-    with pieces, np.errstate(over="ignore", under="ignore"):
+    with pieces:
         for piece in pieces:
             arrays = iter(piece if isinstance(piece, tuple) else (piece,))
             px, pt = next(arrays), next(arrays)

@@ -107,6 +107,10 @@ def zero_where(mask: Array, number: Number) -> Number:
 # Sums
 
 
+# Numbers that are added up together.
+_SUMMED = 2**13
+
+
 def _cut(largest: Any, count: int) -> Any:
     """A power of two such that `(cut + v) - cut`, for `count` numbers v up to `largest`, are their
     leading parts: multiples of one unit, whose sum is exact.
@@ -115,15 +119,23 @@ def _cut(largest: Any, count: int) -> Any:
 
 
 def precise_sum(values: Array) -> float:
-    """The sum of float64 values, whatever their number, with an error of one or two roundings."""
+    """The sum of flat float64 values, whatever their number, with an error of one or two roundings.
+
+    Only blocks of them are copied.
+    """
+    blocks = [values[i : i + _SUMMED] for i in range(0, values.size, _SUMMED)]
     with np.errstate(all="ignore"):
-        largest = np.max(np.abs(values), initial=0.0)
+        largest = np.max([np.max(np.abs(block)) for block in blocks], initial=0.0)
         cut = _cut(largest, values.size)
         if not (np.isfinite(largest) and np.isfinite(cut)):
             return float(np.sum(values))
-        leading = (cut + values) - cut
+        total = rest = 0.0
+        for block in blocks:
+            leading = (cut + block) - cut
+            total += np.sum(leading)  # without rounding
+            rest += np.sum(block - leading)
         # The error of the sum of the rest is below the rounding of the result.
-        return float(np.sum(leading) + np.sum(values - leading))
+        return float(total + rest)
 
 
 def row_sum(number: Number) -> Number:

@@ -11,6 +11,7 @@ are multiplied by the rest, a power of two or infinity, where a number that is 0
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from pyce._compensated import Pair, precise_sum, rounded
 from pyce._dtypes import compute_dtype
-from pyce._problem import Problem
+from pyce._problem import Problem, row_blocks
 from pyce._types import Array, Scalar
 
 # Factors beyond are extreme: those between 2^_LEAST and the limit of the compute type are not.
@@ -30,6 +31,7 @@ _LEAST, _MOST_OF_DOUBLE, _MOST_OF_FLOAT = -200, 200, 36
 _LEAST_PRODUCT, _MOST_PRODUCT = -400, 400
 _MOST_OF_FLOATS, _MOST_OF_SOFT_FLOATS, _MOST_WITH_LSE = 180, 100, 40
 _INFINITE = 2**31 - 1  # as an exponent
+_BLOCK = 2**13  # elements of a gradient that are multiplied together
 
 
 class _Numbers(NamedTuple):
@@ -145,11 +147,8 @@ class Factors:
             q.weight = np.ldexp(p.weight, -soft)
             product = _Numbers(product.value, product.exponent + soft)
         others = np.where(replaced, 0, np.frexp(w)[1])
-        self._exponents = np.where(
-            some & np.isfinite(product.value.hi), product.exponent + others, 0
-        )
-        self._has_finite = some & np.isfinite(product.value.hi)
-        of_loss, left = _within(product, others, _MOST_PRODUCT)
+        # The losses of the rows get no power of two, so that none of them is lost.
+        of_loss, left = _within(product, others, 0, 0)
         q.sample_weight = np.where(some, of_loss, np.where(s == 0.0, 0.0, 1.0))
         self._left_of_loss = np.where(some, left, 0)
         self._sign = np.copysign(1.0, s) * np.copysign(1.0, w)
@@ -162,7 +161,7 @@ class Factors:
         most = _MOST_OF_SOFT_FLOATS if is_soft else _MOST_OF_FLOATS
         most = _MOST_WITH_LSE if p.lse_square_scale else most
         most = _MOST_PRODUCT if p.dtype_name == "float64" else most
-        of_grad, left = _within(product, others, most)
+        of_grad, left = _within(product, others, _LEAST_PRODUCT, most)
         of_grad = np.where((grad_losses == 0.0) | (of_all == 0.0), 0.0, of_grad)  # even 0 · inf
         some &= (
             takes_scale
@@ -178,6 +177,19 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
+    def _finish_gradient(self, grad: Array) -> None:
+        """Multiply the gradient by what is left, a block of rows at a time."""
+        p = self.problem
+        compute = compute_dtype(p.dtype_name)
+        gradient = np.moveaxis(grad, p.axis, -1)
+        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
+            left = self._left_of_grad[start:stop, np.newaxis]
+            if not left.any():
+                continue
+            for part in _pieces(gradient[index]):
+                values = _multiplied(part.astype(np.float64).reshape(stop - start, -1), left)
+                part[...] = values.astype(compute).reshape(part.shape)
+
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -187,12 +199,7 @@ class Factors:
         p = self.problem
         with np.errstate(all="ignore"):
             if p.grad is not None:
-                rows = (self._left_of_grad != 0).reshape(p.positions)
-                if rows.any():
-                    gradient = np.moveaxis(p.grad, p.axis, -1)
-                    left = self._left_of_grad[rows.reshape(-1), np.newaxis]
-                    values = _multiplied(gradient[rows].astype(np.float64), left)
-                    gradient[rows] = values.astype(compute_dtype(p.dtype_name)).astype(p.grad.dtype)
+                self._finish_gradient(p.grad)
             if losses is None:
                 return None
             infinite = self._left_of_loss == _INFINITE
@@ -204,8 +211,10 @@ class Factors:
             if p.losses is not None:
                 p.losses[...] = _multiplied(losses, self._left_of_loss)
                 return None
-            # Relative to the largest factor.
-            largest = int(np.max(self._exponents, where=self._has_finite, initial=-(2**31)))
+            # Relative to the largest loss.
+            finite = np.isfinite(losses) & (losses != 0.0) & ~infinite
+            exponents = np.frexp(losses)[1] + self._left_of_loss
+            largest = int(np.max(exponents, where=finite, initial=-(2**31)))
             largest = 0 if largest == -(2**31) else largest
             left = np.where(infinite, _INFINITE, self._left_of_loss - largest)
             total = precise_sum(_multiplied(losses, left))
@@ -215,14 +224,21 @@ class Factors:
             return to(_scaled(quotient, largest - d.exponent))
 
 
-def _within(n: _Numbers, others: Array, most: int) -> tuple[Array, Array]:
+def _pieces(of_rows: Array) -> Iterator[Array]:
+    """Views of rows (..., C) with some of their classes each."""
+    width = max(1, _BLOCK // max(1, of_rows[..., 0].size))
+    classes = of_rows.shape[-1]
+    return (of_rows[..., i : i + width] for i in range(0, classes, width))
+
+
+def _within(n: _Numbers, others: Array, least: int, most: int) -> tuple[Array, Array]:
     """Factors for the backends, and the exponents of what is left of `n`.
 
     The exponents of the products with the other factors, whose exponents are `others`, are at least
-    _LEAST_PRODUCT and at most `most`.
+    `least` and at most `most`.
     """
     exponent = n.exponent + others
-    left = exponent - np.clip(exponent, _LEAST_PRODUCT, most)
+    left = exponent - np.clip(exponent, least, most)
     values = rounded(n.value)
     left = np.where(np.isfinite(values) & (values != 0.0), left, 0)
     infinite = np.isinf(values)

@@ -1,7 +1,8 @@
 """The floating-point environment of code that is not in C, which sets its own (csrc/fpenv.h).
 
-Another library may have set flush-to-zero or another rounding mode in the calling thread. Results
-must not depend on that, and a call must not change the environment, sticky flags included.
+Another library may have set flush-to-zero or another rounding mode in the calling thread, and the
+caller what NumPy does after an overflow or underflow (`numpy.errstate`). Results must not depend on
+that, and a call must not change the environment, sticky flags included.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,20 +41,22 @@ def _functions() -> tuple[Callable[..., Any], ...]:
 
 def default(function: Function) -> Function:
     """Decorator: run in the default environment, which rounds to nearest, keeps subnormals and has
-    no traps, and restore the caller's.
+    no traps, and restore the caller's. NumPy neither warns nor raises FloatingPointError inside.
     """
 
     @functools.wraps(function)
     def inside(*arguments: Any, **options: Any) -> Any:
         known = _functions()
         if not known:
-            return function(*arguments, **options)
+            with np.errstate(all="ignore"):
+                return function(*arguments, **options)
         get, set_, initial, memory = known
         before = memory()
         get(before)
         try:
             set_(initial())
-            return function(*arguments, **options)
+            with np.errstate(all="ignore"):
+                return function(*arguments, **options)
         finally:
             set_(before)
 

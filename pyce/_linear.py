@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyce import _arguments as arguments
+from pyce import _fpenv
 from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._linear_chunks import Head, checked_scales, run
@@ -133,6 +134,7 @@ def linear_cross_entropy(
 ) -> Scalar | Losses | tuple[Scalar | Losses, LogSumExp]: ...
 
 
+@_fpenv.default
 def linear_cross_entropy(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,
@@ -334,6 +336,7 @@ def linear_cross_entropy_with_grad(
 ): ...
 
 
+@_fpenv.default
 def linear_cross_entropy_with_grad(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyce._arguments import delivered, loss_problem, output, real, reals
-from pyce._backends import current
+from pyce._backends import Backend, current
 from pyce._dtypes import compute_dtype
 from pyce._problem import Problem, axis_in_memory
 from pyce._types import Array, LogSumExp, Losses, Reduction, Scalar, ToScalar
@@ -595,10 +595,7 @@ def cross_entropy_backward(
         (grad_loss, p.grad_loss),
     )
     grad = _set_gradient(p, out, logits, inputs)
-    backend = current()
-    if not backend.CHECKS_LABELS:
-        p.check_labels()
-    backend.backward(p)
+    _checked_backend(p).backward(p)
     return delivered(grad, out)
 
 
@@ -607,7 +604,7 @@ def _set_gradient(
 ) -> Array:
     """Set `p.grad`; returns it with the class axis where it is in the caller's logits.
 
-    The arguments are those of `output`.
+    The arguments are those of `output`. Nothing is written.
     """
     if p.contiguous:
         p.grad = output(out, p.logits, logits, others)
@@ -618,24 +615,32 @@ def _set_gradient(
         p.grad = np.empty(p.logits.shape, p.logits.dtype)
         return np.moveaxis(p.grad, p.axis, axis)
     p.grad = output(out, p.logits, logits, others)
+    return p.grad
+
+
+def _checked_backend(p: Problem) -> Backend:
+    """The selected backend, which can begin at once: nothing is an error any more."""
+    backend = current()
+    if not backend.CHECKS_LABELS:
+        p.check_labels()
+    if p.contiguous or p.grad is None or p.labels is None:
+        return backend
     x = p.logits
-    if p.labels is not None and axis_in_memory(x.shape, x.strides, axis, x.itemsize) is not None:
+    if axis_in_memory(x.shape, x.strides, p.axis, x.itemsize) is not None:
         # To copy the logits into the gradient's layout and to continue in place is faster than to
-        # read the one layout and write the other. Labels come first, as errors must leave `out`.
+        # read the one layout and write the other. Errors come first, since they must leave `out`.
         p.check_labels()
         np.copyto(p.grad, x)
         p.logits = p.grad
         p.contiguous = True
-    return p.grad
+    return backend
 
 
 def _run(p: Problem, *, with_grad: bool) -> Scalar | Losses:
     """The loss in its shape, from the selected backend."""
     if p.reduction == "none":
         p.losses = np.empty(p.rows, compute_dtype(p.dtype_name))
-    backend = current()
-    if not backend.CHECKS_LABELS:
-        p.check_labels()
+    backend = _checked_backend(p)
     loss = backend.forward_backward(p) if with_grad else backend.forward(p)
     if p.losses is not None:
         return p.losses.reshape(p.positions)

@@ -13,11 +13,11 @@ from pyce import _fpenv
 from pyce._compensated import product
 from pyce._dtypes import compute_dtype
 from pyce._factors import Factors
-from pyce._problem import Problem, row_blocks
+from pyce._problem import Problem, at_classes, row_blocks
 from pyce._types import Array, Losses, Reduction, Scalar, ToScalar
 
-# Elements computed at a time: few enough for the caches, many enough to hide NumPy's overhead.
-_BLOCK = 1 << 16
+# Elements computed at a time: the arrays of a block, eight of float64, stay below 1 MiB together.
+_BLOCK = 1 << 13
 
 
 @overload
@@ -339,7 +339,9 @@ def _loss(p: Problem, minus_log: Callable[[Array], Array]) -> Scalar | Losses:
         if p.probs is not None or p.smoothing:
             _add_soft_targets(p, values, minus_log, losses)
         if p.sample_weight is not None:
-            losses[...] = product(losses, p.sample_weight)
+            for start in range(0, p.rows, _BLOCK):
+                here = slice(start, start + _BLOCK)
+                losses[here] = product(losses[here], p.sample_weight[here])
     if valid is not None:
         losses[~valid] = 0.0
     loss = factors.finish(losses) if factors.extreme else given.reduce(losses, denominator)
@@ -353,11 +355,11 @@ def _add_labels(
     p: Problem, labels: Array, values: Array, minus_log: Callable[[Array], Array], losses: Array
 ) -> None:
     """Add (1 − ε) · w_y · minus_log(values_y) to the losses; ignored rows get any number."""
-    classes = np.where(labels == p.ignore_index, 0, labels)
-    at_label = np.take_along_axis(values, classes.reshape(*p.positions, 1), axis=-1).reshape(-1)
     on_value = 1.0 - p.smoothing
-    b = on_value if p.weight is None else product(on_value, p.weight[classes])
-    losses += product(b, minus_log(at_label))
+    for index, start, stop in row_blocks(p.logits.shape, p.axis, _BLOCK * p.classes):
+        classes = np.where(labels[start:stop] == p.ignore_index, 0, labels[start:stop])
+        b = on_value if p.weight is None else product(on_value, p.weight[classes])
+        losses[start:stop] += product(b, minus_log(at_classes(values[index], classes)))
 
 
 def _add_soft_targets(
@@ -367,9 +369,13 @@ def _add_soft_targets(
     probs = None if p.probs is None else np.moveaxis(p.probs, p.axis, -1)
     weight = np.ones(1) if p.weight is None else p.weight
     for index, start, stop in row_blocks(p.logits.shape, p.axis, _BLOCK):
-        block = minus_log(values[index].reshape(-1, p.classes))
-        target = np.full(block.shape, p.smoothing / p.classes)
-        if probs is not None:
-            t = probs[index].reshape(-1, p.classes).astype(np.float64)
-            target = target + product(1.0 - p.smoothing, t)
-        losses[start:stop] += product(product(target, weight), block).sum(axis=-1)
+        rows = stop - start
+        for first in range(0, p.classes, _BLOCK):
+            cut = slice(first, first + _BLOCK)
+            block = minus_log(values[index][..., cut].reshape(rows, -1))
+            target = np.full(block.shape, p.smoothing / p.classes)
+            if probs is not None:
+                t = probs[index][..., cut].reshape(rows, -1).astype(np.float64)
+                target = target + product(1.0 - p.smoothing, t)
+            of_classes = product(target, weight if weight.size == 1 else weight[cut])
+            losses[start:stop] += product(of_classes, block).sum(axis=-1)

@@ -13,6 +13,9 @@ from pyce._compensated import precise_sum, product
 from pyce._dtypes import compute_dtype
 from pyce._types import Array, Reduction, Scalar
 
+# Rows whose factors are computed together.
+_BLOCK = 2**13
+
 
 class Problem:
     """One loss computation whose arguments have been checked.
@@ -134,21 +137,32 @@ class Problem:
         valid = self.valid()
         weight: Array | None = self.sample_weight
         if self.weight is not None and self.labels is not None:
-            classes = self.labels if valid is None else np.where(valid, self.labels, 0)
-            of_class = self.weight[classes]
-            with np.errstate(all="ignore"):
-                weight = of_class if weight is None else product(of_class, weight)
+            weight = self._weights_of_rows(self.weight, self.labels)
         if weight is None:
             return float(self.rows if valid is None else np.count_nonzero(valid))
         return precise_sum(weight if valid is None else weight[valid])
+
+    def _weights_of_rows(self, of_classes: Array, labels: Array) -> Array:
+        """weight[y] · sample_weight, (rows,), of ignored rows any number; blocks are copied."""
+        weights = np.empty(self.rows)
+        for start in range(0, self.rows, _BLOCK):
+            here = slice(start, start + _BLOCK)
+            ignored = labels[here] == self.ignore_index
+            weights[here] = of_classes[np.where(ignored, 0, labels[here])]
+            if self.sample_weight is not None:
+                with np.errstate(all="ignore"):
+                    weights[here] = product(weights[here], self.sample_weight[here])
+        return weights
 
     def row_scale(self, denominator: float) -> Array:
         """Factors of the rows' gradients, float64 (rows,): grad_loss·sample_weight/denominator."""
         with np.errstate(all="ignore"):
             scale = np.full(self.rows, self.grad_loss, np.float64)
             if self.sample_weight is not None:
-                scale = np.where(self.sample_weight == 0.0, 0.0, scale * self.sample_weight)
-            return scale / denominator
+                scale *= self.sample_weight
+                scale[self.sample_weight == 0.0] = 0.0
+            scale /= denominator
+            return scale
 
     def reduce(self, losses: Array, denominator: float | None = None) -> Scalar | None:
         """Write the rows' losses to `self.losses`, or return their sum or mean in the loss's dtype.
@@ -227,6 +241,15 @@ def rows_of_array(array: Array, rows: slice | Array) -> Array:
     numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
     found = array[np.unravel_index(numbers, array.shape[:-1])]
     return found
+
+
+def at_classes(array: Array, classes: Array) -> Array:
+    """The elements of an array (..., C) at one class of each row, flat; `classes` is flat, too."""
+    # Without axes of one element: NumPy's indexing takes one dimension less than arrays may have.
+    shape = [length for length in array.shape[:-1] if length != 1]
+    array = array.reshape(*shape, array.shape[-1])
+    found: Array = np.take_along_axis(array, classes.reshape(*shape, 1), axis=-1)
+    return found.reshape(-1)
 
 
 def row_blocks(

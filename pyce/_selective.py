@@ -134,6 +134,7 @@ def selective_log_softmax(
     return (log_probs, entropy) if return_entropy else log_probs
 
 
+@_fpenv.default
 def class_indices(index: Any, positions: tuple[int, ...], classes: int, what: str) -> Array:
     """One or several class indices for each position, checked. `what` names their counterpart."""
     at = arguments.as_array(index, "index")

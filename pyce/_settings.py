@@ -95,6 +95,9 @@ class use_backend:
     ValueError
         On entry, if the backend is unknown or cannot be used on this machine; the message lists the
         choices.
+    RuntimeError
+        On exit, if this thread or task is in no such block: a generator or a fixture may end in
+        another one than it began in, where the choice remains.
 
     Examples
     --------

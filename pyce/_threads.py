@@ -33,6 +33,8 @@ _RANKS = (
     "MPI_LOCALNRANKS",  # MPICH and Intel MPI
     "MV2_COMM_WORLD_LOCAL_SIZE",  # MVAPICH
 )
+# Of a longer number of threads, so many digits count: there are fewer processors in any case.
+_DIGITS = 18
 _quota: float = math.inf
 _quota_read_at: int | None = None  # ns
 _changed: list[Callable[[], None]] = []
@@ -130,16 +132,26 @@ def _wanted(most: float) -> float:
 def _ranks_here() -> int:
     """The number of processes that a launcher started on this machine, 1 without a launcher."""
     for name in _RANKS:
-        text = os.environ.get(name, "")
-        if text.isdigit():
-            return max(1, int(text))
+        number = _whole(os.environ.get(name, ""))
+        if number is not None:
+            return max(1, number)
     return 1
 
 
 def _threads_of_openmp() -> int | None:
     """OMP_NUM_THREADS, or the first number of a list; OpenMP reports errors in it."""
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, int(text)) if text.isdigit() else None
+    number = _whole(os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip())
+    return None if number is None else max(1, number)
+
+
+def _whole(text: str) -> int | None:
+    """The number that the digits 0 to 9 write; None for any other text.
+
+    int() takes digits of other alphabets, str.isdigit() even "²", and int() refuses long numbers:
+    of those, the first digits are as good.
+    """
+    digits = text.lstrip("0")[:_DIGITS] or text[:1]
+    return int(digits) if text.isascii() and text.isdigit() else None
 
 
 # Read once, as OpenMP does: a program may set OMP_NUM_THREADS for the processes that it starts, as
@@ -155,9 +167,10 @@ def _is_data_loader_worker() -> bool:
 
 
 def _positive(text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    number = _whole(text.strip())
+    if not number:
         raise ValueError(f"PYCE_NUM_THREADS must be a whole number of at least 1, got {text!r}")
-    return int(text)
+    return number
 
 
 def _affinity() -> int:

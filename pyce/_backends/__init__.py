@@ -310,9 +310,11 @@ def _environment() -> BackendChoice:
 
 def check_name(name: Any, what: str = "backend") -> BackendChoice:
     """`name` if it is "auto" or a registered backend; else ValueError with the choices."""
-    if not isinstance(name, str) or (name != "auto" and name not in NAMES):
-        raise ValueError(f"{what} must be one of auto, {', '.join(NAMES)}; got {name!r}")
-    return cast(BackendChoice, str(name))
+    choices: tuple[BackendChoice, ...] = ("auto", *NAMES)
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(choices)}; got {name!r}")
+    # The name itself: str() of a member of an enumeration of strings is another.
+    return choices[choices.index(name)]
 
 
 def why_not(name: BackendName) -> str | None:
@@ -454,7 +456,7 @@ def set_default(name: BackendChoice) -> None:
     checked = check_name(name)
     if checked != "auto":
         load(checked)
-    _default = name
+    _default = checked
 
 
 def choose(name: BackendChoice) -> None:
@@ -463,11 +465,13 @@ def choose(name: BackendChoice) -> None:
     if checked != "auto":
         load(checked)
     _outer.set((*_outer.get(), _chosen.get()))
-    _chosen.set(name)
+    _chosen.set(checked)
 
 
 def unchoose() -> None:
-    """Undo the last `choose` of this thread or task."""
+    """Undo the last `choose` of this thread or task; RuntimeError if there is none."""
+    if not _outer.get():
+        raise RuntimeError("use_backend ends in another thread or task than it began in")
     *outer, before = _outer.get()
     _outer.set(tuple(outer))
     _chosen.set(before)

@@ -91,7 +91,8 @@ def set_isa(name: str) -> None:
 
     Raises `ValueError`, listing the choices, if this machine or this build does not support it.
     """
-    if lib.pyce_set_isa(name.encode()) != lib.PYCE_OK:
+    # A variable of the environment may have bytes that are not UTF-8.
+    if lib.pyce_set_isa(name.encode(errors="surrogateescape")) != lib.PYCE_OK:
         raise ValueError(f"PYCE_ISA must be one of {', '.join(isas())}; got {name!r}")
 
 
@@ -529,7 +530,8 @@ def _set_operands(
     tables: list[Array] = []
     for index, (operand, array) in enumerate(present):
         operand.data = _cast(_VOID, array.__array_interface__["data"][0])
-        operand.class_stride = strides[index][axis]
+        # Arrays that are one in memory have equal strides, also where these lead nowhere.
+        operand.class_stride = strides[index][axis] if shape[axis] > 1 else 1
         if len(dims) == 1:
             operand.outer_stride = dims[0][1][index]
         elif dims and outer:

@@ -56,7 +56,7 @@ from pyce._compensated import (
 )
 from pyce._dtypes import compute_dtype
 from pyce._factors import Factors
-from pyce._problem import Problem, ShardedProblem, row_blocks
+from pyce._problem import Problem, ShardedProblem, at_classes, row_blocks
 from pyce._types import Array, Scalar
 
 NAME = "numpy"
@@ -203,8 +203,8 @@ class _LossRows(_Rows):
         loss: Number = self.total * (self.log_sum + np.where(infinite, _SMALLEST, 0.0))
         # A term with b_c = 0 is 0 even if x_c is infinite, and at the maximum even if b_c is.
         if self._probs is None:
-            at_label = np.take_along_axis(self._x, self._labels.reshape(*self._x.shape[:-1], 1), -1)
-            below = self.number(self.maximum) - _float64(at_label)[:, 0]
+            at_label = at_classes(self._x, self._labels).astype(np.float64)
+            below = self.number(self.maximum) - at_label
             loss = loss + product(self._b_label, below)
         if self._soft:
             for cut in self.cuts():

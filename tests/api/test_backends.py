@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import enum
 import importlib.util
 import os
 import threading
@@ -268,6 +269,41 @@ def test_use_backend_is_of_its_task(backend):
         return await asyncio.gather(*(task(name) for name in names * 2))
 
     assert asyncio.run(main()) == [backend.name] * (2 * len(names))
+
+
+def test_a_block_that_ends_in_another_thread(backend, other):
+    """As that of a generator may. The choice of neither thread changes."""
+    block = pyce.use_backend(other)
+    errors = []
+
+    def leave():
+        try:
+            block.__exit__(None, None, None)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with block:
+        thread = threading.Thread(daemon=True, target=leave)
+        thread.start()
+        join([thread])
+        assert pyce.get_backend() == other
+    assert pyce.get_backend() == backend.name
+    assert errors == ["use_backend ends in another thread or task than it began in"]
+
+
+def test_members_of_an_enumeration_of_strings(backend, other):
+    """str() does not turn them into their values."""
+    names = enum.Enum("names", {"Auto": "auto", "Own": backend.name, "Other": other}, type=str)
+    for member in names:
+        with pyce.use_backend(member.value):
+            expected = pyce.info()
+        with pyce.use_backend(member):
+            assert pyce.info() == expected
+    with pyce.use_backend("auto"):
+        pass
+    pyce.set_backend(names.Own)
+    assert _backends._default is not names.Own
+    assert _backends._default == backend.name
 
 
 def test_a_copied_context_carries_the_choice(backend, other):

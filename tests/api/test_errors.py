@@ -5,6 +5,7 @@ names its tests.
 """
 
 import re
+from contextlib import nullcontext
 from decimal import Decimal
 from fractions import Fraction
 
@@ -14,6 +15,7 @@ import pytest
 from every import every
 
 import pyce
+from pyce import _backends
 
 ROWS, CLASSES = 6, 5
 X = np.linspace(-1, 1, ROWS * CLASSES).reshape(ROWS, CLASSES)
@@ -712,3 +714,31 @@ def test_numbers_that_are_no_single_real_ones(backend, value):
     for name in ("normalizer", "label_smoothing"):
         with pytest.raises(TypeError, match=name):
             pyce.cross_entropy(X, Y, **{name: value})
+
+
+def late_errors(monkeypatch):
+    """Errors that no argument of the loss itself causes, each in a block."""
+    monkeypatch.setenv("PYCE_BACKEND", "cuda")
+    monkeypatch.delitem(_backends._loaded, "auto", raising=False)
+    yield ValueError, "PYCE_BACKEND", pyce.use_backend("auto"), {}
+    yield ValueError, "truth", nullcontext(), {"return_lse": np.array([1, 0])}
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_errors_that_come_late(backend, monkeypatch, soft):
+    """Also of logits whose classes are elsewhere in memory than those of the gradient."""
+    channels_last = np.linspace(-1, 1, 120, dtype=np.float32).reshape(6, 5, 4).transpose(0, 2, 1)
+    for x in (channels_last, channels_last.copy()):
+        target = np.full(x.shape, 0.25) if soft else np.zeros((6, 5), int)
+        for kind, words, block, options in late_errors(monkeypatch):
+            out = sentinel(x.shape, np.float32)
+            with block, pytest.raises(kind, match=words):
+                pyce.cross_entropy_with_grad(x, target, axis=1, out=out, **options)
+            assert (out.view(np.uint8) == SENTINEL).all()
+            if not options:
+                lse = np.zeros((6, 5))
+                with block, pytest.raises(kind, match=words):
+                    pyce.cross_entropy_backward(1.0, x, target, lse, axis=1, out=out)
+                with block, pytest.raises(kind, match=words):
+                    pyce.softmax(x, axis=1, out=out)
+                assert (out.view(np.uint8) == SENTINEL).all()

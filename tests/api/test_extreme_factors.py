@@ -253,3 +253,42 @@ def test_an_infinite_weight_of_small_products(backend, dtype):
     )
     np.testing.assert_array_equal(loss, [math.inf])
     np.testing.assert_array_equal(grad, [[-math.inf, math.inf, math.inf]])
+
+
+@by_float
+def test_a_sum_whose_largest_factor_belongs_to_a_small_loss(backend, dtype):
+    """The other losses are tiny next to that factor, and are the sum all the same."""
+    none = -math.inf
+    x = np.array([[0.0, none, none], [0.0, -1.0, 0.5], [0.0, -60.0, -61.0]], dtype)
+    y = [0, 1, 0]
+    for large, small in ((1e300, 1e-30), (1e200, 1.0), (1e308, 1e-200)):
+        s = [large, small, small]
+        for weight in (None, [1.0, 2.0, 3.0]):
+            check_problem(x, y, "sum", sample_weight=s, weight=weight)
+            check_problem(x, y, "mean", sample_weight=s, weight=weight, normalizer=small)
+        check_problem(x, y, "sum", weight=[large, small, 1.0])
+    if dtype == np.float64:
+        far = np.array([[0.0, none], [0.0, -700.0]])
+        check_problem(far, [0, 0], "sum", sample_weight=[1e100, 1.0])
+        check_problem(far, [0, 0], "mean", sample_weight=[1e-90, 1e-90])
+
+
+@by_dtype
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("kind", ["labels", "probabilities", "smoothing"])
+def test_a_loss_that_is_not_finite_and_whose_factor_is_small(backend, dtype, value, kind):
+    """It is not hidden by a row whose factor is larger by more than all numbers differ."""
+    x = np.array([[0.0, 1.0], [0.0, value], [2.0, 1.0]]).astype(dtype)
+    y = np.array([0, 1, 1])
+    expected = math.inf if value == -math.inf else math.nan
+    target = np.eye(2)[y] if kind == "probabilities" else y
+    smoothing = 0.25 if kind == "smoothing" else 0.0
+    apart = [{"sample_weight": [1e300, 1e-300, 1.0]}, {"sample_weight": [1e-10, 5e-324, 1e308]}]
+    if kind == "labels":
+        apart += [{"weight": [1e300, 1e-300]}, {"weight": [1e300, 1.0], **apart[1]}]
+    for options in apart:
+        for reduction in ("sum", "mean"):
+            given = {"reduction": reduction, "label_smoothing": smoothing, **options}
+            loss, grad = pyce.cross_entropy_with_grad(x, target, **given)
+            np.testing.assert_array_equal([loss, pyce.cross_entropy(x, target, **given)], expected)
+            assert np.isfinite(grad[[0, 2]].astype(np.float64)).all() or reduction == "sum"

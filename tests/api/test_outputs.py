@@ -86,6 +86,40 @@ def test_out_may_be_another_view_of_exactly_the_logits(backend):
     np.testing.assert_array_equal(x, plain)
 
 
+@by_dtype
+def test_out_may_have_other_strides_along_axes_of_one_element(backend, dtype):
+    """Such strides lead nowhere: it is the memory of the logits all the same."""
+    memory = sample(40, rows=6)[0].astype(dtype)
+    column = np.ascontiguousarray(memory[:, :1])
+    for x, out, axis in (
+        (memory[::2][:1], memory[:1], 1),
+        (memory[:1], memory[::3][:1], 1),
+        (memory[np.newaxis], memory.reshape(1, 6, 40), 2),
+        (memory[:, np.newaxis][:, ::-1], memory.reshape(6, 1, 40), 2),
+        (memory[0][:, np.newaxis], memory[0].reshape(40, 1), 0),
+        (column[:, ::-1], column, 1),
+        (column[:, ::-1], column, 0),
+    ):
+        assert x.strides != out.strides
+        y = np.zeros(np.delete(x.shape, axis), int)
+        lse = pyce.logsumexp(x, axis=axis)
+        for call in (
+            lambda x, out, y=y, axis=axis: pyce.cross_entropy_with_grad(x, y, axis=axis, out=out)[
+                1
+            ],
+            lambda x, out, y=y, axis=axis, lse=lse: pyce.cross_entropy_backward(
+                2.0, x, y, lse, axis=axis, out=out
+            ),
+            lambda x, out, axis=axis: pyce.softmax(x, axis=axis, out=out),
+            lambda x, out, axis=axis: pyce.log_softmax(x, axis=axis, out=out),
+        ):
+            before = memory.copy(), column.copy()
+            expected = call(x.copy(), None)
+            assert call(x, out) is out
+            assert out.tobytes() == expected.tobytes()
+            memory[...], column[...] = before
+
+
 def test_inputs_are_never_written(backend):
     x, y = sample(rows=35)
     rng = np.random.default_rng(0)

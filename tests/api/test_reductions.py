@@ -1,5 +1,6 @@
 """Reductions, class and sample weights, label smoothing and the normalizer."""
 
+import enum
 import math
 
 import numpy as np
@@ -8,6 +9,33 @@ from every import every
 from samples import BFLOAT16, by_classes, by_float, every_way, log_probs, near, sample
 
 import pyce
+
+
+class Reduction(str, enum.Enum):
+    """An enumeration of strings, whose members str() does not turn into their values."""
+
+    AVERAGE = "mean"
+    SUM = "sum"
+    NOTHING = "none"
+
+
+@every("member", list(Reduction))
+def test_members_of_an_enumeration_of_strings(backend, member):
+    x, y = sample()
+    w = sample(rows=9)[0]
+    log_p, answers = log_probs(x), (x > 0).astype(float)
+    lse = pyce.logsumexp(x)
+    ones = np.ones(len(x)) if member.value == "none" else 1.0
+    for call in (
+        lambda reduction: pyce.cross_entropy(x, y, reduction=reduction),
+        lambda reduction: pyce.cross_entropy_with_grad(x, y, reduction=reduction)[1],
+        lambda reduction: pyce.cross_entropy_backward(ones, x, y, lse, reduction=reduction),
+        lambda reduction: pyce.nll_loss(log_p, y, reduction=reduction),
+        lambda reduction: pyce.log_loss(np.exp(log_p), y, reduction=reduction),
+        lambda reduction: pyce.binary_cross_entropy(x, answers, reduction=reduction),
+        lambda reduction: pyce.linear_cross_entropy(x, w, y, reduction=reduction),
+    ):
+        np.testing.assert_array_equal(call(member), call(member.value))
 
 
 @by_float

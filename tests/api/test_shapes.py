@@ -168,3 +168,31 @@ def test_lists_are_float64_whatever_is_in_them(backend):
     assert grad is out
     assert loss.dtype == np.float64
     assert loss == pyce.cross_entropy(x.astype(np.float64), [0, 1])
+
+
+def most_dimensions():
+    """32 in NumPy 1, 64 in NumPy 2."""
+    try:
+        return np.zeros((1,) * 64).ndim
+    except ValueError:
+        return 32
+
+
+@by_float
+@every("axis", [0, -1])
+def test_as_many_dimensions_as_arrays_have(backend, dtype, axis):
+    x, y = sample(5, rows=6)
+    x = x.astype(dtype)
+    positions = (2, *(1,) * (most_dimensions() - 3), 3)
+    logits = np.moveaxis(x.reshape(*positions, 5), -1, axis)
+    labels = y.reshape(positions)
+    for options in ({}, {"label_smoothing": 0.1, "weight": np.linspace(0.5, 2.0, 5)}):
+        loss, grad = pyce.cross_entropy_with_grad(logits, labels, axis=axis, **options)
+        expected, of_rows = pyce.cross_entropy_with_grad(x, y, **options)
+        near(loss, expected, dtype)
+        near(np.moveaxis(grad, axis, -1).reshape(x.shape), of_rows, dtype)
+        log_p = pyce.log_softmax(logits, axis=axis)
+        near(pyce.nll_loss(log_p, labels, axis=axis, **options), expected, dtype)
+        near(pyce.log_loss(np.exp(log_p), labels, axis=axis, **options), expected, dtype)
+    assert pyce.accuracy(logits, labels, axis=axis) == pyce.accuracy(x, y)
+    near(pyce.logsumexp(logits, axis=axis).reshape(-1), pyce.logsumexp(x), dtype)

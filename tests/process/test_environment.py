@@ -1,5 +1,8 @@
 """Settings from the environment: PYCE_BACKEND, PYCE_ISA, PYCE_NUM_THREADS and OMP_NUM_THREADS."""
 
+import os
+import sys
+
 import pytest
 
 import pyce
@@ -49,6 +52,27 @@ def test_unknown_instruction_set_in_the_environment(c_backend, run_python):
             assert isa in error
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the environment may be of characters")
+def test_bytes_that_are_no_text_in_the_environment(c_backend, run_python):
+    for name in ("PYCE_BACKEND", "PYCE_ISA"):
+        done = run_python("-c", RUN, check=False, **{name: os.fsdecode(b"\xff")})
+        error = done.stderr.strip().splitlines()[-1]
+        assert error.startswith(f"ValueError: {name} must be one of"), error
+
+
+def test_numbers_that_are_long_or_of_other_digits(run_python):
+    """Those of other programs count only if they are of the digits 0 to 9."""
+    code = "import pyce; print(pyce.get_num_threads())"
+    most = run_python("-c", code).stdout
+    long = "9" * 5000
+    for name in ("PYCE_NUM_THREADS", "OMP_NUM_THREADS"):
+        assert run_python("-c", code, **{name: long}).stdout == most
+    assert run_python("-c", code, PYCE_NUM_THREADS=f" {'0' * 5000}1 ").stdout.split() == ["1"]
+    assert run_python("-c", code, LOCAL_WORLD_SIZE=long).stdout.split() == ["1"]
+    for value in ("²", "١"):
+        assert run_python("-c", code, OMP_NUM_THREADS=value, LOCAL_WORLD_SIZE=value).stdout == most
+
+
 def test_number_of_threads_from_the_environment(run_python):
     code = "import pyce; print(pyce.get_num_threads())"
     assert run_python("-c", code, PYCE_NUM_THREADS="1").stdout.split() == ["1"]
@@ -65,7 +89,7 @@ def test_number_of_threads_from_the_environment(run_python):
     assert both.stdout == run_python("-c", code, PYCE_NUM_THREADS="1000").stdout
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "2x"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "2x", "²", "٢", "000"])
 def test_bad_number_of_threads_in_the_environment(run_python, value):
     code = "import pyce; print(pyce.get_num_threads())"
     done = run_python("-c", code, check=False, PYCE_NUM_THREADS=value)

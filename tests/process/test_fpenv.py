@@ -1,5 +1,6 @@
 """The floating-point environment of a caller changes no result, and no call changes it."""
 
+import warnings
 from pathlib import Path
 
 import ml_dtypes
@@ -110,6 +111,22 @@ def functions(x, y):
     strided = np.asfortranarray(x)
     yield "strided", lambda: pyce.cross_entropy_with_grad(strided, y)
     yield "first axis", lambda: pyce.cross_entropy_with_grad(strided.T, y, axis=0)
+    listed_integers = [[2**53 + 1, 2**60 + 129], [-(2**53) - 3, 5]]
+    yield "lists", lambda: pyce.cross_entropy(listed_integers, [0, 1], reduction="none")
+    yield "numbers", lambda: pyce.log_softmax([[0.1, 2**53 + 1], [0.5, 2.0]])
+    hidden, matrix, few = x[:, :3], np.ascontiguousarray(x[:5, :3]), y % 5
+    options = {"reduction": "sum", "sample_weight": sample_weight, "chunk_bytes": 1}
+    for reduction in ("mean", "sum"):
+        options = {**options, "reduction": reduction}
+        yield (
+            f"linear {reduction}",
+            lambda a=options: pyce.linear_cross_entropy(hidden, matrix, few, **a),
+        )
+        yield (
+            f"linear, fused {reduction}",
+            lambda a=options: pyce.linear_cross_entropy_with_grad(hidden, matrix, few, **a)[0],
+        )
+    yield "chosen", lambda: pyce.selective_log_softmax(x, y)
     yield "softmax", lambda: pyce.softmax(x)
     yield "log_softmax", lambda: pyce.log_softmax(x)
     yield "logsumexp", lambda: pyce.logsumexp(x)
@@ -147,6 +164,36 @@ def test_the_loss_is_subnormal(backend):
         loss = pyce.cross_entropy(x[:1], y[:1])
         assert 0 < loss < np.finfo(dtype).tiny
         assert loss.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_error_state_of_numpy_has_no_effect(backend, dtype):
+    """numpy.errstate, and warnings that are errors: overflow and underflow are no errors here."""
+    x, y = inputs(dtype, 40, 7)
+    x[1, :3] = np.nan, np.inf, -np.inf
+    x[2] = -np.inf
+    with np.errstate(all="ignore"):
+        calls = dict(functions(x, y))
+        tiny, huge = (np.full(7, np.longdouble(v)) for v in ("1e-4000", "1e4000"))
+        rows, answers = np.full(40, 1e-320), np.zeros(x.shape, np.float32)
+    for w in (tiny, huge):
+        calls[f"weight {w[0]}"] = lambda w=w: pyce.cross_entropy_with_grad(x, y, weight=w)
+        calls[f"Bernoulli weight {w[0]}"] = lambda w=w: pyce.binary_cross_entropy(
+            x, answers, weight=w
+        )
+    for reduction in ("sum", "none"):
+        about = {"sample_weight": rows, "reduction": reduction}
+        calls[f"tiny {reduction}"] = lambda a=about: pyce.cross_entropy_with_grad(x, y, **a)
+    for name, call in calls.items():
+        with np.errstate(all="ignore"):
+            expected = bits(call())
+        with np.errstate(all="raise"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                got = bits(call())
+            except (FloatingPointError, Warning) as error:
+                raise AssertionError(name) from error
+        assert got == expected, name
 
 
 def test_errors_leave_the_environment(backend):

@@ -112,3 +112,70 @@ def test_logits_are_not_copied(backend, layout):
     finally:
         tracemalloc.stop()
     assert peak < x.nbytes / 3
+
+
+def extra(call, out):
+    """The most bytes that a call allocates besides its results and `out`."""
+    call()  # compiled
+    tracemalloc.start()
+    try:
+        results = call()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    results = results if isinstance(results, tuple) else (results,)
+    return peak - sum(r.nbytes for r in results if isinstance(r, np.ndarray) and r is not out)
+
+
+def calls_with_options(x, axis, target, out):
+    """Every loss with weights of rows and classes, and with such that are extreme."""
+    rows, classes = np.delete(x.shape, axis), x.shape[axis]
+    lse, ones = np.zeros(rows), np.ones(rows)
+    for size in (1.0, 1e300):
+        options = {
+            "weight": np.full(classes, size),
+            "sample_weight": np.full(rows, size),
+            "axis": axis,
+        }
+        for smoothing in (0.0, 0.1):
+            loss_only = {**options, "label_smoothing": smoothing}
+            for reduction in ("mean", "none"):
+                about = {**loss_only, "reduction": reduction}
+                factor = ones if reduction == "none" else 1.0
+                yield size, lambda a=about: pyce.cross_entropy(x, target, **a)
+                yield size, lambda a=about: pyce.cross_entropy_with_grad(x, target, out=out, **a)
+                yield (
+                    size,
+                    lambda a=about, f=factor: pyce.cross_entropy_backward(
+                        f, x, target, lse, out=out, **a
+                    ),
+                )
+                yield size, lambda a=about: pyce.nll_loss(x, target, **a)
+                yield size, lambda a=about: pyce.log_loss(x, target, eps=0.1, **a)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((48, 8192), 1), ((8192, 48), 0), ((1, 300_000), 1), ((60_000, 4), 1)]
+)
+def test_memory_with_options(backend, shape, axis, soft):
+    """Weights, extreme ones too, add nothing of the logits' size, nor do losses of probabilities.
+
+    Extreme factors take up to 180 bytes of a row where Python takes them apart.
+    """
+    if backend.isa and backend.isa != pyce.info()["isas"][0]:
+        return  # all instruction sets share the entry points that could allocate
+    x = np.full(shape, 0.25, np.float32)
+    rows, classes = x.size // shape[axis], shape[axis]
+    target = np.full(shape, 0.1, np.float32)
+    if not soft:
+        target = np.zeros(np.delete(shape, axis), np.int64)
+        target.reshape(-1)[2::3] = -100
+    out = np.empty_like(x)
+    pyce.set_num_threads(2)
+    for size, call in calls_with_options(x, axis, target, out):
+        in_python = size != 1.0 and backend.name != "c"
+        # The losses of probabilities are computed by NumPy on every backend.
+        of_row = 180 if in_python or (size != 1.0 and rows > classes) else 32
+        allowed = MIB + 2 * 2 * 8 * classes + of_row * rows
+        assert extra(call, out) <= allowed

@@ -164,7 +164,7 @@ ERRORS = (
     Break(
         "An unknown or unavailable backend",
         _BACKENDS,
-        "{what} must be one of auto, {', '.join(NAMES)}; got {name!r}",
+        "{what} must be one of {', '.join(choices)}; got {name!r}",
         "{what} is unknown: {name!r}",
     ),
     Break(
@@ -176,8 +176,8 @@ ERRORS = (
     Break(
         "A number of threads below 1",
         "pyce/_threads.py",
-        "if not text.strip().isdigit() or int(text) < 1:",
-        "if not text.strip().isdigit():",
+        "    if not number:\n",
+        "    if number is None:\n",
         ("test_bad_number_of_threads_in_the_environment",),
     ),
     Break(

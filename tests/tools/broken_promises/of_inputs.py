@@ -39,7 +39,7 @@ INPUTS = (
     Break(
         "Anything that NumPy converts",
         "pyce/_arguments.py",
-        "array = array.astype(np.float64)  # Python integers",
+        "array = _converted(array, _FLOAT64)  # Python integers",
         "array = array.astype(np.float32)  # Python integers",
     ),
     Break(

@@ -158,6 +158,13 @@ PROMISES = (
         ("test_memory_besides_inputs_and_outputs",),
     ),
     Break(
+        "Memory: in addition to inputs and outputs",
+        "pyce/_probabilities.py",
+        "_BLOCK = 1 << 13",
+        "_BLOCK = 1 << 16",
+        ("test_memory_with_options",),
+    ),
+    Break(
         "The GIL is released during a call",
         "pyce/_backends/c.py",
         "_run = lib.pyce_run\n_cross_entropy = lib.pyce_cross_entropy\n",

@@ -336,8 +336,8 @@ SEMANTICS = (
     Break(
         "`nll_loss` takes log-probabilities",
         _PROBABILITIES,
-        "    losses += product(b, minus_log(at_label))\n",
-        "    losses += b * minus_log(at_label)\n",
+        "product(b, minus_log(at_classes(values[index], classes)))\n",
+        "b * minus_log(at_classes(values[index], classes))\n",
     ),
     Break(
         "`log_loss` takes probabilities",

@@ -339,8 +339,8 @@ TESTS = (
     Break(
         "`set_backend` selects the backend of the process",
         _BACKENDS,
-        "    _chosen.set(name)\n\n\ndef unchoose",
-        "    global _default\n    _default = name\n\n\ndef unchoose",
+        "    _chosen.set(checked)\n\n\ndef unchoose",
+        "    global _default\n    _default = checked\n\n\ndef unchoose",
         ("test_use_backend_is_of_its_task", "test_use_backend_is_of_its_thread"),
     ),
     Break(
@@ -353,8 +353,8 @@ TESTS = (
     Break(
         "If no number of threads is set",
         "pyce/_threads.py",
-        "            return max(1, int(text))\n",
-        "            return int(text)\n",
+        "            return max(1, number)\n",
+        "            return number\n",
         ("test_launchers_state_the_number_of_ranks",),
     ),
     Break(
