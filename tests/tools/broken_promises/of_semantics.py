@@ -95,9 +95,30 @@ SEMANTICS = (
     Break(
         "`selective_log_softmax` returns log p",
         "pyce/_selective.py",
-        "block = block.astype(np.float64) / t",
-        "block = block.astype(np.float64) * t",
-        ("test_temperature",),
+        "block, error = quotients(block, t)",
+        "block, error = block.astype(np.float64) / t, None",
+        ("test_temperature", "test_a_temperature_and_large_offsets"),
+    ),
+    Break(
+        "`selective_log_softmax` returns log p",
+        "pyce/_selective.py",
+        "if exponent > 0:",
+        "if exponent > 1000:",
+        ("test_temperatures_of_any_size",),
+    ),
+    Break(
+        "`selective_log_softmax` returns log p",
+        "pyce/_selective.py",
+        "    below[~np.isfinite(below)] = 0.0\n",
+        "",
+        ("test_bad_rows_with_a_temperature",),
+    ),
+    Break(
+        "`linear_selective_log_softmax` returns the same",
+        "pyce/_linear_selective.py",
+        "finite = np.isfinite(log_probs).all(axis=1)",
+        "finite = np.ones(len(rows), bool)",
+        ("test_hidden_states_and_small_temperatures",),
     ),
     Break(
         "`linear_selective_log_softmax` returns the same",
@@ -159,6 +180,13 @@ SEMANTICS = (
         "pyce/torch/_selective.py",
         "return torch.where(log_p == -torch.inf, 0.0, values)",
         "return values",
+    ),
+    Break(
+        "`pyce.torch.selective_log_softmax` returns",
+        "pyce/torch/_selective.py",
+        "            p += p * error\n",
+        "",
+        ("test_a_temperature_and_large_offsets",),
     ),
     Break(
         "`pyce.torch.selective_log_softmax` returns",
