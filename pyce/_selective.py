@@ -108,7 +108,8 @@ def selective_log_softmax(
     -----
     For one class in each row, a float32 or float64 result is within 2 units in the last place of
     the exact value, also where that class has nearly all of the probability; for several, within 4.
-    The entropy is within 8. A row that contains NaN or +inf, or only −inf, gives NaN.
+    The entropy is within 8 if it is at least 1000 times the smallest normal number. A row that
+    contains NaN or +inf, or only −inf, gives NaN.
 
     The name is that of TRL's function, ``trl.trainer.utils.selective_log_softmax``.
 

@@ -25,6 +25,7 @@ from pyce.torch._tensors import (
     empty_gradient,
     is_plain,
     is_served,
+    resolved,
 )
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -211,7 +212,7 @@ def _gradient(
     """The gradient of the logits, a block of rows after the other."""
     classes = logits.shape[-1]
     gradient = empty_gradient(logits, contiguous=True)
-    x, result = logits.detach().resolve_neg().reshape(-1, classes), gradient.view(-1, classes)
+    x, result = resolved(logits).reshape(-1, classes), gradient.view(-1, classes)
     rows = len(x)
     width = index.shape[-1] if index.dim() == logits.dim() else 1
     chosen = index.long().reshape(rows, width)
