@@ -522,8 +522,8 @@ SEMANTICS = (
     Break(
         "`set_num_threads` counts the calling thread",
         "pyce/_threads.py",
-        "return min(_wanted(most), most, _affinity(), _quota_now())",
-        "return min(_wanted(most), most, 64 * _affinity(), _quota_now())",
+        "return min(_wanted(most), most, processors(), _quota_now())",
+        "return min(_wanted(most), most, 64 * processors(), _quota_now())",
     ),
     Break(
         "`set_num_threads` counts the calling thread",
