@@ -60,6 +60,13 @@ SEMANTICS = (
         "    if (!p->weight || p->labels) return scale;\n",
     ),
     Break(
+        "`lse_square_scale` λ adds",
+        "pyce/_factors.py",
+        "q.lse_square_scale = float(np.ldexp(p.lse_square_scale, -soft))",
+        "pass",
+        ("test_class_weights_do_not_multiply_lse_square",),
+    ),
+    Break(
         "`linear_cross_entropy` and `linear_cross_entropy_with_grad` are",
         _CHUNKS,
         "chunk[block] *= (1.0 - t) * (1.0 + t)",
