@@ -93,8 +93,12 @@ static int is_soft(const pyce_problem *p) {
     return p->target == PYCE_PROBABILITIES || p->smoothing > 0;
 }
 
+/* Whether λ·lse² has no class weight. */
+static int is_square_unweighted(const pyce_problem *p) { return !p->labels; }
+
 /* The power of two by which the class weights of soft targets are divided: 0 unless the largest of them
-   is extreme, or the numbers of the compute type that the kernels make of them may be 0. */
+   is extreme, or the numbers of the compute type that the kernels make of them may be 0. So is an
+   unweighted λ, which does not exceed 1 then. */
 static int64_t soft_exponent(const pyce_problem *p) {
     if (!p->weight || !is_soft(p) || p->classes == 1) return 0;
     double largest[4] = {0};
@@ -107,7 +111,10 @@ static int64_t soft_exponent(const pyce_problem *p) {
     }
     const int is_small = largest[0] > 0 && largest[0] < 0x1p-60;
     if (!is_small && !pyce_is_extreme(largest[0], p->dtype)) return 0;
-    return number_from(largest[0]).exponent;
+    const int64_t exponent = number_from(largest[0]).exponent;
+    if (p->lse_square_scale == 0 || !is_square_unweighted(p)) return exponent;
+    const int64_t of_square = number_from(p->lse_square_scale).exponent;
+    return of_square > exponent ? of_square : exponent;
 }
 
 static int any_extreme(const double *values, int64_t n, int dtype) {
@@ -235,6 +242,9 @@ int pyce_find_factors(pyce_factors *f, double weights) {
                                                    : w;
     }
     if (classes) f->problem.weight = weight;
+    if (is_square_unweighted(p)) {
+        f->problem.lse_square_scale = scaled(p->lse_square_scale, -f->soft_exponent);
+    }
 
     f->denominator = number_from(1);
     if (p->reduction == PYCE_QUOTIENT) f->denominator = number_from(p->normalizer);

@@ -103,6 +103,9 @@ class Factors:
                 largest = np.max(np.abs(p.weight), where=np.isfinite(p.weight), initial=0.0)
                 if self._any_extreme(largest) or 0.0 < largest < 2.0**-60:
                     soft = int(np.frexp(largest)[1])
+                    if p.labels is None and p.lse_square_scale:
+                        # λ·lse² has no class weight. λ does not exceed 1 when it is divided, too.
+                        soft = max(soft, int(np.frexp(p.lse_square_scale)[1]))
             given = [p.sample_weight, weight]
             if scale is not None:
                 given.append(p.grad_loss if isinstance(p.grad_loss, np.ndarray) else None)
@@ -145,6 +148,8 @@ class Factors:
         product = _numbers(s).times(np.where(replaced, np.abs(w), 1.0))
         if soft and p.weight is not None:
             q.weight = np.ldexp(p.weight, -soft)
+            if p.labels is None:
+                q.lse_square_scale = float(np.ldexp(p.lse_square_scale, -soft))
             product = _Numbers(product.value, product.exponent + soft)
         others = np.where(replaced, 0, np.frexp(w)[1])
         # The losses of the rows get no power of two, so that none of them is lost.

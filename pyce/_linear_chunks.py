@@ -199,9 +199,11 @@ def _run(head: Head, backend: Backend) -> None:
         _evaluate(head, backend, chunk, part, None)
 
 
-def logit_chunks(head: Head) -> Iterator[tuple[slice | Array, Array]]:
-    """Rows, as a slice, and logits (n, C) of chunk after chunk, each valid until the next."""
-    return _chunks_of(head, np.arange(head.full.rows), *_prepared(head))
+def logit_chunks(head: Head, rows: Array) -> Iterator[tuple[slice | Array, Array]]:
+    """Some of `rows`, increasing numbers, and their logits (n, C), chunk after chunk, each valid
+    until the next.
+    """
+    return _chunks_of(head, rows, *_prepared(head))
 
 
 def _prepared(head: Head) -> tuple[float, Array | None, _Blocks]:

@@ -134,7 +134,8 @@ def linear_selective_log_softmax(
     Notes
     -----
     The products are those of NumPy's BLAS library; from the logits on, accuracy is that of
-    `selective_log_softmax`.
+    `selective_log_softmax`. With a temperature, x/T are these logits: they are rounded as products
+    are.
 
     Examples
     --------
@@ -163,25 +164,55 @@ def linear_selective_log_softmax(
     positions, classes = head.full.positions, len(head.weight)
     what = f"input of shape {np.shape(input)} and linear_weight of shape {np.shape(linear_weight)}"
     at = class_indices(index, positions, classes, what)
-    head.temperature = arguments.positive(temperature, "temperature")
-    rows = by_rows(at, positions)
-    if rows.shape[1] == 1 and not return_entropy:
-        head.full.labels = np.ascontiguousarray(rows[:, 0])
-        run(head, current())
-        return -head.losses.reshape(at.shape)
-    log_probs = np.empty(rows.shape, head.losses.dtype)
-    entropy = np.empty(len(rows), head.losses.dtype) if return_entropy else None
-    _run(head, current(), rows, log_probs, entropy)
+    t = arguments.positive(temperature, "temperature")
+    index = by_rows(at, positions)
+    log_probs = np.empty(index.shape, head.losses.dtype)
+    entropy = np.empty(len(index), head.losses.dtype) if return_entropy else None
+    _run(head, current(), index, t, log_probs, entropy)
     shaped = log_probs.reshape(at.shape)
     return shaped if entropy is None else (shaped, entropy.reshape(positions))
 
 
 @_fpenv.default
 def _run(
-    head: Head, backend: Backend, rows: Array, log_probs: Array, entropy: Array | None
+    head: Head, backend: Backend, index: Array, t: float, log_probs: Array, entropy: Array | None
 ) -> None:
-    """Write `log_probs` (rows, k) at the classes `rows` (rows, k), and `entropy` (rows,)."""
+    """Write `log_probs` (rows, k) at the classes `index` (rows, k), and `entropy` (rows,)."""
+    # The factor of the hidden states contains 1/T, which takes no time.
+    head.temperature = t
+    rows = np.arange(len(index))
+    if index.shape[1] == 1 and entropy is None:
+        head.full.labels = np.ascontiguousarray(index[:, 0])
+        run(head, backend)
+        log_probs[:, 0] = -head.losses
+    else:
+        _run_rows(head, backend, rows, index, 1.0, log_probs, entropy)
+    if t == 1.0:
+        return
+    # Where x/T overflows, from the logits.
+    finite = np.isfinite(log_probs).all(axis=1)
+    if entropy is not None:
+        finite &= np.isfinite(entropy)
+    if not finite.all():
+        head.temperature = 1.0
+        _run_rows(head, backend, rows[~finite], index, t, log_probs, entropy)
+
+
+def _run_rows(
+    head: Head,
+    backend: Backend,
+    rows: Array,
+    index: Array,
+    t: float,
+    log_probs: Array,
+    entropy: Array | None,
+) -> None:
+    """Write the results of some rows, whose logits are computed in chunks and then divided by T."""
     with np.errstate(all="ignore"):
-        for part, chunk in logit_chunks(head):
-            of_part = None if entropy is None else entropy[part]
-            run_rows(backend, chunk, rows[part], 1.0, log_probs[part], of_part)
+        for part, chunk in logit_chunks(head, rows):
+            found = np.empty((len(chunk), index.shape[1]), log_probs.dtype)
+            of_part = None if entropy is None else np.empty(len(chunk), entropy.dtype)
+            run_rows(backend, chunk, index[part], t, found, of_part)
+            log_probs[part] = found
+            if entropy is not None:
+                entropy[part] = of_part

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend, current
+from pyce._compensated import split, two_sum
 from pyce._dtypes import compute_dtype
 from pyce._loss import cross_entropy
 from pyce._problem import row_blocks
@@ -107,7 +108,8 @@ def selective_log_softmax(
     -----
     For one class in each row, a float32 or float64 result is within 2 units in the last place of
     the exact value, also where that class has nearly all of the probability; for several, within 4.
-    The entropy is within 8. A row that contains NaN or +inf, or only −inf, gives NaN.
+    The entropy is within 8 if it is at least 1000 times the smallest normal number. A row that
+    contains NaN or +inf, or only −inf, gives NaN.
 
     The name is that of TRL's function, ``trl.trainer.utils.selective_log_softmax``.
 
@@ -174,11 +176,75 @@ def run(
     with np.errstate(all="ignore"):
         for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
             block = x[index].reshape(stop - start, x.shape[-1])
+            error = None
             if t != 1.0:
-                block = block.astype(np.float64) / t
-            result[start:stop] = _log_probs(block, rows[start:stop])
-            if flat is not None:
-                flat[start:stop] = _entropy(backend, block)
+                block, error = quotients(block, t)
+            p = None
+            if flat is not None or error is not None:
+                p = softmax(backend, block)
+            found = _log_probs(block, rows[start:stop])
+            if p is not None and error is not None:
+                found += np.take_along_axis(error, rows[start:stop], axis=1) - mean(p, error)
+            result[start:stop] = found
+            if p is None or flat is None:
+                continue
+            # The entropy is the cross-entropy of the rows against their own softmax.
+            h = cross_entropy(block, p, reduction="none")
+            if error is not None:
+                # ∂H/∂(x_c/T) = −p_c·(log p_c + H), with 0·log 0 = 0.
+                log_p = np.log(np.where(p == 0.0, 1.0, p))
+                h -= mean(p, (log_p + h[:, np.newaxis]) * error)[:, 0]
+            flat[start:stop] = h
+
+
+def quotients(x: Array, t: float) -> tuple[Array, Array | None]:
+    """(x − m)/T of rows x (n, classes) with the maxima m, and what rounding left out of it.
+
+    Both are float64. Together they have 75 bits or more, so that log p keeps its digits where x/T
+    is large or overflows. The second is None unless x is float64: for other logits the first is
+    exact enough.
+    """
+    below = x.astype(np.float64)
+    if x.dtype != np.float64:
+        below -= below.max(axis=1, keepdims=True)
+        below /= t
+        return below, None
+    divisor, exponent = math.frexp(t)  # T = divisor·2^exponent
+    if exponent > 0:
+        below *= 2.0**-exponent  # first, since a difference of logits may overflow
+    error: Array
+    below, error = two_sum(below, -below.max(axis=1, keepdims=True))
+    if exponent <= 0:
+        below /= 2.0**exponent
+        error /= 2.0**exponent
+    quotient = below / divisor
+    # The remainder below − quotient·divisor, in place: of products of halves, which are exact.
+    d1, d2 = split(divisor)
+    q1, q2 = split(quotient)
+    below -= q1 * d1
+    q1 *= d2
+    below -= q1
+    below -= q2 * d1
+    q2 *= d2
+    below -= q2
+    below += error
+    below /= divisor
+    below[~np.isfinite(below)] = 0.0
+    return quotient, below
+
+
+def mean(p: Array, values: Array) -> Array:
+    """Σ_c p_c · values_c of rows, (n, 1)."""
+    result: Array = np.einsum("nc,nc->n", p, values)[:, np.newaxis]
+    return result
+
+
+def softmax(backend: Backend, x: Array) -> Array:
+    """The softmax of rows x (n, classes), in the dtype of the computation."""
+    x = x.astype(compute_dtype(x.dtype.name), copy=False)
+    p = np.empty(x.shape, x.dtype)
+    backend.softmax(x, 1, p)
+    return p
 
 
 def _log_probs(x: Array, index: Array) -> Array:
@@ -193,12 +259,3 @@ def _log_probs(x: Array, index: Array) -> Array:
     below = x[rows, index].astype(np.float64) - x[rows, top[:, np.newaxis]].astype(np.float64)
     result: Array = below + most[:, np.newaxis]
     return result
-
-
-def _entropy(backend: Backend, x: Array) -> Losses:
-    """The entropy of rows x (n, classes): their cross-entropy against their own softmax."""
-    if compute_dtype(x.dtype.name) != x.dtype:
-        x = x.astype(np.float32)
-    p = np.empty(x.shape, x.dtype)
-    backend.softmax(x, 1, p)
-    return cross_entropy(x, p, reduction="none")

@@ -83,11 +83,6 @@ def of_process() -> int:
     return max(1, math.ceil(min(_unlimited(), _limit)))
 
 
-def processors() -> int:
-    """The number of processors in the affinity of the calling thread; on Windows of the process."""
-    return _affinity()
-
-
 @contextmanager
 def at_most(n: int) -> Iterator[None]:
     """Use at most `n` threads for calls made in this block, by this thread and task only."""
@@ -111,7 +106,7 @@ def limit(n: int) -> None:
 
 
 def _unlimited(most: float = math.inf) -> float:
-    return min(_wanted(most), most, _affinity(), _quota_now())
+    return min(_wanted(most), most, processors(), _quota_now())
 
 
 def _wanted(most: float) -> float:
@@ -173,7 +168,8 @@ def _positive(text: str) -> int:
     return number
 
 
-def _affinity() -> int:
+def processors() -> int:
+    """The number of processors in the affinity of the calling thread; on Windows of the process."""
     try:
         return len(os.sched_getaffinity(0))
     except (AttributeError, OSError):  # not on every system

@@ -158,7 +158,7 @@ def c_backends():
 @pytest.fixture
 def many_processors(monkeypatch):
     """Threads as asked for, also on machines of few processors."""
-    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
+    monkeypatch.setattr(_threads, "processors", lambda: 64)
     monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
 
 

@@ -9,7 +9,7 @@ INLINE int64_t label_at(const pyce_problem *p, const int wide, int64_t i) {
 }
 
 /* Whether pyce_is_extreme holds for a weight of rows begin…end; NaN may count as one. */
-static int any_extreme(const double *weights, int64_t begin, int64_t end, int dtype) {
+static int any_extreme_of_rows(const double *weights, int64_t begin, int64_t end, int dtype) {
     const vd zero = vd_set1(0), one = vd_set1(1.0);
     const vd most =
         vd_set1(dtype == PYCE_FLOAT64 ? PYCE_MOST_FACTOR_OF_DOUBLES : PYCE_MOST_FACTOR_OF_FLOATS);
@@ -50,7 +50,7 @@ INLINE int64_t check_labels(const pyce_problem *p, const int wide, int64_t begin
             if (label != ignore && (label < 0 || label >= classes)) return i;
         }
     }
-    if (p->sample_weight) *extreme = any_extreme(p->sample_weight, begin, end, p->dtype);
+    if (p->sample_weight) *extreme = any_extreme_of_rows(p->sample_weight, begin, end, p->dtype);
     if (p->weight || p->sample_weight) {
         /* Eight running sums, so that additions need not wait for each other. */
         double sum[8] = {0}, error[8] = {0};

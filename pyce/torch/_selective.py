@@ -11,7 +11,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 import pyce
 from pyce import _arguments as arguments
-from pyce import _threads
+from pyce import _fpenv, _threads
+from pyce._backends import current
+from pyce._selective import mean, quotients, softmax
+from pyce._types import Array
 from pyce.torch._autograd import is_differentiated
 from pyce.torch._linear_autograd import differentiate
 from pyce.torch._public import publish
@@ -22,6 +25,7 @@ from pyce.torch._tensors import (
     empty_gradient,
     is_plain,
     is_served,
+    resolved,
 )
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -208,7 +212,7 @@ def _gradient(
     """The gradient of the logits, a block of rows after the other."""
     classes = logits.shape[-1]
     gradient = empty_gradient(logits, contiguous=True)
-    x, result = logits.detach().resolve_neg().reshape(-1, classes), gradient.view(-1, classes)
+    x, result = resolved(logits).reshape(-1, classes), gradient.view(-1, classes)
     rows = len(x)
     width = index.shape[-1] if index.dim() == logits.dim() else 1
     chosen = index.long().reshape(rows, width)
@@ -224,46 +228,59 @@ def _gradient(
     with _threads.at_most(torch.get_num_threads()):
         for i in range(0, rows, step):
             part = slice(i, i + step)
-            block = x[part].to(torch.float64 if temperature != 1.0 else _wide(x.dtype))
-            if temperature != 1.0:
-                block = block / temperature
             result[part] = _block_gradient(
-                block,
+                *_softmax(x[part].to(_wide(x.dtype)).numpy(), temperature, entropy=h is not None),
                 chosen[part],
                 log_p[part],
-                g[part] / temperature,
-                None if of_entropy is None else of_entropy[part] / temperature,
+                g[part],
+                None if of_entropy is None else of_entropy[part],
                 None if h is None else h[part],
-            )
+            ).div_(temperature)
     return gradient
 
 
+@_fpenv.default
+def _softmax(x: Array, temperature: float, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """The softmax of rows x (n, C) with a temperature, and its logarithm, float64, on request."""
+    error = None
+    with np.errstate(all="ignore"):
+        if temperature != 1.0:
+            x, error = quotients(x, temperature)
+        p = softmax(current(), x)
+        log_p = pyce.log_softmax(x).astype(np.float64) if entropy else None
+        if error is not None:
+            error -= mean(p, error)  # of log p
+            p += p * error
+            if log_p is not None:
+                log_p += error
+    return torch.from_numpy(p), None if log_p is None else torch.from_numpy(log_p)
+
+
 def _block_gradient(
-    x: Tensor,
+    p: Tensor,
+    log_all: Tensor | None,
     index: Tensor,
     log_p: Tensor,
     g: Tensor,
     of_entropy: Tensor | None,
     entropy: Tensor | None,
 ) -> Tensor:
-    """Σ_k g_k · ∂log p_k/∂x + of_entropy · ∂H/∂x of some rows x (n, C).
+    """Σ_k g_k · ∂log p_k/∂z + of_entropy · ∂H/∂z of some rows (n, C) of z = x/T, in place of p.
 
     With S = Σ_k g_k and the sum G_c of g over the k that chose class c, the first term is
     G_c − p_c · S, for chosen classes (1 − p_c) · S − (S − G_c) with 1 − p_c = −expm1(log p_c). The
     second is −of_entropy · p_c · (log p_c + H).
     """
     total = g.sum(1, keepdim=True)
-    sums = torch.zeros(x.shape, dtype=torch.float64).scatter_add_(1, index, g).gather(1, index)
+    sums = torch.zeros(p.shape, dtype=torch.float64).scatter_add_(1, index, g).gather(1, index)
     at_index = -torch.expm1(log_p) * total - (total - sums)
-    result = torch.from_numpy(pyce.softmax(x.numpy()))
-    if of_entropy is None or entropy is None:
-        result.mul_(-total)
-        return result.scatter_(1, index, at_index.to(result.dtype))
+    if of_entropy is None or entropy is None or log_all is None:
+        p.mul_(-total)
+        return p.scatter_(1, index, at_index.to(p.dtype))
     at_index -= of_entropy * log_p.exp() * _finite(log_p, log_p + entropy)
-    log_all = torch.from_numpy(pyce.log_softmax(x.numpy())).double()
     factor = _finite(log_all, -total - of_entropy * (log_all + entropy))
-    result.mul_(factor)
-    return result.scatter_(1, index, at_index.to(result.dtype))
+    p.mul_(factor)
+    return p.scatter_(1, index, at_index.to(p.dtype))
 
 
 def _finite(log_p: Tensor, values: Tensor) -> Tensor:
@@ -273,12 +290,18 @@ def _finite(log_p: Tensor, values: Tensor) -> Tensor:
 
 def composed(logits: Tensor, index: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropy in differentiable operations of PyTorch."""
-    log_p = (logits.to(_wide(logits.dtype)) / temperature).log_softmax(-1)
+    wide = _wide(logits.dtype)
+    x = logits.to(wide)
+    if temperature != 1.0:
+        x = x.double()
+        x = (x - x.detach().amax(-1, keepdim=True)) / temperature  # x/T may overflow
+    log_p = x.log_softmax(-1)
     one = index.dim() < logits.dim()
     log_probs = log_p.gather(-1, index.long().unsqueeze(-1) if one else index.long())
     p = log_p.exp()
     entropy = -(p * torch.where(p == 0, 0.0, log_p)).sum(-1)
-    return log_probs.squeeze(-1) if one else log_probs, entropy
+    log_probs = log_probs.squeeze(-1) if one else log_probs
+    return log_probs.to(wide), entropy.to(wide)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

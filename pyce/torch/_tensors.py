@@ -105,19 +105,29 @@ def memory_address(tensor: Tensor) -> int:
     """The address of the first element of a tensor whose elements fill a piece of memory.
 
     0 if the tensor is to be negated when it is read, or has no memory: its storage was freed or
-    cut.
+    cut, or it is one of PyTorch's zeros without a storage.
     """
     if tensor.is_neg():
         return 0
     address: int = tensor.data_ptr()
+    if not address:
+        return 0
     storage = tensor.untyped_storage()
     begin = storage.data_ptr()
     return address if begin and address + tensor.nbytes <= begin + storage.nbytes() else 0
 
 
+def resolved(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where its elements are not in memory as they are: to be negated when
+    they are read, or zeros without a storage.
+    """
+    tensor = tensor.detach().resolve_neg()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
+
+
 def as_array(tensor: Tensor, name: str) -> Any:
     """The memory of the tensor, which errors call `name`, as a NumPy array."""
-    tensor = tensor.detach().resolve_neg()
+    tensor = resolved(tensor)
     check_memory(tensor, name)
     if tensor.dtype is not torch.bfloat16:
         try:
@@ -137,8 +147,8 @@ def as_array(tensor: Tensor, name: str) -> Any:
 
 
 def check_memory(tensor: Tensor, name: str) -> None:
-    """Raise unless the storage of the tensor contains all elements."""
-    if tensor.numel() and not _has_memory(tensor):
+    """Raise unless the storage of the tensor contains all elements, or it is known to be zeros."""
+    if tensor.numel() and not tensor._is_zerotensor() and not _has_memory(tensor):
         raise ValueError(
             f"{name} is a tensor without memory: its storage was freed, cut or never made"
         )

@@ -216,6 +216,33 @@ def test_lse_square_of_large_logits(backend, dtype):
         assert (grad[0, 1:] == 0.0).all()
 
 
+@by_float
+def test_class_weights_do_not_multiply_lse_square(backend, dtype):
+    """Of probabilities, λ·lse² has no class weight: extreme ones are taken apart without it."""
+    x = np.array([[0.5, -1.0, 0.25], [3.0, 1.0, -2.0]]).astype(dtype)
+    t = np.array([[0.0, 0.75, 0.25], [0.0, 1.0, 0.0]])
+    options = {"reduction": "sum", "lse_square_scale": 0.7}
+    largest = 90 if dtype == np.float32 else 900
+    for target in (t, np.roll(t, 1, axis=1)):
+        for exponent in (-90, -70, -30, 38, 60, largest):
+            # In most rows, the weights that are extreme belong to classes without a target.
+            weight = np.array([2.0**exponent, 1.0, 1.5])
+            for w in (weight, weight * 2.0**-largest):
+                first, of_first = pyce.cross_entropy_with_grad(
+                    x.astype(np.float64), target, weight=w, reduction="sum"
+                )
+                second, of_second = pyce.cross_entropy_with_grad(
+                    x.astype(np.float64), target, weight=[0.0] * 3, **options
+                )
+                loss, grad = pyce.cross_entropy_with_grad(x, target, weight=w, **options)
+                near(loss, np.float64(first) + second, dtype)
+                sizes = np.abs(of_first) + np.abs(of_second)
+                assert (
+                    np.abs(grad - (of_first + of_second))
+                    <= 20 * np.finfo(dtype).eps * sizes.max(axis=1, keepdims=True)
+                ).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_losses_of_log_probabilities(dtype):
     """The same of the other losses."""

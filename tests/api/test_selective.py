@@ -1,10 +1,14 @@
 """`selective_log_softmax`: chosen log-probabilities and the entropy."""
 
+import math
+
 import cases
 import ml_dtypes
+import mpmath
 import numpy as np
 import oracle
 import pytest
+from samples import by_dtype, by_float
 
 import pyce
 
@@ -31,18 +35,109 @@ def test_chosen_log_probabilities_and_entropy(backend, regime, dtype):
         assert oracle.ulp_error(got, exact).max() <= 4
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def exact_rows(x, t):
+    """log p (N, C) and the entropies of rows of floats with the temperature t, mpf."""
+    found = []
+    with mpmath.workdps(60):
+        for row in x.astype(np.float64).tolist():
+            top = row.index(max(row))
+            z = [(mpmath.mpf(v) - mpmath.mpf(row[top])) / mpmath.mpf(t) for v in row]
+            e = [mpmath.exp(v) for v in z]
+            log_sum = mpmath.log1p(mpmath.fsum(e[:top] + e[top + 1 :]))
+            log_p = [v - log_sum for v in z]
+            terms = [w * v for v, w in zip(log_p, e, strict=True) if w]
+            found.append((log_p, -mpmath.fsum(terms) / mpmath.fsum(e)))
+    return [log_p for log_p, _ in found], [h for _, h in found]
+
+
+def check(found, exact, ulp):
+    """Within `ulp` units in the last place, also below the normal numbers; infinite beyond them."""
+    info = np.finfo(found.dtype)
+    for value, right in zip(found.ravel().tolist(), exact, strict=True):
+        if math.isinf(value):
+            assert abs(right) > float(info.max), right
+            assert value * float(mpmath.sign(right)) > 0.0
+            continue
+        size = max(abs(found.dtype.type(right)), info.smallest_normal)
+        with mpmath.workdps(60):
+            assert abs(mpmath.mpf(value) - right) <= ulp * float(np.spacing(size)), (value, right)
+
+
+def check_temperature(x, t, entropies=True):
+    """Each class alone, all of them, and the entropy, against exact numbers of the given logits."""
+    log_p, h = exact_rows(x, t)
+    classes = x.shape[1]
+    for y in range(classes):
+        got = pyce.selective_log_softmax(x, np.full(len(x), y), temperature=t)
+        check(got, [row[y] for row in log_p], 2)
+    every_class = np.broadcast_to(np.arange(classes), x.shape)
+    got, entropy = pyce.selective_log_softmax(x, every_class, temperature=t, return_entropy=True)
+    assert got.dtype == entropy.dtype == (np.float64 if x.dtype == np.float64 else np.float32)
+    check(got, [v for row in log_p for v in row], 4)
+    if entropies:
+        check(entropy, h, 8)
+
+
+TEMPERATURES = (0.3, 0.7, 3.0, 1e-3, 1e3, 0.5, 2.0**20)
+
+
+@by_dtype
 def test_temperature(backend, dtype):
-    x = np.random.default_rng(0).normal(size=(6, 40)) * 5
-    x = x.astype(np.dtype(getattr(ml_dtypes, dtype, dtype)))
-    y = np.arange(6)
-    wide = x.astype(np.float64)
-    for t in (0.5, 3.0):
-        soft = oracle.softmax_rows(wide / t)
-        got, entropy = pyce.selective_log_softmax(x, y, temperature=t, return_entropy=True)
-        assert got.dtype == (np.float64 if dtype == "float64" else np.float32)
-        assert oracle.ulp_error(got, -soft.minus_log_p[np.arange(6), y]).max() <= 2
-        assert oracle.ulp_error(entropy, entropy_of(soft)).max() <= 8
+    rng = np.random.default_rng(0)
+    for t in TEMPERATURES:
+        normal = rng.normal(size=(2, 7))
+        ahead = np.eye(7)[:2]
+        # A probability below the normal numbers would leave few digits of the entropy.
+        for far in (10.0, 30.0, 100.0):
+            x = normal + min(far * t, 6e4) * ahead
+            check_temperature(x.astype(dtype), t)
+        for x in (normal * 5, normal - 60.0 * ahead, normal + 1e4, 50.0 * normal + 1e4):
+            check_temperature(x.astype(dtype), t, entropies=False)
+        lowest = float(ml_dtypes.finfo(dtype).min)
+        for masked in (-math.inf, lowest, -1e4):
+            x = np.where(ahead, masked, normal).astype(dtype)
+            check_temperature(x, t, entropies=t >= 0.3)
+
+
+@by_float
+def test_a_temperature_and_large_offsets(backend, dtype):
+    """Logits that differ in their last digits: none of them is lost by the division."""
+    rng = np.random.default_rng(1)
+    check_temperature(np.array([[1e6, 1e6 + 1]], dtype), 3.0)
+    for offset in (1e6, -1e6, 1e30):
+        x = np.full((2, 5), offset, dtype)
+        x += rng.integers(0, 9, x.shape).astype(dtype) * np.spacing(dtype.type(offset))
+        for t in (0.3, 0.7, 3.0, float(np.ptp(x)) / 5, float(np.ptp(x)) / 40):
+            check_temperature(x, t)
+
+
+@by_float
+def test_temperatures_of_any_size(backend, dtype):
+    """Also where x/T overflows, or the difference of two logits."""
+    most = float(np.finfo(dtype).max)
+    x = np.array(
+        [[1.0, 2.0, 2.0, -3.0], [most, -most, most / 2, 0.0], [1e30, 1e30, -1e30, 0.0]], dtype
+    )
+    small = np.array([[5e-324, 0.0, 1e-320, 0.0], [1e-310, 2e-310, 3e-300, 0.0]])
+    for t in (5e-324, 1e-320, 1e-300, 1e-40, 1e-10, 1.9, 2.1, 1e38, 1e300, 1.7e308):
+        check_temperature(x, t)
+        if dtype == np.float64:
+            check_temperature(small, t)
+    one = pyce.selective_log_softmax(np.full((2, 1), 1e30, dtype), [0, 0], temperature=1e-320)
+    np.testing.assert_array_equal(one, [0.0, 0.0])
+
+
+@by_float
+def test_bad_rows_with_a_temperature(backend, dtype):
+    x = np.array([[0.0, math.nan], [math.inf, 1.0], [-math.inf] * 2, [0.0, -math.inf]], dtype)
+    for t in (1e-320, 0.7, 1e300):
+        got, entropy = pyce.selective_log_softmax(
+            x, [[0, 1]] * 4, temperature=t, return_entropy=True
+        )
+        assert np.isnan(got[:3]).all()
+        assert np.isnan(entropy[:3]).all()
+        np.testing.assert_array_equal(got[3], [0.0, -math.inf])
+        assert entropy[3] == 0.0
 
 
 def test_any_axis_any_layout_and_several_blocks(backend, monkeypatch):
@@ -137,6 +232,31 @@ def test_from_hidden_states(backend, dtype, monkeypatch):
             np.testing.assert_allclose(h_of, entropy, **tolerance)
             alone = pyce.linear_selective_log_softmax(h, w, index, **call)
             np.testing.assert_array_equal(alone, got)
+
+
+@by_float
+def test_hidden_states_and_small_temperatures(backend, dtype):
+    """x/T overflows, and the results are finite, or infinite where that is right."""
+    h = np.array([[1.0, 2.0], [0.5, 0.0], [1.0, 1.0]], dtype)
+    w = np.array([[3.0, 1.0], [3.0, 1.0], [0.0, 2.0], [-1.0, 0.5]], dtype)
+    x = h @ w.T
+    y, every_class = np.array([0, 3, 2]), np.broadcast_to(np.arange(4), (3, 4))
+    for options, logits in (({}, x), ({"softcap": 30.0}, 30.0 * np.tanh(x / dtype.type(30.0)))):
+        for t in (1e-320, 1e-40, 1e300):
+            call = {"temperature": t, "chunk_bytes": 1, **options}
+            got = pyce.linear_selective_log_softmax(h, w, y, **call)
+            log_p, entropy = exact_rows(logits.astype(np.float64), t)
+            right = [[dtype.type(v) for v in row] for row in log_p]
+            np.testing.assert_allclose(got, [row[i] for row, i in zip(right, y, strict=True)], 1e-5)
+            got, of_rows = pyce.linear_selective_log_softmax(
+                h, w, every_class, return_entropy=True, **call
+            )
+            np.testing.assert_allclose(got, right, 1e-5)
+            np.testing.assert_allclose(of_rows, [float(v) for v in entropy], 1e-5)
+    # A class that is masked has the probability 0.
+    bias = np.array([0.0, 0.0, -math.inf, 0.0], dtype)
+    got = pyce.linear_selective_log_softmax(h, w, y, linear_bias=bias, temperature=1e-320)
+    np.testing.assert_allclose(got, [-math.log(2.0), -math.inf, -math.inf], 1e-6)
 
 
 def test_bad_arguments_of_hidden_states(backend):

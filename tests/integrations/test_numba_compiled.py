@@ -441,7 +441,7 @@ import numba, numpy as np, pyce, pyce.numba
 from pyce import _threads
 from pyce.numba._c import _thread_state
 
-_threads._affinity = lambda: 64
+_threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
 tasks = lambda: len(os.listdir("/proc/self/task"))
 

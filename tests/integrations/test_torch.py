@@ -324,6 +324,41 @@ def test_freed_memory_is_not_read(backend):
             ours(LOGITS, labels, weight)
 
 
+def zeros(*shape, dtype=torch.float32):
+    """Zeros without a storage, as the derivatives of PyTorch contain."""
+    return torch._efficientzerotensor(shape, dtype=dtype)
+
+
+@dtypes
+def test_zeros_without_a_storage(backend, dtype):
+    logits = torch.randn(3, 4).to(dtype)
+    hidden, head, labels = torch.randn(3, 5).to(dtype), torch.randn(4, 5).to(dtype), LABELS[:3] % 4
+    layer = pyce.torch.linear_cross_entropy
+    for function, arguments in (
+        (ours, (zeros(3, 4, dtype=dtype), labels)),
+        (ours, (logits, zeros(3, 4, dtype=dtype))),
+        (ours, (logits, zeros(3, dtype=torch.int64))),
+        (ours, (logits, labels, zeros(4, dtype=dtype))),
+        (layer, (zeros(3, 5, dtype=dtype), head, labels)),
+        (layer, (hidden, zeros(4, 5, dtype=dtype), labels)),
+        (layer, (hidden, head, zeros(3, dtype=torch.int64))),
+        (pyce.torch.selective_log_softmax, (zeros(3, 4, dtype=dtype), labels)),
+        (pyce.torch.selective_log_softmax, (logits, zeros(3, dtype=torch.int64))),
+    ):
+        found = []
+        for first, *others in (arguments, [a.clone() for a in arguments]):
+            leaf = first.detach().requires_grad_()
+            loss = function(leaf, *others)
+            found.append((function(first, *others), *torch.autograd.grad(loss.sum(), leaf)))
+        assert_close(*found, rtol=0.0, atol=0.0, equal_nan=True)
+    for function, arguments in ((ours, ()), (layer, (head,))):
+        leaf = (hidden if arguments else logits).requires_grad_()
+        for reduction in ("mean", "none"):
+            loss = function(leaf, *arguments, labels, reduction=reduction)
+            (grad,) = torch.autograd.grad(loss, leaf, zeros(*loss.shape, dtype=dtype))
+            assert not grad.any()
+
+
 def test_freed_memory_is_not_read_through_a_view(run_python):
     """The address of a view is not 0. In a new process, since reading it would crash."""
     code = """

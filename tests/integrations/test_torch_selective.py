@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import mpmath
 import numpy as np
 import pytest
 from conftest import one_isa
@@ -119,6 +120,58 @@ def test_gradients_of_confident_rows(dtype):
         (grad,) = torch.autograd.grad(selective(logits, index).sum(), logits)
         rest = 4 * torch.exp(-logits.detach()[:, 2].double())
         assert_close(grad[:, 2].double(), rest / (1 + rest), rtol=1e-6, atol=0.0)
+
+
+def test_a_temperature_and_large_offsets(backend):
+    """Gradients against those of the differences of logits, which are exact."""
+    differences = torch.tensor([[0.0, 1.0, -20.0, 100.0], [-64.0, -30.0, -64.0, -50.0]]).double()
+    index = torch.tensor([[3, 2], [1, 0]])
+    for offset in (1e6, -1e15):
+        logits = (offset + differences).requires_grad_()
+        exact = logits.detach() - offset
+        assert torch.equal(exact, differences)
+        exact.requires_grad_()
+        # All digits of a quotient by 3 are lost if it is rounded with the offset.
+        results = selective(logits, index, 3.0, return_entropy=True)
+        right = truth(exact, index, 3.0)
+        assert_close(results, right, rtol=1e-13, atol=1e-14)
+        upstream = torch.rand(2, 2).double(), torch.rand(2).double()
+        got, expected = (
+            torch.autograd.grad(outputs, leaf, upstream)
+            for outputs, leaf in ((results, logits), (right, exact))
+        )
+        assert_close(got, expected, rtol=1e-13, atol=1e-15)
+    # A probability that is tiny keeps its digits.
+    logits = torch.tensor([[0.0, 500.0]]).double().requires_grad_()
+    (grad,) = torch.autograd.grad(selective(logits, torch.tensor([1]), 0.8).sum(), logits)
+    with mpmath.workdps(40):
+        t = mpmath.mpf(0.8)
+        p = float(mpmath.exp(-500 / t) / (1 + mpmath.exp(-500 / t)) / t)
+    assert_close(grad, torch.tensor([[-p, p]], dtype=torch.float64), rtol=2e-15, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_temperatures_of_any_size(dtype):
+    """x/T overflows, and the results and their gradients do not, by operations of PyTorch too."""
+    logits = torch.tensor([[1.0, 2.0, -1.0], [1e30, 0.0, 1e30]], dtype=dtype)
+    index = torch.tensor([1, 2])
+    half = -math.log(2.0)
+    for t, first in ((1e-320, 0.0), (1e-30, 0.0), (1e300, -math.log(3.0))):
+        second = half if t < 1e30 else -math.log(3.0)
+
+        def total(x, t=t):
+            log_p, entropy = selective(x, index, t, return_entropy=True)
+            return log_p.sum() + entropy.sum()
+
+        for found in (
+            selective(logits, index, t, return_entropy=True),
+            torch.vmap(lambda x, i, t=t: selective(x, i, t, True))(logits, index),
+        ):
+            right = torch.tensor([first, second], dtype=dtype)
+            assert_close(found, (right, -right))
+        leaf = logits.clone().requires_grad_()
+        for grad in (*torch.autograd.grad(total(leaf), leaf), torch.func.grad(total)(logits)):
+            assert (grad[0].abs() <= (0.0 if t < 1.0 else 1.0 / t)).all()
 
 
 def test_any_layout():

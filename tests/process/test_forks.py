@@ -17,7 +17,7 @@ import numpy as np
 {imports}
 import pyce
 from pyce import _threads
-_threads._affinity = lambda: 3
+_threads.processors = lambda: 3
 _threads._quota_now = lambda: 3.0
 
 rng = np.random.default_rng(0)

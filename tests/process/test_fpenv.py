@@ -138,7 +138,7 @@ DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.f
 
 @pytest.fixture
 def three_threads(monkeypatch):
-    monkeypatch.setattr(_threads, "_affinity", lambda: 3)
+    monkeypatch.setattr(_threads, "processors", lambda: 3)
     monkeypatch.setattr(_threads, "_quota_now", lambda: 3.0)
 
 
@@ -212,7 +212,7 @@ import numpy as np
 {numba}
 import pyce
 from pyce import _threads
-_threads._affinity = lambda: 3
+_threads.processors = lambda: 3
 _threads._quota_now = lambda: 3.0
 rng = np.random.default_rng(0)
 x = np.float32(rng.normal(size=(4000, 30)) * 40)

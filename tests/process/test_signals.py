@@ -9,7 +9,7 @@ BEGIN = """
 import os, signal, subprocess, sys, threading, time
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 3
+_threads.processors = lambda: 3
 _threads._quota_now = lambda: 3.0
 rng = np.random.default_rng(0)
 x = np.float32(rng.normal(size=(3000, 500)))

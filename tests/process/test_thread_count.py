@@ -51,7 +51,7 @@ def test_ranks_of_a_launcher_divide_the_processors(monkeypatch):
         *((3, 64, math.inf, 21), (100, 64, math.inf, 1), (4, 64, 9, 2)),
     ):
         monkeypatch.setattr(_threads, "_ranks", ranks)
-        monkeypatch.setattr(_threads, "_affinity", lambda n=processors: n)
+        monkeypatch.setattr(_threads, "processors", lambda n=processors: n)
         monkeypatch.setattr(_threads, "_quota_now", lambda q=quota: q)
         assert pyce.get_num_threads() == expected, (ranks, processors, quota)
         with _threads.at_most(5):
@@ -92,7 +92,7 @@ def test_ranks_of_mpiexec(run_python):
         )
         # One write of each process: their outputs are mixed.
         program = "import os, pyce; from pyce import _threads; threads = pyce.get_num_threads();"
-        program += "os.write(1, f'{{threads}} {{_threads._affinity()}} '.encode())"
+        program += "os.write(1, f'{{threads}} {{_threads.processors()}} '.encode())"
         command = [{mpiexec!r}, "-n", "2", sys.executable, "-c", program]
         print(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     """
@@ -196,7 +196,7 @@ for allowed in (all_of_them, one, two, all_of_them, one):
         time.sleep(0.01)
     assert len(workers()) < len(allowed)
 # The same threads, which would be too many: they run nowhere else than their caller may.
-_threads._affinity = lambda: 4
+_threads.processors = lambda: 4
 for allowed in (all_of_them, one, all_of_them[-1:], two, one):
     os.sched_setaffinity(0, allowed)
     assert call() == expected
@@ -284,7 +284,7 @@ def test_quota_is_read_anew(monkeypatch, tmp_path):
     # The quota of these files does not outlive the test, as it would for a second.
     monkeypatch.setattr(_threads, "_quota", _threads._quota)
     monkeypatch.setattr(_threads, "_quota_read_at", None)
-    monkeypatch.setattr(_threads, "_affinity", lambda: 64)
+    monkeypatch.setattr(_threads, "processors", lambda: 64)
     real = _threads.cgroup_quota
     group = tmp_path / "fs"
     group.mkdir()

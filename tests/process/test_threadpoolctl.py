@@ -35,7 +35,7 @@ LIMIT = """
 import os, sys, time
 import numpy as np
 from pyce import _threads
-_threads._affinity = lambda: 8
+_threads.processors = lambda: 8
 _threads._quota_now = lambda: 8.0
 
 def seen():
@@ -133,7 +133,7 @@ def test_an_old_version(run_python, tmp_path):
 
 
 def eight(monkeypatch):
-    monkeypatch.setattr(_threads, "_affinity", lambda: 8)
+    monkeypatch.setattr(_threads, "processors", lambda: 8)
     monkeypatch.setattr(_threads, "_quota_now", lambda: 8.0)
 
 
@@ -169,7 +169,7 @@ def test_after_a_limit_everything_is_as_before(backend, monkeypatch):
         pass
     monkeypatch.setattr(_threads, "_quota_now", lambda: 64.0)
     for processors in (3, 16, 8):
-        monkeypatch.setattr(_threads, "_affinity", lambda n=processors: n)
+        monkeypatch.setattr(_threads, "processors", lambda n=processors: n)
         assert pyce.get_num_threads() == processors
     with threadpoolctl.threadpool_limits(2):
         pyce.set_num_threads(5)

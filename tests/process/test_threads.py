@@ -89,7 +89,7 @@ COUNT = """
 import os, threading, time
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 64
+_threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
 threads, callers = {threads}, {callers}
 pyce.set_num_threads(threads)
@@ -235,7 +235,7 @@ RESIZE = """
 import itertools, os, threading, time
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 64
+_threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
 rng = np.random.default_rng(0)
 work = [(np.float32(rng.normal(size=s)), rng.integers(0, s[1], s[0]))
@@ -302,7 +302,7 @@ CALLERS = """
 import os, threading, time
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 64
+_threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
 rng = np.random.default_rng(0)
 work = [(np.float32(rng.normal(size=s)), rng.integers(0, s[1], s[0]))
@@ -353,7 +353,7 @@ if len(sys.argv) == 1:  # again, with stacks for new threads that no machine has
 import threading
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 4
+_threads.processors = lambda: 4
 _threads._quota_now = lambda: 4.0
 # AddressSanitizer has reserved terabytes.
 with open('/proc/self/statm') as file:
@@ -395,7 +395,7 @@ CALLERS_AND_FORKS = """
 import os, signal, sys, threading
 import numpy as np, numba, pyce
 from pyce import _threads
-_threads._affinity = lambda: 4
+_threads.processors = lambda: 4
 _threads._quota_now = lambda: 4.0
 pyce.set_backend('numba')
 rng = np.random.default_rng(0)
@@ -484,7 +484,7 @@ import numpy as np
 import pyce
 from pyce import _threads
 
-_threads._affinity = lambda: 3
+_threads.processors = lambda: 3
 _threads._quota_now = lambda: 3.0
 pyce.set_num_threads(3)
 x, y = np.zeros((4000, 1000), np.float32), np.zeros(4000, int)

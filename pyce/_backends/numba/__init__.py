@@ -127,7 +127,6 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> Factors:
     If the returned factors are extreme, the results are not yet complete.
     """
     backward = losses is None
-    smoothing = _smoothing(p)
     factors = Factors(p, None if p.grad is None else _row_scale(p, denominator), denominator)
     p = factors.problem
     run(
@@ -143,7 +142,7 @@ def _run(p: Problem, losses: Array | None, denominator: float) -> Factors:
             saved_lse=p.lse if backward else None,
             losses=losses,
             lse=None if backward else p.lse,
-            smoothing=smoothing,
+            smoothing=_smoothing(p),
             ignore_index=p.ignore_index,
         )
     )

@@ -60,6 +60,13 @@ SEMANTICS = (
         "    if (!p->weight || p->labels) return scale;\n",
     ),
     Break(
+        "`lse_square_scale` λ adds",
+        "pyce/_factors.py",
+        "q.lse_square_scale = float(np.ldexp(p.lse_square_scale, -soft))",
+        "pass",
+        ("test_class_weights_do_not_multiply_lse_square",),
+    ),
+    Break(
         "`linear_cross_entropy` and `linear_cross_entropy_with_grad` are",
         _CHUNKS,
         "chunk[block] *= (1.0 - t) * (1.0 + t)",
@@ -95,9 +102,30 @@ SEMANTICS = (
     Break(
         "`selective_log_softmax` returns log p",
         "pyce/_selective.py",
-        "block = block.astype(np.float64) / t",
-        "block = block.astype(np.float64) * t",
-        ("test_temperature",),
+        "block, error = quotients(block, t)",
+        "block, error = block.astype(np.float64) / t, None",
+        ("test_temperature", "test_a_temperature_and_large_offsets"),
+    ),
+    Break(
+        "`selective_log_softmax` returns log p",
+        "pyce/_selective.py",
+        "if exponent > 0:",
+        "if exponent > 1000:",
+        ("test_temperatures_of_any_size",),
+    ),
+    Break(
+        "`selective_log_softmax` returns log p",
+        "pyce/_selective.py",
+        "    below[~np.isfinite(below)] = 0.0\n",
+        "",
+        ("test_bad_rows_with_a_temperature",),
+    ),
+    Break(
+        "`linear_selective_log_softmax` returns the same",
+        "pyce/_linear_selective.py",
+        "finite = np.isfinite(log_probs).all(axis=1)",
+        "finite = np.ones(len(rows), bool)",
+        ("test_hidden_states_and_small_temperatures",),
     ),
     Break(
         "`linear_selective_log_softmax` returns the same",
@@ -159,6 +187,13 @@ SEMANTICS = (
         "pyce/torch/_selective.py",
         "return torch.where(log_p == -torch.inf, 0.0, values)",
         "return values",
+    ),
+    Break(
+        "`pyce.torch.selective_log_softmax` returns",
+        "pyce/torch/_selective.py",
+        "            p += p * error\n",
+        "",
+        ("test_a_temperature_and_large_offsets",),
     ),
     Break(
         "`pyce.torch.selective_log_softmax` returns",
@@ -494,8 +529,8 @@ SEMANTICS = (
     Break(
         "`set_num_threads` counts the calling thread",
         "pyce/_threads.py",
-        "return min(_wanted(most), most, _affinity(), _quota_now())",
-        "return min(_wanted(most), most, 64 * _affinity(), _quota_now())",
+        "return min(_wanted(most), most, processors(), _quota_now())",
+        "return min(_wanted(most), most, 64 * processors(), _quota_now())",
     ),
     Break(
         "`set_num_threads` counts the calling thread",
