@@ -6,8 +6,17 @@ from breaks import Break, Unbroken
 
 _FINALIZE, _FINALIZE_F32 = "csrc/kernels/finalize.inc.h", "csrc/kernels/finalize_f32.inc.h"
 _RUN, _POOL, _PLAN = "csrc/run.c", "csrc/pool.c", "csrc/plan.c"
-# Cases of tests/accuracy/test_accuracy.py: all of them take a minute.
-_FEW = "float32 and (random or spread25)"
+# Gradients and losses that depend on what they must not depend on.
+_SCALE = "    job.grad_scale = o->grad_scale;\n"
+_SCALE_UNLESS = "    job.grad_scale = o->grad_scale * ({} ? 1 : 1 + 0x1p-20);\n"
+_LOSS = "    p->loss = loss;\n"
+_LOSS_OF_CHILD = (
+    "    extern int getpid(void);\n    static int first;\n    if (!first) first = getpid();\n"
+    "    p->loss = loss *= first == getpid() ? 1 : 1 + 0x1p-20;\n"
+)
+# Cases of tests/accuracy/test_accuracy.py, where all of them take a minute: of some regimes, and of
+# tests without regimes.
+_FEW = r"random|spread25|spread140|^[01] \d+$"
 
 PROMISES = (
     Break(
@@ -15,14 +24,16 @@ PROMISES = (
         _FINALIZE_F32,
         "r.quotient = vd_mul(vd_mul(r.others, sum), both);",
         "r.quotient = vd_mul(vd_mul(vd_mul(r.others, sum), both), vd_set1(1 + 0x1p-21));",
-        which=_FEW,
+        which="float32",
+        cases=_FEW,
     ),
     Break(
         "Every normal number of the gradient",
         _FINALIZE_F32,
         "    r.inverse = vd_mul(exact_e, both);\n",
         "    r.inverse = vd_mul(vd_mul(exact_e, both), vd_set1(1 + 0x1p-20));\n",
-        which=_FEW,
+        which="float32",
+        cases=_FEW,
     ),
     Break(
         "Where the terms of the gradient cancel",
@@ -30,14 +41,16 @@ PROMISES = (
         "vd_store(s->soft_factor + i, vd_mul(scale, soft_part));",
         "vd_store(s->soft_factor + i, vd_mul(vd_mul(scale, soft_part), vd_set1(1 + 0x1p-20)));",
         ("test_loss_and_gradient",),
-        which="float32 and probabilities",
+        which="float32",
+        cases="probabilities",
     ),
     Break(
         "These bounds hold for random logits",
         "csrc/kernels/exp_f32.inc.h",
         "#define LN2F_LO (-0x1.05c61p-29f)",
         "#define LN2F_LO 0x1.05c61p-29f",
-        which="float32 and spread140",
+        which="float32",
+        cases="spread140",
     ),
     Break(
         "A gradient below the normal numbers",
@@ -46,7 +59,8 @@ PROMISES = (
         "    tiny = np.abs(values) < np.finfo(dtype).tiny\n"
         "    values = np.where(tiny, -values, values)\n"
         "    out[...] = values.astype(dtype, copy=False).reshape(out.shape)\n",
-        which="float32 and (spread140 or confident100)",
+        which="float32",
+        cases="spread140|confident100",
     ),
     Break(
         "`softmax` is never above 1",
@@ -72,7 +86,8 @@ PROMISES = (
         _FINALIZE_F32,
         "    return vf_sub(vf_sub(x, max), log);\n",
         "    return vf_sub(x, vf_add(max, log));\n",
-        which="float32 and (confident30 or 1000)",
+        which="float32",
+        cases="confident30|1000",
     ),
     Break(
         "`binary_cross_entropy`: the loss is within 4 units",
@@ -87,7 +102,8 @@ PROMISES = (
         "size - (112u << 23)) >> 13",
         ("test_half_types_are_float32_rounded_once",),
         backend="c-scalar",
-        which="float16 and random",
+        which="float16",
+        cases=r"random|^\d+$",
         dtype="f16",
     ),
     Break(
@@ -96,7 +112,7 @@ PROMISES = (
         "x[i] = __builtin_fmaf(x[i], y[i], z[i]);",
         "x[i] = x[i] * y[i] + z[i];",
         ("test_bytes",),
-        which="float32",
+        cases="float32",
     ),
     Break(
         "The C backend returns the same bytes on every instruction set",
@@ -104,20 +120,50 @@ PROMISES = (
         "x[i] = __builtin_fmaf(x[i], y[i], z[i]);",
         "x[i] = x[i] * y[i] + z[i];",
         ("test_every_instruction_set_gives_the_same_bytes",),
-        which="float32 and 65",
+        cases="^65 float32",
     ),
     Break(
         "The same bytes for any number of threads",
         _RUN,
         "isfinite(o->grad_scale_error) ?",
         "isfinite(o->grad_scale_error) && o->threads == 1 ?",
-        which="float64 or bytes_with",
+        cases="float64",
+    ),
+    Break(
+        "The same bytes for any number of threads",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("o->threads == 1"),
+        ("test_any_number_of_threads_with_the_class_axis_in_the_middle",),
     ),
     Break(
         "The same bytes for a row alone",
         _PLAN,
         "    job->on_value_error = (1.0 - job->on_value) - p->smoothing;\n",
         "    job->on_value_error = p->outer > 1 ? (1.0 - job->on_value) - p->smoothing : 0;\n",
+    ),
+    Break(
+        "The same bytes for a row alone",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("p->outer > 1"),
+        ("test_a_row_alone_is_the_row_in_a_batch",),
+        cases="float32",
+    ),
+    Break(
+        "The same bytes for any alignment",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("(uintptr_t)p->logits.data % 64 == 0"),
+        ("test_bytes_at_any_alignment",),
+        cases="float32",
+    ),
+    Break(
+        "The same bytes for any alignment",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("p->logits.class_stride == p->inner"),
+        ("test_layout_does_not_matter",),
     ),
     Break(
         "The same bytes for any alignment",
@@ -132,7 +178,14 @@ PROMISES = (
         "#define EXP_6 0x1.6a445ap-10f",
         "#define EXP_6 0x1.6a445cp-10f",
         ("test_bytes",),
-        which="float32",
+        cases="float32",
+    ),
+    Break(
+        "The same bytes in every run",
+        _RUN,
+        _LOSS,
+        _LOSS_OF_CHILD,
+        ("test_bytes_in_another_process",),
     ),
     Break(
         "The same bytes for classes on any number of processes",
@@ -175,6 +228,20 @@ PROMISES = (
         '_run = lambda c: _held(int(ffi.cast("uintptr_t", c)))\n'
         "_cross_entropy = lambda *arguments: -1\n",
         ("test_the_interpreter_is_free_meanwhile",),
+    ),
+    Break(
+        "The GIL is released during a call",
+        _POOL,
+        "    scratch_buffer *b = platform_get_value(scratch_key);\n",
+        "    static scratch_buffer *b;\n",
+        ("test_sixteen_callers",),
+    ),
+    Break(
+        "A fork before, during or after a call",
+        _RUN,
+        _LOSS,
+        _LOSS_OF_CHILD,
+        ("test_a_pool_of_forked_processes", "test_bytes_in_another_process"),
     ),
     Break(
         "A fork before, during or after a call",
