@@ -24,6 +24,7 @@ from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
 from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _lbfgs, _objective, _team
+from pyce.sklearn._line_search import line_search
 from pyce.sklearn._newton import minimize_newton
 
 
@@ -90,6 +91,21 @@ def test_the_steps_are_those_of_scipy(monkeypatch, name, parts):
     assert np.abs(function(solution.x)[1]).max() <= 1e-5
     assert abs(solution.iterations - found.nit) <= 0.1 * found.nit
     np.testing.assert_allclose(ours[:12], theirs[:12], rtol=1e-6, atol=1e-9)
+
+
+def test_the_line_search_ends_at_its_longest_step():
+    """Of a function that decreases without end."""
+    found = line_search(lambda step: (-step, -1.0), 0.0, -1.0, 1.0)
+    assert found == (1e10, -1e10, -1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"solver": "newton-cholesky"}], ids=str)
+def test_a_start_at_the_solution_takes_no_iteration(options):
+    """Also with a tolerance of 0, if all derivatives are 0."""
+    X, y = np.zeros((4, 2)), [0, 1, 1, 0]
+    model = SoftmaxRegression(tol=0.0, fit_intercept=False, **options).fit(X, y)
+    assert model.n_iter_ == [0]
+    assert not model.coef_.any()
 
 
 # ---------------------------------------------------------------------------------------------
