@@ -99,6 +99,18 @@ def test_the_line_search_ends_at_its_longest_step():
     assert found == (1e10, -1e10, -1.0)
 
 
+def test_the_line_search_returns_from_an_overflow():
+    """Of a parabola that is infinite for long steps."""
+
+    def along(step):
+        return (np.inf, np.nan) if step > 3 else ((step - 1) ** 2, 2 * (step - 1))
+
+    found = line_search(along, 1.0, -2.0, 2000.0)
+    assert found is not None
+    assert 0.1 < found.step < 1.9
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"solver": "newton-cholesky"}], ids=str)
 def test_a_start_at_the_solution_takes_no_iteration(options):
     """Also with a tolerance of 0, if all derivatives are 0."""
