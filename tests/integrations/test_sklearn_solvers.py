@@ -1,5 +1,6 @@
 """The solvers of `SoftmaxRegression`: L-BFGS, Newton, elastic net, mini-batches; progress."""
 
+import itertools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -118,6 +119,16 @@ def test_a_start_at_the_solution_takes_no_iteration(options):
     model = SoftmaxRegression(tol=0.0, fit_intercept=False, **options).fit(X, y)
     assert model.n_iter_ == [0]
     assert not model.coef_.any()
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"solver": "newton-cholesky"}], ids=str)
+@pytest.mark.parametrize("data", ["iris", "synthetic"])
+def test_a_tolerance_of_0_ends_where_steps_change_rounding_errors(data, options):
+    X, y = DATA[data]()
+    model = SoftmaxRegression(tol=0.0, max_iter=1000, **options).fit(X, y)
+    assert 1 < model.n_iter_[0] < (30 if "solver" in options else 1000)
+    assert gradient_at(model, X, y) <= (1e-13 if "solver" in options else 1e-5)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -246,6 +257,47 @@ def test_newton_halves_a_step_that_decreases_too_little():
     )
     assert found.within and found.iterations == 2
     np.testing.assert_allclose(at, [1.0 - 5e-5, -(1.0 - 1.5e-4), 5e-5, 0.0], atol=1e-7)
+
+
+@pytest.mark.parametrize(("slope", "curvature", "iterations"), [(1e-3, 1e6, 1), (0.5, 1.9, 10)])
+def test_newton_goes_on_if_the_derivative_is_halved(slope, curvature, iterations):
+    """Where the objective shows no decrease: a derivative that stays as it is, and x/2."""
+
+    def evaluate(x, gradient):
+        gradient[...] = slope if iterations == 1 else slope * x
+        return 1e17
+
+    found = minimize_newton(
+        evaluate,
+        lambda x: np.diag([curvature * slope]),
+        np.array([1.0]),
+        max_iter=30,
+        tol=0.5 * 2.0**-10,
+        progress=lambda *_: None,
+    )
+    assert (found.iterations, found.problem, found.within) == (iterations, None, iterations > 1)
+
+
+def test_newton_takes_a_step_that_decreases_enough():
+    """Of log cosh: from 0.8, the whole step does not halve the derivative."""
+    at = []
+
+    def evaluate(x, gradient):
+        at.append(float(x[0]))
+        np.tanh(x, out=gradient)
+        return float(np.log(np.cosh(x[0])))
+
+    found = minimize_newton(
+        evaluate,
+        lambda x: np.diag(np.cosh(x) ** -2.0),
+        np.array([0.8]),
+        max_iter=9,
+        tol=1e-9,
+        progress=lambda *_: None,
+    )
+    assert found.within
+    for before, after in itertools.pairwise(at):
+        np.testing.assert_allclose(after, before - np.sinh(2 * before) / 2, atol=1e-7)
 
 
 @pytest.mark.parametrize(
