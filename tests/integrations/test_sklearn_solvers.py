@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _lbfgs, _objective, _team
 from pyce.sklearn._line_search import line_search
 from pyce.sklearn._newton import minimize_newton
+from pyce.sklearn._orthants import minimize_l1
 
 
 @pytest.fixture(autouse=True)
@@ -359,6 +360,30 @@ def test_the_elastic_net_does_not_stop_early(shift, l1_ratio):
     X += [shift, shift / 2, 0, 1]
     model = SoftmaxRegression(l1_ratio=l1_ratio, C=100, tol=1e-6, max_iter=5000).fit(X, y)
     assert gradient_at(model, X, y) <= 1.01e-6
+
+
+def test_the_elastic_net_ends_after_two_steps_without_a_decrease():
+    """The second of them without the saved steps, which the first has shown to be of no use."""
+    at = []
+
+    def evaluate(x, gradient):
+        at.append(x.copy())
+        np.multiply(x, [1.0, 100.0], out=gradient)
+        return 1e17
+
+    found = minimize_l1(
+        evaluate,
+        np.array([3.0, 2.0]),
+        penalty=0.1,
+        penalised=2,
+        max_iter=9,
+        tol=1e-9,
+        progress=lambda *_: None,
+    )
+    assert (found.iterations, found.problem, found.within) == (2, None, False)
+    for before, after in itertools.pairwise(at):
+        slope = before * [1.0, 100.0] + 0.1
+        np.testing.assert_allclose(after, before - slope / np.linalg.norm(slope), rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
