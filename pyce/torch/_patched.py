@@ -35,7 +35,7 @@ def _loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    reduction: int = 1,
+    reduction: int = 0,  # the default of PyTorch's function, which its operator does not share
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:

@@ -450,6 +450,25 @@ def test_a_task_uses_one_thread(monkeypatch):
     assert threads == {(1, 1)}
 
 
+def test_a_task_of_predictions_uses_one_thread(many_processors):
+    threads = set()
+
+    class Watched(SoftmaxRegression):
+        def decision_function(self, X):
+            if isinstance(X, np.ndarray):
+                threads.add(pyce.get_num_threads())
+            return super().decision_function(X)
+
+    X, y = DATA["iris"]()
+    model = Watched(tol=1e-1).fit(X, y)
+    assert pyce.get_num_threads() > 1
+    blocks = da.from_array(X, chunks=(50, 4))
+    for result in (model.predict(blocks), model.predict_proba(blocks), model.score(blocks, y)):
+        threads.clear()
+        result.compute()
+        assert threads == {1}
+
+
 # ---------------------------------------------------------------------------------------------
 # Errors
 

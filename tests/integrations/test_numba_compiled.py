@@ -282,6 +282,15 @@ def test_outputs_that_overlap(functions):
     out = labels.view(np.float32)[:385].reshape(x.shape)
     with pytest.raises(ValueError, match="out shares memory with another argument"):
         functions["whole"](x, labels[:55].reshape(5, 11), *batch()[2:], -1, 0.0, 0.0, 1, out)
+    for given in (2, 3):  # the weights of classes, of samples
+        arguments = [x, *batch()[1:]]
+        shared = np.ones(385)
+        size = arguments[given].size
+        arguments[given] = shared[:size].reshape(arguments[given].shape)
+        out = shared.view(np.float32)[size : size + 385].reshape(x.shape)
+        with pytest.raises(ValueError, match="out shares memory with another argument"):
+            functions["whole"](*arguments, -1, 0.0, 0.0, 1, out)
+        assert (shared == 1).all()
 
 
 X, Y, T = np.ones((2, 3), np.float32), np.zeros(2, int), np.ones((2, 3))
@@ -319,7 +328,9 @@ def constant(value):
         ("cross_entropy", {"weight": T}, "1 dimensions, got 2"),
         ("cross_entropy", {"sample_weight": T[0, 0]}, "real numbers"),
         ("cross_entropy", {"weight": numba.types.Optional(numba.typeof(T[0]))}, "write two calls"),
-        ("cross_entropy", {"label_smoothing": 1j}, "must be a real number"),
+        ("cross_entropy", {"label_smoothing": 1j}, "label_smoothing must be a real number"),
+        ("cross_entropy", {"normalizer": 1j}, "normalizer must be a real number"),
+        ("cross_entropy", {"lse_square_scale": "1"}, "lse_square_scale must be a real number"),
         ("cross_entropy", {"ignore_index": None}, "ignore_index must be an integer"),
         ("cross_entropy_with_grad", {"out": T}, "dtype float32 of the logits"),
         ("softmax", {"out": np.ones((3, 2), "f").T}, "C-contiguous"),
@@ -339,6 +350,18 @@ def test_types_that_do_not_fit(name, arguments, message):
     }
     with pytest.raises(numba.TypingError, match=message):
         getattr(_overloads, f"_{name}")(**given)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float32, np.float64])
+def test_types_of_weights(dtype):
+    """Integers and floats are real numbers, for classes and for samples."""
+    for name, shape in (("weight", 3), ("sample_weight", 2)):
+        given = {"logits": X, "target": Y, name: np.ones(shape, dtype)}
+        types = {key: numba.typeof(value) for key, value in given.items()}
+        assert callable(_overloads._cross_entropy(**types))
+        types[name] = numba.types.Optional(types[name])
+        with pytest.raises(numba.TypingError, match=f"{name} may be None .* write two calls"):
+            _overloads._cross_entropy(**types)
 
 
 def test_on_another_backend(run_python, functions, stored):

@@ -139,6 +139,8 @@ def test_folds_of_any_kind():
     assert (weighted.scores_ != by_numbers.scores_).any()
     with pytest.raises(ValueError, match="at least one fold"):
         SoftmaxRegressionCV(cv=[]).fit(X, y)
+    with pytest.raises((ValueError, IndexError)):
+        SoftmaxRegressionCV(cv=[(~odd[:-2], odd)]).fit(X, y)  # a mask of fewer samples
 
 
 def test_one_value_of_C():

@@ -1,5 +1,6 @@
 """The solvers of `SoftmaxRegression`: L-BFGS, Newton, elastic net, mini-batches; progress."""
 
+import itertools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,7 +25,9 @@ from sklearn_cases import DATA, gradient_at, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
 from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _lbfgs, _objective, _team
+from pyce.sklearn._line_search import line_search
 from pyce.sklearn._newton import minimize_newton
+from pyce.sklearn._orthants import minimize_l1
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,43 @@ def test_the_steps_are_those_of_scipy(monkeypatch, name, parts):
     assert np.abs(function(solution.x)[1]).max() <= 1e-5
     assert abs(solution.iterations - found.nit) <= 0.1 * found.nit
     np.testing.assert_allclose(ours[:12], theirs[:12], rtol=1e-6, atol=1e-9)
+
+
+def test_the_line_search_ends_at_its_longest_step():
+    """Of a function that decreases without end."""
+    found = line_search(lambda step: (-step, -1.0), 0.0, -1.0, 1.0)
+    assert found == (1e10, -1e10, -1.0)
+
+
+def test_the_line_search_returns_from_an_overflow():
+    """Of a parabola that is infinite for long steps."""
+
+    def along(step):
+        return (np.inf, np.nan) if step > 3 else ((step - 1) ** 2, 2 * (step - 1))
+
+    found = line_search(along, 1.0, -2.0, 2000.0)
+    assert found is not None
+    assert 0.1 < found.step < 1.9
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"solver": "newton-cholesky"}], ids=str)
+def test_a_start_at_the_solution_takes_no_iteration(options):
+    """Also with a tolerance of 0, if all derivatives are 0."""
+    X, y = np.zeros((4, 2)), [0, 1, 1, 0]
+    model = SoftmaxRegression(tol=0.0, fit_intercept=False, **options).fit(X, y)
+    assert model.n_iter_ == [0]
+    assert not model.coef_.any()
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("options", [{}, {"l1_ratio": 0.5}, {"solver": "newton-cholesky"}], ids=str)
+@pytest.mark.parametrize("data", ["iris", "synthetic"])
+def test_a_tolerance_of_0_ends_where_steps_change_rounding_errors(data, options):
+    X, y = DATA[data]()
+    model = SoftmaxRegression(tol=0.0, max_iter=1000, **options).fit(X, y)
+    assert 1 < model.n_iter_[0] < (30 if "solver" in options else 1000)
+    assert gradient_at(model, X, y) <= (1e-13 if "solver" in options else 1e-5)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,6 +260,47 @@ def test_newton_halves_a_step_that_decreases_too_little():
     np.testing.assert_allclose(at, [1.0 - 5e-5, -(1.0 - 1.5e-4), 5e-5, 0.0], atol=1e-7)
 
 
+@pytest.mark.parametrize(("slope", "curvature", "iterations"), [(1e-3, 1e6, 1), (0.5, 1.9, 10)])
+def test_newton_goes_on_if_the_derivative_is_halved(slope, curvature, iterations):
+    """Where the objective shows no decrease: a derivative that stays as it is, and x/2."""
+
+    def evaluate(x, gradient):
+        gradient[...] = slope if iterations == 1 else slope * x
+        return 1e17
+
+    found = minimize_newton(
+        evaluate,
+        lambda x: np.diag([curvature * slope]),
+        np.array([1.0]),
+        max_iter=30,
+        tol=0.5 * 2.0**-10,
+        progress=lambda *_: None,
+    )
+    assert (found.iterations, found.problem, found.within) == (iterations, None, iterations > 1)
+
+
+def test_newton_takes_a_step_that_decreases_enough():
+    """Of log cosh: from 0.8, the whole step does not halve the derivative."""
+    at = []
+
+    def evaluate(x, gradient):
+        at.append(float(x[0]))
+        np.tanh(x, out=gradient)
+        return float(np.log(np.cosh(x[0])))
+
+    found = minimize_newton(
+        evaluate,
+        lambda x: np.diag(np.cosh(x) ** -2.0),
+        np.array([0.8]),
+        max_iter=9,
+        tol=1e-9,
+        progress=lambda *_: None,
+    )
+    assert found.within
+    for before, after in itertools.pairwise(at):
+        np.testing.assert_allclose(after, before - np.sinh(2 * before) / 2, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,6 +360,30 @@ def test_the_elastic_net_does_not_stop_early(shift, l1_ratio):
     X += [shift, shift / 2, 0, 1]
     model = SoftmaxRegression(l1_ratio=l1_ratio, C=100, tol=1e-6, max_iter=5000).fit(X, y)
     assert gradient_at(model, X, y) <= 1.01e-6
+
+
+def test_the_elastic_net_ends_after_two_steps_without_a_decrease():
+    """The second of them without the saved steps, which the first has shown to be of no use."""
+    at = []
+
+    def evaluate(x, gradient):
+        at.append(x.copy())
+        np.multiply(x, [1.0, 100.0], out=gradient)
+        return 1e17
+
+    found = minimize_l1(
+        evaluate,
+        np.array([3.0, 2.0]),
+        penalty=0.1,
+        penalised=2,
+        max_iter=9,
+        tol=1e-9,
+        progress=lambda *_: None,
+    )
+    assert (found.iterations, found.problem, found.within) == (2, None, False)
+    for before, after in itertools.pairwise(at):
+        slope = before * [1.0, 100.0] + 0.1
+        np.testing.assert_allclose(after, before - slope / np.linalg.norm(slope), rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -250,6 +250,7 @@ REFUSED = {
     "no dimension": ((torch.tensor(1.0), torch.tensor(0)), {}, ValueError, "at least one dim"),
     "no classes": ((torch.zeros(2, 0), LABELS[:2]), {}, ValueError, "at least one class"),
     "other rows": ((LOGITS, LABELS[:3]), {}, ValueError, "(3,)"),
+    "labels of a single row": ((LOGITS[0], LABELS[:3]), {}, ValueError, "target of shape (3,)"),
     "other weights": ((LOGITS, LABELS, torch.ones(4)), {}, ValueError, "weight must have shape"),
     "a label too large": ((LOGITS, LABELS + 1), {}, IndexError, "target of row 2 is 3"),
     "a negative label": ((LOGITS, LABELS - 1), {}, IndexError, "target of row 0 is -1"),

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from conftest import one_isa
@@ -650,6 +651,23 @@ def test_opcheck(reduction, dtype):
             (grad_loss, lse, *detached, *arguments[3:], True, False, True),
         )
         assert set(done.values()) == {"SUCCESS"}
+
+
+@reductions
+def test_fake_tensors_outside_of_their_mode(reduction):
+    """Tensors that see operators need them, also where no mode is active."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    tensors, target = layer(torch.float32)
+    fake = [mode.from_tensor(t) for t in tensors]
+    loss, lse = call(fake, mode.from_tensor(target), reduction=reduction, return_lse=True)
+    assert loss.shape == ((ROWS,) if reduction == "none" else ())
+    assert lse.shape == (ROWS,)
+    # The operator of the backward pass, which only "none" has, needs no mode either.
+    with nullcontext() if reduction == "none" else mode:
+        loss.sum().backward()
+    assert [t.grad.shape for t in fake] == [t.shape for t in tensors]
 
 
 @reductions

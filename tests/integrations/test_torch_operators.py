@@ -215,6 +215,20 @@ def test_modes_see_the_operator():
         assert fake.grad.shape == (6, 5)
 
 
+@reductions
+def test_fake_tensors_outside_of_their_mode(reduction):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode()
+    logits, target = example()
+    fake = mode.from_tensor(logits)
+    loss = ours(fake, mode.from_tensor(target), reduction=reduction)
+    assert loss.shape == ((6,) if reduction == "none" else ())
+    with mode:
+        loss.sum().backward()
+    assert fake.grad.shape == logits.shape
+
+
 @dtypes
 @reductions
 def test_a_step_with_its_backward_pass_is_captured(dtype, reduction):

@@ -70,6 +70,18 @@ def test_calls_are_counted():
     assert (outer.calls, inner.calls) == (2, 1)
 
 
+def test_a_call_of_the_function_below_has_pytorchs_defaults():
+    """`torch.nn.functional.cross_entropy` gives all of its arguments, and other callers may not."""
+    logits, target = example()
+    target[1] = -100
+    for arguments in ((logits, target), (logits, target, None, 1)):
+        expected = torch._C._nn.cross_entropy_loss(*arguments)
+        with pyce.torch.patched() as patch:
+            found = torch._C._nn.cross_entropy_loss(*arguments)
+        assert patch.calls == 1
+        assert_close(found, expected)
+
+
 def test_patched_as_a_decorator():
     assert pyce.torch.patched()(is_pyces)()
     assert not is_pyces()

@@ -314,6 +314,14 @@ def test_derivatives_of_the_square_of_lse(kind, reduction):
     assert_close(direct, right)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, -2.0])
+def test_the_square_of_lse_is_added_under_transforms(scale):
+    logits, target = example()
+    x = logits.detach()
+    found = torch.vmap(lambda x, y: ours(x, y, lse_square_scale=scale))(x, target)
+    assert_close(found, theirs(x, target, reduction="none") + scale * x.logsumexp(1) ** 2)
+
+
 @dtypes
 @pytest.mark.parametrize("scale", [SCALE, -0.5])
 def test_the_bytes_are_those_of_numpy(dtype, scale):

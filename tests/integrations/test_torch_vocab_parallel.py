@@ -210,6 +210,17 @@ def test_a_dtensor_of_loss_parallel():
             assert expected in text
 
 
+def test_a_dtensor_communicates_in_the_group_of_its_mesh():
+    x, y = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 4, -100, 3])
+    expected = pyce.torch.cross_entropy(x, y)
+    expected.backward()
+    *found, other = vocab_ranks.run(3, vocab_ranks.of_some_ranks, x.detach(), y)
+    assert other is None
+    torch.testing.assert_close(torch.cat([grad for _, grad in found], 1), x.grad)
+    for loss, _ in found:
+        torch.testing.assert_close(loss, expected.detach())
+
+
 def test_float16_where_one_rank_needs_a_gradient():
     x = (torch.randn(4, 300) * 5).half()
     y = torch.tensor([0, 599, -100, 3])

@@ -58,6 +58,8 @@ def test_batches_are_copies():
     [
         (([1, 2], [1], 1), ValueError, "differ in length"),
         ((1, 2, 1), ValueError, "differ in length"),
+        ((1, [2], 1), ValueError, "differ in length"),
+        (([1], 2, 1), ValueError, "differ in length"),
         (([1], [1], 0), ValueError, "size must be at least 1, got 0"),
         (([1], [1], 1.5), TypeError, "integer"),
     ],
@@ -113,7 +115,8 @@ def test_training_learns_and_returns_its_history(classifier, backend):
     assert [len(numbers) for numbers in vars(history).values()] == [6] * 4
     assert history.loss[-1] < begun[0] / 4 and history.accuracy[-1] > 0.9
     assert (history.loss[-1], history.accuracy[-1]) == evaluate(model, x, y)
-    assert history.held_out_loss[-1], history.held_out_accuracy[-1] == evaluate(model, *held_out)
+    last = history.held_out_loss[-1], history.held_out_accuracy[-1]
+    assert last == evaluate(model, *held_out)
     assert history.held_out_accuracy[-1] > 0.9
 
 
@@ -157,6 +160,18 @@ def test_the_seed_determines_everything(classifier):
         return train(model, *blobs(), optimizer, epochs=2, seed=seed, progress=False)
 
     assert run(0) == run(0) != run(1)
+
+
+def test_options_that_are_left_out(classifier):
+    def run(**options):
+        model = classifier()
+        optimizer = SGD(model.parameters, lr=0.1)
+        return train(model, *blobs(), optimizer, seed=0, progress=False, **options)
+
+    history = run()
+    assert len(history.loss) == 10
+    assert history == run(epochs=10, batch_size=64, label_smoothing=0.0)
+    assert history.held_out_loss == history.held_out_accuracy == []
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def test_it_stops_when_the_loss_diverges():
     assert (curve.ended, len(curve.losses)) == ("diverged", 4)
     assert len(lr_find(follow(losses), num_iter=5, smoothing=0, divergence=5).losses) == 5
     assert len(lr_find(follow(losses), num_iter=5, smoothing=0, divergence=2).losses) == 3
+    # 4 times the lowest loss does not exceed it.
+    assert len(lr_find(follow([2.0, 1.0, 4.0, 1.0]), num_iter=4, smoothing=0).losses) == 4
     with_zero = [1.0, 0.0, 1e9, 1e9]
     on = lr_find(follow(with_zero), num_iter=4, smoothing=0, divergence=math.inf)
     assert len(on.losses) == 4
@@ -112,6 +114,11 @@ def test_what_is_no_loss(loss):
         lr_find(lambda lr: loss)
 
 
+class OnlyLoads:
+    def load_state_dict(self, state):
+        raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -132,6 +139,7 @@ def test_what_is_no_loss(loss):
         ({"state": 3}, TypeError, "state can't be restored: int"),
         ({"state": iter([np.zeros(2)])}, TypeError, "state can't be restored"),
         ({"state": LinearClassifier}, TypeError, "state can't be restored: type"),
+        ({"state": OnlyLoads()}, TypeError, "state can't be restored: OnlyLoads"),
         ({"state": [np.zeros(2), {"w": object()}]}, TypeError, r"state\[1\]\['w'\]"),
         ({"state": np.broadcast_to(1.0, 3)}, ValueError, "read-only"),
     ],
@@ -206,6 +214,7 @@ NOTHING_TO_SEE = {
     "constant in decimals": [2.3] * 100,
     "falling by what is rounding": 2.3 - 1e-9 * np.arange(100),
     "three steps down and up": [3.0, 2.0, 1.0, 5.0, 5.0, 5.0],
+    "four steps down and up": [4.0, 3.0, 2.0, 1.0, 9.0, 9.0],
     "constant but for rounding": 1 + 1e-8 * RNG.normal(size=100),
     "rising from the start": np.linspace(1, 3, 100),
     "rising with noise": np.linspace(1, 3, 100) + 0.05 * RNG.normal(size=100),
@@ -451,7 +460,9 @@ def test_the_picture_marks_both(tmp_path):
     assert marked == [curve.steepest, curve.before_rise]
     # The y axis shows the losses before they diverge.
     low, high = axes.get_ylim()
-    assert low < curve.losses.min() and curve.smoothed[:-1].max() < high < 5
+    room = curve.smoothed[:-1].max() - curve.losses.min()
+    assert low == pytest.approx(curve.losses.min() - 0.05 * room)
+    assert curve.smoothed[:-1].max() < high < 5
 
 
 @pytest.mark.parametrize("name", ["curve.png", "curve.svg"])

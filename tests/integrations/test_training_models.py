@@ -28,6 +28,8 @@ def test_gradients_are_the_derivatives(classifier, backend, smoothing, soft):
     np.testing.assert_allclose(
         loss, pyce.cross_entropy(model.logits(x), y, label_smoothing=smoothing), rtol=1e-14
     )
+    if not smoothing:
+        assert model.loss_and_gradients(x, y)[0] == loss
 
     def slope(p, position):
         value, losses = p[position], []

@@ -1,6 +1,7 @@
 """pyce.training.SGD: the steps of torch.optim.SGD."""
 
 import copy
+import inspect
 import itertools
 import math
 
@@ -59,6 +60,14 @@ def test_every_step_is_that_of_pytorch(options, dtype):
             np.testing.assert_allclose(p, q.detach().numpy(), **close)
     moved = any((p != q).any() for p, q in zip(ours, changed, strict=True))
     assert moved == (options["lr"] > 0)
+
+
+def test_options_that_are_left_out_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    options = inspect.signature(SGD).parameters
+    theirs = inspect.signature(torch.optim.SGD).parameters
+    for name in ("momentum", "dampening", "weight_decay", "nesterov", "maximize"):
+        assert options[name].default == theirs[name].default, name
 
 
 @pytest.mark.parametrize(

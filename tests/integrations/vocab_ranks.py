@@ -242,6 +242,20 @@ def distributed_tensor(rank, ranks, logits, target, probs):
     return found, messages
 
 
+def of_some_ranks(rank, ranks, logits, target):
+    """Loss and gradient of a DTensor on a mesh that has all ranks but the last."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = DeviceMesh("cpu", list(range(ranks - 1)))
+    if rank == ranks - 1:
+        return None
+    x = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
+    loss = pyce.torch.vocab_parallel_cross_entropy(x, target, reduction="mean")
+    loss.backward()
+    return loss.detach(), x.grad.to_local()
+
+
 def precisions(rank, ranks, logits, target):
     """Loss and gradient where rank 0 alone needs one, and the error where dtypes differ."""
     x = logits.clone().requires_grad_(rank == 0)

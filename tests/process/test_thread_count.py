@@ -24,6 +24,18 @@ def test_set_num_threads():
     assert pyce.get_num_threads() == 1
 
 
+def test_every_setting_is_told_to_those_who_ask_for_it(monkeypatch, many_processors):
+    """Of the process: a compiled program of JAX calls pyce without Python."""
+    monkeypatch.setattr(_threads, "_changed", [])
+    seen = []
+    _threads.notify(lambda: seen.append(_threads.of_process()))
+    pyce.set_num_threads(6)
+    assert seen[1:] == [6]
+    _threads.limit(4)
+    _threads.limit(6)  # the end of the limit
+    assert seen[2:] == [4, 6]
+
+
 def test_threads_are_limited_by_the_process(monkeypatch):
     """By its affinity and its quota; a fraction of a processor counts as one."""
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -53,6 +54,25 @@ def broken(monkeypatch, function, spoil, backend=numpy_backend):
 
 # ---------------------------------------------------------------------------------------------
 # The promises hold
+
+
+BOUNDS = {
+    r"every backend: the loss is within (\d) units": ("cross-entropy", "loss"),
+    r"normal number of the gradient,.* within (\d) units": ("cross-entropy", "gradient"),
+    r"`softmax` and `.*` are within (\d) units": ("cross-entropy", "softmax"),
+    r"and `log_softmax` are within (\d) units": ("cross-entropy", "log_softmax"),
+    r"binary_.*: the loss is within (\d) units": ("binary cross-entropy", "loss"),
+    r"gradient within (\d) units of its larger": ("binary cross-entropy", "gradient"),
+}
+
+
+def test_the_bounds_are_those_of_the_semantics():
+    semantics = Path(__file__).parents[2] / "docs" / "semantics.md"
+    text = semantics.read_text(encoding="utf-8")
+    for pattern, (work, kind) in BOUNDS.items():
+        (found,) = set(re.findall(pattern, text))
+        assert promises.LIMITS[work][kind] == float(found), (work, kind)
+    assert sum(map(len, promises.LIMITS.values())) == len(BOUNDS)
 
 
 def test_the_promises_hold(backend, capsys, few_rows, monkeypatch):

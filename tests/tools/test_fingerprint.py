@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import pyce
-from pyce import _machine
+from pyce import _caches, _machine
 
 
 def test_fingerprint():
@@ -46,6 +46,25 @@ def test_kinds_differ_where_figures_would():
         ("caches", {"L1d": 3 * 2**14, "L3": 2**25}),
     ):
         assert _machine.kind({**about, name: other}) != kind
+    small = _machine.kind({**about, "caches": {"L1d": 2**20 - 2**10, "L2": 2**20}})
+    assert "1023-kib-1-mib" in small
+
+
+def test_caches(monkeypatch, tmp_path):
+    """As Linux lists them, of a processor with a cache for instructions and a broken entry."""
+    monkeypatch.setattr(_caches, "_FOLDER", tmp_path)
+    last_cache = _caches.last_cache.__wrapped__
+    assert _caches.caches() == {}
+    assert 2**20 <= last_cache() <= 2**30
+    entries = (("1", "Data", "48K"), ("1", "Instruction", "999999K"), ("2", "Unified", "2048K"))
+    for number, entry in enumerate((*entries, ("3", "Unified", None), ("4", "Unified", "0"))):
+        folder = tmp_path / f"index{number}"
+        folder.mkdir()
+        for name, text in zip(("level", "type", "size"), entry, strict=True):
+            if text is not None:
+                (folder / name).write_text(f"{text}\n", encoding="utf-8")
+    assert _caches.caches() == {"L1d": 48 * 2**10, "L2": 2**21}
+    assert last_cache() == 2**21
 
 
 def test_a_machine_that_c_was_held_on():
@@ -76,4 +95,7 @@ def test_the_model_of_a_processor(monkeypatch):
     assert (_machine.processor(), _machine.model()) == ("Some CPU", "family 25, model 17")
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nBogoMIPS\t: 50.00\n")
     assert _machine.model() == ""
+    for entry in ("cpu family\t: 25\n", "model\t\t: 17\n"):
+        monkeypatch.setattr(Path, "read_text", lambda *_, text=entry, **__: text)
+        assert _machine.model() == ""
     assert _machine.processor() in (platform.processor(), platform.machine())

@@ -6,7 +6,8 @@ MUTANTS is a file with a JSON list of [file, source]. One line is printed for th
 are, and one for each mutant: the test that failed, “crashed…”, “hangs” or “survived”. Each mutant
 is a forked child process in which the functions of the module get the code of the source; the file
 gets the source, too, for the processes that the tests start. WHICH selects tests (pytest -k), and
-at most MOST cases of each test function run: those that failed for earlier mutants first.
+at most MOST cases of each test function run: first those that failed for many earlier mutants, or
+take little time.
 
 What is only executed when a module is imported, as decorators, is not changed in the child: judge a
 mutant that survives in a new process.
@@ -63,7 +64,8 @@ def _replace(module: str, old: dict, new: dict, put) -> None:
             continue
         if isinstance(value, type) and isinstance(was, type):
             # Those that PyTorch derives from a class refer to it, and have no code of the module.
-            if value.__module__ == was.__module__ == module:
+            # A class that is public has the name of its package instead of that of the module.
+            if value.__module__ == was.__module__ and f"{module}.".startswith(f"{was.__module__}."):
                 _replace(module, dict(vars(was)), dict(vars(value)), lambda *_: None)
         elif not _replace_functions(was, value):
             put(name, value)
@@ -108,6 +110,7 @@ class Forks:
     def __init__(self, mutants: list[tuple[str, str]], most: int):
         self.mutants, self.most = mutants, most
         self.kills: Counter[str] = Counter()
+        self.took: dict[str, float] = {}  # seconds of each test, without a change
         self.seconds = (0.0, 0.0)  # of processors and of the clock, without a change
         self.to = os.dup(1)  # what pytest writes is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -129,8 +132,12 @@ class Forks:
                 path.write_text(unchanged, encoding="utf-8")
         return True
 
+    def _worth(self, test: str) -> float:
+        """About how many mutants the test kills in a second."""
+        return (self.kills[test] + 0.5) / (self.took.get(test, 0.0) + 0.05)
+
     def _judge(self, session, mutant: tuple[str, str] | None) -> None:
-        session.items[:] = sorted(self.items, key=lambda item: -self.kills[item.nodeid])
+        session.items[:] = sorted(self.items, key=lambda item: -self._worth(item.nodeid))
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -138,8 +145,10 @@ class Forks:
             os.close(reading)
             self._child(session, mutant, writing)
         os.close(writing)
-        said = self._verdict(child, reading)
+        said, *took = self._verdict(child, reading).split("\n")
         os.close(reading)
+        for item, seconds in zip(session.items, took, strict=False):
+            self.took[item.nodeid] = float(seconds)
         self.kills[said] += 1
         os.write(self.to, f"{said}\n".encode())
 
@@ -175,6 +184,7 @@ class Forks:
     def _child(self, session, mutant, writing) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         said = "survived"
+        took = []
         if self.seconds[0]:
             limit = int(4 * self.seconds[0]) + 15
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
@@ -183,13 +193,15 @@ class Forks:
                 said = self._replace(*mutant)
             for i, item in enumerate(session.items if said == "survived" else ()):
                 after = session.items[i + 1] if i + 1 < len(session.items) else None
+                begin = time.monotonic()
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                took.append(f"{time.monotonic() - begin:.3g}")
                 if session.testsfailed:
                     said = item.nodeid
                     break
         except BaseException as error:
             said = f"{type(error).__name__} outside of tests"
-        os.write(writing, said.encode())
+        os.write(writing, "\n".join([said, *([] if mutant else took)]).encode())
         os._exit(0)
 
 
