@@ -241,7 +241,7 @@ accuracy: .venv/.bench $(EXTENSION) ## measure every backend's errors in units i
 accuracy-peers: .venv/.peers $(EXTENSION) ## the same, with PyTorch for comparison
 	$(BIN)/python -m pyce check --full --peers --output $(RESULTS)/accuracy.json
 
-report: .venv/.bench .venv/.test ## write the last tables of bench-peers, bench-head (of each ISA) and accuracy-peers to README and docs
+report: .venv/.bench .venv/.test ## write the last tables of bench-peers, bench-head, bench-one-thread (of each ISA) and accuracy-peers to README and docs
 	$(README_TABLES) README.md docs/speed.md docs/torch.md docs/promises.md docs/language-model-head.md
 
 demo: .venv/.demo $(EXTENSION) ## train two classifiers on images of digits; pictures in build/demo

@@ -58,8 +58,9 @@ def parser() -> argparse.ArgumentParser:
 def show(options: argparse.Namespace) -> int:
     from pyce._info import describe
 
-    about = _cli.info()
-    print(json.dumps(about) if options.json else describe())
+    with _cli.reporting_without_c():
+        about = _cli.info()
+        print(json.dumps(about) if options.json else describe())
     return _cli.FINE
 
 

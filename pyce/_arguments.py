@@ -24,6 +24,8 @@ from pyce._types import Array, Reduction
 INDEX_LIMIT = np.iinfo(np.int64)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
+# What the functions that have the parameter `axis` call their logits.
+_WITH_AXIS = ("logits", "log_probs", "probs")
 _INT32 = np.dtype(np.int32)
 _INT64 = np.dtype(np.int64)
 _FLOAT64 = np.dtype(np.float64)
@@ -273,11 +275,17 @@ def index_shape_error(
     """The message for class indices in the shape `found`, where `what` has the shape `shape`.
 
     A frequent mistake is another class axis than the function's, so the message names an axis whose
-    absence would explain the shape.
+    absence would explain the shape, and how to make it the class axis.
     """
     axes = (k for k in range(len(shape)) if found == shape[:k] + shape[k + 1 :])
     other = next(axes, None)
-    hint = "" if other is None else f"; the target lacks axis {other} instead"
+    hint = ""
+    if other is not None:
+        hint = f"; the target lacks axis {other} instead"
+        if what == "input":  # the logits of `pyce.torch`, whose class axis is 1
+            hint += f": if the classes are there, pass input.movedim({other}, 1)"
+        elif what in _WITH_AXIS:
+            hint += f": if the classes are there, pass axis={other}"
     return (
         f"index target of shape {found} does not fit {what} of shape {shape}: "
         f"expected {expected}, that shape without the class axis{hint}"

@@ -8,7 +8,9 @@ import errno
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,14 @@ def info() -> Info:
         return pyce.info()
     except ValueError as error:
         raise Unusable(str(error)) from None
+
+
+@contextmanager
+def reporting_without_c() -> Iterator[None]:
+    """Give no warning that the C kernels are missing: the report of the command says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pyce runs on", RuntimeWarning)
+        yield
 
 
 # Replacements of characters that the encoding of the terminal lacks.

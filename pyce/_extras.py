@@ -18,11 +18,10 @@ def advice(extra: str) -> str:
     missing. Where only the sources are used, it names their folder.
     """
     # Imported here, as it takes milliseconds and most programs never need it.
-    from importlib.metadata import PackageNotFoundError, distribution
+    from importlib.metadata import distributions
 
     name = "pyce-kernels"
-    try:
-        distribution(name)
-    except PackageNotFoundError:
+    # Installers write METADATA. A build leaves an egg-info in the sources, which has none.
+    if not any(found.read_text("METADATA") for found in distributions(name=name)):
         name = sources() or name
     return f"pip install '{name}[{extra}]'"

@@ -75,9 +75,7 @@ def accuracy(
     >>> print(pyce.accuracy(logits, [1, 2]), pyce.accuracy(logits, [1, 2], top_k=3))
     0.5 1.0
     """
-    k = arguments.index_number(top_k, "top_k")
-    if k < 1:
-        raise ValueError(f"top_k must be at least 1, got {k}")
+    k = arguments.positive_number(top_k, "top_k")
     x, _ = arguments.floating(logits, "logits")
     class_axis = arguments.class_axis(axis, x.shape)
     t = arguments.as_array(target, "target")

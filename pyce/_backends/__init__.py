@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -270,7 +271,7 @@ def _why_no_extension(error: ImportError) -> str:
             f"the C extension was not built in the sources in {root}: build it with `make build`, "
             "or start Python in another folder to import the pyce that is installed"
         )
-    return "the C extension was not built: reinstall pyce-kernels where a C compiler is found"
+    return "the C extension was not built: install a C compiler, then reinstall pyce-kernels"
 
 
 def _why_not_numba() -> str | None:
@@ -394,10 +395,18 @@ def _best() -> Backend:
                 warnings.warn(
                     f"pyce runs on {name}, {much} than it could: {why_not('c')}",
                     RuntimeWarning,
-                    stacklevel=5,
+                    stacklevel=_level_of_caller(),
                 )
             return backend
     raise RuntimeError("no backend is available, not even numpy")  # pragma: no cover
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` that makes the calling function warn about the first line outside pyce."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "pyce":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _reason_of_best(name: str) -> str:

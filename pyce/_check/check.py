@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -57,9 +56,7 @@ def main(options: argparse.Namespace) -> int:
     left_out: dict[str, str] = {}
     if options.output:
         _cli.writable(options.output)
-    with warnings.catch_warnings():
-        # The report below says if the C kernels are missing.
-        warnings.filterwarnings("ignore", "pyce runs on", RuntimeWarning)
+    with _cli.reporting_without_c():
         chosen = _selections(options.backend, left_out)
         machine = _machine.fingerprint()
     if pyce.get_num_threads() == 1:

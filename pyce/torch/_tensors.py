@@ -33,9 +33,13 @@ def check_tensor(tensor: Any, name: str) -> None:
     Shapes, dtypes and values are checked by pyce's functions.
     """
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        how = ""
+        if isinstance(tensor, np.ndarray):
+            how = ": torch.from_numpy makes one of it, and the functions of pyce itself take arrays"
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}{how}")
     if not tensor.is_cpu:
-        raise ValueError(f"{name} must be on the CPU, and is on {tensor.device}")
+        how = "" if tensor.is_meta else ": .cpu() copies it there"
+        raise ValueError(f"{name} must be on the CPU, and is on {tensor.device}{how}")
     if tensor.layout is not _STRIDED or tensor.is_nested:
         layout = "nested" if tensor.is_nested else tensor.layout
         raise ValueError(f"{name} must be a dense (strided) tensor, and is {layout}")

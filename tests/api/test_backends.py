@@ -220,8 +220,27 @@ def test_auto_warns_without_c(undecided, monkeypatch, missing, name, much):
         pyce.cross_entropy([[1.0, 2.0]], [0])
     assert len(caught) == 1 and much in str(caught[0].message)
     assert ("many times" in describe()) is (name == "numpy")
-    assert caught[0].filename == __file__
     assert "without the C extension" in pyce.info()["reason"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pyce.get_backend,
+        pyce.info,
+        lambda: pyce.cross_entropy([[1.0, 2.0]], [0]),
+        lambda: pyce.softmax([1.0, 2.0]),
+        lambda: pyce.binary_cross_entropy([1.0], [1]),
+        lambda: pyce.linear_cross_entropy([[1.0]], [[1.0], [2.0]], [0]),
+    ],
+    ids=["get_backend", "info", "cross_entropy", "softmax", "binary", "linear"],
+)
+def test_the_warning_is_about_the_line_of_the_caller(undecided, monkeypatch, call):
+    """However many functions of pyce are in between."""
+    monkeypatch.setattr(_backends, "_broken", dict.fromkeys(("c", "numba"), "left out"))
+    with pytest.warns(RuntimeWarning, match="left out") as caught:
+        call()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_the_chosen_backend_is_the_one_that_runs(backend, monkeypatch):

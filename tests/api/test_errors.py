@@ -272,21 +272,24 @@ def test_one_hot_targets_of_integers(backend):
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "found", "hint"),
+    ("shape", "axis", "found", "fits"),
     [
-        ((2, 21, 8, 8), -1, (2, 8, 8), "the target lacks axis 1 instead"),
-        ((2, 4, 5), 1, (2, 4), "the target lacks axis 2 instead"),
+        ((2, 21, 8, 8), -1, (2, 8, 8), 1),
+        ((2, 4, 5), 1, (2, 4), 2),
         ((2, 4, 5), 1, (2, 4, 1), None),
         ((6, 4), 1, (5,), None),
         ((6, 4), 1, (), None),
     ],
 )
-def test_index_targets_for_another_class_axis(backend, shape, axis, found, hint):
-    """The message names the axis that the target lacks, if there is one."""
+def test_index_targets_for_another_class_axis(backend, shape, axis, found, fits):
+    """The message names the axis that the target lacks, if there is one, and the parameter."""
     logits, target = np.zeros(shape, np.float32), np.zeros(found, np.int64)
     words = [found, shape, "without the class axis"]
     message = check(ValueError, words, logits, target, axis=axis)
-    assert message.endswith("the class axis" if hint is None else f"the class axis; {hint}")
+    hint = f"; the target lacks axis {fits} instead: if the classes are there, pass axis={fits}"
+    assert message.endswith("the class axis" + ("" if fits is None else hint))
+    if fits is not None:
+        assert pyce.cross_entropy(logits, target, axis=fits) > 0.0
 
 
 def test_errors_name_the_argument_as_the_caller_knows_it(backend):

@@ -235,7 +235,7 @@ with warnings.catch_warnings():
     SPARSE_ROWS = torch.eye(4).to_sparse_csr()
 
 REFUSED = {
-    "no tensor": ((LOGITS.numpy(), LABELS), {}, TypeError, "input must be a tensor, got ndarray"),
+    "no tensor": ((LOGITS.numpy(), LABELS), {}, TypeError, "tensor, got ndarray: torch.from_numpy"),
     "a list of labels": ((LOGITS, [0, 1, 2, 1]), {}, TypeError, "target must be a tensor"),
     "a list of weights": ((LOGITS, LABELS, [1.0] * 3), {}, TypeError, "weight must be a tensor"),
     "integer logits": ((LABELS.reshape(4, 1), LABELS), {}, TypeError, "input must be float16"),
@@ -251,6 +251,9 @@ REFUSED = {
     "no classes": ((torch.zeros(2, 0), LABELS[:2]), {}, ValueError, "at least one class"),
     "other rows": ((LOGITS, LABELS[:3]), {}, ValueError, "(3,)"),
     "labels of a single row": ((LOGITS[0], LABELS[:3]), {}, ValueError, "target of shape (3,)"),
+    "classes last": (
+        (torch.zeros(2, 3, 5), LABELS[None, :3].repeat(2, 1)), {}, ValueError, "input.movedim(2, 1)"
+    ),
     "other weights": ((LOGITS, LABELS, torch.ones(4)), {}, ValueError, "weight must have shape"),
     "a label too large": ((LOGITS, LABELS + 1), {}, IndexError, "target of row 2 is 3"),
     "a negative label": ((LOGITS, LABELS - 1), {}, IndexError, "target of row 0 is -1"),
@@ -283,6 +286,15 @@ def test_refused(case, with_grad, backend):
             assert argument.grad is None
             if argument.device.type == "cpu" and argument.layout is torch.strided:
                 assert torch.equal(argument, was)
+
+
+def test_the_message_of_another_device_says_how_to_leave_it():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():  # needs no such device
+        elsewhere = torch.empty(4, 3, device="cuda")
+    with pytest.raises(ValueError, match=r"must be on the CPU, and is on cuda:0: \.cpu\(\) copies"):
+        ours(elsewhere, LABELS)
 
 
 def test_nested_tensors_are_refused():

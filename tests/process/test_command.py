@@ -58,6 +58,15 @@ def test_command_tells_why_a_backend_is_used(c_backend, run_python):
     assert re.search(r"backend numba +not available: (numba is not|NUMBA_DISABLE_JIT)", text)
 
 
+def test_command_says_once_that_c_is_missing(run_python):
+    """In the report, without the warning that a first call gives."""
+    hide = "import sys; sys.modules['pyce._pyce'] = None\nfrom pyce.__main__ import main\n"
+    for options in ([], ["--json"]):
+        done = run_python("-c", f"{hide}sys.exit(main({options}))")
+        assert done.stderr == ""
+        assert done.stdout.count("WITHOUT its C kernels") == (not options)
+
+
 def test_command_as_json(run_python):
     report = json.loads(run_python("-m", "pyce", "--json").stdout)
     assert report["backend"] == pyce.backends()[0]

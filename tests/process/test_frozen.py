@@ -101,7 +101,7 @@ def test_without_the_extension(found, run_python, tmp_path):
     shutil.copytree(found[1] / "pyce", tmp_path / "pyce", ignore=shutil.ignore_patterns("*.so"))
     report = run(run_python, tmp_path)
     assert report["backend"] == "numpy"
-    assert "was not built: reinstall pyce-kernels" in report["backends"]["c"]
+    assert "install a C compiler, then reinstall pyce-kernels" in report["backends"]["c"]
     # Among its sources, where `pip install .` puts no extension.
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "build_ffi.py").touch()
@@ -120,6 +120,9 @@ def test_the_advice_for_an_extra(found, run_python, tmp_path):
     assert advice() == "pip install 'pyce-kernels[numba]'"
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "build_ffi.py").touch()
+    assert advice() == f"pip install '{tmp_path}[numba]'"
+    (tmp_path / "pyce_kernels.egg-info").mkdir()  # what a build leaves there
+    (tmp_path / "pyce_kernels.egg-info" / "PKG-INFO").write_text("Name: pyce-kernels\n")
     assert advice() == f"pip install '{tmp_path}[numba]'"
     (tmp_path / "pyce_kernels-0.dist-info").mkdir()  # an editable installation
     (tmp_path / "pyce_kernels-0.dist-info" / "METADATA").write_text("Name: pyce-kernels\n")

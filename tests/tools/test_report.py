@@ -135,6 +135,16 @@ def test_history_marks_nothing_in_equal_runs():
     assert all(c.verdict == "same" for changes in history.changes for c in changes)
 
 
+def test_runs_of_one_version_are_named_by_their_files():
+    """An installed pyce knows no commit."""
+    runs = [Run(Path(f"{name}.json"), run_of(seed=seed).content) for seed, name in enumerate("ab")]
+    (history,) = summaries.histories(runs)
+    assert len(set(history.labels)) == 1 and history.last_two() == ("a.json", "b.json")
+    runs[1].machine["pyce"] = "0.2.0"
+    (history,) = summaries.histories(runs)
+    assert history.last_two() == tuple(history.labels) != ("a.json", "b.json")
+
+
 def test_other_kinds_of_machines_are_never_compared():
     runs = [run_of(kind="a"), run_of(kind="b"), run_of(kind="a", seed=1)]
     found = summaries.histories(runs)

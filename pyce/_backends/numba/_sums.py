@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyce._backends.numba._jit import U0, U1, U2, U3, U4, U8, U16, U32, Index, U, by_dtype, jit
+from pyce._backends.numba._jit import U0, U1, U2, U3, U4, U8, U16, U32, Index, U, jit
 from pyce._backends.numba._math import finite_or_zero, two_sum
 from pyce._types import Array
 
@@ -55,9 +55,6 @@ def sum_float64(terms: Array, n: Index, partial: Array, partial_error: Array) ->
             partial[c], error = two_sum(partial[c], partial[width + c])
             partial_error[c] += partial_error[width + c] + finite_or_zero(error)
     return partial[U0], partial_error[U0]
-
-
-sum_terms = by_dtype(sum_float32, sum_float64)
 
 
 def quotient_of_sum(values: Array, denominator: float, result: Array) -> None:

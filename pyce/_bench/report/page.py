@@ -203,7 +203,7 @@ def _of_changes(history: History) -> list[str]:
     if len(history.runs) < 2:
         return []
     counts = {v: sum(c.verdict == v for c in history.changes[-1]) for v in (*CHANGED, "unknown")}
-    before, after = history.labels[-2:]
+    before, after = history.last_two()
     text = f"From {before} to {after}: {counts['slower']} items are significantly slower and "
     text += f"{counts['faster']} faster, of {len(history.changes[-1])} compared"
     if counts["unknown"]:

@@ -234,6 +234,13 @@ class History:
     def labels(self) -> list[str]:
         return [f"{run.machine['pyce']} {run.commit}".strip() for run in self.runs]
 
+    def last_two(self) -> tuple[str, str]:
+        """Different names of the last two runs: their labels, or of one version their files."""
+        before, after = self.labels[-2:]
+        if before != after:
+            return before, after
+        return self.runs[-2].path.name, self.runs[-1].path.name
+
     @cached_property
     def backends(self) -> list[str]:
         names = (

@@ -474,8 +474,8 @@ TESTS = (
     Break(
         "An unknown reduction, smoothing outside [0, 1]",
         "pyce/_metrics.py",
-        "    if k < 1:\n",
-        "    if k < -1:\n",
+        "positive_number(top_k",
+        "index_number(top_k",
         ("test_top_k",),
     ),
     Break(
