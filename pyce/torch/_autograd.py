@@ -67,7 +67,11 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, input: Tensor, target: Tensor, weight: Tensor | None, options: Any
     ) -> Tensor:
         loss, gradient = _compute.forward(input, target, weight, *options)
-        versions = _versions(target, weight)
+        try:
+            versions = _versions(target, weight)
+        except RuntimeError:  # of `torch.inference_mode`, as PyTorch says when they are saved
+            ctx.save_for_backward(target, weight)
+            return loss
         ctx.state = gradient, target, weight, options, versions, input, input._version
         return loss
 

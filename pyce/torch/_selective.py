@@ -31,6 +31,7 @@ from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
     is_compiling,
+    run_eagerly,
     tracing_state,
     transforms_active,
 )
@@ -191,9 +192,9 @@ class _SelectiveLogSoftmax(torch.autograd.Function):  # type: ignore[misc]
 
             (gradient,) = differentiate(function, (logits,), (True,), given)
         else:
-            gradient = _gradient(
-                logits, index, ctx.temperature, log_probs, entropy, grad_log_probs, grad_entropy
-            )
+            # Compiled autograd traces this method, and cannot trace calls of C.
+            inputs = logits, index, ctx.temperature, log_probs, entropy
+            gradient = run_eagerly(_gradient, *inputs, grad_log_probs, grad_entropy)
         return gradient, None, None, None
 
 

@@ -6,7 +6,10 @@ uses stand here.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -32,3 +35,10 @@ saved_tensors_hooks = partial(torch._C._autograd._top_saved_tensors_default_hook
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is active."""
     return bool(forward_ad._current_level >= 0)
+
+
+def run_eagerly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function that `torch.compile` leaves to eager mode."""
+    if "torch._dynamo" in sys.modules:  # torch.compile, which may be tracing the caller's functions
+        function = torch.compiler.disable(function)
+    return function(*arguments)

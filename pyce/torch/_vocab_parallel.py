@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -28,6 +27,7 @@ from pyce.torch._tensors import (
 from pyce.torch._tracing import (
     forward_mode,
     is_compiling,
+    run_eagerly,
     saved_tensors_hooks,
     transforms_active,
 )
@@ -151,13 +151,6 @@ class ShardOptions(NamedTuple):
     label_smoothing: Any
     reduction: Any
     lse_square_scale: Any
-
-
-def run_eagerly(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The result of a function that `torch.compile` leaves to eager mode, since it communicates."""
-    if "torch._dynamo" in sys.modules:  # torch.compile, which may be tracing the caller's functions
-        function = torch.compiler.disable(function)
-    return function(*arguments)
 
 
 def check_not_traced(name: str) -> None:

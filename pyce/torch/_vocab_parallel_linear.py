@@ -20,7 +20,7 @@ from pyce.torch._linear_compute import Options, Tensors, check_layer
 from pyce.torch._linear_layer import Layer, Needs, Part
 from pyce.torch._public import publish
 from pyce.torch._tensors import DTYPE_NAMES, as_array, check_memory, check_tensor
-from pyce.torch._tracing import saved_tensors_hooks
+from pyce.torch._tracing import run_eagerly, saved_tensors_hooks
 from pyce.torch._vocab_parallel import (
     Ranks,
     ShardOptions,
@@ -29,7 +29,6 @@ from pyce.torch._vocab_parallel import (
     group_of,
     local,
     raise_on_all_ranks,
-    run_eagerly,
 )
 
 # More than any chunk: its rows are counted, since they must be the same on all ranks.

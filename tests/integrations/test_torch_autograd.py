@@ -357,6 +357,19 @@ def test_tensors_that_second_derivatives_need_may_not_be_overwritten():
 
 
 @SIZES
+@pytest.mark.parametrize("which", ["target", "weight"])
+def test_tensors_of_inference_mode_are_refused_as_by_pytorch(size, which):
+    logits, target = example(6 * size, 5 * size)
+    weight = torch.rand(5 * size)
+    with torch.inference_mode():
+        inputs = {"target": target.clone(), "weight": weight.clone()}
+    arguments = {"target": target, "weight": weight} | {which: inputs[which]}
+    for function in (ours, theirs):
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+            function(logits, **arguments)
+
+
+@SIZES
 def test_a_penalty_on_gradients_of_logits_that_nobody_holds(size):
     def penalty(function):
         loss = function((2 * x).tanh(), target)

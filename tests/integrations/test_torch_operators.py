@@ -156,6 +156,26 @@ def test_compiled_backward():
         assert_close(logits.grad, expected)
 
 
+def test_compiled_backward_of_layers_and_choices():
+    from torch._dynamo import compiled_autograd
+
+    torch.compiler.reset()
+    logits, index = example()
+    weight = torch.randn(6, logits.shape[1], requires_grad=True)
+
+    def loss():
+        log_probs, entropy = pyce.torch.selective_log_softmax(logits, index, 1.5, True)
+        rows = pyce.torch.linear_cross_entropy(logits, weight, index, reduction="none")
+        mean = pyce.torch.linear_cross_entropy(logits, weight, index, softcap=3.0)
+        return (log_probs * entropy + rows).sum() + 2 * mean
+
+    expected = torch.autograd.grad(loss(), (logits, weight))
+    traced = loss()
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        traced.backward()
+    assert_close((logits.grad, weight.grad), expected)
+
+
 def test_the_compiled_graph_holds_the_operator():
     torch.compiler.reset()
     seen = []
