@@ -182,19 +182,6 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
-    def _finish_gradient(self, grad: Array) -> None:
-        """Multiply the gradient by what is left, a block of rows at a time."""
-        p = self.problem
-        compute = compute_dtype(p.dtype_name)
-        gradient = np.moveaxis(grad, p.axis, -1)
-        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
-            left = self._left_of_grad[start:stop, np.newaxis]
-            if not left.any():
-                continue
-            for part in _pieces(gradient[index]):
-                values = _multiplied(part.astype(np.float64).reshape(stop - start, -1), left)
-                part[...] = values.astype(compute).reshape(part.shape)
-
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -204,7 +191,7 @@ class Factors:
         p = self.problem
         with np.errstate(all="ignore"):
             if p.grad is not None:
-                self._finish_gradient(p.grad)
+                self._multiply_gradient(p.grad)
             if losses is None:
                 return None
             infinite = self._left_of_loss == _INFINITE
@@ -227,6 +214,19 @@ class Factors:
             quotient = np.float64(total) / rounded(d.value)
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
+
+    def _multiply_gradient(self, grad: Array) -> None:
+        """Multiply the gradient by what is left, a block of rows at a time."""
+        p = self.problem
+        compute = compute_dtype(p.dtype_name)
+        gradient = np.moveaxis(grad, p.axis, -1)
+        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
+            left = self._left_of_grad[start:stop, np.newaxis]
+            if not left.any():
+                continue
+            for part in _pieces(gradient[index]):
+                values = _multiplied(part.astype(np.float64).reshape(stop - start, -1), left)
+                part[...] = values.astype(compute).reshape(part.shape)
 
 
 def _pieces(of_rows: Array) -> Iterator[Array]:

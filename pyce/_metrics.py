@@ -12,6 +12,7 @@ from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._dtypes import dtype_name
 from pyce._problem import row_blocks
+from pyce._types import Array
 
 # Elements compared at a time: few enough for the caches, many enough to hide NumPy's overhead.
 _BLOCK = 1 << 16
@@ -80,7 +81,7 @@ def accuracy(
     class_axis = arguments.class_axis(axis, x.shape)
     t = arguments.as_array(target, "target")
     if t.shape == x.shape and (t.dtype.kind in "iubf" or dtype_name(t.dtype)):
-        target = np.argmax(t, axis=class_axis)
+        target = _largest(t, class_axis)
     p = arguments.loss_problem(
         x,
         target,
@@ -111,3 +112,13 @@ def accuracy(
     if valid is not None:
         right = right[valid]
     return float(np.mean(right)) if right.size else math.nan
+
+
+def _largest(array: Array, axis: int) -> Array:
+    """numpy.argmax, which would copy the whole array unless `axis` is the last in memory."""
+    view = np.moveaxis(array, axis, -1)
+    *positions, classes = view.shape
+    found = np.empty(math.prod(positions), np.int64)
+    for index, start, stop in row_blocks(array.shape, axis, _BLOCK):
+        found[start:stop] = np.argmax(view[index].reshape(-1, classes), axis=1)
+    return found.reshape(positions)

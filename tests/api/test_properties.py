@@ -9,6 +9,7 @@ import os
 
 import cases
 import ml_dtypes
+import mpmath
 import numpy as np
 import oracle
 import pytest
@@ -529,6 +530,38 @@ def test_other_factors_go_through(backend, batch, factor):
     ):
         seen = np.abs(np.float64(grad)) > lower
         near(g[seen], expected[seen], 2 * GRAD + 1)
+
+
+@law(
+    batch=batches(),
+    size=st.sampled_from([0, 30, 300, 450]),
+    shift=st.integers(-500, 500),
+    bad=st.sampled_from([None, None, np.nan, np.inf]),
+)
+def test_factors_of_any_size(backend, batch, size, shift, bad):
+    """The sum and the mean are those of the rows, each times its factors, whatever their powers of
+    two, of which the mean does not see one of all rows. A row that is not finite is seen, however
+    small its factors are.
+    """
+    x, y, rng = batch.x.copy(), batch.y, batch.rng
+    if bad is not None:
+        x[rng.integers(len(x)), 0] = bad
+    rows, _, _ = none(x, y)
+    s = rng.uniform(0.5, 1, len(x)) * 2.0 ** rng.integers(-size, size + 1, len(x))
+    w = rng.uniform(0.5, 1, x.shape[1]) * 2.0 ** rng.integers(-size, size + 1, x.shape[1])
+    factors = [mpmath.mpf(a) * mpmath.mpf(b) for a, b in zip(s, w[y], strict=True)]
+    total = mpmath.fsum(f * mpmath.mpf(float(v)) for f, v in zip(factors, rows, strict=True))
+    options = {"sample_weight": s * 2.0**shift, "weight": w}
+    power = mpmath.mpf(2) ** shift
+    for reduction, expected in (("sum", total * power), ("mean", total / mpmath.fsum(factors))):
+        got = pyce.cross_entropy(x, y, reduction=reduction, **options)
+        limits = np.finfo(got.dtype)
+        if not mpmath.isfinite(expected):
+            np.testing.assert_equal(float(got), float(expected))
+        elif abs(expected) > float(limits.max):
+            assert np.isinf(got)
+        elif abs(expected) > float(limits.tiny) and rows.min() > 2.0**10 * limits.tiny:
+            assert abs(mpmath.mpf(float(got)) / expected - 1) <= 2 * LOSS * float(limits.eps)
 
 
 @law(batch=batches())

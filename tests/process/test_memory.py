@@ -179,3 +179,15 @@ def test_memory_with_options(backend, shape, axis, soft):
         of_row = 180 if in_python or (size != 1.0 and rows > classes) else 32
         allowed = MIB + 2 * 2 * 8 * classes + of_row * rows
         assert extra(call, out) <= allowed
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_accuracy_copies_neither_logits_nor_one_hot_targets(backend, axis):
+    """Whatever their strides and dtypes."""
+    x = np.zeros((1024, 1024), np.float32)
+    hot = np.zeros(x.shape, np.float32)
+    targets = [hot, np.asfortranarray(hot), hot.astype(">f4"), hot > 0, hot.astype(np.int64)]
+    for logits in (x, np.asfortranarray(x)):
+        for target in (np.zeros(1024, int), *targets):
+            call = lambda x=logits, t=target: (pyce.accuracy(x, t, axis=axis),)  # noqa: E731
+            assert extra(call, None) <= MIB + 2 * 8 * 1024 + 32 * 1024
