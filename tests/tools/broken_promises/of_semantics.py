@@ -377,8 +377,9 @@ SEMANTICS = (
     Break(
         "`log_loss` takes probabilities",
         _PROBABILITIES,
-        "wide = np.clip(wide, eps, 1.0 - eps)",
-        "wide = np.clip(wide, eps, 1.0)",
+        "np.where(1.0 - wide < eps, -np.log1p(-eps), minus_log)",
+        "np.where(1.0 - wide < eps, -np.log(1.0 - eps), minus_log)",
+        ("test_log_loss_clips_on_request",),
     ),
     Break(
         "`log_loss` takes probabilities",
