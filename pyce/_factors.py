@@ -23,6 +23,7 @@ from pyce._types import Array, Scalar
 
 # Factors beyond are extreme: those between 2^_LEAST and the limit of the compute type are not.
 _LEAST, _MOST_OF_DOUBLE, _MOST_OF_FLOAT = -200, 200, 36
+_LEAST_OF_ROUNDED = -20  # for weights of losses of rows that are rounded to float32
 # Limits of the exponents of the products that the backends get. No result of theirs underflows that
 # is normal after the multiplication by the rest, and none overflows that is finite then. The two
 # terms of soft targets, which are subtracted, are finite in float32, as is the product with a
@@ -71,13 +72,22 @@ class Factors:
     problem, scale: the problem and the factors of the rows' gradients, float64 (rows,) or (1,), as
     they are given, or copies without extreme factors. Where there are some, `extreme` is true and
     `finish` does the rest. `denominator` is that of the mean. A loss of 0 that was computed
-    `from_logits` was rounded.
+    `from_logits` was rounded. Of a backend that `rounds_losses` of rows to the compute type before
+    they are reduced, more of the small weights are extreme.
     """
 
     def __init__(
-        self, p: Problem, scale: Array | None, denominator: float, *, from_logits: bool = True
+        self,
+        p: Problem,
+        scale: Array | None,
+        denominator: float,
+        *,
+        from_logits: bool = True,
+        rounds_losses: bool = False,
     ) -> None:
         self.problem, self.scale = p, scale
+        is_wide = p.dtype_name == "float64" or not rounds_losses
+        self._least = _LEAST if is_wide else _LEAST_OF_ROUNDED
         self.extreme = False
         self._is_positive = (
             from_logits and p.labels is not None and p.smoothing == 0.0 and p.classes > 1
@@ -90,7 +100,7 @@ class Factors:
             of_all = np.float64(p.grad_loss if np.ndim(p.grad_loss) == 0 else 1.0)
             quotient = np.asarray(of_all / denominator)
             takes_scale = (
-                self._any_extreme(quotient)
+                bool(_is_extreme(quotient, _LEAST, self._most))
                 or bool(quotient == 0.0 != of_all)
                 or not 2.0**-900 < abs(denominator) < 2.0**900
                 or (of_all != 0.0 and not 2.0**-900 < abs(of_all) < 2.0**900)
@@ -99,7 +109,7 @@ class Factors:
             soft = 0
             if p.weight is not None and not of_rows and p.classes > 1:
                 largest = np.max(np.abs(p.weight), where=np.isfinite(p.weight), initial=0.0)
-                if self._any_extreme(largest) or 0.0 < largest < 2.0**-60:
+                if _is_extreme(largest, -60, self._most):
                     soft = int(np.frexp(largest)[1])
                     if p.labels is None and p.lse_square_scale:
                         # λ·lse² has no class weight. λ does not exceed 1 when it is divided, too.
@@ -112,15 +122,13 @@ class Factors:
                 self._replace(weight, denominator, takes_scale, soft)
 
     def _is_extreme(self, values: Array) -> Array:
-        size = np.abs(values)
-        found: Array = (size > 2.0**self._most) | ((size < 2.0**_LEAST) & (size > 0.0))
-        return found
+        return _is_extreme(values, self._least, self._most)
 
     def _any_extreme(self, values: Array) -> bool:
         # Most weights are positive: then their extremes tell, without an array of their size.
         if np.size(values) == 0:
             return False
-        if np.min(values) >= 2.0**_LEAST and np.max(values) <= 2.0**self._most:
+        if np.min(values) >= 2.0**self._least and np.max(values) <= 2.0**self._most:
             return False
         return bool(self._is_extreme(values).any())
 
@@ -183,6 +191,13 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
+    def finish_gradient(self, grad: Array, rows: slice | Array) -> None:
+        """Multiply the gradient (n, C) of some rows by what is left."""
+        left = self._left_of_grad[rows]
+        some = left != 0
+        if some.any():
+            grad[some] = _multiplied(grad[some].astype(np.float64), left[some, np.newaxis])
+
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -218,6 +233,12 @@ class Factors:
             quotient = np.float64(total) / rounded(d.value)
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
+
+
+def _is_extreme(values: Array, least: int, most: int) -> Array:
+    size = np.abs(values)
+    found: Array = (size > 2.0**most) | ((size < 2.0**least) & (size > 0.0))
+    return found
 
 
 def _within(n: _Numbers, others: Array, most: int) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyce import _arguments as arguments
+from pyce import _fpenv
 from pyce._backends import current
 from pyce._dtypes import compute_dtype
 from pyce._linear_chunks import Head, checked_scales, run
@@ -577,14 +578,11 @@ def checked_head(
     )
 
 
+@_fpenv.default
 def _reduced(head: Head) -> Scalar | Losses:
     """The loss in its shape."""
-    full = head.full
-    if full.reduction == "none":
-        return head.losses.reshape(full.positions)
-    loss = full.reduce(head.losses.astype(np.float64))
-    assert loss is not None
-    return loss
+    loss = head.results.loss()
+    return loss.reshape(head.full.positions) if head.full.reduction == "none" else loss
 
 
 def _outputs(
