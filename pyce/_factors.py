@@ -1,4 +1,6 @@
-"""Rows with an extreme factor, for the backends in Python; `csrc/factors.c` is the same in C.
+"""Rows with an extreme factor, for the backends in Python and for the linear functions.
+
+`csrc/factors.c` is the same in C.
 
 The loss and the gradient of a row are multiplied by its sample weight, by w_y if its target is a
 label without smoothing, and the gradient also by grad_loss/denominator. If one of these is
