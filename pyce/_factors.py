@@ -25,7 +25,6 @@ from pyce._types import Array, Scalar
 
 # Factors beyond are extreme: those between 2^_LEAST and the limit of the compute type are not.
 _LEAST, _MOST_OF_DOUBLE, _MOST_OF_FLOAT = -200, 200, 36
-_LEAST_OF_ROUNDED = -20  # for weights of losses of rows that are rounded to float32
 # Limits of the exponents of the products that the backends get. No result of theirs underflows that
 # is normal after the multiplication by the rest, and none overflows that is finite then. The two
 # terms of soft targets, which are subtracted, are finite in float32, as is the product with a
@@ -74,22 +73,13 @@ class Factors:
     problem, scale: the problem and the factors of the rows' gradients, float64 (rows,) or (1,), as
     they are given, or copies without extreme factors. Where there are some, `extreme` is true and
     `finish` does the rest. `denominator` is that of the mean. A loss of 0 that was computed
-    `from_logits` was rounded. Of a backend that `rounds_losses` of rows to the compute type before
-    they are reduced, more of the small weights are extreme.
+    `from_logits` was rounded.
     """
 
     def __init__(
-        self,
-        p: Problem,
-        scale: Array | None,
-        denominator: float,
-        *,
-        from_logits: bool = True,
-        rounds_losses: bool = False,
+        self, p: Problem, scale: Array | None, denominator: float, *, from_logits: bool = True
     ) -> None:
         self.problem, self.scale = p, scale
-        is_wide = p.dtype_name == "float64" or not rounds_losses
-        self._least = _LEAST if is_wide else _LEAST_OF_ROUNDED
         self.extreme = False
         self._is_positive = (
             from_logits and p.labels is not None and p.smoothing == 0.0 and p.classes > 1
@@ -102,7 +92,7 @@ class Factors:
             of_all = np.float64(p.grad_loss if np.ndim(p.grad_loss) == 0 else 1.0)
             quotient = np.asarray(of_all / denominator)
             takes_scale = (
-                bool(_is_extreme(quotient, _LEAST, self._most))
+                self._any_extreme(quotient)
                 or bool(quotient == 0.0 != of_all)
                 or not 2.0**-900 < abs(denominator) < 2.0**900
                 or (of_all != 0.0 and not 2.0**-900 < abs(of_all) < 2.0**900)
@@ -111,7 +101,7 @@ class Factors:
             soft = 0
             if p.weight is not None and not of_rows and p.classes > 1:
                 largest = np.max(np.abs(p.weight), where=np.isfinite(p.weight), initial=0.0)
-                if _is_extreme(largest, -60, self._most):
+                if self._any_extreme(largest) or 0.0 < largest < 2.0**-60:
                     soft = int(np.frexp(largest)[1])
                     if p.labels is None and p.lse_square_scale:
                         # λ·lse² has no class weight. λ does not exceed 1 when it is divided, too.
@@ -124,13 +114,15 @@ class Factors:
                 self._replace(weight, denominator, takes_scale, soft)
 
     def _is_extreme(self, values: Array) -> Array:
-        return _is_extreme(values, self._least, self._most)
+        size = np.abs(values)
+        found: Array = (size > 2.0**self._most) | ((size < 2.0**_LEAST) & (size > 0.0))
+        return found
 
     def _any_extreme(self, values: Array) -> bool:
         # Most weights are positive: then their extremes tell, without an array of their size.
         if np.size(values) == 0:
             return False
-        if np.min(values) >= 2.0**self._least and np.max(values) <= 2.0**self._most:
+        if np.min(values) >= 2.0**_LEAST and np.max(values) <= 2.0**self._most:
             return False
         return bool(self._is_extreme(values).any())
 
@@ -235,12 +227,6 @@ class Factors:
             quotient = np.float64(total) / rounded(d.value)
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
-
-
-def _is_extreme(values: Array, least: int, most: int) -> Array:
-    size = np.abs(values)
-    found: Array = (size > 2.0**most) | ((size < 2.0**least) & (size > 0.0))
-    return found
 
 
 def _within(n: _Numbers, others: Array, most: int) -> tuple[Array, Array]:

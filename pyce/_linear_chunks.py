@@ -33,6 +33,7 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend
+from pyce._compensated import product
 from pyce._factors import Factors
 from pyce._problem import Problem, rows_of_array
 from pyce._types import Array, Losses, Scalar
@@ -135,7 +136,7 @@ class Results:
             self._denominator = full.denominator()
             self._scale = float(np.float64(full.grad_loss) / self._denominator)
         scale = full.row_scale(self._denominator) if self._with_grad else None
-        self._factors = Factors(full, scale, self._denominator, rounds_losses=True)
+        self._factors = Factors(full, scale, self._denominator)
         self.is_extreme = self._factors.extreme
         if self.is_extreme:
             self._wide = np.zeros(full.rows)
@@ -158,12 +159,18 @@ class Results:
         s = full.sample_weight
         assert s is not None
         p = problem_of_rows(full, part, chunk)
-        p.sample_weight = np.where(s[part] == 0.0, 0.0, 1.0)
+        of_rows = s[part]
+        if p.labels is not None and p.weight is not None and p.smoothing == 0.0:
+            # In float64, since the losses of the chunk may be float32.
+            of_rows = product(of_rows, p.weight[p.labels])
+            p.weight = None
+        p.sample_weight = np.where(of_rows == 0.0, 0.0, 1.0)
         backend.forward(p)
         assert p.losses is not None
-        self._wide[part], self._lse[part] = p.losses * s[part], p.lse
+        self._wide[part], self._lse[part] = p.losses * of_rows, p.lse
         if self._with_grad:
             assert self._factors.scale is not None
+            p.weight = full.weight
             p.grad, p.grad_loss = chunk, self._factors.scale[part]
             backend.forward_backward(p)
             self._factors.finish_gradient(chunk, part)

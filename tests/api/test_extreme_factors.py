@@ -343,8 +343,10 @@ def test_linear_functions(backend, function, dtype):
         weight, s = np.full(3, of_classes), of_rows * np.array([1.0, 0.5, 1.0, 0.25])
         check_linear(function, x, y, weight=weight, sample_weight=s)
         check_linear(function, x, t, sample_weight=s)
-    for size in (1e-90, 1e60, 1e150):
+    for size in (1e-42, 1e-90, 1e60, 1e150):
         weight = size * np.array([1.0, 2.0, 3.0])
+        s = 1 / size * np.array([1.0, 0.5, -1.0, 0.25])
+        check_linear(function, x, y, weight=weight, sample_weight=s, reduction="none")
         for target, options in ((t, {}), (y, {"label_smoothing": 0.25})):
             check_linear(function, x, target, weight=weight, normalizer=size / 4, **options)
         options = {"weight": weight, "sample_weight": 1 / weight[[0, 1, 2, 0]]}

@@ -245,9 +245,9 @@ TESTS = (
     ),
     Break(
         "The order in which the factors",
-        "pyce/_factors.py",
-        "self._least = _LEAST if is_wide else _LEAST_OF_ROUNDED",
-        "self._least = _LEAST",
+        "pyce/_linear_chunks.py",
+        "self.is_extreme = self._factors.extreme",
+        "self.is_extreme = False",
         ("test_linear_functions",),
     ),
     Break(
