@@ -1,4 +1,6 @@
-"""Rows with an extreme factor, for the backends in Python; `csrc/factors.c` is the same in C.
+"""Rows with an extreme factor, for the backends in Python and for the linear functions.
+
+`csrc/factors.c` is the same in C.
 
 The loss and the gradient of a row are multiplied by its sample weight, by w_y if its target is a
 label without smoothing, and the gradient also by grad_loss/denominator. If one of these is
@@ -181,6 +183,13 @@ class Factors:
     def _signs(self, values: Array) -> Array:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
+
+    def finish_gradient(self, grad: Array, rows: slice | Array) -> None:
+        """Multiply the gradient (n, C) of some rows by what is left."""
+        left = self._left_of_grad[rows]
+        some = left != 0
+        if some.any():
+            grad[some] = _multiplied(grad[some].astype(np.float64), left[some, np.newaxis])
 
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.

@@ -580,14 +580,11 @@ def checked_head(
     )
 
 
+@_fpenv.default
 def _reduced(head: Head) -> Scalar | Losses:
     """The loss in its shape."""
-    full = head.full
-    if full.reduction == "none":
-        return head.losses.reshape(full.positions)
-    loss = full.reduce(head.losses.astype(np.float64))
-    assert loss is not None
-    return loss
+    loss = head.results.loss()
+    return loss.reshape(head.full.positions) if head.full.reduction == "none" else loss
 
 
 def _outputs(

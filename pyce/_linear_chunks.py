@@ -24,6 +24,7 @@ Rows that are ignored are left out of all products, so that NaN in them stays th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,10 @@ import numpy as np
 from pyce import _arguments as arguments
 from pyce import _fpenv
 from pyce._backends import Backend
+from pyce._compensated import product
+from pyce._factors import Factors
 from pyce._problem import Problem, rows_of_array
-from pyce._types import Array
+from pyce._types import Array, Losses, Scalar
 
 CHUNK_BYTES = 64 * 2**20
 # The hidden states are divided by the softcap, in float32: within these limits without overflow.
@@ -106,6 +109,81 @@ class Head:
     grad_bias: Array | None = None
     # Divides the logits, after the softcap; 1 with gradients.
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.results = Results(self.full, self.losses, self.lse)
+
+
+class Results:
+    """The losses of the rows of `full`, which come in chunks, float32 or float64 (rows,).
+
+    Weights of any size are multiplied as `pyce._factors` describes: the losses of the chunks are
+    then without the weights of the rows.
+    """
+
+    def __init__(self, full: Problem, losses: Array, lse: Array) -> None:
+        self._full, self._losses, self._lse = full, losses, lse
+        self._with_grad = False
+        self.is_extreme = False
+
+    def prepare(self, grad_loss: float | None) -> None:
+        """Find the factors of the rows. Without a factor of the gradients, there are none."""
+        full = copy(self._full)
+        full.losses = self._losses if full.reduction == "none" else None
+        full.grad_loss = 1.0 if grad_loss is None else grad_loss
+        self._with_grad = grad_loss is not None
+        with np.errstate(all="ignore"):
+            self._denominator = full.denominator()
+            self._scale = float(np.float64(full.grad_loss) / self._denominator)
+        scale = full.row_scale(self._denominator) if self._with_grad else None
+        self._factors = Factors(full, scale, self._denominator)
+        self.is_extreme = self._factors.extreme
+        if self.is_extreme:
+            self._wide = np.zeros(full.rows)
+
+    def evaluate(self, backend: Backend, chunk: Array, part: slice | Array) -> None:
+        """Write losses and lse of the rows `part`; their gradient replaces the logits, if any."""
+        if self.is_extreme:
+            self._evaluate_extreme(backend, chunk, part)
+            return
+        p = problem_of_rows(self._full, part, chunk)
+        if self._with_grad:
+            p.grad, p.grad_loss = chunk, self._scale
+            backend.forward_backward(p)
+        else:
+            backend.forward(p)
+        self._losses[part], self._lse[part] = p.losses, p.lse
+
+    def _evaluate_extreme(self, backend: Backend, chunk: Array, part: slice | Array) -> None:
+        full = self._factors.problem
+        s = full.sample_weight
+        assert s is not None
+        p = problem_of_rows(full, part, chunk)
+        of_rows = s[part]
+        if p.labels is not None and p.weight is not None and p.smoothing == 0.0:
+            # In float64, since the losses of the chunk may be float32.
+            of_rows = product(of_rows, p.weight[p.labels])
+            p.weight = None
+        p.sample_weight = np.where(of_rows == 0.0, 0.0, 1.0)
+        backend.forward(p)
+        assert p.losses is not None
+        self._wide[part], self._lse[part] = p.losses * of_rows, p.lse
+        if self._with_grad:
+            assert self._factors.scale is not None
+            p.weight = full.weight
+            p.grad, p.grad_loss = chunk, self._factors.scale[part]
+            backend.forward_backward(p)
+            self._factors.finish_gradient(chunk, part)
+
+    def loss(self) -> Scalar | Losses:
+        """The reduced loss, or the losses of the rows (rows,)."""
+        if self.is_extreme:
+            loss = self._factors.finish(self._wide)
+        elif self._full.reduction == "none":
+            loss = None
+        else:
+            loss = self._full.reduce(self._losses.astype(np.float64), self._denominator)
+        return self._losses if loss is None else loss
 
 
 class _Blocks:
@@ -188,15 +266,17 @@ def _run(head: Head, backend: Backend) -> None:
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
     dtype = head.losses.dtype
     factor, bias, blocks = _prepared(head)
+    head.results.prepare(None if head.grad_weight is None else head.logit_scale)
     if head.grad_weight is not None:
         _with_gradients(head, backend, blocks, rows, factor, bias)
         return
     if len(rows) < full.rows:
         head.losses[...] = head.lse[...] = 0
-    if full.labels is not None and full.smoothing == 0.0 and dtype == np.float32:
+    by_classes = full.labels is not None and full.smoothing == 0.0 and dtype == np.float32
+    if by_classes and not head.results.is_extreme:
         rows = _by_classes(head, backend, blocks, rows, factor, bias)
     for part, chunk in _chunks_of(head, rows, factor, bias, blocks):
-        _evaluate(head, backend, chunk, part, None)
+        head.results.evaluate(backend, chunk, part)
 
 
 def logit_chunks(head: Head, rows: Array) -> Iterator[tuple[slice | Array, Array]]:
@@ -240,7 +320,6 @@ def _with_gradients(
     dtype = head.losses.dtype
     classes, features = head.weight.shape
     size = rows_of_chunk(head, len(rows))
-    scale = float(np.float64(head.logit_scale) / full.denominator())
 
     # Everything is allocated before anything is written.
     logits = np.empty((size, classes), dtype)
@@ -263,7 +342,7 @@ def _with_gradients(
         chunk = logits[: len(x)]
         _multiply(scaled, blocks, chunk)
         _finish_logits(chunk, bias, head.softcap, None if saved is None else saved[: len(x)])
-        _evaluate(head, backend, chunk, part, scale)
+        head.results.evaluate(backend, chunk, part)
         if saved is not None:
             for block in _row_blocks(chunk):
                 t = _without_idle(saved[: len(x)][block], chunk[block])
@@ -434,20 +513,6 @@ def problem_of_rows(full: Problem, part: slice | Array, chunk: Array) -> Problem
     p.sample_weight = None if full.sample_weight is None else full.sample_weight[part]
     p.lse_square_scale = full.lse_square_scale
     return p
-
-
-def _evaluate(
-    head: Head, backend: Backend, chunk: Array, part: slice | Array, scale: float | None
-) -> None:
-    """Losses and lse of the rows `part`; with `scale`, their gradient replaces the logits."""
-    p = problem_of_rows(head.full, part, chunk)
-    if scale is None:
-        backend.forward(p)
-    else:
-        p.grad, p.grad_loss = chunk, scale
-        backend.forward_backward(p)
-    head.losses[part] = p.losses
-    head.lse[part] = p.lse
 
 
 def _without_idle(rows: Array, grad: Array) -> Array:

@@ -316,9 +316,12 @@ def log_loss(
 
     def minus_log(values: Array) -> Array:
         wide = values.astype(np.float64)
-        if eps is not None:
-            wide = np.clip(wide, eps, 1.0 - eps)
-        return np.negative(np.log(wide))
+        if eps is None:
+            return np.negative(np.log(wide))
+        # 1 − eps has few digits of a small eps, and log p of the probabilities above none.
+        minus_log = np.negative(np.log(np.maximum(wide, eps)))
+        clipped: Array = np.where(1.0 - wide < eps, -np.log1p(-eps), minus_log)
+        return clipped
 
     return _loss(p, minus_log)
 

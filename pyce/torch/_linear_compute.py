@@ -14,6 +14,7 @@ from pyce._backends import current
 from pyce._linear_chunks import (
     CHUNK_BYTES,
     FILTERED_ROWS,
+    Results,
     checked_scales,
     kept_columns,
     problem_of_rows,
@@ -165,6 +166,7 @@ class Head:
         )
         self.losses = np.zeros(full.rows, wide)
         self.lse = np.zeros(full.rows)
+        self.results = Results(full, self.losses, self.lse)
 
     def problem(self, part: Part, chunk: Tensor) -> tuple[Problem, slice | Array]:
         """The problem of the rows of a chunk, and these rows for NumPy."""
@@ -173,19 +175,11 @@ class Head:
 
 
 @_fpenv.default
-def _evaluate(head: Head, part: Part, chunk: Tensor, scale: float, with_grad: bool) -> None:
-    """Write losses and lse of a chunk; its gradient, times `scale`, replaces the logits."""
-    p, some = head.problem(part, chunk)
-    p.grad_loss = scale
+def _evaluate(head: Head, part: Part, chunk: Tensor) -> None:
+    """Write losses and lse of a chunk; its gradient, if it is needed, replaces the logits."""
+    some = part if isinstance(part, slice) else part.numpy()
     with np.errstate(all="ignore"), _threads.at_most(torch.get_num_threads()):
-        if with_grad:
-            p.grad = p.logits
-            current().forward_backward(p)
-        else:
-            current().forward(p)
-    assert p.losses is not None
-    assert p.lse is not None
-    head.losses[some], head.lse[some] = p.losses, p.lse
+        head.results.evaluate(current(), chunk.numpy(), some)
 
 
 @_fpenv.default
@@ -199,10 +193,8 @@ def _differentiate(head: Head, part: Part, chunk: Tensor, factors: Array, lse: A
 
 @_fpenv.default
 def _reduced(head: Head) -> Array:
-    full = head.full
-    if full.reduction == "none":
-        return head.losses.reshape(head.positions)
-    return np.asarray(full.reduce(head.losses.astype(np.float64)))
+    loss = head.results.loss()
+    return np.asarray(loss).reshape(head.positions if head.full.reduction == "none" else ())
 
 
 def _add(head: Head, part: Part, gradient: Tensor) -> None:
@@ -222,12 +214,9 @@ def forward(tensors: Tensors, options: Options, needs: Needs) -> tuple[Tensor, T
     with_grad = any(needs) and options.reduction != "none"
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         head = Head(tensors, options, needs if with_grad else NO_GRADIENTS)
-        scale = 1.0
-        if with_grad:
-            with np.errstate(all="ignore"):
-                scale = float(np.float64(options.logit_scale) / head.full.denominator())
+        head.results.prepare(options.logit_scale if with_grad else None)
         for part, chunk in head.layer.chunks():
-            _evaluate(head, part, chunk, scale, with_grad)
+            _evaluate(head, part, chunk)
             if with_grad:
                 _add(head, part, chunk)
         loss = torch.from_numpy(_reduced(head)).to(options.dtype_of_loss(tensors.input.dtype))

@@ -319,3 +319,77 @@ def test_a_loss_that_is_not_finite_and_whose_factor_is_small(backend, dtype, val
             loss, grad = pyce.cross_entropy_with_grad(x, target, **given)
             np.testing.assert_array_equal([loss, pyce.cross_entropy(x, target, **given)], expected)
             assert np.isfinite(grad[[0, 2]].astype(np.float64)).all() or reduction == "sum"
+
+
+def check_linear(function, x, target, **options):
+    """`function` of a layer whose weight is the identity is `cross_entropy`, also its gradient."""
+    eye = np.eye(x.shape[1], dtype=x.dtype)
+    loss, grad = pyce.cross_entropy_with_grad(x, target, **options)
+    info = np.finfo(x.dtype)
+    tolerance = {"rtol": 8 * info.eps, "atol": info.smallest_normal}
+    found, of_input, of_weight = function(x, eye, target, chunk_bytes=1, **options)
+    np.testing.assert_allclose(found, loss, **tolerance)
+    if not np.isfinite(grad).all():
+        return  # infinity times the zeros of the weight
+    np.testing.assert_allclose(of_input, grad, **tolerance)
+    with np.errstate(over="ignore"):
+        size = np.abs(grad.T) @ np.abs(x)
+    fits = size <= info.max
+    error = np.abs(of_weight.astype(np.float64) - grad.T.astype(np.float64) @ x)
+    assert (error <= 20 * info.eps * size + info.smallest_normal)[fits].all()
+
+
+def linear(x, head, target, **options):
+    alone = pyce.linear_cross_entropy(x, head, target, **options)
+    loss, grads = pyce.linear_cross_entropy_with_grad(x, head, target, **options)
+    np.testing.assert_allclose(alone, loss, rtol=8 * np.finfo(x.dtype).eps)
+    return loss, grads.input, grads.linear_weight
+
+
+def linear_of_torch(x, head, target, **options):
+    torch = pytest.importorskip("torch")
+    import pyce.torch
+
+    leaves = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, head)]
+    options = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    loss = pyce.torch.linear_cross_entropy(*leaves, torch.from_numpy(np.asarray(target)), **options)
+    grads = torch.autograd.grad(loss.sum(), leaves)
+    return loss.detach().numpy(), *(g.numpy() for g in grads)
+
+
+@pytest.mark.parametrize("function", [linear, linear_of_torch])
+@by_float
+def test_linear_functions(backend, function, dtype):
+    """Weights and normalizers of any size, in chunks of one row."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(4, 3)).astype(dtype)
+    y, t = rng.integers(0, 3, 4), rng.random((4, 3))
+    for size in (12, 40, 120, 300):
+
+        def factors(*shape, size=size):
+            return 10.0 ** rng.uniform(-size, size, shape) * rng.choice([1, 1, -1], shape)
+
+        for reduction in ("mean", "sum", "none"):
+            for target in (y, t):
+                s = factors(4)
+                options = {"reduction": reduction, "sample_weight": s}
+                if target is y:
+                    options["weight"] = factors(3)
+                if reduction == "mean":
+                    options["normalizer"] = float(factors())
+                check_linear(function, x, target, **options)
+    for of_rows, of_classes in ((1e-50, 1.0), (1e-200, 1e-200), (1e200, 1e200), (1.5e308, 1.0)):
+        weight, s = np.full(3, of_classes), of_rows * np.array([1.0, 0.5, 1.0, 0.25])
+        check_linear(function, x, y, weight=weight, sample_weight=s)
+        check_linear(function, x, t, sample_weight=s)
+    for size in (1e-42, 1e-90, 1e60, 1e150):
+        weight = size * np.array([1.0, 2.0, 3.0])
+        s = 1 / size * np.array([1.0, 0.5, -1.0, 0.25])
+        check_linear(function, x, y, weight=weight, sample_weight=s, reduction="none")
+        for target, options in ((t, {}), (y, {"label_smoothing": 0.25})):
+            check_linear(function, x, target, weight=weight, normalizer=size / 4, **options)
+        options = {"weight": weight, "sample_weight": 1 / weight[[0, 1, 2, 0]]}
+        check_linear(function, x, y, lse_square_scale=0.5, **options)
+    s = np.array([math.inf, 0.0, 1.0, 1.0])
+    for reduction in ("sum", "none"):
+        check_linear(function, x, y, sample_weight=s, reduction=reduction)

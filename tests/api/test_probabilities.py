@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from every import every
@@ -66,13 +67,21 @@ def test_log_loss_of_zero(backend):
     assert np.isfinite(pyce.log_loss(np.array([[1 - 1e-300, 1e-300]]), [1]))
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-15, 1e-7, 0.01])
+@pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-17, 1e-15, 1e-7, 0.01, 0.4])
 def test_log_loss_clips_on_request(backend, eps):
-    p = np.array([[1.0, 0.0], [0.0, 1.0], [0.3, 0.7]])
-    got = pyce.log_loss(p, [1, 1, 0], eps=eps, reduction="none")
-    with np.errstate(divide="ignore"):
-        expected = -np.log(np.clip([0.0, 1.0, 0.3], eps, 1 - eps))
-    np.testing.assert_allclose(got, expected, rtol=1e-15)
+    """Against numbers without rounding: 1 − eps has few digits of a small eps."""
+    p = np.array([0.0, 1.0, 1.0 - 2.0**-53, 0.3, 0.7, 2.0, -1.0, np.nan])
+    got = pyce.log_loss(np.stack([p, 1 - p], axis=1), np.zeros(8, int), eps=eps, reduction="none")
+    assert np.isnan(got[-1])
+    assert (got[:-1] >= 0.0).all()
+    with mpmath.workdps(400):
+        for found, given in zip(got.tolist(), p.tolist()[:-1], strict=False):
+            clipped = min(max(mpmath.mpf(given), eps), 1 - mpmath.mpf(eps))
+            if not clipped:
+                assert found == math.inf
+                continue
+            exact = -mpmath.log(clipped)
+            assert abs(found - exact) <= 2 * np.spacing(float(exact)), given
 
 
 def test_probabilities_are_taken_as_they_are(backend):

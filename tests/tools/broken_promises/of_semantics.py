@@ -65,6 +65,7 @@ SEMANTICS = (
         "q.lse_square_scale = float(np.ldexp(p.lse_square_scale, -soft))",
         "pass",
         ("test_class_weights_do_not_multiply_lse_square",),
+        backend="numpy",
     ),
     Break(
         "`linear_cross_entropy` and `linear_cross_entropy_with_grad` are",
@@ -170,9 +171,9 @@ SEMANTICS = (
     ),
     Break(
         "In `pyce.torch.linear_cross_entropy`, ignored rows",
-        "pyce/torch/_linear_compute.py",
-        "head.losses[some], head.lse[some] = p.losses, p.lse",
-        "head.losses[some], head.lse[some] = np.nan_to_num(p.losses), p.lse",
+        _CHUNKS,
+        "self._losses[part], self._lse[part] = p.losses, p.lse",
+        "self._losses[part], self._lse[part] = np.nan_to_num(p.losses), p.lse",
         ("test_weights_that_are_not_finite",),
     ),
     Break(
@@ -391,8 +392,9 @@ SEMANTICS = (
     Break(
         "`log_loss` takes probabilities",
         _PROBABILITIES,
-        "wide = np.clip(wide, eps, 1.0 - eps)",
-        "wide = np.clip(wide, eps, 1.0)",
+        "np.where(1.0 - wide < eps, -np.log1p(-eps), minus_log)",
+        "np.where(1.0 - wide < eps, -np.log(1.0 - eps), minus_log)",
+        ("test_log_loss_clips_on_request",),
     ),
     Break(
         "`log_loss` takes probabilities",
