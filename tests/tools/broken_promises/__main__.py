@@ -74,10 +74,11 @@ def faults(page: list[Line]) -> list[str]:
 
 
 class How(NamedTuple):
-    """How tests run: the first two arguments of named.py, and pytest's -k."""
+    """How tests run: the first three arguments of named.py, and pytest's -k."""
 
     backend: str
     isas: str
+    cases: str
     which: str
 
 
@@ -102,10 +103,11 @@ def how_of(given: Break) -> How:
     if given.file.startswith("csrc/"):
         isa = units_of(given)[1]
         isas = "one" if isa == ISAS[0] or given.backend else "all"
-        return How(f"c-{isa}", isas, given.which)
+        return How(f"c-{isa}", isas, given.cases, given.which)
     of_backend = re.match(r"pyce/_backends/(numba|numpy)\b", given.file)
     name = given.backend or (of_backend[1] if of_backend else "c")
-    return How(f"c-{ISAS[0]}" if name == "c" else name, "all", given.which)
+    name = f"c-{ISAS[0]}" if name == "c" else name
+    return How(name, "all", given.cases, given.which)
 
 
 class Copy:
@@ -146,8 +148,9 @@ class Copy:
             **{"PYTHONPATH": str(self.home), "CI": "", "OPENBLAS_NUM_THREADS": "1"},
             "NUMBA_CACHE_DIR": str(self.home / "compiled"),
         }
-        command = [sys.executable, "-B", str(self.home / "tests/tools/broken_promises/named.py"),
-                   how.backend, how.isas, *(["-k", how.which] if how.which else []), *options,
+        program = self.home / "tests/tools/broken_promises/named.py"
+        command = [sys.executable, "-B", str(program), how.backend, how.isas, how.cases,
+                   *(["-k", how.which] if how.which else []), *options,
                    "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider", *tests]  # fmt: skip
         return run(command, cwd=self.home, env=environment, timeout=LIMIT)
 

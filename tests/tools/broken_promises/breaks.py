@@ -17,8 +17,9 @@ class Break(NamedTuple):
     `line` is the beginning of the behaviour in docs/semantics.md, long enough to be that of one
     line. All tests that the line names run, or only those of the functions `tests`: on the backend
     that `file` belongs to, or on `backend` ("c", "numpy" or "numba", or "c-scalar" for a file in
-    C), and only the cases that pytest's -k selects by `which`. A break in the kernels is one of
-    those for `dtype`.
+    C), and only those that pytest's -k selects by `which`. Of the cases that a test tries in a
+    loop (every.py), those run whose values match the regular expression `cases`. A break in the
+    kernels is one of those for `dtype`.
     """
 
     line: str
@@ -28,6 +29,7 @@ class Break(NamedTuple):
     tests: tuple[str, ...] = ()
     backend: str = ""
     which: str = ""
+    cases: str = ""
     dtype: str = "f32"
 
 

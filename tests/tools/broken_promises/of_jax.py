@@ -15,6 +15,16 @@ JAX = (
         "",
         ("test_same_as_optax",),
     ),
+    *(
+        Break(
+            "Optax's documented examples and test values hold",
+            _XLA,
+            "        .ignore_index = INT64_MIN,\n",
+            "        .ignore_index = INT64_MIN,\n        .smoothing = 0x1p-8,\n",
+            (test,),
+        )
+        for test in ("test_values_of_optax", "test_same_as_numpy")
+    ),
     Break(
         "The loss has the dtype of the logits",
         _LOSSES,
@@ -50,6 +60,13 @@ JAX = (
         ("test_export_with_a_symbolic_number_of_rows",),
     ),
     Break(
+        "`jit`, `vmap`, `lax.scan`, `jax.checkpoint`",
+        _FFI,
+        'vmap_method="broadcast_all"',
+        'vmap_method="expand_dims"',
+        ("test_vmap_scan_checkpoint_and_donation",),
+    ),
+    Break(
         "A row has the same gradient, byte for byte",
         _XLA,
         "    return !signbit(factor) && factor == fabs(number);\n",
@@ -65,6 +82,20 @@ JAX = (
         "        p->sample_weight = wide;\n",
         "        p->grad_losses = wide;\n",
         ("test_rows_whose_losses_are_not_used_have_no_gradient",),
+    ),
+    Break(
+        "A row has the same gradient, byte for byte",
+        _XLA,
+        "        p->grad_loss = first;\n",
+        "        p->grad_loss = first * (1 + 0x1p-20);\n",
+        ("test_a_right_guess_of_the_cotangent_changes_no_byte",),
+    ),
+    Break(
+        "A row has the same gradient, byte for byte",
+        _XLA,
+        "((float *)used)[i] = -((const float *)guess)[i];",
+        "((float *)used)[i] = ((const float *)guess)[i] * (i ? 1 : -1);",
+        ("test_saved_gradients_of_vmap_are_taken_apart",),
     ),
     Break(
         "Labels −C to −1 count from the last class",
@@ -104,6 +135,20 @@ JAX = (
         "    if found and int(found[1]) != _MAJOR:\n",
         "    if False:\n",
         ("test_an_unknown_major_version_is_refused_at_import",),
+    ),
+    Break(
+        "A JAX whose foreign function interface",
+        _FFI,
+        "except ImportError as error:\n",
+        "except AttributeError as error:\n",
+        ("test_without_the_extension",),
+    ),
+    Break(
+        "A JAX whose foreign function interface",
+        _XLA,
+        "    metadata->traits = 0;\n",
+        "",
+        ("test_the_handler_tells_its_version",),
     ),
     Break(
         "A JAX whose foreign function interface",
