@@ -330,6 +330,27 @@ def test_a_result_with_one_element_for_many(stride):
     assert raw.run() == lib.PYCE_OK
 
 
+@every(("shape", "stride"), [((6, 1, 1), "class_stride"), ((1, 5, 1), "outer_stride")])
+@every("value", [0, 99, -99])
+def test_a_stride_along_which_there_is_one_element(shape, stride, value):
+    """It may be any number, and the array is contiguous all the same."""
+    strides = {f"{name}__{stride}": value for name in ("logits", "result")}
+    plain, raw = Raw(shape=shape), Raw(shape=shape).set(**strides)
+    assert plain.run() == raw.run() == lib.PYCE_OK
+    assert raw.arrays["result"].tobytes() == plain.arrays["result"].tobytes()
+    raw = Raw(shape=shape).set(**strides)
+    raw.point("result", raw.arrays["labels"])
+    raw.assert_refused()
+
+
+def test_offsets_in_place_of_the_stride_of_a_result():
+    plain, raw = Raw("SOFTMAX"), Raw("SOFTMAX").set(result__outer_stride=0)
+    offsets = np.arange(6) * 5
+    raw.c.result.offsets = ffi.from_buffer("int64_t[]", offsets)
+    assert plain.run() == raw.run() == lib.PYCE_OK
+    assert raw.arrays["result"].tobytes() == plain.arrays["result"].tobytes()
+
+
 def test_no_problem():
     assert lib.pyce_run(ffi.NULL) == lib.PYCE_BAD_ARGUMENT
     room = bytearray(ffi.sizeof("pyce_problem") + 8)
@@ -926,6 +947,9 @@ def test_the_bernoulli_loss_refuses(dtype):
         b.assert_refused(**change)
     assert b.run() == lib.PYCE_OK
     expected, total = b.arrays["grad"].tobytes(), b.total[0]
+    b.total[0] = -7.25
+    assert b.run(threads=1) == lib.PYCE_OK
+    assert b.total[0] == total
     # In place, with any number of threads, and without losses.
     assert b.run(grad=b.at("logits"), losses=ffi.NULL, threads=2**31 - 1) == lib.PYCE_OK
     assert b.arrays["logits"].tobytes() == expected
