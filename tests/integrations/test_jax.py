@@ -376,10 +376,12 @@ typedef struct { size_t struct_size; void *e; xla_api *api; void *context; int s
                  xla_values arguments; xla_values results; } xla_call_frame;
 """
 F32, S32 = 11, 4
+# XLA's codes of errors: unimplemented, internal; all others are invalid arguments.
+CODES = {"version": 12, "unknown size": 12, "missing": 13}
 
 
 def forged(change, arguments=("logits", "labels"), results=("losses",), handler="cross_entropy"):
-    """The message with which the handler refuses a changed call, and its last result after it."""
+    """The code and message with which the handler refuses a changed call; its last result then."""
     from pyce._pyce import ffi as pyce_ffi
     from pyce._pyce import lib
 
@@ -389,7 +391,7 @@ def forged(change, arguments=("logits", "labels"), results=("losses",), handler=
 
     @ffi.callback("void *(xla_error_arguments *)")
     def create_error(arguments):
-        messages.append(ffi.string(arguments.message).decode())
+        messages.append(f"{arguments.code} {ffi.string(arguments.message).decode()}")
         return ffi.cast("void *", 1)
 
     def new(*arguments):
@@ -431,6 +433,12 @@ def forged(change, arguments=("logits", "labels"), results=("losses",), handler=
     failed = handle(pyce_ffi.cast("void *", address)) != pyce_ffi.NULL
     assert failed == bool(messages)
     return messages, list(outputs[results[-1]])
+
+
+def assert_refused(messages, words):
+    (message,) = messages
+    assert words in message
+    assert message.startswith(f"{CODES.get(words, 3)} pyce: ")
 
 
 def set_field(path, value):
@@ -476,7 +484,7 @@ def set_dim(name, i, value):
 )
 def test_the_handler_refuses_what_it_does_not_know(change, words):
     messages, losses = forged(change)
-    assert len(messages) == 1 and words in messages[0]
+    assert_refused(messages, words)
     assert losses == [7.0, 7.0]
 
 
@@ -499,7 +507,7 @@ BACKWARD = ("logits", "labels", "factors", "saved", "used"), ("gradient",)
 )
 def test_the_handler_refuses_a_backward_pass(change, words):
     messages, gradient = forged(change, *BACKWARD)
-    assert len(messages) == 1 and words in messages[0]
+    assert_refused(messages, words)
     assert gradient == [7.0] * 6
 
 
@@ -512,6 +520,7 @@ def test_the_handler_accepts_valid_frames():
 
     messages, losses = forged(nothing)
     np.testing.assert_allclose(losses, [2.407606, 1.407606], rtol=1e-6)
+    assert forged(set_field("api.version.minor", 1)) == ([], losses)  # the oldest version
     p = pyce.softmax(np.array([1.0, 2.0, 3.0]))
     expected = np.concatenate([p - [1, 0, 0], 2 * (p - [0, 1, 0])])
     for call in (BACKWARD, (("logits", "labels", "factors"), ("losses", "gradient"))):
