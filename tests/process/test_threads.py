@@ -298,6 +298,35 @@ def test_the_number_of_threads_changes_while_calls_run(backend, run_python):
         assert with_one == 0
 
 
+TOO_MANY = """
+import os, time
+import numpy as np, pyce
+from pyce import _threads
+_threads._affinity = lambda: 64
+_threads._quota_now = lambda: 64.0
+
+def tasks():
+    return len(os.listdir('/proc/self/task'))
+
+before = tasks()
+x = np.zeros(2 * 16384)  # the smallest number of logits that threads share
+pyce.set_num_threads(4)
+pyce.cross_entropy(np.zeros((4000, 1000), np.float32), np.zeros(4000, int))
+assert tasks() == before + 3
+pyce.set_num_threads(2)
+pyce.binary_cross_entropy(x, x)
+patience = time.monotonic() + 100
+while tasks() > before + 1 and time.monotonic() < patience:
+    time.sleep(0.01)
+assert tasks() == before + 1
+"""
+
+
+@needs_proc
+def test_a_binary_loss_ends_the_threads_that_are_too_many(run_python, c_backends):
+    run_python("-c", TOO_MANY, PYCE_BACKEND="c", OPENBLAS_NUM_THREADS="1")
+
+
 CALLERS = """
 import os, threading, time
 import numpy as np, pyce
