@@ -13,6 +13,7 @@ from mutant import Mutant, normalised
 FILE = Path(__file__).with_name("equivalent.txt")
 # Functions that choose between ways to the same result.
 FUNCTIONS = {
+    "bytes_of": "whether results bypass the caches",
     "prefetch_rows": "which memory is prefetched",
     "pyce_grain": "how rows are distributed among threads",
     "pyce_last_cache": "how large the last cache is taken to be",

@@ -148,7 +148,7 @@ RULES_OF_C = (
         "api", "extreme_factors", "zero_coefficients", "nonfinite"), True),
     (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
     (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder(
-        "process", "threads", "thread_count", "forks"), True),
+        "process", "threads", "thread_count", "forks", "signals"), True),
     (r"csrc/dispatch\.[ch]", _folder("api", "backends") + _folder("process", "environment"), False),
     (r"csrc/fpenv\.h", _folder("process", "fpenv"), False),
     (r"csrc/kernels/cpu_x86\.h", _folder("c", "cpu"), False),
