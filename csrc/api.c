@@ -44,8 +44,9 @@ int pyce_complete(pyce_problem *p, const pyce_shards *shards, const double *cons
     return status;
 }
 
-/* Of contiguous arrays: the strides, and where the loss goes. */
-static int run_contiguous(pyce_problem *p, void *loss) {
+/* Of contiguous arrays: the strides, and where the loss goes. `half` is NULL, or where the caller
+   writes the loss afterwards, rounded to a half type. */
+static int run_contiguous(pyce_problem *p, void *loss, const void *half) {
     int64_t stride;
     if (!loss || p->operation < PYCE_FORWARD || p->operation > PYCE_FORWARD_BACKWARD ||
         p->reduction < PYCE_MEAN || p->reduction > PYCE_NONE ||
@@ -59,6 +60,12 @@ static int run_contiguous(pyce_problem *p, void *loss) {
     }
     p->grad_loss = 1.0;
     *(p->reduction == PYCE_NONE ? &p->losses : &p->reduced) = loss;
+    if (half) {
+        const pyce_fpenv before = pyce_fpenv_enter();
+        const int is_apart = pyce_is_apart(p, half, sizeof(uint16_t));
+        pyce_fpenv_leave(before);
+        if (!is_apart) return PYCE_BAD_ARGUMENT;
+    }
     return pyce_run(p);
 }
 
@@ -82,7 +89,7 @@ int pyce_cross_entropy(int operation, int dtype, int reduction, int threads, int
         .smoothing = smoothing,
         .ignore_index = ignore_index,
     };
-    return run_contiguous(&p, loss);
+    return run_contiguous(&p, loss, NULL);
 }
 
 int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, int64_t outer,
@@ -90,7 +97,7 @@ int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, 
                           uintptr_t probs, int probs_dtype, uintptr_t weight, uintptr_t grad,
                           double smoothing, int64_t ignore_index, uintptr_t loss, int loss_dtype) {
     const int half = loss_dtype == PYCE_FLOAT16 || loss_dtype == PYCE_BFLOAT16;
-    if (half ? dtype == PYCE_FLOAT64 || reduction == PYCE_NONE || !loss || loss % _Alignof(uint16_t)
+    if (half ? dtype == PYCE_FLOAT64 || reduction == PYCE_NONE || !loss
              : loss_dtype != (dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32)) {
         return PYCE_BAD_ARGUMENT;
     }
@@ -113,7 +120,8 @@ int pyce_cross_entropy_at(int operation, int dtype, int reduction, int threads, 
         .ignore_index = ignore_index,
     };
     float single;
-    const int status = run_contiguous(&p, half ? (void *)&single : (void *)loss);
+    const int status =
+        half ? run_contiguous(&p, &single, (void *)loss) : run_contiguous(&p, (void *)loss, NULL);
     if (half && status == PYCE_OK) {
         *(uint16_t *)loss = loss_dtype == PYCE_FLOAT16 ? to_f16(single) : to_bf16(single);
     }
@@ -151,10 +159,7 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
         .grad = grad,
         .scale = scale,
     };
-    if (threads < 1 || !total || (uintptr_t)total % _Alignof(double) ||
-        !pyce_bernoulli_is_valid(&b)) {
-        return PYCE_BAD_ARGUMENT;
-    }
+    if (threads < 1 || !pyce_bernoulli_is_valid(&b, total)) return PYCE_BAD_ARGUMENT;
     const pyce_fpenv before = pyce_fpenv_enter();
     const int status = pyce_run_bernoulli(&b, threads, total);
     pyce_fpenv_leave(before);

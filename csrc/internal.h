@@ -73,9 +73,11 @@ typedef struct {
 
 /* validate.c: whether arguments are valid; nothing is written. */
 int pyce_problem_is_valid(const pyce_problem *p);
+/* Moreover, `size` bytes at `data`, aligned to their size, are written. */
+int pyce_is_apart(const pyce_problem *p, const void *data, size_t size);
 int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
                           const double *const *states);
-int pyce_bernoulli_is_valid(const pyce_bernoulli *b);
+int pyce_bernoulli_is_valid(const pyce_bernoulli *b, const double *total);
 int pyce_scaling_is_valid(const pyce_scaling *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
 

@@ -165,6 +165,12 @@ int pyce_problem_is_valid(const pyce_problem *p) {
     return add_problem(&all, p) && nothing_overlaps(&all);
 }
 
+int pyce_is_apart(const pyce_problem *p, const void *data, size_t size) {
+    extents all = {.count = 0};
+    return add_flat(&all, data, 1, size, size, 1, 1, 1) && add_problem(&all, p) &&
+           nothing_overlaps(&all);
+}
+
 int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
                           const double *const *states) {
     static const double none = 0; /* in place of the logits of a shard without classes */
@@ -213,7 +219,9 @@ int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, doub
     return 1;
 }
 
-int pyce_bernoulli_is_valid(const pyce_bernoulli *b) {
+int pyce_bernoulli_is_valid(const pyce_bernoulli *b, const double *total) {
+    extents all = {.count = 0};
+    if (!add_doubles(&all, total, 1, 1, 1, 1)) return 0;
     if (b->dtype != PYCE_FLOAT32 && b->dtype != PYCE_FLOAT64) return 0;
     if (b->n < 0 || b->n > MOST_ELEMENTS) return 0;
     if (b->n == 0) return 1;
@@ -229,7 +237,6 @@ int pyce_bernoulli_is_valid(const pyce_bernoulli *b) {
         {b->losses, 1},
         {b->grad, 1},
     };
-    extents all = {.count = 0};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         if (!add_flat(&all, arrays[i].data, b->n, pyce_item_size(b->dtype),
                       pyce_item_alignment(b->dtype), 0, 1, arrays[i].written)) {

@@ -844,6 +844,9 @@ def test_probabilities_at_addresses(dtype, reduction, weighted):
     assert common.raw.arrays["result"].tobytes() == raw.arrays["result"].tobytes()
 
 
+PLACES = {"logits": "logits", "labels": "labels", "grad": "result"}
+
+
 def test_the_common_case_at_addresses_refuses():
     common = Common(dtype="FLOAT16")
     before = common.raw.memory(), list(common.loss)
@@ -852,6 +855,12 @@ def test_the_common_case_at_addresses_refuses():
         ("FLOAT64", {}),
         ("FLOAT16", {"loss": 0}),
         ("FLOAT16", {"loss": odd}),
+        # The rounded loss is an output, too.
+        *(
+            ("BFLOAT16", {"loss": ffi.cast("char *", common.arguments[name]) + shift})
+            for name in ("logits", "labels", "grad")
+            for shift in (0, 2, common.raw.arrays[PLACES[name]].nbytes - 2)
+        ),
         ("FLOAT16", {"logits": 0}),
         ("FLOAT32", {"labels": 0}),
     ):
@@ -943,6 +952,8 @@ def test_the_bernoulli_loss_refuses(dtype):
         {"losses": b.at("logits")},
         {"grad": b.at("logits", 8)},
         {"grad": b.at("logits"), "losses": b.at("logits")},
+        *({"total": ffi.cast("double *", b.at(name, 8))} for name in b.NAMES),
+        {"n": 0, "total": ffi.NULL},
     ):
         b.assert_refused(**change)
     assert b.run() == lib.PYCE_OK
