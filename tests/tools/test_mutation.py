@@ -21,3 +21,18 @@ def test_lists_match_the_sources():
         *("pyce/_backends/numpy.py", "pyce/_shards.py", "pyce/mpi.py", "pyce/jax/_losses.py"),
         *("pyce/_backends/numba/_rows.py", "pyce/numba/_c.py", "pyce/_threads.py"),
     }
+
+
+def test_what_stands_between_functions_belongs_to_none(monkeypatch):
+    """Else a function whose mutants have no effect would excuse the constants after it."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tools" / "mutation"))
+    from mutant import Mutant
+
+    text = (ROOT / "csrc" / "plan.c").read_text(encoding="utf-8")
+    for place, function in (
+        ("grain < 1", "pyce_grain"),
+        ("32768", ""),
+        ("smooth = p->smoothing", "plan_coefficients"),
+    ):
+        start = text.index(place)
+        assert Mutant("csrc/plan.c", start, start + 1, "0", "constant").function() == function

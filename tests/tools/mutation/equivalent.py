@@ -17,6 +17,8 @@ FUNCTIONS = {
     "prefetch_rows": "which memory is prefetched",
     "pyce_grain": "how rows are distributed among threads",
     "pyce_last_cache": "how large the last cache is taken to be",
+    "pyce_pool_is_warm": "how many threads are used",
+    "pyce_pool_note_call": "how many threads are used",
     "pyce_threads_for": "how many threads are used",
     "platform_cache_size": "how large the last cache is taken to be",
     "platform_pause": "how a thread that waits spins",

@@ -98,10 +98,16 @@ class Mutant:
         return normalised(*self.hunk())
 
     def function(self) -> str:
-        """The name of the function that it is in."""
-        text = source(self.file)[: self.start]
+        """The name of the function that it is in; in C, empty outside of functions."""
         if self.file.endswith(".py"):
+            text = source(self.file)[: self.start]
             found = re.findall(r"^(?:    )?def (\w+)", text, re.MULTILINE)
-        else:
-            found = re.findall(r"^\w[^\n;=]*?\b(\w+)\([^;]*?\{", text, re.MULTILINE)
-        return found[-1] if found else ""
+            return found[-1] if found else ""
+        text = _code(self.file)[: self.start]
+        heads = list(re.finditer(r"^\w[^\n;=]*?\b(\w+)\([^;]*?\{", text, re.MULTILINE))
+        depth = 0
+        for brace in re.findall(r"[{}]", text[heads[-1].start() :]) if heads else "":
+            depth += 1 if brace == "{" else -1
+            if depth == 0:  # the function has ended
+                return ""
+        return heads[-1][1] if heads else ""
