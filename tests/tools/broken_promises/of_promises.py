@@ -6,6 +6,14 @@ from breaks import Break, Unbroken
 
 _FINALIZE, _FINALIZE_F32 = "csrc/kernels/finalize.inc.h", "csrc/kernels/finalize_f32.inc.h"
 _RUN, _POOL, _PLAN = "csrc/run.c", "csrc/pool.c", "csrc/plan.c"
+# Gradients and losses that depend on what they must not depend on.
+_SCALE = "    job.grad_scale = o->grad_scale;\n"
+_SCALE_UNLESS = "    job.grad_scale = o->grad_scale * ({} ? 1 : 1 + 0x1p-20);\n"
+_LOSS = "    p->loss = loss;\n"
+_LOSS_OF_CHILD = (
+    "    extern int getpid(void);\n    static int first;\n    if (!first) first = getpid();\n"
+    "    p->loss = loss *= first == getpid() ? 1 : 1 + 0x1p-20;\n"
+)
 # Cases of tests/accuracy/test_accuracy.py, where all of them take a minute: of some regimes, and of
 # tests without regimes.
 _FEW = r"random|spread25|spread140|^[01] \d+$"
@@ -124,8 +132,8 @@ PROMISES = (
     Break(
         "The same bytes for any number of threads",
         _RUN,
-        "    job.grad_scale = o->grad_scale;\n",
-        "    job.grad_scale = o->grad_scale * (o->threads == 1 ? 1 : 1 + 0x1p-20);\n",
+        _SCALE,
+        _SCALE_UNLESS.format("o->threads == 1"),
         ("test_any_number_of_threads_with_the_class_axis_in_the_middle",),
     ),
     Break(
@@ -133,6 +141,29 @@ PROMISES = (
         _PLAN,
         "    job->on_value_error = (1.0 - job->on_value) - p->smoothing;\n",
         "    job->on_value_error = p->outer > 1 ? (1.0 - job->on_value) - p->smoothing : 0;\n",
+    ),
+    Break(
+        "The same bytes for a row alone",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("p->outer > 1"),
+        ("test_a_row_alone_is_the_row_in_a_batch",),
+        cases="float32",
+    ),
+    Break(
+        "The same bytes for any alignment",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("(uintptr_t)p->logits.data % 64 == 0"),
+        ("test_bytes_at_any_alignment",),
+        cases="float32",
+    ),
+    Break(
+        "The same bytes for any alignment",
+        _RUN,
+        _SCALE,
+        _SCALE_UNLESS.format("p->logits.class_stride == p->inner"),
+        ("test_layout_does_not_matter",),
     ),
     Break(
         "The same bytes for any alignment",
@@ -148,6 +179,13 @@ PROMISES = (
         "#define EXP_6 0x1.6a445cp-10f",
         ("test_bytes",),
         cases="float32",
+    ),
+    Break(
+        "The same bytes in every run",
+        _RUN,
+        _LOSS,
+        _LOSS_OF_CHILD,
+        ("test_bytes_in_another_process",),
     ),
     Break(
         "The same bytes for classes on any number of processes",
@@ -183,6 +221,20 @@ PROMISES = (
         '_run = lambda c: _held(int(ffi.cast("uintptr_t", c)))\n'
         "_cross_entropy = lambda *arguments: -1\n",
         ("test_the_interpreter_is_free_meanwhile",),
+    ),
+    Break(
+        "The GIL is released during a call",
+        _POOL,
+        "    scratch_buffer *b = platform_get_value(scratch_key);\n",
+        "    static scratch_buffer *b;\n",
+        ("test_sixteen_callers",),
+    ),
+    Break(
+        "A fork before, during or after a call",
+        _RUN,
+        _LOSS,
+        _LOSS_OF_CHILD,
+        ("test_a_pool_of_forked_processes", "test_bytes_in_another_process"),
     ),
     Break(
         "A fork before, during or after a call",
