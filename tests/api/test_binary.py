@@ -1,5 +1,7 @@
 """`binary_cross_entropy`: values, extreme logits, weights, shapes, dtypes and layouts."""
 
+import math
+
 import numpy as np
 import oracle
 from every import every
@@ -42,6 +44,15 @@ def test_bernoulli_accuracy(backend, count, weighted, dtype):
     mean, mean_grad = pyce.binary_cross_entropy_with_grad(x, t, **options)
     assert oracle.ulp_error(mean, exact.sum() / float(count)) <= 4
     assert oracle.ulp_error(mean_grad, slope / float(count), terms / count)[normal].max() <= 6
+
+
+def test_bernoulli_of_a_million_elements(backend):
+    """More pieces than the C backend keeps the sums of on the stack, the last one not whole."""
+    x = np.random.default_rng(0).normal(size=65 * 16384 + 5)
+    t = np.arange(len(x)) % 3 / 2
+    exact = math.fsum(t * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x))
+    np.testing.assert_allclose(pyce.binary_cross_entropy(x, t), exact / len(x), rtol=1e-14)
+    np.testing.assert_allclose(pyce.binary_cross_entropy(x, t, reduction="sum"), exact, rtol=1e-14)
 
 
 def test_bernoulli_where_the_exponential_is_subnormal(backend):

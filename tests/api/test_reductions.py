@@ -288,3 +288,24 @@ def test_weights_whose_sum_is_nearly_too_large(backend):
     for target in ([0, 0], np.tile([1.0, 0.0], (2, 1))):
         _, grad = pyce.cross_entropy_with_grad(np.zeros((2, 2)), target, **options)
         np.testing.assert_allclose(grad, [[-0.25, 0.25]] * 2)
+
+
+@every(("rows", "classes"), [(300_000, 2), (300, 2100)])
+def test_the_mean_of_many_rows(backend, rows, classes):
+    """More sums of rows and pieces of labels than the C backend has room for on the stack."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(rows, classes)), rng.integers(0, classes, rows)
+    y[::7] = -100
+    w = rng.uniform(0.5, 2, classes)
+    loss, grad = pyce.cross_entropy_with_grad(x, y, weight=w)
+    e = np.exp(x)
+    valid, sums = y >= 0, e.sum(1)
+    factors = np.where(valid, w[y % classes], 0) / math.fsum(w[y[valid]])
+    exact = math.fsum(factors * (np.log(sums) - x[np.arange(rows), y % classes]))
+    np.testing.assert_allclose(loss, exact, rtol=1e-13)
+    p = e / sums[:, None]
+    p[valid, y[valid]] -= 1
+    np.testing.assert_allclose(grad, p * factors[:, None], rtol=1e-9, atol=1e-19)
+    y[[rows - 20, rows - 2]] = classes
+    with pytest.raises(IndexError, match=str(rows - 20)):
+        pyce.cross_entropy(x, y, weight=w)

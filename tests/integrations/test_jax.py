@@ -1,9 +1,11 @@
 """pyce.jax: Optax's functions under JAX's transformations; the handler with forged frames."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,6 +333,21 @@ def test_an_unknown_major_version_is_refused_at_import():
     check_version("#define XLA_FFI_API_MAJOR 0\n")
     with pytest.raises(ImportError, match="version 1"):
         check_version("#define XLA_FFI_API_MAJOR 1\n")
+
+
+def test_numbers_of_xla_are_those_of_its_header():
+    own = Path(__file__).resolve().parents[2] / "csrc" / "xla_ffi.h"
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h")
+    if not (own.exists() and header.exists()):
+        pytest.skip("one of the headers is not here")
+    kinds = "Error_Code|ExecutionStage|ArgType|Extension"
+    of_xla = re.findall(rf"XLA_FFI_(?:{kinds})_(\w+) = (\d+)", header.read_text(encoding="utf-8"))
+    known = {name.upper(): number for name, number in of_xla}
+    declared = dict(re.findall(r"XLA_([A-Z_]+) = (\d+)", own.read_text(encoding="utf-8")))
+    shared = {name: known[name] for name in declared if name in known}
+    codes = {"INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "INTERNAL"}
+    assert shared.keys() == codes | {"EXECUTE", "BUFFER", "METADATA"}
+    assert shared == {name: declared[name] for name in shared}
 
 
 def test_without_the_extension():
