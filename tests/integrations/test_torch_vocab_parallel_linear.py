@@ -85,7 +85,7 @@ def test_ranks_agree_with_pytorch_in_float64(ranks, backend):
             close(of_rank[1], losses)
             close(of_rank[2], of_input)
             if x.dtype is torch.bfloat16:
-                is_rounded_once(of_rank[2], of_input)
+                is_rounded_after_the_sum(of_rank[2], of_input)
         close(torch.cat([one[3] for one in found]), of_weight)
         if b is not None:
             close(torch.cat([one[4] for one in found]), of_bias)
@@ -106,10 +106,12 @@ def close(actual, exact):
     )
 
 
-def is_rounded_once(actual, exact):
-    """The parts of the ranks are added before they are rounded to 8 bits."""
-    rounding, of_float32 = 2**-8 * exact.abs(), 2**-18 * exact.abs().max()
-    assert ((actual.double() - exact).abs() <= rounding + of_float32).all()
+def is_rounded_after_the_sum(actual, exact):
+    """The parts of the ranks are added before they are rounded to 8 bits, and once more when the
+    gradient of the loss multiplies the sum.
+    """
+    roundings, of_float32 = 2**-7 * exact.abs(), 2**-16 * exact.abs().max()
+    assert ((actual.double() - exact).abs() <= roundings + of_float32).all()
 
 
 def test_errors_are_raised_on_all_ranks():

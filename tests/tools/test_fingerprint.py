@@ -57,7 +57,7 @@ def test_caches(monkeypatch, tmp_path):
     assert _caches.caches() == {}
     assert 2**20 <= last_cache() <= 2**30
     entries = (("1", "Data", "48K"), ("1", "Instruction", "999999K"), ("2", "Unified", "2048K"))
-    for number, entry in enumerate((*entries, ("3", "Unified", None), ("4", "Unified", "0"))):
+    for number, entry in enumerate((("3", "Unified", None), *entries, ("4", "Unified", "0"))):
         folder = tmp_path / f"index{number}"
         folder.mkdir()
         for name, text in zip(("level", "type", "size"), entry, strict=True):
