@@ -44,7 +44,8 @@ def as_array(value: Any, what: str) -> Array:
     """`value` as an array of any dtype.
 
     TypeError if it is a masked array with masked elements, or contains one; or if it is a tensor of
-    PyTorch that NumPy cannot read. ValueError if it is a list whose parts differ in length.
+    PyTorch that NumPy cannot read, or an array that JAX traces. ValueError if it is a list whose
+    parts differ in length.
     """
     if type(value) is np.ndarray:
         return value
@@ -52,7 +53,12 @@ def as_array(value: Any, what: str) -> Array:
     try:
         return np.asarray(value)
     except (TypeError, RuntimeError) as error:
-        if type(value).__module__.partition(".")[0] != "torch":
+        library = type(value).__module__.partition(".")[0]
+        if library == "jax":
+            raise TypeError(
+                f"{what} is traced by JAX (jit, grad, vmap): pyce.jax has functions for that"
+            ) from None
+        if library != "torch":
             raise
         raise TypeError(
             f"{what} is a tensor that NumPy cannot read ({error}): pyce.torch takes tensors"

@@ -73,9 +73,10 @@ def softmax_cross_entropy_with_integer_labels(
     axes = _axes(axis, x.ndim)
     batch = _batch(x.shape, axes)
     if y.shape != batch:
+        advice = ": softmax_cross_entropy takes one-hot rows" if y.shape == x.shape else ""
         raise ValueError(
             f"labels must have the shape {batch}, that of logits {x.shape} without axis {axis}, "
-            f"got {y.shape}"
+            f"got {y.shape}{advice}"
         )
     shape, class_axis = _folded_shape(x.shape, axes)
     y = jnp.expand_dims(_as_int32_or_int64(y, shape[class_axis]), tuple(sorted(axes)))

@@ -314,6 +314,7 @@ def test_masks():
         (lambda x, y: INTEGER(x, x), TypeError, "softmax_cross_entropy takes"),
         (lambda x, y: SOFT(x, y), ValueError, "integer_labels takes class indices"),
         (lambda x, y: INTEGER(x, y[:1]), ValueError, "labels must have the shape"),
+        (lambda x, y: INTEGER(x, np.eye(3, dtype=int)[:2]), ValueError, "takes one-hot rows"),
         (lambda x, y: INTEGER(x, y, axis=2), ValueError, "out of range"),
         (lambda x, y: INTEGER(x, y, axis=None), TypeError, "a tuple of integers, got None"),
         (lambda x, y: SOFT(x, x, axis=(1, -1)), ValueError, "twice"),
@@ -327,6 +328,13 @@ def test_masks():
 def test_errors(call, error, words):
     with pytest.raises(error, match=words):
         call(*batch((2, 3), 1))
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad], ids=["jit", "grad"])
+def test_traced_arrays_are_no_arguments_of_the_numpy_functions(transform):
+    x, y = batch((2, 3), 1)
+    with pytest.raises(TypeError, match=r"logits is traced by JAX .*: pyce\.jax has functions"):
+        transform(lambda x: pyce.cross_entropy(x, np.asarray(y)))(x)
 
 
 def test_an_unknown_major_version_is_refused_at_import():
