@@ -179,9 +179,9 @@ def _losses_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: in
 
 def _losses_and_saved_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: int) -> Any:
     logits, target, _ = primals
-    results = _losses_and_saved_p.bind(*primals, axis=axis)
-    loss_dot = _losses_dot(results[0], logits, target, *results[1:], tangents, axis)
-    return results, [loss_dot, *map(_zero, results[1:])]
+    loss, saved, used = _losses_and_saved_p.bind(*primals, axis=axis)
+    loss_dot = _losses_dot(loss, logits, target, saved, used, tangents, axis)
+    return [loss, saved, used], [loss_dot, _zero(saved), _zero(used)]
 
 
 def _losses_dot(
