@@ -5,6 +5,10 @@ With p = softmax(x), S = Σ t, the gradient g = S p − t of a row's loss and a 
     loss˙ = Σ_c g_c x˙_c − Σ_c t˙_c log p_c
     g˙    = S p (x˙ − Σ_c p_c x˙_c) + p Σ_c t˙_c − t˙
 
+All of these are primitives with rules of their own. The rule of a `jax.custom_jvp` function does
+not reach second derivatives of a loop: the backward pass of `lax.scan` moves what is the same in
+each iteration out of the loop, and JAX drops such rules then. A foreign function has none.
+
 Two primitives are linear in their first argument, and each is the transpose of the other: `product`
 maps x˙ to Σ_c g_c x˙_c, and `gradient` maps the cotangent of the losses to their product with g,
 which in reverse JAX calls with the cotangent. C applies it before rounding.
@@ -25,74 +29,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from pyce.jax import _ffi
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def losses(logits: Any, target: Any, axis: int) -> Any:
     """The losses of the rows, in float64 for float64 logits and else in float32.
 
     `target` are labels of int32 or int64, or probabilities of the logits' shape. Under
     `jax.shard_map`, logits and target vary over the same axes of the mesh.
     """
-    return _ffi.losses(logits, target, axis)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any, Any]:
-    return _ffi.losses_and_saved(logits, target, guess, axis)
-
-
-def _losses_jvp(axis: int, primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    logits, target = primals
-    logits_dot, target_dot = tangents
-    if _is_tangent(logits_dot):
-        shape = _ffi.rows(logits, axis)
-        size = math.prod(shape)  # may be a symbol of `jax.export`, which has no maximum with 1
-        # The losses that JAX averages have been rounded to the dtype of the logits.
-        guess = jnp.full(shape, 1 / (1 if size == 0 else size), logits.dtype)
-        guess = _ffi.varying_alike(guess.astype(_ffi.loss_dtype(logits.dtype)), logits)[0]
-        loss, saved, used = _losses_and_saved(logits, target, guess, axis)
-        loss_dot = _product_p.bind(logits_dot, logits, target, saved, used, axis=axis)
-    else:
-        loss = losses(logits, target, axis)
-        loss_dot = jnp.zeros_like(loss)
-    if _is_tangent(target_dot):
-        log_p = jax.nn.log_softmax(logits.astype(loss.dtype), axis)
-        # Finite: a class with the logit −inf, as masked ones have, adds 0 if its tangent is 0.
-        log_p = jnp.maximum(log_p, jnp.finfo(log_p.dtype).min)
-        loss_dot -= jnp.sum(log_p * target_dot.astype(loss.dtype), axis, keepdims=True)
-    return loss, loss_dot
-
-
-def _losses_and_saved_jvp(
-    axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    loss, loss_dot = _losses_jvp(axis, (primals[0], primals[1]), (tangents[0], tangents[1]))
-    others = _losses_and_saved(*map(jax.lax.stop_gradient, primals), axis)[1:]
-    others = tuple(map(jax.lax.stop_gradient, others))
-    return (loss, *others), (loss_dot, *map(jnp.zeros_like, others))
-
-
-losses.defjvp(_losses_jvp, symbolic_zeros=True)
-_losses_and_saved.defjvp(_losses_and_saved_jvp, symbolic_zeros=True)
+    return _losses_p.bind(logits, target, axis=axis)[0]
 
 
 def _is_tangent(tangent: Any) -> bool:
     """Whether a tangent has to be followed: it is not known to be 0, nor that of integers."""
-    return not isinstance(tangent, (SymbolicZero, ad.Zero)) and tangent.dtype != jax.dtypes.float0
+    return not isinstance(tangent, ad.Zero) and tangent.dtype != jax.dtypes.float0
+
+
+def _zero(value: Any) -> Any:
+    return ad.Zero(jax.typeof(value))
 
 
 # -- the primitives --------------------------------------------------------------------------------
+
+
+def _losses(logits: Any, target: Any, axis: int) -> tuple[Any]:
+    """The losses of the rows"""
+    return (_ffi.losses(logits, target, axis),)
+
+
+def _losses_and_saved(logits: Any, target: Any, guess: Any, axis: int) -> tuple[Any, Any, Any]:
+    """The losses, `saved` and `used`"""
+    return _ffi.losses_and_saved(logits, target, guess, axis)
 
 
 def _product(x_dot: Any, logits: Any, target: Any, saved: Any, used: Any, axis: int) -> Any:
@@ -127,28 +102,111 @@ def _gradient_dot(logits: Any, target: Any, logits_dot: Any, target_dot: Any, ax
     return result
 
 
-def _linear_primitive(name: str, function: Callable[..., Any], like: int) -> Any:
-    """A primitive whose result has the type of the argument number `like`."""
+def _primitive(name: str, types: Callable[..., Any]) -> Any:
+    """A primitive; `types` gives the types of its results from those of the arguments."""
     made = Primitive(name)
-    made.def_impl(jax.jit(function, static_argnames="axis"))
 
     def abstract(*arguments: Any, axis: int) -> Any:
-        return arguments[like].update(weak_type=False)
+        return types(*(x.update(weak_type=False) for x in arguments), axis=axis)
 
-    def batched(arguments: tuple[Any, ...], axes: tuple[Any, ...], *, axis: int) -> tuple[Any, int]:
+    def batched(arguments: tuple[Any, ...], axes: tuple[Any, ...], *, axis: int) -> Any:
         pairs = list(zip(arguments, axes, strict=True))
         size = next(x.shape[a] for x, a in pairs if a is not None)
         arguments = tuple(batching.bdim_at_front(x, a, size) for x, a in pairs)
-        return made.bind(*arguments, axis=axis), 0
+        results = made.bind(*arguments, axis=axis)
+        return results, [0] * len(results) if made.multiple_results else 0
 
     made.def_abstract_eval(abstract)
     batching.primitive_batchers[made] = batched
+    return made
+
+
+def _primitive_of_losses(
+    name: str, function: Callable[..., Any], types: Callable[..., list[Any]]
+) -> Any:
+    made = _primitive(name, types)
+    made.multiple_results = True
+    # Not compiled: a call outside of `jax.jit` may use as many threads as pyce may at that time.
+    made.def_impl(function)
+    mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=True))
+    return made
+
+
+def _linear_primitive(name: str, function: Callable[..., Any], like: int) -> Any:
+    """A primitive whose result has the type of the argument number `like`."""
+    made = _primitive(name, lambda *arguments, axis: arguments[like])
+    made.def_impl(jax.jit(function, static_argnames="axis"))
     mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
     return made
 
 
+def _type_of_losses(logits: Any, axis: int) -> Any:
+    sharding = logits.sharding
+    spec = list(sharding.spec)
+    if spec[axis] is not None:  # a mesh with explicit axes divides the classes
+        spec[axis] = None
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    shape, dtype = _ffi.rows(logits, axis), _ffi.loss_dtype(logits.dtype)
+    return logits.update(shape=shape, dtype=dtype, sharding=sharding)
+
+
+_losses_p = _primitive_of_losses(
+    "pyce_losses", _losses, lambda logits, target, axis: [_type_of_losses(logits, axis)]
+)
+_losses_and_saved_p = _primitive_of_losses(
+    "pyce_losses_and_saved",
+    _losses_and_saved,
+    lambda logits, target, guess, axis: [_type_of_losses(logits, axis), logits, guess],
+)
 _product_p = _linear_primitive("pyce_product", _product, like=4)
 _gradient_p = _linear_primitive("pyce_gradient", _gradient, like=1)
+
+
+def _losses_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: int) -> Any:
+    logits, target = primals
+    saved = used = None
+    if _is_tangent(tangents[0]):
+        shape = _ffi.rows(logits, axis)
+        size = math.prod(shape)  # may be a symbol of `jax.export`, which has no maximum with 1
+        # The losses that JAX averages have been rounded to the dtype of the logits.
+        guess = jnp.full(shape, 1 / (1 if size == 0 else size), logits.dtype)
+        guess = _ffi.varying_alike(guess.astype(_ffi.loss_dtype(logits.dtype)), logits)[0]
+        loss, saved, used = _losses_and_saved_p.bind(logits, target, guess, axis=axis)
+    else:
+        loss = losses(logits, target, axis)
+    return [loss], [_losses_dot(loss, logits, target, saved, used, tangents, axis)]
+
+
+def _losses_and_saved_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: int) -> Any:
+    logits, target, _ = primals
+    loss, saved, used = _losses_and_saved_p.bind(*primals, axis=axis)
+    loss_dot = _losses_dot(loss, logits, target, saved, used, tangents, axis)
+    return [loss, saved, used], [loss_dot, _zero(saved), _zero(used)]
+
+
+def _losses_dot(
+    loss: Any,
+    logits: Any,
+    target: Any,
+    saved: Any,
+    used: Any,
+    tangents: tuple[Any, ...],
+    axis: int,
+) -> Any:
+    logits_dot, target_dot = tangents[:2]
+    terms = []
+    if _is_tangent(logits_dot):
+        terms.append(_product_p.bind(logits_dot, logits, target, saved, used, axis=axis))
+    if _is_tangent(target_dot):
+        log_p = jax.nn.log_softmax(logits.astype(loss.dtype), axis)
+        # Finite: a class with the logit −inf, as masked ones have, adds 0 if its tangent is 0.
+        log_p = jnp.maximum(log_p, jnp.finfo(log_p.dtype).min)
+        terms.append(-jnp.sum(log_p * target_dot.astype(loss.dtype), axis, keepdims=True))
+    return sum(terms[1:], terms[0]) if terms else _zero(loss)
+
+
+ad.primitive_jvps[_losses_p] = _losses_jvp
+ad.primitive_jvps[_losses_and_saved_p] = _losses_and_saved_jvp
 
 
 def _differentiate(

@@ -129,6 +129,34 @@ def test_gradients_of_first_and_second_order():
     check_grads(lambda x, t: SOFT(x, t, where=mask), (x, np.abs(x)), order=2, **tolerance)
 
 
+@pytest.mark.parametrize("target", ["labels", "probabilities"])
+def test_higher_derivatives_of_loops(target):
+    """A backward pass of `lax.scan` computes before the loop what is the same in each iteration."""
+    x, y = batch((4, 3, 5), 2)
+    t = jax.nn.one_hot(y, 5) if target == "labels" else np.abs(x)
+    loss, labels = (INTEGER, y) if target == "labels" else (SOFT, t)
+
+    def expected(w):
+        return -(t * jax.nn.log_softmax(w * x)).sum(-1).mean(1).sum()
+
+    def scanned(w):
+        def add(total, xt):
+            return total + loss(w * xt[0], xt[1]).mean(), None
+
+        return jax.lax.scan(add, 0.0, (x, labels))[0]
+
+    def mapped(w):
+        return jax.lax.map(lambda xt: loss(w * xt[0], xt[1]).mean(), (x, labels)).sum()
+
+    second = jax.grad(jax.grad(expected))
+    for function in (scanned, mapped):
+        for derivative in (jax.grad, jax.jacfwd):
+            found = derivative(jax.grad(function))(0.7)
+            np.testing.assert_allclose(found, second(0.7), rtol=1e-5)
+    third = jax.grad(jax.grad(jax.grad(scanned)))(0.7)
+    np.testing.assert_allclose(third, jax.grad(second)(0.7), rtol=1e-4)
+
+
 def test_rows_without_logits_have_finite_derivatives():
     x, y = batch((3, 4), 1)
     mask = np.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
@@ -259,6 +287,12 @@ near(jax.pmap(f)(x.reshape(4, 2, 5), y.reshape(4, 2)).ravel(), rows, rtol=0, ato
 for spec in (P("d"), P(None, None)):
     xs, ys = (jax.device_put(a, NamedSharding(mesh, P(*spec[: a.ndim]))) for a in (x, y))
     jax.tree.map(near, jax.jit(step)(xs, ys), step(x, y))
+if hasattr(jax, "set_mesh"):
+    explicit = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    four, rows = x[:, :4], np.asarray(f(x[:, :4], y % 4))
+    with jax.set_mesh(explicit):
+        for spec in (P("d"), P(None, "d")):  # the rows divided, and the classes
+            near(jax.jit(f)(jax.device_put(four, spec), y % 4), rows, rtol=0, atol=0)
 """
 
 
