@@ -18,7 +18,7 @@ from pyce._problem import row_blocks
 from pyce._types import Array, Losses
 
 # Elements of the rows that are worked on together: a cache holds them and their softmax.
-_BLOCK = 2**17
+_BLOCK = 2**16
 
 
 @overload

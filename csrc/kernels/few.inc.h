@@ -31,9 +31,11 @@ INLINE void prefetch_rows(const pyce_job *job, const lane_rows *rows, int n) {
     const pyce_operand *a = &job->p->logits, *g = &job->p->result;
     const element *x = (const element *)a->data + offset_of(a, rows->outer) + rows->inner;
     if (rows->separate) {
-        if (a->class_stride != 1 || a->offsets) return;
+        if (a->class_stride != 1 || a->offsets || a->outer_stride < 0) return;
         const char *next = (const char *)x + FEW_AHEAD;
-        const int64_t bytes = rows->n * a->outer_stride * (int64_t)sizeof(element);
+        /* The stride of a single row may be any number. */
+        const int64_t stride = a->outer_stride < 4096 ? a->outer_stride : 4096;
+        const int64_t bytes = rows->n * stride * (int64_t)sizeof(element);
         for (int64_t i = 0; i < bytes && i < 4096; i += 64) __builtin_prefetch(next + i, 0, 3);
         return;
     }

@@ -228,6 +228,19 @@ def test_broadcast_arrays(backend, dtype, axis):
                 assert_alike(backend, got, expected, x.dtype, terms)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 100])
+def test_strides_of_axes_of_one_element(backend, dtype, classes):
+    """They lead nowhere, so that they may be any number."""
+    row = np.random.default_rng(0).normal(size=(1, classes)).astype(dtype)
+    kwargs = {"axis": 1, "reduction": "none"}
+    for stride in (2**62, -(2**62), 2**63 - 1, 0):
+        x = np.lib.stride_tricks.as_strided(row, row.shape, (stride, row.itemsize))
+        pairs = zip(results(x, [0], **kwargs), results(row, [0], **kwargs), strict=True)
+        for got, expected in pairs:
+            np.testing.assert_array_equal(bits(got), bits(expected))
+
+
 @pytest.mark.parametrize("mode", ["r", "c"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory_mapped_files(backend, tmp_path, mode, order):
