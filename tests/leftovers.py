@@ -126,7 +126,10 @@ def _of_python() -> Iterator[Setting]:
         lambda on: tracemalloc.start() if on else tracemalloc.stop(),
     )
     yield Setting("sys.setswitchinterval", sys.getswitchinterval, sys.setswitchinterval)
-    yield Setting("sys.setrecursionlimit", sys.getrecursionlimit, sys.setrecursionlimit)
+    # Only if it is lower: PyTorch's compiler raises it to 2000, unless the result is in its cache.
+    yield Setting(
+        "sys.setrecursionlimit", sys.getrecursionlimit, sys.setrecursionlimit, operator.gt
+    )
 
 
 def _of_libraries() -> Iterator[Setting]:

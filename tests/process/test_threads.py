@@ -302,7 +302,7 @@ TOO_MANY = """
 import os, time
 import numpy as np, pyce
 from pyce import _threads
-_threads._affinity = lambda: 64
+_threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
 
 def tasks():

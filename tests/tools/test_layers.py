@@ -192,8 +192,8 @@ def private_names(text, own=""):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("from pyce._threads import _affinity", ["pyce._threads._affinity"]),
-        ("from pyce import _threads as t\nt._affinity()", ["pyce._threads._affinity"]),
+        ("from pyce._threads import _quota_now", ["pyce._threads._quota_now"]),
+        ("from pyce import _threads as t\nt._quota_now()", ["pyce._threads._quota_now"]),
         ("from pyce import _threads\n_threads.budget()", []),
         ("from pyce.torch import _compute", []),
         ("import numpy as np\nnp._core", []),
