@@ -580,7 +580,6 @@ def checked_head(
     )
 
 
-@_fpenv.default
 def _reduced(head: Head) -> Scalar | Losses:
     """The loss in its shape."""
     loss = head.results.loss()

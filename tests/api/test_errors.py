@@ -406,7 +406,7 @@ def test_a_tensor_that_numpy_cannot_read(backend):
 def test_labels_of_numpys_string_dtype(backend):
     string = getattr(np.dtypes, "StringDType", None)
     if string is None:
-        pytest.skip("NumPy 2 has it")
+        pytest.skip("NumPy has StringDType since version 2")
     for call in (pyce.cross_entropy, pyce.accuracy):
         with pytest.raises(TypeError, match=r"target must be class indices .*numpy\.unique"):
             call(X, np.array(list("abcdea"), string()))

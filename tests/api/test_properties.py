@@ -2,7 +2,8 @@
 
 Two results are "within the bound" if they differ by no more than the promised errors of both: 2
 units in the last place for a loss, 4 for a gradient. PYCE_FUZZ_EXAMPLES=n tries n times as many
-examples, and others each time; `make fuzz-python` sets it.
+examples, and others each time; `make fuzz-python` sets it. The file is long because all laws draw
+their problems from the strategies at its top.
 """
 
 import os
