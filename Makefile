@@ -106,8 +106,8 @@ valgrind: .venv/.test $(EXTENSION) ## check the recorded calls under valgrind, w
 	$(C_TESTS) replay
 	$(RECORD) | valgrind --error-exitcode=1 --quiet --leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite build/c/replay
 
-# In a copy of the tree. TESTS=… selects tests, and REPLAYED=… instruction sets of the recorded calls. The Numba
-# and NumPy backends contain no C of pyce. With the preloaded sanitizer a symbolizer would hang, so that an error
+# In a copy of the tree. TESTS=… selects tests, EXCEPT=… leaves some of them out, as -k of pytest, and REPLAYED=…
+# selects instruction sets of the recorded calls. The Numba and NumPy backends contain no C of pyce. With the preloaded sanitizer a symbolizer would hang, so that an error
 # has addresses in the extension: `llvm-symbolizer --obj=build/sanitized/pyce/_pyce.abi3.so ADDRESS` names the line.
 sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call need,clang,clang libclang-rt-dev)
@@ -121,7 +121,7 @@ sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer 
 		-I$$($(PYTHON_HERE) -c "import sysconfig; print(sysconfig.get_path('include'))") \
 		c/_pyce.c $$(find c -name '*.o' ! -name replay.o ! -name fuzz.o) -pthread -o pyce/_pyce.abi3.so
 	cd $(SANITIZED) && LD_PRELOAD="$$(clang -print-file-name=libclang_rt.asan-$$(uname -m).so)" \
-		ASAN_OPTIONS=detect_leaks=0:symbolize=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy"
+		ASAN_OPTIONS=detect_leaks=0:symbolize=0:allocator_may_return_null=1 $(PYTHON_HERE) -m pytest -n 2 --dist loadfile $(TESTS) -k "not numba and not numpy$(if $(EXCEPT), and not ($(EXCEPT)))"
 
 # Plain C only: MemorySanitizer does not follow undefined lanes through vector instructions.
 sanitize-memory: .venv/.test $(EXTENSION) ## check the recorded calls under MemorySanitizer
