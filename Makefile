@@ -76,7 +76,7 @@ test-aarch64: .venv/.test $(EXTENSION) ## check the recorded calls of the C inte
 	$(call need,$(AARCH64)gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
 	$(call need,qemu-aarch64,qemu-user)
 	$(C_TESTS) OUT=../../build/aarch64$(NEON_ALONE:%=-%) CC=$(AARCH64)gcc LDFLAGS=-static \
-		$(NEON_ALONE:%=UNUSED=plain) replay
+		$(NEON_ALONE:%=UNUSED=plain CFLAGS=-O1) replay
 	$(RECORD) | qemu-aarch64 build/aarch64$(NEON_ALONE:%=-%)/replay $(REPLAYED)
 
 test-windows: .venv/.test .venv/.cross $(EXTENSION) ## check the recorded calls and the threads in a program for Windows, run by wine
