@@ -91,13 +91,14 @@ class Factors:
         # With one class, p is 1 and the weight of probabilities has no effect.
         weight = p.weight if of_rows or p.classes == 1 else None
         with np.errstate(all="ignore"):
-            of_all = np.float64(p.grad_loss if np.ndim(p.grad_loss) == 0 else 1.0)
-            quotient = np.asarray(of_all / denominator)
+            of_all = 1.0 if isinstance(p.grad_loss, np.ndarray) else float(p.grad_loss)
             takes_scale = (
-                self._any_extreme(quotient)
-                or bool(quotient == 0.0 != of_all)
-                or not 2.0**-900 < abs(denominator) < 2.0**900
+                not 2.0**-900 < abs(denominator) < 2.0**900
                 or (of_all != 0.0 and not 2.0**-900 < abs(of_all) < 2.0**900)
+                or (
+                    of_all != 0.0
+                    and not 2.0**_LEAST <= abs(of_all / denominator) <= 2.0**self._most
+                )
             )
             # Backends may convert the class weights of soft targets to float32.
             soft = 0
@@ -122,9 +123,9 @@ class Factors:
 
     def _any_extreme(self, values: Array) -> bool:
         # Most weights are positive: then their extremes tell, without an array of their size.
-        if np.size(values) == 0:
+        if values.size == 0:
             return False
-        if np.min(values) >= 2.0**_LEAST and np.max(values) <= 2.0**self._most:
+        if values.min() >= 2.0**_LEAST and values.max() <= 2.0**self._most:
             return False
         return bool(self._is_extreme(values).any())
 
