@@ -185,13 +185,6 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
-    def finish_gradient(self, grad: Array, rows: slice | Array) -> None:
-        """Multiply the gradient (n, C) of some rows by what is left."""
-        left = self._left_of_grad[rows]
-        some = left != 0
-        if some.any():
-            grad[some] = _multiplied(grad[some].astype(np.float64), left[some, np.newaxis])
-
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -201,7 +194,7 @@ class Factors:
         p = self.problem
         with np.errstate(all="ignore"):
             if p.grad is not None:
-                self._multiply_gradient(p.grad)
+                self.finish_gradient(p.grad, p.axis)
             if losses is None:
                 return None
             infinite = self._left_of_loss == _INFINITE
@@ -225,13 +218,13 @@ class Factors:
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
 
-    def _multiply_gradient(self, grad: Array) -> None:
-        """Multiply the gradient by what is left, a block of rows at a time."""
-        p = self.problem
-        compute = compute_dtype(p.dtype_name)
-        gradient = np.moveaxis(grad, p.axis, -1)
-        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
-            left = self._left_of_grad[start:stop, np.newaxis]
+    def finish_gradient(self, grad: Array, axis: int, rows: slice | Array = slice(None)) -> None:
+        """Multiply the gradient of all or some rows by what is left, a block at a time."""
+        compute = compute_dtype(self.problem.dtype_name)
+        of_rows = self._left_of_grad[rows]
+        gradient = np.moveaxis(grad, axis, -1)
+        for index, start, stop in row_blocks(grad.shape, axis, _BLOCK):
+            left = of_rows[start:stop, np.newaxis]
             if not left.any():
                 continue
             for part in _pieces(gradient[index]):

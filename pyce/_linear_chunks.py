@@ -170,7 +170,7 @@ class Results:
             p.weight = full.weight
             p.grad, p.grad_loss = chunk, self._factors.scale[part]
             backend.forward_backward(p)
-            self._factors.finish_gradient(chunk, part)
+            self._factors.finish_gradient(chunk, 1, part)
 
     def loss(self) -> Scalar | Losses:
         """The reduced loss, or the losses of the rows (rows,)."""
