@@ -91,13 +91,14 @@ class Factors:
         # With one class, p is 1 and the weight of probabilities has no effect.
         weight = p.weight if of_rows or p.classes == 1 else None
         with np.errstate(all="ignore"):
-            of_all = np.float64(p.grad_loss if np.ndim(p.grad_loss) == 0 else 1.0)
-            quotient = np.asarray(of_all / denominator)
+            of_all = 1.0 if isinstance(p.grad_loss, np.ndarray) else float(p.grad_loss)
             takes_scale = (
-                self._any_extreme(quotient)
-                or bool(quotient == 0.0 != of_all)
-                or not 2.0**-900 < abs(denominator) < 2.0**900
+                not 2.0**-900 < abs(denominator) < 2.0**900
                 or (of_all != 0.0 and not 2.0**-900 < abs(of_all) < 2.0**900)
+                or (
+                    of_all != 0.0
+                    and not 2.0**_LEAST <= abs(of_all / denominator) <= 2.0**self._most
+                )
             )
             # Backends may convert the class weights of soft targets to float32.
             soft = 0
@@ -122,9 +123,9 @@ class Factors:
 
     def _any_extreme(self, values: Array) -> bool:
         # Most weights are positive: then their extremes tell, without an array of their size.
-        if np.size(values) == 0:
+        if values.size == 0:
             return False
-        if np.min(values) >= 2.0**_LEAST and np.max(values) <= 2.0**self._most:
+        if values.min() >= 2.0**_LEAST and values.max() <= 2.0**self._most:
             return False
         return bool(self._is_extreme(values).any())
 
@@ -184,13 +185,6 @@ class Factors:
         """1 or −1 in place of extreme factors."""
         return np.where(self._is_extreme(values), np.copysign(1.0, values), values)
 
-    def finish_gradient(self, grad: Array, rows: slice | Array) -> None:
-        """Multiply the gradient (n, C) of some rows by what is left."""
-        left = self._left_of_grad[rows]
-        some = left != 0
-        if some.any():
-            grad[some] = _multiplied(grad[some].astype(np.float64), left[some, np.newaxis])
-
     def finish(self, losses: Array | None) -> Scalar | None:
         """Complete the results of a problem with `extreme` factors.
 
@@ -200,7 +194,7 @@ class Factors:
         p = self.problem
         with np.errstate(all="ignore"):
             if p.grad is not None:
-                self._multiply_gradient(p.grad)
+                self.finish_gradient(p.grad, p.axis)
             if losses is None:
                 return None
             infinite = self._left_of_loss == _INFINITE
@@ -224,13 +218,13 @@ class Factors:
             to: type[Scalar] = compute_dtype(p.dtype_name).type
             return to(_scaled(quotient, largest - d.exponent))
 
-    def _multiply_gradient(self, grad: Array) -> None:
-        """Multiply the gradient by what is left, a block of rows at a time."""
-        p = self.problem
-        compute = compute_dtype(p.dtype_name)
-        gradient = np.moveaxis(grad, p.axis, -1)
-        for index, start, stop in row_blocks(grad.shape, p.axis, _BLOCK):
-            left = self._left_of_grad[start:stop, np.newaxis]
+    def finish_gradient(self, grad: Array, axis: int, rows: slice | Array = slice(None)) -> None:
+        """Multiply the gradient of all or some rows by what is left, a block at a time."""
+        compute = compute_dtype(self.problem.dtype_name)
+        of_rows = self._left_of_grad[rows]
+        gradient = np.moveaxis(grad, axis, -1)
+        for index, start, stop in row_blocks(grad.shape, axis, _BLOCK):
+            left = of_rows[start:stop, np.newaxis]
             if not left.any():
                 continue
             for part in _pieces(gradient[index]):

@@ -17,8 +17,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @functools.cache
-def _functions() -> tuple[Callable[..., Any], ...]:
-    """fegetenv, fesetenv, and functions that make the default environment and memory for another.
+def _functions() -> tuple[Any, ...]:
+    """fegetenv, fesetenv, the default environment, and what makes memory for another.
 
     Empty where the environment cannot be set.
     """
@@ -31,9 +31,7 @@ def _functions() -> tuple[Callable[..., Any], ...]:
     for name in ("libm.so.6", None):  # None: the loaded libraries, where libm is part of libc
         try:
             library = ctypes.PyDLL(name)
-            default = functools.partial(ctypes.c_void_p, -1)
-            memory = functools.partial(ctypes.create_string_buffer, 256)
-            return library.fegetenv, library.fesetenv, default, memory
+            return library.fegetenv, library.fesetenv, ctypes.c_void_p(-1), ctypes.c_char * 256
         except (OSError, AttributeError):
             continue
     return ()
@@ -54,7 +52,7 @@ def default(function: Function) -> Function:
         before = memory()
         get(before)
         try:
-            set_(initial())
+            set_(initial)
             with np.errstate(all="ignore"):
                 return function(*arguments, **options)
         finally:

@@ -24,14 +24,12 @@ Rows that are ignored are left out of all products, so that NaN in them stays th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyce import _arguments as arguments
-from pyce import _fpenv
 from pyce._backends import Backend
 from pyce._compensated import product
 from pyce._factors import Factors
@@ -128,13 +126,12 @@ class Results:
 
     def prepare(self, grad_loss: float | None) -> None:
         """Find the factors of the rows. Without a factor of the gradients, there are none."""
-        full = copy(self._full)
+        full = self._full
         full.losses = self._losses if full.reduction == "none" else None
         full.grad_loss = 1.0 if grad_loss is None else grad_loss
         self._with_grad = grad_loss is not None
-        with np.errstate(all="ignore"):
-            self._denominator = full.denominator()
-            self._scale = float(np.float64(full.grad_loss) / self._denominator)
+        self._denominator = full.denominator()
+        self._scale = float(np.float64(full.grad_loss) / self._denominator)
         scale = full.row_scale(self._denominator) if self._with_grad else None
         self._factors = Factors(full, scale, self._denominator)
         self.is_extreme = self._factors.extreme
@@ -173,7 +170,7 @@ class Results:
             p.weight = full.weight
             p.grad, p.grad_loss = chunk, self._factors.scale[part]
             backend.forward_backward(p)
-            self._factors.finish_gradient(chunk, part)
+            self._factors.finish_gradient(chunk, 1, part)
 
     def loss(self) -> Scalar | Losses:
         """The reduced loss, or the losses of the rows (rows,)."""
@@ -253,14 +250,8 @@ def narrowed(wide: Array, out: Array) -> Array:
     return out
 
 
-@_fpenv.default
 def run(head: Head, backend: Backend) -> None:
-    """Write the outputs of `head`."""
-    with np.errstate(all="ignore"):
-        _run(head, backend)
-
-
-def _run(head: Head, backend: Backend) -> None:
+    """Write the outputs of `head`, in the default floating-point environment."""
     full = head.full
     valid = full.valid()
     rows = np.arange(full.rows) if valid is None else np.flatnonzero(valid)
@@ -574,7 +565,6 @@ def _only_negative(head: Head, part: slice | Array) -> Array | None:
     return labels
 
 
-@np.errstate(all="ignore")
 def kept_columns(grad: Array, tolerance: float, labels: Array | None = None) -> Array | None:
     """The columns of `grad` (n, C) that are needed; None if most are, or if there is NaN.
 

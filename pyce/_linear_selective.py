@@ -66,6 +66,7 @@ def linear_selective_log_softmax(
 ) -> Losses | tuple[Losses, Losses]: ...
 
 
+@_fpenv.default
 def linear_selective_log_softmax(
     input: npt.ArrayLike,
     linear_weight: npt.ArrayLike,
@@ -173,7 +174,6 @@ def linear_selective_log_softmax(
     return shaped if entropy is None else (shaped, entropy.reshape(positions))
 
 
-@_fpenv.default
 def _run(
     head: Head, backend: Backend, index: Array, t: float, log_probs: Array, entropy: Array | None
 ) -> None:
@@ -208,11 +208,10 @@ def _run_rows(
     entropy: Array | None,
 ) -> None:
     """Write the results of some rows, whose logits are computed in chunks and then divided by T."""
-    with np.errstate(all="ignore"):
-        for part, chunk in logit_chunks(head, rows):
-            found = np.empty((len(chunk), index.shape[1]), log_probs.dtype)
-            of_part = None if entropy is None else np.empty(len(chunk), entropy.dtype)
-            run_rows(backend, chunk, index[part], t, found, of_part)
-            log_probs[part] = found
-            if entropy is not None:
-                entropy[part] = of_part
+    for part, chunk in logit_chunks(head, rows):
+        found = np.empty((len(chunk), index.shape[1]), log_probs.dtype)
+        of_part = None if entropy is None else np.empty(len(chunk), entropy.dtype)
+        run_rows(backend, chunk, index[part], t, found, of_part)
+        log_probs[part] = found
+        if entropy is not None:
+            entropy[part] = of_part

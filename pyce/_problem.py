@@ -246,6 +246,9 @@ def rows_of_array(array: Array, rows: slice | Array) -> Array:
 def at_classes(array: Array, classes: Array) -> Array:
     """The elements of an array (..., C) at one class of each row, flat; `classes` is flat, too."""
     # Without axes of one element: NumPy's indexing takes one dimension less than arrays may have.
+    if array.ndim == 2:
+        at: Array = array[np.arange(len(array)), classes]
+        return at
     shape = [length for length in array.shape[:-1] if length != 1]
     array = array.reshape(*shape, array.shape[-1])
     found: Array = np.take_along_axis(array, classes.reshape(*shape, 1), axis=-1)

@@ -19,6 +19,8 @@ from pyce._types import Array, Losses
 
 # Elements of the rows that are worked on together: a cache holds them and their softmax.
 _BLOCK = 2**16
+# The longest rows whose maxima are found faster column by column.
+_SHORT = 64
 
 
 @overload
@@ -54,6 +56,7 @@ def selective_log_softmax(
 ) -> Losses | tuple[Losses, Losses]: ...
 
 
+@_fpenv.default
 def selective_log_softmax(
     logits: npt.ArrayLike,
     index: npt.ArrayLike,
@@ -136,7 +139,6 @@ def selective_log_softmax(
     return (log_probs, entropy) if return_entropy else log_probs
 
 
-@_fpenv.default
 def class_indices(index: Any, positions: tuple[int, ...], classes: int, what: str) -> Array:
     """One or several class indices for each position, checked. `what` names their counterpart."""
     at = arguments.as_array(index, "index")
@@ -167,34 +169,41 @@ def by_rows(at: Array, positions: tuple[int, ...]) -> Array:
     return at.reshape(shape).astype(np.int64, copy=False)
 
 
-@_fpenv.default
 def run(
     backend: Backend, x: Array, rows: Array, t: float, result: Array, entropy: Array | None
 ) -> None:
-    """Write `result` (rows, k), and `entropy` (rows,), of logits x (..., classes)."""
+    """Write `result` (rows, k), and `entropy` (rows,), of logits x (..., classes).
+
+    In the default floating-point environment.
+    """
+    if t == 1.0 and entropy is None and rows.shape[1] == 1:
+        # The rows need no arrays of their own: one call, without blocks.
+        labels = rows.reshape(x.shape[:-1])
+        losses = cross_entropy(x, labels, reduction="none", ignore_index=-1)
+        np.negative(losses.reshape(-1), out=result[:, 0])
+        return
     flat = None if entropy is None else entropy.reshape(-1)
-    with np.errstate(all="ignore"):
-        for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
-            block = x[index].reshape(stop - start, x.shape[-1])
-            error = None
-            if t != 1.0:
-                block, error = quotients(block, t)
-            p = None
-            if flat is not None or error is not None:
-                p = softmax(backend, block)
-            found = _log_probs(block, rows[start:stop])
-            if p is not None and error is not None:
-                found += np.take_along_axis(error, rows[start:stop], axis=1) - mean(p, error)
-            result[start:stop] = found
-            if p is None or flat is None:
-                continue
-            # The entropy is the cross-entropy of the rows against their own softmax.
-            h = cross_entropy(block, p, reduction="none")
-            if error is not None:
-                # ∂H/∂(x_c/T) = −p_c·(log p_c + H), with 0·log 0 = 0.
-                log_p = np.log(np.where(p == 0.0, 1.0, p))
-                h -= mean(p, (log_p + h[:, np.newaxis]) * error)[:, 0]
-            flat[start:stop] = h
+    for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
+        block = x[index].reshape(stop - start, x.shape[-1])
+        error = None
+        if t != 1.0:
+            block, error = quotients(block, t)
+        p = None
+        if flat is not None or error is not None:
+            p = softmax(backend, block)
+        found = _log_probs(block, rows[start:stop])
+        if p is not None and error is not None:
+            found += np.take_along_axis(error, rows[start:stop], axis=1) - mean(p, error)
+        result[start:stop] = found
+        if p is None or flat is None:
+            continue
+        # The entropy is the cross-entropy of the rows against their own softmax.
+        h = cross_entropy(block, p, reduction="none")
+        if error is not None:
+            # ∂H/∂(x_c/T) = −p_c·(log p_c + H), with 0·log 0 = 0.
+            log_p = np.log(np.where(p == 0.0, 1.0, p))
+            h -= mean(p, (log_p + h[:, np.newaxis]) * error)[:, 0]
+        flat[start:stop] = h
 
 
 def quotients(x: Array, t: float) -> tuple[Array, Array | None]:
@@ -206,15 +215,15 @@ def quotients(x: Array, t: float) -> tuple[Array, Array | None]:
     """
     below = x.astype(np.float64)
     if x.dtype != np.float64:
-        below -= below.max(axis=1, keepdims=True)
+        below -= _maxima(below)
         below /= t
         return below, None
     divisor, exponent = math.frexp(t)  # T = divisor·2^exponent
     if exponent > 0:
         below *= 2.0**-exponent  # first, since a difference of logits may overflow
     error: Array
-    below, error = two_sum(below, -below.max(axis=1, keepdims=True))
-    if exponent <= 0:
+    below, error = two_sum(below, -_maxima(below))
+    if exponent < 0:
         below /= 2.0**exponent
         error /= 2.0**exponent
     quotient = below / divisor
@@ -229,8 +238,21 @@ def quotients(x: Array, t: float) -> tuple[Array, Array | None]:
     below -= q2
     below += error
     below /= divisor
-    below[~np.isfinite(below)] = 0.0
+    if not np.isfinite(below.sum()):
+        below[~np.isfinite(below)] = 0.0
     return quotient, below
+
+
+def _maxima(x: Array) -> Array:
+    """The maximum of each row, (n, 1)."""
+    if x.shape[1] > _SHORT:
+        whole: Array = x.max(axis=1, keepdims=True)
+        return whole
+    # NumPy takes as long for a row of 10 numbers as for one of 100.
+    most = x[:, 0].copy()
+    for column in x.T[1:]:
+        np.maximum(most, column, out=most)
+    return most[:, np.newaxis]
 
 
 def mean(p: Array, values: Array) -> Array:

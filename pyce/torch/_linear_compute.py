@@ -175,6 +175,14 @@ class Head:
 
 
 @_fpenv.default
+def _prepare(head: Head, grad_loss: float | None) -> None:
+    head.results.prepare(grad_loss)
+
+
+_kept_columns = _fpenv.default(kept_columns)
+
+
+@_fpenv.default
 def _evaluate(head: Head, part: Part, chunk: Tensor) -> None:
     """Write losses and lse of a chunk; its gradient, if it is needed, replaces the logits."""
     some = part if isinstance(part, slice) else part.numpy()
@@ -201,7 +209,7 @@ def _add(head: Head, part: Part, gradient: Tensor) -> None:
     head.layer.uncap(gradient)
     kept = None
     if head.tolerance:
-        found = kept_columns(gradient.numpy(), head.tolerance)
+        found = _kept_columns(gradient.numpy(), head.tolerance)
         kept = None if found is None else torch.from_numpy(found)
     head.layer.add(part, gradient, kept)
 
@@ -214,7 +222,7 @@ def forward(tensors: Tensors, options: Options, needs: Needs) -> tuple[Tensor, T
     with_grad = any(needs) and options.reduction != "none"
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         head = Head(tensors, options, needs if with_grad else NO_GRADIENTS)
-        head.results.prepare(options.logit_scale if with_grad else None)
+        _prepare(head, options.logit_scale if with_grad else None)
         for part, chunk in head.layer.chunks():
             _evaluate(head, part, chunk)
             if with_grad:

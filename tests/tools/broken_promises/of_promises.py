@@ -286,7 +286,7 @@ PROMISES = (
     Break(
         "The caller's rounding mode",
         "pyce/_fpenv.py",
-        "            set_(initial())\n",
+        "            set_(initial)\n",
         "",
         ("test_same_results_and_no_trace",),
         backend="numpy",
@@ -294,8 +294,8 @@ PROMISES = (
     Break(
         "The caller's rounding mode",
         "pyce/_fpenv.py",
-        '            set_(initial())\n            with np.errstate(all="ignore"):\n    ',
-        "            set_(initial())\n            if known:\n    ",
+        '            set_(initial)\n            with np.errstate(all="ignore"):\n    ',
+        "            set_(initial)\n            if known:\n    ",
         ("test_the_error_state_of_numpy_has_no_effect",),
     ),
     Break(
