@@ -259,6 +259,31 @@ def test_half_types_are_float32_rounded_once(compute, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF)
+@every("kind", ["labels", "probabilities"])
+@every(("rows", "classes"), [(2, 20_000), (65, 1000), (2731, 12), (4097, 8)])
+def test_a_block_of_half_types_that_has_one_row(compute, kind, rows, classes, dtype):
+    """Numba converts blocks of rows, of which the last one has a single row here, with a factor of
+    its own. One thread takes all blocks."""
+    pyce.set_num_threads(1)
+    half, rng = np.dtype(HALF[dtype]), np.random.default_rng(rows)
+    x = rng.standard_normal((rows, classes), np.float32).astype(half)
+    probs = rng.random((rows, classes), np.float32)
+    target = probs if kind == "probabilities" else rng.integers(0, classes, rows)
+    weights, factors = rng.random(rows) + 0.5, rng.random(rows) + 0.5
+
+    def gradients(x):
+        lse = compute(pyce.logsumexp, x)
+        for options in ({}, {"sample_weight": weights}):
+            back = (factors, x, target, lse)
+            yield compute(pyce.cross_entropy_backward, *back, reduction="none", **options)
+            options["reduction"] = "sum"
+            yield compute(pyce.cross_entropy_with_grad, x, target, **options)[1]
+
+    for found, wide in zip(gradients(x), gradients(x.astype(np.float32)), strict=True):
+        same_bits(found, round_once(wide, half))
+
+
+@pytest.mark.parametrize("dtype", HALF)
 @every("classes", [3, 17, 100, 320, 1000, 1030])
 def test_half_types_with_the_class_axis_first(compute, classes, dtype):
     """Also where the gradient consists of rounding errors, which depend on the order of sums."""

@@ -340,6 +340,10 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
     if job.scale.size > 1:
         for v in range(n):
             a[_SCALE + v] = job.scale[row + v]
+    elif job.scale.size:
+        # That of the whole job, or of the only row of a part: `scratch` knew that of another row.
+        for v in range(n):
+            a[_SCALE + v] = job.scale[U0]
     if job.saved_lse.size:
         for v in range(n):
             a[_NAN + v] = job.saved_lse[row + v] - job.saved_lse[row + v]
