@@ -422,7 +422,8 @@ def cross_entropy_with_grad(
     logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
     too, which is computed as the sum over the other classes and not as p − 1. With soft targets,
     smoothing or `lse_square_scale`, A · p_c, b_c and the term with lse may cancel, and the error is
-    within 4 ULP of the largest of them.
+    within 4 ULP of the largest of them. In that comparison weights of both signs count in A as
+    their absolute values, and lse as at least 1.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in

@@ -72,6 +72,24 @@ def test_loss_and_gradient(compute, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS)
+@every("classes", [3, 9, 33])
+@every("spread", [0.0, 1e-4])
+def test_coefficients_of_both_signs_at_classes_that_are_not_likely(compute, classes, spread, dtype):
+    """A·(1 − p) and A − b are larger than both terms of the gradient, to which errors are relative.
+    So it must not be computed from these two, as that of a likely class is.
+    """
+    rng = np.random.default_rng(classes)
+    x = (spread * rng.standard_normal((400, classes))).astype(dtype)
+    weight = rng.random(classes) * np.where(np.arange(classes) % 2, -1, 1)
+    probs = rng.random((400, classes))
+    exact = oracle.reference(x, probs, reduction="none", weight=weight)
+    grad = compute(pyce.cross_entropy_with_grad, x, probs, reduction="none", weight=weight)[1]
+    # The terms of A may cancel as well, so their sizes count. All p are nearly 1/C.
+    sizes = np.abs(weight * probs).sum(axis=1, keepdims=True) / classes
+    check_array(grad, exact.grad, np.maximum(exact.terms, sizes))
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
 @every("regime", cases.REGIMES)
 def test_against_mpmath_alone(compute, regime, dtype):
     """Sixty digits and the textbook formulas, without the double-double oracle."""
