@@ -503,7 +503,7 @@ def loss_problem(
     p.grad_loss = 1.0
     p.grad = p.lse = p.losses = None
 
-    t = target if type(target) is np.ndarray else _as_target(target)
+    t = target if type(target) is np.ndarray else _as_target(target, shape)
     if t.dtype.kind in "iu":
         p.probs = None
         if t.shape == positions and (t.dtype is _INT64) and t.flags.carray and ndim == 2:
@@ -540,10 +540,11 @@ def probabilities(
     return t
 
 
-def _as_target(target: Any) -> Array:
+def _as_target(target: Any, shape: tuple[int, ...]) -> Array:
     array = as_array(target, "target")
     if array.size == 0 and array.dtype.kind == "f" and not hasattr(target, "dtype"):
-        return array.astype(np.int64)  # NumPy makes float64 of an empty list
+        # NumPy makes float64 of an empty list. In the shape of the logits they are probabilities.
+        return array if array.shape == shape else array.astype(np.int64)
     return array
 
 

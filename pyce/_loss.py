@@ -187,8 +187,9 @@ def cross_entropy(
 
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
     however confident the model is, because the target's exponential is left out of the sum and
-    the logarithm is taken by log1p. With `lse_square_scale` in [0, 1], the same holds; with any
-    other, where the terms may cancel, within 2 ULP of the larger.
+    the logarithm is taken by log1p. With `lse_square_scale` in [0, 1], class indices and no class
+    weights, the same holds. Otherwise the terms may cancel, or nearly only that with lse remains:
+    then it is within 2 ULP of the larger term, in which lse counts as at least 1.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
@@ -422,7 +423,8 @@ def cross_entropy_with_grad(
     logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
     too, which is computed as the sum over the other classes and not as p − 1. With soft targets,
     smoothing or `lse_square_scale`, A · p_c, b_c and the term with lse may cancel, and the error is
-    within 4 ULP of the largest of them.
+    within 4 ULP of the largest of them. In that comparison weights of both signs count in A as
+    their absolute values, and lse as at least 1.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in

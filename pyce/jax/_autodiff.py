@@ -22,7 +22,9 @@ forward pass, and `used` says so. The other terms, and the derivatives of the pr
 written in JAX.
 
 Logits are (…, classes), and `axis` is −1; or (…, classes, inner), and `axis` is −2. Numbers of rows
-have the shape of the logits with one class.
+have the shape of the logits with one class. A mesh with explicit axes may divide the rows, not the
+classes. XLA returns the results of a foreign function undivided, so outside of `jax.jit` they are
+divided as their types say.
 """
 
 from __future__ import annotations
@@ -126,8 +128,14 @@ def _primitive_of_losses(
 ) -> Any:
     made = _primitive(name, types)
     made.multiple_results = True
+
     # Not compiled: a call outside of `jax.jit` may use as many threads as pyce may at that time.
-    made.def_impl(function)
+    def run(*arguments: Any, axis: int) -> list[Any]:
+        results = function(*arguments, axis=axis)
+        wanted = types(*map(jax.typeof, arguments), axis=axis)
+        return [_ffi.divided(r, _ffi.spec(w)) for r, w in zip(results, wanted, strict=True)]
+
+    made.def_impl(run)
     mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=True))
     return made
 
@@ -135,19 +143,18 @@ def _primitive_of_losses(
 def _linear_primitive(name: str, function: Callable[..., Any], like: int) -> Any:
     """A primitive whose result has the type of the argument number `like`."""
     made = _primitive(name, lambda *arguments, axis: arguments[like])
-    made.def_impl(jax.jit(function, static_argnames="axis"))
+    compiled = jax.jit(function, static_argnames="axis")
+
+    def run(*arguments: Any, axis: int) -> Any:
+        return _ffi.divided(compiled(*arguments, axis=axis), _ffi.spec(jax.typeof(arguments[like])))
+
+    made.def_impl(run)
     mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=False))
     return made
 
 
 def _type_of_losses(logits: Any, axis: int) -> Any:
-    sharding = logits.sharding
-    spec = list(sharding.spec)
-    if spec[axis] is not None:  # a mesh with explicit axes divides the classes
-        spec[axis] = None
-        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-    shape, dtype = _ffi.rows(logits, axis), _ffi.loss_dtype(logits.dtype)
-    return logits.update(shape=shape, dtype=dtype, sharding=sharding)
+    return logits.update(shape=_ffi.rows(logits, axis), dtype=_ffi.loss_dtype(logits.dtype))
 
 
 _losses_p = _primitive_of_losses(
@@ -170,7 +177,9 @@ def _losses_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...], *, axis: in
         size = math.prod(shape)  # may be a symbol of `jax.export`, which has no maximum with 1
         # The losses that JAX averages have been rounded to the dtype of the logits.
         guess = jnp.full(shape, 1 / (1 if size == 0 else size), logits.dtype)
-        guess = _ffi.varying_alike(guess.astype(_ffi.loss_dtype(logits.dtype)), logits)[0]
+        guess = guess.astype(_ffi.loss_dtype(logits.dtype))
+        guess = _ffi.divided(guess, _ffi.spec(_type_of_losses(jax.typeof(logits), axis)))
+        guess = _ffi.varying_alike(guess, logits)[0]
         loss, saved, used = _losses_and_saved_p.bind(logits, target, guess, axis=axis)
     else:
         loss = losses(logits, target, axis)

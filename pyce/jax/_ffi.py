@@ -130,6 +130,27 @@ def _vary(array: Any, axes: tuple[Any, ...]) -> Any:
     return jax.lax.pvary(array, axes)
 
 
+def spec(kind: Any) -> tuple[Any, ...]:
+    """How a mesh with explicit axes divides arrays of the type; () if there is none."""
+    sharding = getattr(kind, "sharding", None)
+    found = tuple(getattr(sharding, "spec", ()))
+    # The first versions of JAX that have such meshes divide no array again.
+    known = hasattr(jax.sharding, "reshard") and any(part is not None for part in found)
+    return found if known else ()
+
+
+def divided(array: Any, parts: tuple[Any, ...]) -> Any:
+    """The array, divided as `spec` says; axes of size 1 are not."""
+    found = spec(jax.typeof(array))
+    if not found and not any(parts):
+        return array
+    parts = parts or (None,) * len(found)
+    parts = tuple(None if n == 1 else part for n, part in zip(array.shape, parts, strict=True))
+    if parts == found:
+        return array
+    return jax.sharding.reshard(array, jax.sharding.PartitionSpec(*parts))
+
+
 def _like(logits: Any) -> Any:
     return jax.ShapeDtypeStruct(logits.shape, logits.dtype)
 

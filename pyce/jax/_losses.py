@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pyce.jax._autodiff import losses
-from pyce.jax._ffi import varying_alike
+from pyce.jax._ffi import divided, spec, varying_alike
 
 # The dtypes of logits, and of probabilities that are read without a conversion.
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -80,7 +80,8 @@ def softmax_cross_entropy_with_integer_labels(
         )
     shape, class_axis = _folded_shape(x.shape, axes)
     y = jnp.expand_dims(_as_int32_or_int64(y, shape[class_axis]), tuple(sorted(axes)))
-    y = _fold(y, axes)
+    x = _with_whole_rows(x, axes)
+    y = _fold(_divided_alike(y, x), axes)
     x, y = varying_alike(x, y)
     if where is None:
         return losses(_fold(x, axes), y, class_axis).reshape(batch).astype(x.dtype)
@@ -167,7 +168,8 @@ def softmax_cross_entropy(
         t = _broadcast("labels", t, x.shape, advice if t.shape == _batch(x.shape, axes) else "")
     batch = _batch(x.shape, axes)
     class_axis = _folded_shape(x.shape, axes)[1]
-    x, t = varying_alike(x, t)
+    x = _with_whole_rows(x, axes)
+    x, t = varying_alike(x, _divided_alike(t, x))
     if where is None:
         return losses(_fold(x, axes), _fold(t, axes), class_axis).reshape(batch).astype(dtype)
     mask = _mask(where, x, axes)
@@ -200,6 +202,20 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis {axis} contains an axis twice")
     return axes
+
+
+def _with_whole_rows(logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The logits, each row on one device, where a mesh with explicit axes divides the classes.
+
+    A foreign function is called with whole rows, and JAX requires that the program says so.
+    """
+    parts = spec(jax.typeof(logits))
+    return divided(logits, tuple(None if a in axes else part for a, part in enumerate(parts)))
+
+
+def _divided_alike(array: jax.Array, logits: jax.Array) -> jax.Array:
+    """An array that broadcasts to the logits, on the same devices of a mesh with explicit axes."""
+    return divided(array, spec(jax.typeof(logits)))
 
 
 def _batch(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -259,7 +275,7 @@ def _mask(where: Any, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         rows = _is_of_rows(mask, axes)
         shape = tuple(1 if rows and a in axes else n for a, n in enumerate(logits.shape))
         if all(m in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
-            return jnp.broadcast_to(mask, shape)
+            return _divided_alike(jnp.broadcast_to(mask, shape), logits)
     raise ValueError(
         f"where must broadcast to the shape {logits.shape} of the logits, or have that shape "
         f"without the class axes, got {given}"

@@ -72,6 +72,24 @@ def test_loss_and_gradient(compute, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS)
+@every("classes", [3, 9, 33])
+@every("spread", [0.0, 1e-4])
+def test_coefficients_of_both_signs_at_classes_that_are_not_likely(compute, classes, spread, dtype):
+    """A·(1 − p) and A − b are larger than both terms of the gradient, to which errors are relative.
+    So it must not be computed from these two, as that of a likely class is.
+    """
+    rng = np.random.default_rng(classes)
+    x = (spread * rng.standard_normal((400, classes))).astype(dtype)
+    weight = rng.random(classes) * np.where(np.arange(classes) % 2, -1, 1)
+    probs = rng.random((400, classes))
+    exact = oracle.reference(x, probs, reduction="none", weight=weight)
+    grad = compute(pyce.cross_entropy_with_grad, x, probs, reduction="none", weight=weight)[1]
+    # The terms of A may cancel as well, so their sizes count. All p are nearly 1/C.
+    sizes = np.abs(weight * probs).sum(axis=1, keepdims=True) / classes
+    check_array(grad, exact.grad, np.maximum(exact.terms, sizes))
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
 @every("regime", cases.REGIMES)
 def test_against_mpmath_alone(compute, regime, dtype):
     """Sixty digits and the textbook formulas, without the double-double oracle."""
@@ -256,6 +274,31 @@ def test_half_types_are_float32_rounded_once(compute, case, dtype):
     same_bits(compute(pyce.softmax, x), round_once(compute(pyce.softmax, wide), half))
     same_bits(compute(pyce.log_softmax, x), round_once(compute(pyce.log_softmax, wide), half))
     np.testing.assert_array_equal(compute(pyce.logsumexp, x), compute(pyce.logsumexp, wide))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@every("kind", ["labels", "probabilities"])
+@every(("rows", "classes"), [(2, 20_000), (65, 1000), (2731, 12), (4097, 8)])
+def test_a_block_of_half_types_that_has_one_row(compute, kind, rows, classes, dtype):
+    """Numba converts blocks of rows, of which the last one has a single row here, with a factor of
+    its own. One thread takes all blocks."""
+    pyce.set_num_threads(1)
+    half, rng = np.dtype(HALF[dtype]), np.random.default_rng(rows)
+    x = rng.standard_normal((rows, classes), np.float32).astype(half)
+    probs = rng.random((rows, classes), np.float32)
+    target = probs if kind == "probabilities" else rng.integers(0, classes, rows)
+    weights, factors = rng.random(rows) + 0.5, rng.random(rows) + 0.5
+
+    def gradients(x):
+        lse = compute(pyce.logsumexp, x)
+        for options in ({}, {"sample_weight": weights}):
+            back = (factors, x, target, lse)
+            yield compute(pyce.cross_entropy_backward, *back, reduction="none", **options)
+            options["reduction"] = "sum"
+            yield compute(pyce.cross_entropy_with_grad, x, target, **options)[1]
+
+    for found, wide in zip(gradients(x), gradients(x.astype(np.float32)), strict=True):
+        same_bits(found, round_once(wide, half))
 
 
 @pytest.mark.parametrize("dtype", HALF)

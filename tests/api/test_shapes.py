@@ -170,6 +170,19 @@ def test_lists_are_float64_whatever_is_in_them(backend):
     assert loss == pyce.cross_entropy(x.astype(np.float64), [0, 1])
 
 
+@every("shape", [(0, 3), (3, 0), (2, 3, 0)])
+def test_probabilities_without_rows_and_without_a_dtype(backend, shape):
+    """NumPy makes float64 of an empty list, and class indices are meant only by their shape."""
+    x = np.zeros(shape, np.float32)
+    axis = shape.index(3)
+    for target in (memoryview(np.zeros(shape)), list(np.zeros(shape)), np.zeros(shape).tolist()):
+        if np.shape(target) == shape:
+            loss, grad = pyce.cross_entropy_with_grad(x, target, axis=axis, reduction="sum")
+            assert loss == 0.0 and grad.shape == shape
+    labels = np.zeros(shape).sum(axis).tolist()
+    assert pyce.cross_entropy(x, labels, axis=axis, reduction="sum") == 0.0
+
+
 def most_dimensions():
     """32 in NumPy 1, 64 in NumPy 2."""
     try:

@@ -293,6 +293,21 @@ if hasattr(jax, "set_mesh"):
     with jax.set_mesh(explicit):
         for spec in (P("d"), P(None, "d")):  # the rows divided, and the classes
             near(jax.jit(f)(jax.device_put(four, spec), y % 4), rows, rtol=0, atol=0)
+
+    # Derivatives, also with a mask of which the program does not say where it is.
+    def mean(x, t):
+        parts = f(x, y % 4), f(x, y % 4, where=np.arange(8)[:, None] > 1), soft(x, t, where=x > -1)
+        return sum(part.mean() for part in parts)
+
+    t4 = t[:, :4]
+    gradients = jax.grad(mean, (0, 1))
+    plain = gradients(four, t4), second(mean)(four, t4)
+    with jax.set_mesh(explicit):
+        for spec in (P("d"), P(None, "d")):
+            xs, ts = jax.device_put(four, spec), jax.device_put(t4, spec)
+            found = gradients(xs, ts), second(mean)(xs, ts)
+            jax.tree.map(near, found, plain)
+            assert jax.typeof(found[0][0]) == jax.typeof(xs)
 """
 
 

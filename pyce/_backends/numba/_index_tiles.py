@@ -286,7 +286,8 @@ def _index_tile_float32(
             place[v] = (v // LANES * classes + y) * LANES + v % LANES
     _begin(tile, reals, doubles, classes, n)
     _exponentials(tile, reals, place, classes, n, compare)
-    if job.weight.size or job.sample_weight.size or job.scale.size > 1:
+    # The only row of a part may have another factor than the one that `index_scratch` knew.
+    if job.weight.size or job.sample_weight.size or job.scale.size > 1 or n == 1:
         _read_weights(doubles, row, n, job)
     _factors(tile, reals, doubles, classes, n)
     every = _find_regular(reals, regular, row, n, job.saved_lse)

@@ -340,6 +340,10 @@ def read_rows(a: Array, label: Array, ignored: Array, row: Index, n: Index, job:
     if job.scale.size > 1:
         for v in range(n):
             a[_SCALE + v] = job.scale[row + v]
+    elif job.scale.size:
+        # That of the whole job, or of the only row of a part: `scratch` knew that of another row.
+        for v in range(n):
+            a[_SCALE + v] = job.scale[U0]
     if job.saved_lse.size:
         for v in range(n):
             a[_NAN + v] = job.saved_lse[row + v] - job.saved_lse[row + v]
@@ -444,13 +448,14 @@ def _pair_gradient(e: Real, row: Any, b: Real, b_error: Real, top: Any) -> Real:
     """The gradient of a class with exponential e and coefficient b; `top`: it is a maximum.
 
     scale·A·p − scale·b cancels if p is near 1 and b near A. Then the class is the maximum, and
-    scale·(A − b) − scale·A·R/S is used.
+    scale·(A − b) − scale·A·R/S is used; not if p is so small that these two are larger and cancel.
     """
     p, p_error = scale_pair(row.factor, row.factor_error, e)
     q, q_error = scale_pair(b, b_error, row.scale)
     sure = ((row.total - b) + (row.total_error - b_error)) * row.scale - row.complement
     unsure = (p - q) + finite_or_zero(p_error - q_error)
-    return sure if top and abs(b) > 0.5 * abs(row.total) else unsure
+    near = abs(b) > 0.5 * abs(row.total) and abs(p) > abs(row.complement)
+    return sure if top and near else unsure
 
 
 @jit
