@@ -56,7 +56,21 @@ _REPORT = _folder("tools", "report", "goals", "readme_tables")
 
 RULES = (
     Rule(r"_backends/numba/_shards", (SHARDS,), "numba", compiled=True),
-    Rule(r"_backends/numba/\w+", COMPUTE, "numba", compiled=True),
+    Rule(r"_backends/numba/_bernoulli", _folder("api", "binary"), "numba", compiled=True),
+    Rule(r"_backends/numba/_launch",
+         (*_folder("accuracy", "numba_paths"), *_folder("api", "binary"),
+          *_folder("process", "threads", "numba_cache", "signals", "forks")),
+         "numba", compiled=True),
+    Rule(r"_backends/numba/_(jit|math)",
+         (*_folder("accuracy", "numba_math", "numba_constants", "numba_paths"), *COMPUTE),
+         "numba", compiled=True),
+    Rule(r"_backends/numba/_(half_types|rows|sums)",
+         (*COMPUTE, *_folder("accuracy", "numba_paths")), "numba", compiled=True),
+    Rule(r"_backends/numba/_(index_tiles|lanes|tiles|vectors)",
+         (*_folder("accuracy", "numba_paths"), *COMPUTE), "numba", compiled=True),
+    Rule(r"_backends/numba/\w+",
+         (*COMPUTE, SHARDS, *_folder("accuracy", "numba_paths"), *_folder("api", "layouts")),
+         "numba", compiled=True),
     Rule(
         r"_backends/numpy",
         (*COMPUTE, SHARDS, *_folder("api", "layouts"), *_folder("accuracy", "accuracy")),
@@ -72,6 +86,10 @@ RULES = (
     Rule(
         r"dask/_(collection|partition)",
         _folder("integrations", "dask", "dask_cluster"),
+    ),
+    Rule(
+        r"(dask|jax|numba|sklearn|torch|training)/__init__",
+        _folder("documentation", "documentation") + _folder("tools", "layers", "types"),
     ),
     Rule(r"dask/\w+", _folder("integrations", "dask", "dask_cluster")),
     Rule(r"torch/_vocab_parallel", _VOCAB),
