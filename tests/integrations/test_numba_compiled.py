@@ -20,7 +20,6 @@ import pyce
 
 numba = pytest.importorskip("numba")
 import pyce.numba  # noqa: E402
-from pyce._extras import advice  # noqa: E402
 from pyce.numba import _overloads  # noqa: E402
 
 ROOT = Path(pyce.__file__).resolve().parents[1]
@@ -500,12 +499,6 @@ assert (parallel == [loss(*one) for one in zip(x, y)]).all()
 
 @needs_proc
 @pytest.mark.skipif(WITHOUT_C, reason="the Numba backend uses one thread")
-def test_without_numba(run_python):
-    code = "import sys; sys.modules['numba'] = None\nimport pyce.numba"
-    done = run_python("-c", code, check=False)
-    assert f"ImportError: pyce.numba needs Numba: {advice('numba')}" in done.stderr
-
-
 def test_threads_are_those_of_pyce(run_python):
     """As many as `set_num_threads` allows, and one in each thread of a parallel region.
 

@@ -89,7 +89,7 @@ RULES = (
     ),
     Rule(
         r"(dask|jax|numba|sklearn|torch|training)/__init__",
-        _folder("documentation", "documentation") + _folder("tools", "layers", "types"),
+        (*_folder("documentation", "documentation"), *_folder("process", "frozen")),
     ),
     Rule(r"dask/\w+", _folder("integrations", "dask", "dask_cluster")),
     Rule(r"torch/_vocab_parallel", _VOCAB),
