@@ -392,11 +392,28 @@ try:
     print("not interrupted", calls(np.ones((2, 3)), 10**9))
 except KeyboardInterrupt:
     print("interrupted")
+
+from pyce._backends import numpy as backend
+for error in (MemoryError(), ArithmeticError("of the backend")):
+    def fails(*_):
+        raise error
+    backend.softmax = fails
+    try:
+        calls(np.ones((2, 3)), 1)
+    except Exception as raised:
+        print(type(raised).__name__, raised)
 """
 
 
 def test_an_interrupt_ends_a_call_of_another_backend(run_python):
-    assert run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy").stdout == "interrupted\n"
+    """So do errors of that backend."""
+    done = run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy")
+    assert done.stdout.splitlines() == [
+        "interrupted",
+        "MemoryError pyce could not allocate its scratch memory",
+        "RuntimeError the backend failed with the error that was printed",
+    ]
+    assert "ArithmeticError: of the backend" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------
