@@ -90,8 +90,9 @@ RULES = (
         _folder("integrations", "dask", "dask_cluster"),
     ),
     Rule(
-        r"(dask|jax|numba|sklearn|torch|training)/__init__",
+        r"(dask|jax|sklearn|torch|training)/__init__",
         (*_folder("documentation", "documentation"), *_folder("process", "frozen")),
+        "every_function_of or missing_library",
     ),
     Rule(r"dask/\w+", _folder("integrations", "dask", "dask_cluster")),
     Rule(r"torch/_vocab_parallel", _VOCAB),
@@ -114,7 +115,9 @@ RULES = (
         for name in ("loop", "lr_find", "models", "presize", "sgd")
     ),
     Rule(r"training/\w+", _folder("integrations", "training", "training_loop", "training_lr_find")),
-    Rule(r"numba/\w+", _folder("integrations", "numba_compiled"), "not fork", compiled=True),
+    Rule(r"numba/\w+",
+         (*_folder("process", "frozen"), *_folder("integrations", "numba_compiled")),
+         "not fork and (missing_library or numba_compiled)", compiled=True),
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
     Rule(
