@@ -314,3 +314,26 @@ def test_half_types_with_the_class_axis_first(compute, classes, dtype):
         loss32, grad32 = compute(pyce.cross_entropy_with_grad, x.astype(np.float32), y, **options)
         np.testing.assert_array_equal(loss, loss32)
         same_bits(grad, round_once(grad32, half))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_every_number_of_a_half_type(compute, dtype):
+    """Logits are read exactly, and a gradient is rounded to the nearest number, ties to even."""
+    half = np.dtype(HALF[dtype])
+    numbers = np.arange(2**16, dtype=np.uint16).view(half)
+    with np.errstate(all="ignore"):
+        exact = numbers.astype(np.float64)
+    options = {"reduction": "none", "return_lse": True}
+    labels = np.zeros(len(numbers), np.int64)
+    _, lse = compute(pyce.cross_entropy, numbers[:, None], labels, **options)
+    np.testing.assert_array_equal(lse, exact)  # of one class
+
+    # The sums of neighbours, halved, the last of them with infinity; and the floats around each.
+    values = np.unique(exact[np.isfinite(exact) & (exact >= 0)])
+    ends = np.append(values[1:], 2 * values[-1] - values[-2])
+    ties = ((values + ends) / 2).astype(np.float32)
+    w = np.concatenate([ties, np.nextafter(ties, 0), np.nextafter(ties, np.float32(np.inf))])
+    x = np.tile(np.array([0, -200], half), (len(w), 1))  # the other class has the probability 0
+    labels = np.ones(len(w), np.int64)
+    _, grad = compute(pyce.cross_entropy_with_grad, x, labels, sample_weight=w, reduction="none")
+    same_bits(grad, round_once(np.stack([w, -w], 1), half))

@@ -129,3 +129,14 @@ def test_helpers_are_kept_off_the_processor_of_their_caller(monkeypatch):
     monkeypatch.setattr(_launch.os, "sched_getaffinity", None)
     helpers._place()
     assert len(placed) == 6
+
+
+def test_an_error_of_the_compiler_is_raised_by_the_call():
+    from pyce._backends.numba import _launch
+
+    def fails():
+        raise MemoryError("while compiling")
+
+    with pytest.raises(MemoryError, match="while compiling"):
+        _launch._uninterrupted(fails)
+    assert _launch._uninterrupted(lambda: 3) == 3

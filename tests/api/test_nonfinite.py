@@ -25,11 +25,13 @@ def test_a_bad_row_stays_alone(backend, dtype, classes, soft, axis, poison):
         x[bad, off[bad]] = np.nan
     elif poison == "inf":
         x[bad, off[bad]] = np.inf
+        x[16] = np.inf
     elif poison == "all -inf":
         x[bad] = -np.inf
     elif poison == "nan at target":
         x[bad, y[bad]] = np.nan
     else:
+        x[16, 0] = np.inf
         x[bad, -1] = np.nan
     target = np.eye(classes, dtype=np.float32)[y] if soft else y
     if axis == 0:

@@ -20,7 +20,6 @@ import pyce
 
 numba = pytest.importorskip("numba")
 import pyce.numba  # noqa: E402
-from pyce._extras import advice  # noqa: E402
 from pyce.numba import _overloads  # noqa: E402
 
 ROOT = Path(pyce.__file__).resolve().parents[1]
@@ -393,11 +392,28 @@ try:
     print("not interrupted", calls(np.ones((2, 3)), 10**9))
 except KeyboardInterrupt:
     print("interrupted")
+
+from pyce._backends import numpy as backend
+for error in (MemoryError(), ArithmeticError("of the backend")):
+    def fails(*_):
+        raise error
+    backend.softmax = fails
+    try:
+        calls(np.ones((2, 3)), 1)
+    except Exception as raised:
+        print(type(raised).__name__, raised)
 """
 
 
 def test_an_interrupt_ends_a_call_of_another_backend(run_python):
-    assert run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy").stdout == "interrupted\n"
+    """So do errors of that backend."""
+    done = run_python("-c", INTERRUPTED, PYCE_BACKEND="numpy")
+    assert done.stdout.splitlines() == [
+        "interrupted",
+        "MemoryError pyce could not allocate its scratch memory",
+        "RuntimeError the backend failed with the error that was printed",
+    ]
+    assert "ArithmeticError: of the backend" in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------
@@ -500,12 +516,6 @@ assert (parallel == [loss(*one) for one in zip(x, y)]).all()
 
 @needs_proc
 @pytest.mark.skipif(WITHOUT_C, reason="the Numba backend uses one thread")
-def test_without_numba(run_python):
-    code = "import sys; sys.modules['numba'] = None\nimport pyce.numba"
-    done = run_python("-c", code, check=False)
-    assert f"ImportError: pyce.numba needs Numba: {advice('numba')}" in done.stderr
-
-
 def test_threads_are_those_of_pyce(run_python):
     """As many as `set_num_threads` allows, and one in each thread of a parallel region.
 

@@ -30,7 +30,6 @@ from torch_cases import (  # noqa: E402
 import pyce  # noqa: E402
 import pyce.torch  # noqa: E402
 from pyce import _threads  # noqa: E402
-from pyce._extras import advice  # noqa: E402
 
 pytestmark = WARNINGS
 
@@ -413,16 +412,6 @@ def test_weights_that_need_a_gradient_may_be_used_without_one():
     weight = torch.ones(3, requires_grad=True)
     with torch.no_grad():
         assert torch.equal(ours(LOGITS, LABELS, weight), ours(LOGITS, LABELS))
-
-
-def test_pytorch_is_asked_for_by_the_name_of_the_extra(run_python):
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import pyce\n"
-        "try: pyce.torch\n"
-        "except ImportError as error: print(error)"
-    )
-    assert advice("torch") in run_python("-c", code).stdout
 
 
 # ---------------------------------------------------------------------------------------------

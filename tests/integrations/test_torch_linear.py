@@ -24,7 +24,7 @@ from torch_cases import WARNINGS, dtypes, reductions  # noqa: E402
 
 import pyce.torch  # noqa: E402
 from pyce import _linear_chunks  # noqa: E402
-from pyce.torch import _linear_layer  # noqa: E402
+from pyce.torch import _linear_compute, _linear_layer  # noqa: E402
 
 pytestmark = WARNINGS
 
@@ -133,6 +133,27 @@ def test_loss_and_gradients(backend, dtype, reduction, soft):
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         chosen = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
         compare(tensors, target, reduction=reduction, options=chosen)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="PyTorch has no such options"
+)
+def test_the_most_rows_of_a_chunk(monkeypatch):
+    """That of `batch_chunk_size`, also where gradients are filtered."""
+    evaluate, rows = _linear_compute._evaluate, []
+
+    def noted(head, part, chunk):
+        rows.append(len(chunk))
+        evaluate(head, part, chunk)
+
+    monkeypatch.setattr(_linear_compute, "_evaluate", noted)
+    (x, w), target = layer(torch.float32, bias=False)
+    chosen = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2)
+    for tolerance in (None, 0.1):
+        rows.clear()
+        ours(x, w, target, options=chosen, filter_tolerance=tolerance).backward()
+        assert max(rows) == 2
+        assert sum(rows) == (target != -100).sum()
 
 
 @has_pytorchs
@@ -553,7 +574,7 @@ def test_bad_arguments():
             x[:, 1:], w, target)  # fmt: skip
     refused(ValueError, r"linear_weight must have the shape \(C, D\)", x, w[0], target)
     refused(ValueError, r"linear_weight must have the shape \(C, D\)", x, w[:0], target)
-    refused(ValueError, r"linear_bias of shape \(5,\) .* linear_weight of shape \(6, 5\)",
+    refused(ValueError, r"linear_bias of shape \(5,\) .* of shape \(6, 5\): expected \(6,\)",
             x, w, target, linear_bias=b[1:])  # fmt: skip
     for weight in (w, w[:, None].expand(CLASSES, 2, FEATURES)):
         refused(ValueError, r"target of shape \(6,\) does not fit input of shape \(7, 5\) and "

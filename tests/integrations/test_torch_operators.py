@@ -233,6 +233,9 @@ def test_modes_see_the_operator():
         assert loss.shape == (6,)
         loss.sum().backward()
         assert fake.grad.shape == (6, 5)
+        images, labels = torch.randn(2, 5, 3, 4), torch.zeros(2, 3, 4).long()
+        loss = ours(mode.from_tensor(images), mode.from_tensor(labels), reduction="none")
+        assert loss.shape == (2, 3, 4)
 
 
 @reductions

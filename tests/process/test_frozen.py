@@ -146,3 +146,22 @@ def test_in_an_archive(found, run_python, tmp_path):
     report = run(run_python, archive)
     assert report["backend"] == "numpy"
     assert "was not included in this program" in report["backends"]["c"]
+
+
+MISSING = """
+import importlib, sys
+sys.modules.update(dict.fromkeys(("dask", "jax", "mpi4py", "numba", "sklearn", "torch")))
+from pyce._extras import advice
+for name in ("dask", "jax", "mpi", "numba", "sklearn", "torch"):
+    try:
+        importlib.import_module(f"pyce.{name}")
+    except ImportError as error:
+        assert str(error).startswith(f"pyce.{name} needs "), error
+        assert advice(name) in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+
+
+def test_a_missing_library_is_asked_for_by_the_name_of_its_extra(run_python):
+    run_python("-c", MISSING)

@@ -1,5 +1,6 @@
 """What the commands of `python -m pyce` share: help, missing extras, tables, closed pipes."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import pyce
 from pyce import __main__ as pyce_main
+from pyce import _cli
 from pyce._cli import FINE, INTERRUPTED, UNUSABLE
 from pyce._extras import advice
 
@@ -56,6 +58,35 @@ def test_tables_without_rich(run_python):
     )
     expected = ["Title", "name  figure", "a        1.5", "          22"]
     assert run_python("-c", code).stdout.splitlines() == expected
+
+
+def test_tables_with_rich(capsys):
+    pytest.importorskip("rich")
+    _cli.table("Title", ("name", "figure"), [("longer", "1.5"), ("longer", "22"), ("b", "3")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip(" ─-")]
+    assert lines[0].strip() == "Title"
+    assert [line.split() for line in lines[1:]] == [
+        ["name", "figure"], ["longer", "1.5"], ["22"], ["b", "3"]
+    ]  # fmt: skip
+    # Words are aligned left, and numbers right.
+    assert len({len(line.rstrip()) for line in lines[1:]}) == 1
+    assert lines[1].index("name") == lines[2].index("longer") == lines[4].index("b")
+
+
+def test_a_terminal_shows_numbers_as_text():
+    pytest.importorskip("rich")
+    shown = io.StringIO()
+    _cli.console(file=shown, force_terminal=True).print("22 rows")
+    assert shown.getvalue() == "22 rows\n"
+
+
+def test_folders_of_a_file_to_write_are_created(tmp_path):
+    path = tmp_path / "new" / "folder" / "report.json"
+    _cli.writable(path)
+    assert path.parent.is_dir()
+    assert not path.exists()
+    with pytest.raises(_cli.Unusable, match="can't write"):
+        _cli.writable(path.parent)
 
 
 @pytest.mark.parametrize("arguments", [(), ("bench", "--list")])

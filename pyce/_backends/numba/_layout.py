@@ -168,7 +168,7 @@ def _run_contiguous(r: Request, few: bool, classes: int, inner: int) -> None:
         few=few,
         width=width,
         log_softmax=r.log_softmax,
-        past_caches=grad is not None and x.itemsize >= 4 and 2 * x.nbytes > last_cache(),
+        past_caches=grad is not None and 2 * x.nbytes > last_cache(),
         bfloat16=bfloat16,
     )
     launch(function, job, outer * inner, x.size + _ROW_OVERHEAD * outer * inner)

@@ -67,28 +67,40 @@ def _in_new_processes(copy: Copy, rule: Rule, mutants: list[Mutant]) -> Iterator
     command = [sys.executable, "-B", "-c", code, "-xq", "-p", "no:cacheprovider", "-k", rule.which,
                *rule.tests]  # fmt: skip
     for mutant in mutants:
-        yield mutant, _with(copy, mutant, command, {})
+        yield mutant, _with(copy, mutant, command)
 
 
 def _compiled(copy: Copy, rule: Rule, mutants: list[Mutant], thoroughly: bool) -> Iterator:
-    """One case of each test function, then three: compiling takes most of the time."""
-    most = "3" if thoroughly else "1"
-    command = [sys.executable, "-B", "tests/tools/mutation/sampled.py", most, "-xq", "-p",
-               "no:cacheprovider", "-k", rule.which, *rule.tests]  # fmt: skip
+    """One case of each test function, then five: compiling takes most of the time."""
+    most = "5" if thoroughly else "1"
+    options = ["-xq", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-B", "tests/tools/mutation/sampled.py", most, *options, "-k",
+               rule.which, *rule.tests]  # fmt: skip
+    passing = set()  # without a mutant
     for mutant in mutants:
+        said = _with(copy, mutant, command, compiles=True)
+        if "::" in said and said not in passing:
+            alone = [sys.executable, "-B", "-m", "pytest", *options, said]
+            if _with(copy, None, alone, compiles=True) != "survived":
+                sys.exit(f"a test of {rule.modules} fails without a mutant: {said}")
+            passing.add(said)
+        yield mutant, said
+
+
+def _with(copy: Copy, mutant: Mutant | None, command: list[str], compiles: bool = False) -> str:
+    """The test that fails with the mutant in the copy, or “survived”."""
+    if mutant:
+        copy.put(mutant)
+    try:
         with tempfile.TemporaryDirectory(prefix="mutants") as cache:
             # Optimised less, to compile sooner; the same operations in the same order.
-            yield mutant, _with(copy, mutant, command, {"NUMBA_CACHE_DIR": cache, "NUMBA_OPT": "0"})
-
-
-def _with(copy: Copy, mutant: Mutant, command: list[str], variables: dict[str, str]) -> str:
-    """The test that fails with the mutant in the copy, or “survived”."""
-    copy.put(mutant)
-    try:
-        done = run(command, cwd=copy.home, env={**copy.environment, **variables}, timeout=1200)
+            variables = {"NUMBA_CACHE_DIR": cache, "NUMBA_OPT": "0"} if compiles else {}
+            environment = {**copy.environment, **variables}
+            done = run(command, cwd=copy.home, env=environment, timeout=1200)
     finally:
-        copy.restore(mutant)
+        if mutant:
+            copy.restore(mutant)
     if done.returncode == 0:
         return "survived"
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return failed[1] if failed else "ended with an error"

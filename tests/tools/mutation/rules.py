@@ -56,7 +56,23 @@ _REPORT = _folder("tools", "report", "goals", "readme_tables")
 
 RULES = (
     Rule(r"_backends/numba/_shards", (SHARDS,), "numba", compiled=True),
-    Rule(r"_backends/numba/\w+", COMPUTE, "numba", compiled=True),
+    Rule(r"_backends/numba/_bernoulli", _folder("api", "binary"), "numba", compiled=True),
+    Rule(r"_backends/numba/_launch",
+         (*_folder("accuracy", "numba_paths"), *_folder("api", "binary"),
+          *_folder("process", "threads", "numba_cache", "signals", "forks")),
+         "numba", compiled=True),
+    Rule(r"_backends/numba/_(jit|math)",
+         (*_folder("accuracy", "numba_math", "numba_constants", "numba_paths"), *COMPUTE),
+         "numba", compiled=True),
+    Rule(r"_backends/numba/_half_types", _folder("accuracy", "accuracy"), "numba and half",
+         compiled=True),
+    Rule(r"_backends/numba/_(rows|sums)",
+         (*COMPUTE, *_folder("accuracy", "numba_paths")), "numba", compiled=True),
+    Rule(r"_backends/numba/_(index_tiles|lanes|tiles|vectors)",
+         (*_folder("accuracy", "numba_paths"), *COMPUTE), "numba", compiled=True),
+    Rule(r"_backends/numba/\w+",
+         (*COMPUTE, SHARDS, *_folder("accuracy", "numba_paths"), *_folder("api", "layouts")),
+         "numba", compiled=True),
     Rule(
         r"_backends/numpy",
         (*COMPUTE, SHARDS, *_folder("api", "layouts"), *_folder("accuracy", "accuracy")),
@@ -72,6 +88,11 @@ RULES = (
     Rule(
         r"dask/_(collection|partition)",
         _folder("integrations", "dask", "dask_cluster"),
+    ),
+    Rule(
+        r"(dask|jax|sklearn|torch|training)/__init__",
+        (*_folder("documentation", "documentation"), *_folder("process", "frozen")),
+        "every_function_of or missing_library",
     ),
     Rule(r"dask/\w+", _folder("integrations", "dask", "dask_cluster")),
     Rule(r"torch/_vocab_parallel", _VOCAB),
@@ -94,7 +115,9 @@ RULES = (
         for name in ("loop", "lr_find", "models", "presize", "sgd")
     ),
     Rule(r"training/\w+", _folder("integrations", "training", "training_loop", "training_lr_find")),
-    Rule(r"numba/\w+", _folder("integrations", "numba_compiled"), "not fork", compiled=True),
+    Rule(r"numba/\w+",
+         (*_folder("process", "frozen"), *_folder("integrations", "numba_compiled")),
+         "not fork and (missing_library or numba_compiled)", compiled=True),
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
     Rule(
