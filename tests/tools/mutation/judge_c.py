@@ -55,7 +55,7 @@ RECORDINGS = (
     *(("layouts", 0), ("layouts", 1), ("errors", 0), ("few", 0), ("few", 1), ("few", 300_000)),
     *(("semantics", 0), ("golden", 0), ("golden", 300_000)),
 )
-QUICKEST = ("layouts", 0), ("layouts", 1), ("few", 0)
+QUICKEST = ("layouts", 0), ("layouts", 1), ("few", 0), ("errors", 0)
 # Runs the recorder inside pytest: the calls of C that tests make in this process.
 OF_TESTS = """
 import sys; sys.modules['numba'] = None
