@@ -209,7 +209,7 @@ def test_in_place_is_out_of_place(backend, problem):
 
 
 @every("dtype", DTYPES)
-def test_in_place_where_threads_share_a_row(dtype, backend):
+def test_in_place_where_threads_share_a_row(dtype, backend, many_processors):
     """No thread reads logits that another one has replaced."""
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(1, 140_000)) * 4).astype(dtype)

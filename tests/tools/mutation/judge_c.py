@@ -3,7 +3,7 @@
 Which units a file is compiled into, and for which instruction set, is found by the compiler (-MM).
 A file of several instruction sets is judged by the widest one for which the mutant changes the
 object code, as that one runs fastest. First, its units are compiled without optimisation, which
-takes less than half the time, and judged by two recordings: those for float32 logits, if these
+takes less than half the time, and judged by some recordings: those for float32 logits, if these
 notice nothing those for float64, and then the others. The same object code in every instruction
 set, of one dtype in the narrower ones, makes a mutant equivalent. A mutant is killed by the
 recorded calls of golden.py and of other tests (tests/c/replay.c), without and with
@@ -341,7 +341,8 @@ class Copy:
         return any(o.read_bytes() != base_object(u, flags[0]) for u, o in objects.items())
 
     def _judge_quickly(self, isa: str, units: list[str], mutant: Mutant) -> str:
-        flags = OPTIMISED if isa == PORTABLE else QUICK  # plain C would run 20 times as long
+        # Plain C's operations as calls take 20 times as long: see csrc/kernels/README.md.
+        flags = OPTIMISED if isa == PORTABLE else QUICK
         f64 = [unit for unit in units if unit.endswith("_f64.c")]
         halves = [unit for unit in units if unit.endswith("f16.c")]
         changed = False
