@@ -5,6 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from every import every
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -205,6 +206,26 @@ def test_in_place_is_out_of_place(backend, problem):
         copy = x.copy()
         call(copy, axis=axis, out=copy)
         np.testing.assert_array_equal(bits(expected), bits(copy))
+
+
+@every("dtype", DTYPES)
+def test_in_place_where_threads_share_a_row(dtype, backend, many_processors):
+    """No thread reads logits that another one has replaced."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(1, 140_000)) * 4).astype(dtype)
+    y, probabilities = rng.integers(0, x.shape[1], 1), rng.random(x.shape).astype(dtype)
+
+    def fused(target):
+        return lambda x, out: pyce.cross_entropy_with_grad(x, target, out=out)[1]
+
+    calls = (fused(y), fused(probabilities), lambda x, out: pyce.softmax(x, out=out))
+    for call in (*calls, lambda x, out: pyce.log_softmax(x, out=out)):
+        pyce.set_num_threads(1)
+        expected = call(x, None)
+        pyce.set_num_threads(2)
+        copy = x.copy()
+        assert call(copy, copy) is copy
+        np.testing.assert_array_equal(copy, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

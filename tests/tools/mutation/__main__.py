@@ -7,7 +7,7 @@
 The mutants written by hand, in by_hand.py, are always among them. judge_c.py and judge_python.py
 say how mutants are judged. One that hangs or crashes is killed; one that does not compile does not
 count. The exit status is 1 if fewer than 95 % are killed of those that equivalent.py does not
-explain, or if an entry there or in by_hand.py no longer matches the sources.
+explain, or, without --only, if an entry there or in by_hand.py no longer matches the sources.
 """
 
 from __future__ import annotations
@@ -219,13 +219,15 @@ def main() -> None:
     asked = parser.parse_args()
 
     files = [*judge_c.files(), *rules.modules()]
-    every = every_mutant(files)
-    by_hand, missing = mutants_by_hand(files)
+    some = [file for file in files if re.search(asked.only, file)]
+    mutants = every_mutant(some)
+    by_hand, missing = mutants_by_hand(some)
     equivalents = Equivalents()
-    missing += [f"equivalent: {line}" for line in equivalents.unused(every)]
-    missing += rules.unjudged(files)
-    mutants = [m for m in every if re.search(asked.only, m.file)]
-    by_hand = [m for m in by_hand if re.search(asked.only, m.file)]
+    if asked.only:  # the lists are of all files
+        missing = []
+    else:
+        missing += [f"equivalent: {line}" for line in equivalents.unused(mutants)]
+        missing += rules.unjudged(files)
     if asked.list:
         for file, count in Counter(m.file for m in (*mutants, *by_hand)).items():
             print(f"{count:6d} {file}")

@@ -33,7 +33,6 @@ BY_HAND = (
         "",
         "pivot not restored",
     ),
-    (_KERNELS, "*at[i] = pivot_e[i];", ";", "pivot not restored"),
     # Not the largest of all.
     (_KERNELS, "return v_max(m0, m1);", "return m0;", "wrong maximum"),
     (_KERNELS, "if (c < n) m0 = v_max(v_load(x + c * LANES), m0);", "", "wrong maximum"),

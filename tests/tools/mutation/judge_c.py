@@ -2,15 +2,18 @@
 
 Which units a file is compiled into, and for which instruction set, is found by the compiler (-MM).
 A file of several instruction sets is judged by the widest one for which the mutant changes the
-object code, as that one runs fastest; the units for float32 logits are compiled first, and the
-others only if these notice nothing. The same object code in every instruction set, of one dtype in
-the narrower ones, makes a mutant equivalent. A mutant is killed by the recorded calls of golden.py
-and of other tests (tests/c/replay.c), without and with AddressSanitizer, or by tests in Python.
+object code, as that one runs fastest. First, its units are compiled without optimisation, which
+takes less than half the time, and judged by some recordings: those for float32 logits, if these
+notice nothing those for float64, and then the others. The same object code in every instruction
+set, of one dtype in the narrower ones, makes a mutant equivalent. A mutant is killed by the
+recorded calls of golden.py and of other tests (tests/c/replay.c), without and with
+AddressSanitizer, or by tests in Python.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -39,15 +42,20 @@ SAME = "the same object code"
 
 CC = shlex.split(os.environ.get("CC", "cc"))
 FLAGS = ["-g0", "-fPIC", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-w", "-pthread"]
+QUICK, OPTIMISED = ["-O0"], ["-O1"]
 # Inlined as for speed, the kernels would take minutes to compile.
 CALLS = "-DINLINE=static __attribute__((noinline,unused))"
 SANITIZED = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
+# glibc returns no memory to the system between calls, which would take a quarter of the time.
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
 # (recording, size that the last cache is taken to have; 0: its own), the quickest first.
 RECORDINGS = (
-    *(("layouts", 0), ("layouts", 1), ("few", 1), ("few", 300_000)),
-    *(("errors", 0), ("semantics", 0), ("golden", 0), ("golden", 300_000)),
+    *(("layouts", 0), ("layouts", 1), ("errors", 0), ("few", 0), ("few", 1), ("few", 300_000)),
+    *(("semantics", 0), ("golden", 0), ("golden", 300_000)),
 )
+QUICKEST = ("layouts", 0), ("layouts", 1), ("few", 0), ("errors", 0)
 # Runs the recorder inside pytest: the calls of C that tests make in this process.
 OF_TESTS = """
 import sys; sys.modules['numba'] = None
@@ -159,6 +167,25 @@ def files() -> list[str]:
     return [f for f in found if not Path(f).name.startswith("simd_") or Path(f).name in known]
 
 
+@cache
+def base_object(unit: str, flags: str) -> bytes:
+    """The object code of a unit as it is."""
+    made = BASE / (f"{unit}.o" if flags == OPTIMISED[0] else f"{unit}{flags}.o")
+    if not made.exists():
+        must_compile(unit, made, [flags])
+    return made.read_bytes()
+
+
+def must_compile(unit: str, made: Path, flags: list[str]) -> None:
+    """It takes its name when it is complete."""
+    to = BASE / "unfinished.o"
+    done = compile_unit(ROOT, unit, to, flags)
+    if done.returncode:
+        sys.exit(done.stdout)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    to.rename(made)
+
+
 def compile_unit(root: Path, unit: str, to: Path, flags: list[str]):
     inline = [] if isa_of(unit) in (None, PORTABLE) else [CALLS]
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -184,15 +211,9 @@ def build() -> None:
     """Objects of the sources as they are. What an interrupted run has made is not made again."""
     _empty_unless_made_of(BASE, _sources())
     for unit in units():
-        made, to = BASE / f"{unit}.o", BASE / "unfinished.o"
-        if not made.exists():
-            done = compile_unit(ROOT, unit, to, ["-O1"])
-            if done.returncode:
-                sys.exit(done.stdout)
-            made.parent.mkdir(parents=True, exist_ok=True)
-            to.rename(made)
+        base_object(unit, OPTIMISED[0])
     if not (BASE / "replay").exists():
-        flags = [*CC, *FLAGS, "-O1", f"-I{CSRC}"]
+        flags = [*CC, *FLAGS, *OPTIMISED, f"-I{CSRC}"]
         must([*flags, "-c", str(ROOT / "tests/c/replay.c"), "-o", str(BASE / "replay.o")])
         emit = (
             "import sys; sys.path.insert(0, 'csrc'); from build_ffi import ffi; "
@@ -202,7 +223,7 @@ def build() -> None:
         include = sysconfig.get_paths()["include"]
         must([*flags, f"-I{include}", "-DPy_LIMITED_API=0x030a0000", "-c", str(BASE / "module.c"),
               "-o", str(BASE / "module.o")])  # fmt: skip
-        link({}, BASE / "replay", ["-O1"])
+        link({}, BASE / "replay", OPTIMISED)
 
 
 @cache
@@ -230,17 +251,20 @@ def _empty_unless_made_of(folder: Path, paths: list[Path]) -> None:
 def replay(program: Path, recording: str, cache_size: int, isa: str, timeout: float):
     with open(BUILD / "calls" / recording, "rb") as file:
         command = [str(program), "-x", *(["-c", str(cache_size)] if cache_size else []), isa]
-        return run(command, stdin=file, timeout=timeout)
+        return run(command, stdin=file, timeout=timeout, env={**os.environ, **KEEPS_MEMORY})
 
 
 @cache
 def time_limit(recording: str, isa: str) -> float:
-    """Seconds: five times as long as without a mutant."""
-    begin = time.monotonic()
-    done = replay(BASE / "replay", recording, 0, isa, 900)
-    if done.returncode:
-        sys.exit(f"the recording {recording!r} fails without a mutant:\n{done.stdout}")
-    return 5 * (time.monotonic() - begin) + 5
+    """Seconds: five times as long as without a mutant, which is measured once."""
+    file = BUILD / "calls" / f"{recording} {isa}.json"
+    if not file.exists():
+        begin = time.monotonic()
+        done = replay(BASE / "replay", recording, 0, isa, 900)
+        if done.returncode:
+            sys.exit(f"the recording {recording!r} fails without a mutant:\n{done.stdout}")
+        file.write_text(json.dumps(time.monotonic() - begin))
+    return 5 * json.loads(file.read_text()) + 5
 
 
 # ---------------------------------------------------------------------------------------------
@@ -274,16 +298,25 @@ class Copy:
     def judge(self, mutant: Mutant, thoroughly: bool) -> str:
         """How it was killed, “survived”, “does not compile”, or “to be seen” more thoroughly."""
         self.put(mutant)
+        verdict = ""
         try:
-            return self._judge(mutant, thoroughly)
+            verdict = self._judge(mutant, thoroughly)
         finally:
             self.restore(mutant)
+            if verdict != "to be seen":
+                shutil.rmtree(self._objects(mutant), ignore_errors=True)
+        return verdict
 
-    def _compiled(self, units: list[str], flags: list[str]) -> dict[str, Path] | None:
-        made = {}
-        for unit in units:
-            made[unit] = self.home / "objects" / f"{unit}.o"
-            if compile_unit(self.home, unit, made[unit], flags).returncode:
+    def _objects(self, mutant: Mutant) -> Path:
+        return self.home / "objects" / hashlib.sha256(mutant.id.encode()).hexdigest()
+
+    def _compiled(
+        self, mutant: Mutant, units: list[str], flags: list[str]
+    ) -> dict[str, Path] | None:
+        """Its objects. Those of a mutant to be seen are kept for when it is judged thoroughly."""
+        made = {unit: self._objects(mutant) / f"{unit}{''.join(flags)}.o" for unit in units}
+        for unit, to in made.items():
+            if not to.exists() and compile_unit(self.home, unit, to, flags).returncode:
                 return None
         return made
 
@@ -298,45 +331,54 @@ class Copy:
             return verdict
         for isa, units in others:
             one = [unit for unit in units if unit.endswith("_f32.c")] or units
-            made = self._compiled(one[-1:], ["-O1"])
-            if made is None or self._changed(made):
+            made = self._compiled(mutant, one[-1:], OPTIMISED)
+            if made is None or self._changed(made, OPTIMISED):
                 return self._judge_in(isa, units, mutant, thoroughly)
         return SAME
 
     @staticmethod
-    def _changed(objects: dict[str, Path]) -> bool:
-        return any(o.read_bytes() != (BASE / f"{u}.o").read_bytes() for u, o in objects.items())
+    def _changed(objects: dict[str, Path], flags: list[str]) -> bool:
+        return any(o.read_bytes() != base_object(u, flags[0]) for u, o in objects.items())
+
+    def _judge_quickly(self, isa: str, units: list[str], mutant: Mutant) -> str:
+        # Plain C's operations as calls take 20 times as long: see csrc/kernels/README.md.
+        flags = OPTIMISED if isa == PORTABLE else QUICK
+        f64 = [unit for unit in units if unit.endswith("_f64.c")]
+        halves = [unit for unit in units if unit.endswith("f16.c")]
+        changed = False
+        for some in ([unit for unit in units if unit not in (*f64, *halves)], f64, halves):
+            objects = self._compiled(mutant, some, flags)
+            if objects is None:
+                return "does not compile"
+            if self._changed(objects, flags):
+                changed = True
+                link(objects, self.home / "replay", [])
+                for recording, cache_size in QUICKEST:
+                    if self._killed(self.home / "replay", recording, cache_size, isa):
+                        return f"killed by calls of {recording}"
+        return "to be seen" if changed else SAME
 
     def _judge_in(self, isa: str, units: list[str], mutant: Mutant, thoroughly: bool) -> str:
         program = self.home / "replay"
         prepare()
         tests, by_calls = rule_of_c(mutant.file)
-        first = [unit for unit in units if not unit.endswith(("_f64.c", "_f16.c", "_bf16.c"))]
-        objects: dict[str, Path] = {}
-        for some in (first, [unit for unit in units if unit not in first]):
-            made = self._compiled(some, ["-O1"])
-            if made is None:
-                return "does not compile"
-            objects |= made
-            if by_calls and not thoroughly and self._changed(made):
-                link(objects, program, [])
-                if self._killed(program, "few", 0, isa):
-                    return "killed by calls of few"
-        if not self._changed(objects):
+        if by_calls and not thoroughly:
+            return self._judge_quickly(isa, units, mutant)
+        objects = self._compiled(mutant, units, OPTIMISED)
+        if objects is None:
+            return "does not compile"
+        if not self._changed(objects, OPTIMISED):
             return SAME
         if by_calls:
-            if not thoroughly:
-                return "to be seen"
             link(objects, program, [])
             for recording, cache_size in RECORDINGS:
                 if self._killed(program, recording, cache_size, isa):
                     return f"killed by calls of {recording}"
             if mutant.file.startswith("csrc/kernels/"):
-                link(self._compiled(units, SANITIZED) or {}, program, SANITIZED)
+                link(self._compiled(mutant, units, SANITIZED) or {}, program, SANITIZED)
                 for recording in ("layouts", "few"):
                     if self._killed(program, recording, 0, isa, 10):
                         return "killed by the sanitizers"
-                objects = self._compiled(units, ["-O1"]) or {}
         link(objects, self.module, [])
         of_kernels = mutant.file.startswith("csrc/kernels/")
         others = [f"not {other}" for other in ISAS if other != isa and of_kernels]
