@@ -16,7 +16,7 @@ from xdist.scheduler import LoadFileScheduling
 # CPU seconds of the files that take longest, on two cores of a Zen 4 server. They are begun first,
 # the longest of all before the others, so that no process is left with one of them at the end.
 SECONDS = {
-    # These two compile most of what Numba keeps on disk: at the same time, each would compile the same.
+    # These two compile most of what Numba keeps on disk; at the same time, both would compile it.
     **{"test_accuracy.py": 105, "test_grid.py": 41},
     **{"test_torch_autograd.py": 44, "test_torch_operators.py": 42, "test_bench.py": 36},
     **{"test_signals.py": 36, "test_numba_compiled.py": 35, "test_dask_cluster.py": 35},
