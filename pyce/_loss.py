@@ -188,8 +188,9 @@ def cross_entropy(
     float32 and float64 losses are within 2 units in the last place (ULP) of the exact value,
     however confident the model is, because the target's exponential is left out of the sum and
     the logarithm is taken by log1p. With `lse_square_scale` in [0, 1], class indices and no class
-    weights, the same holds. Otherwise the terms may cancel, or nearly only that with lse remains:
-    then it is within 2 ULP of the larger term, in which lse counts as at least 1.
+    weights, the same holds. In other cases the terms may cancel, or the term with lse may be
+    nearly all that is left: the loss is then within 2 ULP of the larger term, where an lse between
+    −1 and 1 counts as 1.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
@@ -423,8 +424,8 @@ def cross_entropy_with_grad(
     logarithm is taken by log1p. Every normal number of the gradient is within 4 ULP, the target's
     too, which is computed as the sum over the other classes and not as p − 1. With soft targets,
     smoothing or `lse_square_scale`, A · p_c, b_c and the term with lse may cancel, and the error is
-    within 4 ULP of the largest of them. In that comparison weights of both signs count in A as
-    their absolute values, and lse as at least 1.
+    within 4 ULP of the largest of them. For this bound, A is computed from the absolute values of
+    the weights, and an lse between −1 and 1 counts as 1.
 
     Weights, smoothing and the mean are defined as in ``torch.nn.functional.cross_entropy`` and
     ONNX SoftmaxCrossEntropyLoss. The class axis is the last one unless stated otherwise, as in
