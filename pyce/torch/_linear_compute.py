@@ -174,6 +174,7 @@ class Head:
         return problem_of_rows(self.full, some, chunk.numpy()), some
 
 
+# Arithmetic of pyce needs the default environment; PyTorch's products have the caller's.
 @_fpenv.default
 def _prepare(head: Head, grad_loss: float | None) -> None:
     head.results.prepare(grad_loss)
