@@ -398,8 +398,9 @@ def test_a_file_of_a_picture_says_which_machine(written, page):
     about = "Some CPU, 2 threads, avx2"
     assert about in (written / "index.html").read_text("utf-8")
     for path in written.glob("*.png"):
-        lowest = imread(path)[-30:, :, :3]
-        assert (lowest.min(axis=-1) < 0.6).any(axis=0).sum() > 100, path.name
+        pixels = imread(path)[..., :3].min(axis=-1)
+        assert (pixels[-30:] < 0.6).any(axis=0).sum() > 100, path.name
+        assert (pixels[-36:-29] > 0.9).all(), f"{path.name}: the line touches the legend"
 
 
 def test_a_check_alone(tmp_path, capsys):

@@ -12,6 +12,7 @@ from typing import Any
 from pyce._bench.report.style import MUTED, PAPER, THEME, drawing
 
 _FOOTER = 0.25  # inches
+_DPI = 144
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,21 @@ class Picture:
         """Write it as PNG with the light theme, with `footer` below it; returns the path."""
         path = folder / f"{self.name}.png"
         with drawing():
-            if footer:
-                low = _FOOTER / self.figure.get_figheight()
-                self.figure.get_layout_engine().set(rect=(0, low, 1, 1 - low))
-                self.figure.text(0.99, low / 4, footer, color=MUTED, size=8, ha="right")
-            self.figure.savefig(path, dpi=144, facecolor=PAPER)
+            if not footer:
+                self.figure.savefig(path, dpi=_DPI, facecolor=PAPER)
+                return path
+            from matplotlib.transforms import Bbox
+
+            figure = self.figure
+            width, height = figure.get_size_inches()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # The layout does not expect a line below the figure.
+            for legend in figure.legends:  # They would follow the edge of what is saved.
+                legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+            at = 0.99, -0.75 * _FOOTER / height
+            figure.text(*at, footer, color=MUTED, size=8, ha="right")
+            whole = Bbox.from_extents(0, -_FOOTER, width, height)
+            figure.savefig(path, dpi=_DPI, facecolor=PAPER, bbox_inches=whole)
         return path
 
     def svg(self) -> str:
