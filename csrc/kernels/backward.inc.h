@@ -67,7 +67,7 @@ static void backward_blocks(const pyce_job *job, int64_t row, int64_t first, int
     s.factor[0] = factor_from_lse(job, row, 0, s.pivot_grad);
     s.factor_error[0] = s.soft_factor[0] = s.label_grad[0] = 0;
     s.pivot[0] = s.label[0] = -1;
-    const pyce_block unit = {.scale = 1};
+    const pyce_block unit = {.scale = BIAS_FACTOR};
     writer w, *before = 0;
     next_block none = {0, 0, 0};
     unsummed last_block = {0};

@@ -383,7 +383,8 @@ INLINE normaliser block_normaliser(const pyce_block *block) {
 
 /* The statistics of a row of several blocks, relative to the normaliser of its maximum row->max, which
    block `top` contains; block->scale becomes what the block's e must be multiplied by to have that
-   normaliser. Not inlined, so that the loop has the registers to itself in each of its callers. */
+   normaliser, times BIAS_FACTOR, without which it could underflow although a probability of the block does
+   not. Not inlined, so that the loop has the registers to itself in each of its callers. */
 static __attribute__((noinline)) void merge_blocks(const pyce_job *job, pyce_block *blocks,
                                                    int64_t top, pyce_block *row) {
     double shift[LANES], exponent[LANES];
@@ -403,16 +404,16 @@ static __attribute__((noinline)) void merge_blocks(const pyce_job *job, pyce_blo
             sum += block_e[0];
         }
         /* A block of nothing but −inf adds nothing, whatever its normaliser is. */
-        block->scale = block->max == -INFINITE
-                           ? 0
-                           : exp_of_one(block_shift[0] - shift[0], block_exponent[0] - exponent[0]);
-        const double product = sum * block->scale;
-        compensated_add(&row->sum, product, &row->sum_error);
-        if (COMPENSATED) row->sum_error += block->sum_error * block->scale;
+        block->scale = block->max == -INFINITE ? 0
+                                               : exp_of_one(block_shift[0] - shift[0],
+                                                            block_exponent[0] - exponent[0] + BIAS);
+        const double product = sum * block->scale, unbias = 1 / BIAS_FACTOR;
+        compensated_add(&row->sum, product * unbias, &row->sum_error);
+        if (COMPENSATED) row->sum_error += block->sum_error * block->scale * unbias;
         /* The sum of a row's probabilities shows this error, which no loss or gradient does. */
         if (COMPENSATED && is_softmax(job)) {
             const double error = __builtin_fma(sum, block->scale, -product);
-            row->sum_error += error - error == 0 ? error : 0;
+            row->sum_error += error - error == 0 ? error * unbias : 0;
         }
         if (!job->soft) continue;
         compensated_add(&row->soft_sum, block->soft_sum, &row->soft_sum_error);
@@ -454,7 +455,7 @@ static void combine_statistics(const pyce_job *job, int64_t row, pyce_block *blo
     pyce_block all = {.max = max};
     if (job->blocks == 1) {
         all = blocks[0];
-        blocks[0].scale = 1;
+        blocks[0].scale = BIAS_FACTOR;
     } else {
         merge_blocks(job, blocks, top, &all);
     }

@@ -325,7 +325,7 @@ static void write_lanes(const pyce_job *job, const lane_rows *rows, lane_scratch
         for (int i = 0; i < LANES; i++) {
             const pyce_block *block = blocks + i * job->blocks + k;
             const int valid = lane_is_valid(rows, i);
-            scales[i] = valid ? block->scale : 1;
+            scales[i] = valid ? block->scale : BIAS_FACTOR;
             max[i] = valid ? (real)block->max : 0;
             pivot[i] = (real)index_within((int64_t)s->pivot[i], first, n);
             label[i] = (real)index_within((int64_t)s->label[i], first, n);

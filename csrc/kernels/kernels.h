@@ -59,7 +59,7 @@ typedef struct {
 /* Statistics of one block of a row: e is relative to the block's normaliser. */
 typedef struct {
     double max;
-    double scale;               /* from the block's normaliser to the row's */
+    double scale;               /* from the block's normaliser to the row's, times 2^BIAS */
     double sum;                 /* of e over the block without its pivot */
     double sum_error;           /* float64 logits only */
     double soft_sum, soft_loss; /* Σ b and Σ b·(max − x) */

@@ -507,7 +507,8 @@ static __attribute__((noinline)) void lift_factors(const pyce_job *job, const ro
     int lifted = 0;
     for (int i = 0; i < LANES; i++) {
         errors[i] = COMPENSATED ? s->factor_error[i] : 0;
-        factors[i] = lifted_factor(job, s->factor[i], scales ? scales[i] : 1, errors + i, lift + i);
+        const double scale = scales ? scales[i] : BIAS_FACTOR;
+        factors[i] = lifted_factor(job, s->factor[i], scale, errors + i, lift + i);
         lifted |= lift[i] != 1;
     }
     if (!lifted) return;
@@ -515,8 +516,8 @@ static __attribute__((noinline)) void lift_factors(const pyce_job *job, const ro
     for (int c = 0; c < n; c++) v_store(block + c * LANES, v_mul(v_load(block + c * LANES), by));
 }
 
-/* The result of a lane block from its e. `scales` take e from the block's normaliser to the row's: NULL
-   where they are 1. `pivot` and `label` count from the block's first class. */
+/* The result of a lane block from its e. `scales` are those of the blocks (kernels.h): NULL
+   where they are BIAS_FACTOR. `pivot` and `label` count from the block's first class. */
 static void write_lane_block(const pyce_job *job, const lane_rows *rows, int64_t first, int n,
                              lane_scratch *room, const row_state *s, const double *scales, int step,
                              const real *b, vreal pivot, vreal label) {

@@ -297,7 +297,7 @@ INLINE void write_unit_row(const pyce_job *job, unit *u, int i) {
     } else if (p->operation == PYCE_LOG_SOFTMAX) {
         write_log_softmax(unit_row(job, u, i), n, s, i, out);
     } else if (streams || COMPENSATED || is_too_small(s->factor[i])) {
-        const pyce_block one = {.scale = 1};
+        const pyce_block one = {.scale = BIAS_FACTOR};
         const real *b = unit_soft(job, row, u->b[1]);
         writer w = writer_of(job, s, i, &one, 0, n, e, b, out);
         w.streaming = streams;

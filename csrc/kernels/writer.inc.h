@@ -14,19 +14,20 @@ INLINE int is_too_small(double factor) {
 }
 INLINE int is_softmax(const pyce_job *job) { return job->p->operation == PYCE_SOFTMAX; }
 
-/* factor·scale with its error in *error (in: of factor); *lift is what e must be multiplied by. */
+/* factor·scale/BIAS_FACTOR with its error in *error (in: of factor), or factor·scale if e must be multiplied
+   by 1/BIAS_FACTOR; *lift is what e must be multiplied by. */
 INLINE double lifted_factor(const pyce_job *job, double factor, double scale, double *error,
                             real *lift) {
-    double product = factor * scale;
+    const double product = factor * scale, unbias = 1 / BIAS_FACTOR;
     *error *= scale;
     if (is_softmax(job)) *error += __builtin_fma(factor, scale, -product);
     *lift = 1;
-    if (is_too_small(product)) {
-        product = factor * BIAS_FACTOR * scale;
-        *error *= BIAS_FACTOR;
-        *lift = (real)(1 / BIAS_FACTOR);
+    if (__builtin_fabs(product) < LEAST_FACTOR * BIAS_FACTOR && product != 0) {
+        *lift = (real)unbias;
+        return product;
     }
-    return product;
+    *error *= unbias;
+    return product * unbias;
 }
 
 /* x as a number of the compute type; *error is the rounding error plus x_error, or 0 if the result is

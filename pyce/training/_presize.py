@@ -50,7 +50,8 @@ def presize(
         Images of Pillow, paths of image files, and arrays; they may be mixed. Arrays have the shape
         (H, W) or (H, W, 1) for gray images of uint8, bool, uint16 or floats, and (H, W, 2),
         (H, W, 3) or (H, W, 4) of uint8 for gray with alpha, RGB and RGBA. The EXIF orientation is
-        applied. Of an animation, the first frame is used.
+        applied. Of an animation, the first frame of a file and the current frame of an image of
+        Pillow is used.
     size : int or (int, int)
         Height and width of the results in pixels; one number for both.
     method : {"crop", "squash"}

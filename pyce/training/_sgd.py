@@ -134,8 +134,8 @@ class SGD:
         Parameters
         ----------
         gradients : sequence of array_like
-            The gradient of each parameter, in its shape; they are not changed. A parameter whose
-            gradient is None is not updated.
+            The gradient of each parameter, in its shape; they are not changed, unless they are
+            parameters themselves. A parameter whose gradient is None is not updated.
 
         Raises
         ------
@@ -166,6 +166,10 @@ class SGD:
                 raise ValueError(
                     f"gradient {i} of shape {g.shape} does not fit its parameter of shape {p.shape}"
                 )
+        # A gradient may be a parameter that is updated before, as the gradients of a product are.
+        for i, g in enumerate(given):
+            if g is not None and any(np.may_share_memory(g, p) for p in self.parameters[:i]):
+                given[i] = g.copy()
         for i, (p, g) in enumerate(zip(self.parameters, given, strict=True)):
             if g is not None:
                 self._descend(i, p, g)

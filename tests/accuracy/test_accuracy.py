@@ -2,6 +2,7 @@
 
 import cases
 import ml_dtypes
+import mpmath
 import numpy as np
 import oracle
 import pytest
@@ -69,6 +70,46 @@ def test_loss_and_gradient(compute, case, dtype):
     ones = np.ones(len(x))
     again = compute(pyce.cross_entropy_backward, ones, x, target, lse, reduction="none", **kwargs)
     check_array(again, exact.grad, terms)
+
+
+# Distances from the largest logit at which a probability is near the smallest normal number.
+FAR = {np.float32: (80.0, 87.0), np.float64: (694.0, 700.0, 708.0)}
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@every("classes", [100, 2049, 4100])
+@every("axis", [0, 1])
+def test_the_only_likely_class_of_a_block_is_far_below_the_maximum(compute, axis, classes, dtype):
+    """Its probability is a normal number, and so are the loss and the gradients."""
+    far = np.array(FAR[np.dtype(dtype).type])
+    x = np.full((len(far), classes), -4000.0, dtype)
+    x[:, 3], x[:, -1] = 0, -far
+    y = np.full(len(far), 3)
+    logits = np.ascontiguousarray(x if axis else x.T)
+
+    p = np.array([mpmath.exp(-mpmath.mpf(d)) for d in far])
+    bound = 4 * np.finfo(dtype).eps
+
+    def check(values, exact):
+        errors = [abs(mpmath.mpf(float(v)) / e - 1) for v, e in zip(values, exact, strict=True)]
+        assert max(errors) <= bound, values
+
+    losses, lse = compute(
+        pyce.cross_entropy, logits, y, axis=axis, reduction="none", return_lse=True
+    )
+    check(losses, p)
+    probabilities = compute(pyce.softmax, logits, axis=axis)
+    check(probabilities[:, -1] if axis else probabilities[-1], p)
+    # Factors with which the gradient is a normal number, although the product with 2^-60 is not.
+    for factor in (1.0, 2.0**-18, 2.0**120) if len(far) > 2 else (1.0, 2.0**120):
+        grad = compute(
+            pyce.cross_entropy_backward, factor, logits, y, lse, axis=axis, reduction="sum"
+        )
+        grad = grad if axis else grad.T
+        near = p * factor > float(np.finfo(dtype).tiny)
+        assert near.any()
+        check(grad[near, 3], -(p * factor)[near])
+        check(grad[near, -1], (p * factor)[near])
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS)

@@ -213,11 +213,16 @@ def test_files_are_closed(pillow, tmp_path):
     assert not is_open()
 
 
-def test_the_first_picture_of_an_animation(pillow, tmp_path):
+def test_the_picture_of_an_animation(pillow, tmp_path):
+    """The first one of a file, the current one of an image."""
     first, second = (pillow.fromarray(picture(5, 5, 1, seed)) for seed in (0, 1))
     first.save(tmp_path / "moves.gif", save_all=True, append_images=[second])
     found = presize([tmp_path / "moves.gif"], 5, mode="L", dtype=np.uint8)
     np.testing.assert_array_equal(found[0], np.asarray(first))
+    with pillow.open(tmp_path / "moves.gif") as image:
+        image.seek(1)
+        found = presize([image], 5, mode="L", dtype=np.uint8)
+    np.testing.assert_array_equal(found[0], np.asarray(second))
 
 
 GRAY = np.zeros((4, 4), np.uint8)

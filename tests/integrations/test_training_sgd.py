@@ -118,6 +118,15 @@ def test_what_cant_be_optimized(parameters, options, error, words):
         SGD(parameters, **{"lr": 0.1, **options})
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_gradients_that_are_parameters(momentum):
+    """The gradients of a·b are b and a: both are those before the step."""
+    a, b = np.array([1.0, 5.0]), np.array([2.0, 3.0])
+    SGD([a, b], lr=0.1, momentum=momentum).step([b, a[:]])
+    np.testing.assert_array_equal(a, np.array([1.0, 5.0]) - 0.1 * np.array([2.0, 3.0]))
+    np.testing.assert_array_equal(b, np.array([2.0, 3.0]) - 0.1 * np.array([1.0, 5.0]))
+
+
 def test_one_parameter_twice():
     w = np.zeros(2)
     with pytest.raises(ValueError, match="parameter 1 comes twice"):
