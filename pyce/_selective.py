@@ -15,6 +15,7 @@ from pyce._compensated import split, two_sum
 from pyce._dtypes import compute_dtype
 from pyce._loss import cross_entropy
 from pyce._problem import row_blocks
+from pyce._softmax import log_softmax
 from pyce._types import Array, Losses
 
 # Elements of the rows that are worked on together: a cache holds them and their softmax.
@@ -183,6 +184,9 @@ def run(
         np.negative(losses.reshape(-1), out=result[:, 0])
         return
     flat = None if entropy is None else entropy.reshape(-1)
+    if t != 1.0 and backend.selective is not None:
+        backend.selective(x, t, np.ascontiguousarray(rows), result, flat, None, None)
+        return
     for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
         block = x[index].reshape(stop - start, x.shape[-1])
         error = None
@@ -259,6 +263,32 @@ def mean(p: Array, values: Array) -> Array:
     """Σ_c p_c · values_c of rows, (n, 1)."""
     result: Array = np.einsum("nc,nc->n", p, values)[:, np.newaxis]
     return result
+
+
+def probabilities(
+    backend: Backend, x: Array, t: float, with_log: bool
+) -> tuple[Array, Array | None]:
+    """The softmax of rows x (n, classes) divided by T, and its logarithm, float64, on request.
+
+    Without a temperature, the softmax is in the dtype of the computation.
+    """
+    if t != 1.0 and backend.selective is not None:
+        p = np.empty(x.shape)
+        log_p = np.empty(x.shape) if with_log else None
+        backend.selective(x, t, None, None, None, p, log_p)
+        return p, log_p
+    error = None
+    with np.errstate(all="ignore"):
+        if t != 1.0:
+            x, error = quotients(x, t)
+        p = softmax(backend, x)
+        log_p = log_softmax(x).astype(np.float64) if with_log else None
+        if error is not None:
+            error -= mean(p, error)  # of log p
+            p += p * error
+            if log_p is not None:
+                log_p += error
+    return p, log_p
 
 
 def softmax(backend: Backend, x: Array) -> Array:
