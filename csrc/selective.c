@@ -16,8 +16,8 @@
  * scaled first, since their difference may overflow. The quotient is multiplied by the rounded inverse
  * of the divisor, which e corrects.
  *
- * Every operation rounds by itself, in vectors of two numbers, which every processor has: the bytes are
- * the same for every instruction set.
+ * Every operation rounds by itself, and sums have the same parts: the bytes are the same for every
+ * instruction set.
  */
 #include <math.h>
 #include <string.h>
@@ -28,32 +28,38 @@
 
 /* Elements of the rows of a piece, which a cache holds with their quotients, errors and softmax. */
 enum { PIECE = 16384 };
-/* The shortest rows whose maxima are found in vectors. */
-enum { LONG = 16 };
 
+/* Four numbers, which the compiler cuts into vectors of the processor. Macros and pointers take the place of
+   functions of vectors, since how these are passed depends on the processor. */
+enum { LANES = 4 };
+typedef double vec __attribute__((vector_size(32)));
+typedef int64_t bits __attribute__((vector_size(32)));
+typedef uint64_t ubits __attribute__((vector_size(32)));
+/* Two, for comparisons: GCC 12 fails to compile those of vectors that not every processor has. */
 typedef double pair __attribute__((vector_size(16)));
-typedef int64_t pair_bits __attribute__((vector_size(16)));
-typedef float floats __attribute__((vector_size(8)));
+typedef int64_t mask __attribute__((vector_size(16)));
+typedef double unaligned_pair __attribute__((vector_size(16), aligned(8), may_alias));
+typedef float quad __attribute__((vector_size(16)));
+typedef int32_t quad_mask __attribute__((vector_size(16)));
+typedef double unaligned_vec __attribute__((vector_size(32), aligned(8), may_alias));
+typedef float unaligned_floats __attribute__((vector_size(16), aligned(4), may_alias));
+#define INLINE static inline __attribute__((always_inline))
 
-static inline pair load(const double *x) {
-    pair v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-static inline void store(double *x, pair v) { memcpy(x, &v, sizeof v); }
-static inline pair both(double x) { return (pair){x, x}; }
-static inline pair only(pair v, pair_bits mask) { return (pair)((pair_bits)v & mask); }
-static inline pair larger(pair a, pair b) {
-    const pair_bits mask = a > b;
-    return (pair)(((pair_bits)a & mask) | ((pair_bits)b & ~mask));
-}
+#define LOAD(x) ((vec)*(const unaligned_vec *)(x))
+#define STORE(x, v) (*(unaligned_vec *)(x) = (v))
+#define LARGER_FLOATS(a, b, m)                                                                     \
+    ((m) = (a) > (b), (quad)(((quad_mask)(a) & (m)) | ((quad_mask)(b) & ~(m))))
+#define LOAD_FLOATS(x) ((quad)*(const unaligned_floats *)(x))
+#define LOAD_PAIR(x) ((pair)*(const unaligned_pair *)(x))
+/* v, and 0 where it is not finite: the largest exponent carries into the sign. */
+#define EXPONENT ((int64_t)0x7ff << 52)
+#define FINITE(v)                                                                                  \
+    ((vec)((bits)(v) & ((bits)((ubits)(((bits)(v) & EXPONENT) + ((int64_t)1 << 52)) >> 63) - 1)))
+#define LARGER(a, b, m) ((m) = (a) > (b), (pair)(((mask)(a) & (m)) | ((mask)(b) & ~(m))))
 /* The error of s = a + b. */
-static inline pair error_of(pair a, pair b, pair s) {
-    const pair t = s - a;
-    return (a - (s - t)) + (b - t);
-}
+#define ERROR_OF_SUM(a, b, s) (((a) - ((s) - ((s) - (a)))) + ((b) - ((s) - (a))))
 /* The leading 26 bits; the products of two such parts, and of the rests, are exact. */
-static inline pair leading(pair v) { return (pair)((pair_bits)v & -((int64_t)1 << 27)); }
+#define LEADING(v) ((vec)((bits)(v) & -((int64_t)1 << 27)))
 
 /* -- quotients --------------------------------------------------------------------------------------- */
 
@@ -61,6 +67,8 @@ typedef struct {
     double before;        /* a power of two that double logits are multiplied by */
     double first, second; /* powers of two that differences are multiplied by */
     double divisor, inverse;
+    double leading, trailing; /* the divisor, of which the products with such parts are exact */
+    double second_inverse; /* second · inverse */
 } division;
 
 static division division_by(double temperature, int dtype) {
@@ -74,88 +82,136 @@ static division division_by(double temperature, int dtype) {
         d.first = ldexp(1, -(exponent / 2));
         d.second = ldexp(1, -(exponent - exponent / 2));
     }
+    int64_t number;
+    memcpy(&number, &d.divisor, sizeof number);
+    number &= -((int64_t)1 << 27);
+    memcpy(&d.leading, &number, sizeof number);
+    d.trailing = d.divisor - d.leading;
+    d.second_inverse = d.second * d.inverse;
     return d;
 }
 
-/* A row as contiguous doubles. */
-static const double *widened(const void *data, int dtype, int64_t n, int64_t stride, double *to) {
+/* Numbers c to c + LANES − 1 of a contiguous row of floats or doubles. */
+#define LOAD_OF(x, is_double, c)                                                                   \
+    ((is_double) ? LOAD((const double *)(x) + (c))                                                 \
+                 : __builtin_convertvector(*(const unaligned_floats *)((const float *)(x) + (c)), vec))
+
+/* The largest of some numbers, whatever it is if there is a NaN. The last vector may overlap the one
+   before. */
+INLINE double maximum(const double *x, int64_t n) {
+    enum { COUNT = 8, WIDTH = 2 };
+    pair most[COUNT];
+    mask m;
     int64_t c = 0;
-    if (dtype == PYCE_FLOAT64 && stride == 1) return data;
-    if (dtype == PYCE_FLOAT32 && stride == 1) {
-        for (; c + 2 <= n; c += 2) {
-            floats v;
-            memcpy(&v, (const float *)data + c, sizeof v);
-            store(to + c, __builtin_convertvector(v, pair));
+    if (n < WIDTH) return x[0];
+    for (int i = 0; i < COUNT; i++) most[i] = LOAD_PAIR(x + n - WIDTH);
+    for (; c + COUNT * WIDTH <= n; c += COUNT * WIDTH) {
+        UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            const pair v = LOAD_PAIR(x + c + i * WIDTH);
+            most[i] = LARGER(v, most[i], m);
         }
     }
-    for (; c < n; c++) to[c] = pyce_number_at(data, dtype, c * stride);
-    return to;
-}
-
-/* The largest number, whatever it is if there is a NaN. */
-static double maximum(const double *x, int64_t n) {
-    double most = x[0];
-    int64_t c = 1;
-    if (n >= LONG) {
-        pair m0 = load(x), m1 = load(x + 2), m2 = load(x + 4), m3 = load(x + 6);
-        for (c = 8; c + 8 <= n; c += 8) {
-            m0 = larger(load(x + c), m0);
-            m1 = larger(load(x + c + 2), m1);
-            m2 = larger(load(x + c + 4), m2);
-            m3 = larger(load(x + c + 6), m3);
-        }
-        m0 = larger(larger(m0, m1), larger(m2, m3));
-        most = m0[0] > m0[1] ? m0[0] : m0[1];
+    for (; c + WIDTH <= n; c += WIDTH) {
+        const pair v = LOAD_PAIR(x + c);
+        most[0] = LARGER(v, most[0], m);
     }
-    for (; c < n; c++) most = x[c] > most ? x[c] : most;
-    return most;
+    for (int k = COUNT / 2; k > 0 && n >= COUNT * WIDTH; k /= 2) {
+        for (int i = 0; i < k; i++) most[i] = LARGER(most[i], most[i + k], m);
+    }
+    return most[0][0] > most[0][1] ? most[0][0] : most[0][1];
 }
 
-static inline pair quotient(pair x, pair m, const division *d, int with_error, pair *error) {
-    if (!with_error) return (x - m) * both(d->first) * both(d->second) * both(d->inverse);
-    x *= both(d->before);
-    const pair distance = x - m;
-    const pair scaled = distance * both(d->first) * both(d->second);
-    const pair rest = error_of(x, -m, distance) * both(d->first) * both(d->second);
-    const pair q = scaled * both(d->inverse);
+INLINE double maximum_of_floats(const float *x, int64_t n) {
+    enum { COUNT = 4, WIDTH = 4 };
+    quad most[COUNT];
+    quad_mask m;
+    int64_t c = 0;
+    for (int i = 0; i < COUNT; i++) most[i] = LOAD_FLOATS(x + n - WIDTH);
+    for (; c + COUNT * WIDTH <= n; c += COUNT * WIDTH) {
+        UNROLL
+        for (int i = 0; i < COUNT; i++) {
+            const quad v = LOAD_FLOATS(x + c + i * WIDTH);
+            most[i] = LARGER_FLOATS(v, most[i], m);
+        }
+    }
+    for (; c + WIDTH <= n; c += WIDTH) {
+        const quad v = LOAD_FLOATS(x + c);
+        most[0] = LARGER_FLOATS(v, most[0], m);
+    }
+    for (int k = COUNT / 2; k > 0 && n >= COUNT * WIDTH; k /= 2) {
+        for (int i = 0; i < k; i++) most[i] = LARGER_FLOATS(most[i], most[i + k], m);
+    }
+    const quad v = most[0];
+    const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+    return a > b ? a : b;
+}
+
+/* Quotients, and for with_error their errors. */
+INLINE void quotients(const vec *given, double m, const division *d, int with_error, vec *quotient,
+                      vec *error) {
+    if (!with_error) {
+        *quotient = (*given - m) * d->first * d->second_inverse;
+        return;
+    }
+    const vec x = *given * d->before, distance = x - m;
+    const vec scaled = distance * d->first * d->second;
+    const vec rest = ERROR_OF_SUM(x, -m, distance) * d->first * d->second;
+    const vec q = scaled * d->inverse;
     /* The remainder scaled − q·divisor: of products of parts, which are exact. */
-    const pair q1 = leading(q), q2 = q - q1;
-    const pair d1 = leading(both(d->divisor)), d2 = both(d->divisor) - d1;
-    const pair remainder = (((scaled - q1 * d1) - q1 * d2) - q2 * d1) - q2 * d2;
-    const pair e = (remainder + rest) * both(d->inverse);
-    *error = only(e, e - e == both(0));
-    return q;
+    const vec q1 = LEADING(q), q2 = q - q1;
+    const vec remainder = (((scaled - q1 * d->leading) - q1 * d->trailing) - q2 * d->leading) -
+                          q2 * d->trailing;
+    const vec e = (remainder + rest) * d->inverse;
+    *quotient = q;
+    *error = FINITE(e);
 }
 
-/* The quotients of a row, and with_error their errors. q may be x. */
-static inline void divide(const double *x, int64_t n, const division *d, int with_error, double *q,
-                          double *e) {
-    const pair m = both(maximum(x, n) * (with_error ? d->before : 1));
-    int64_t c = 0;
-    pair error;
-    for (; c + 2 <= n; c += 2) {
-        store(q + c, quotient(load(x + c), m, d, with_error, &error));
-        if (with_error) store(e + c, error);
+/* The quotients of a contiguous row, and with_error their errors. */
+INLINE void divide(const void *x, int is_double, int64_t n, const division *given, int with_error,
+                   double *q, double *e) {
+    const division d = *given;
+    vec quotient, error;
+    if (n < LANES) {
+        double few[LANES], of_few[LANES];
+        for (int c = 0; c < LANES; c++) {
+            const int at = c < n ? c : 0;
+            few[c] = is_double ? ((const double *)x)[at] : (double)((const float *)x)[at];
+        }
+        const vec v = LOAD(few);
+        quotients(&v, maximum(few, LANES) * d.before, &d, with_error, &quotient, &error);
+        STORE(few, quotient);
+        if (with_error) STORE(of_few, error);
+        for (int64_t c = 0; c < n; c++) {
+            q[c] = few[c];
+            if (with_error) e[c] = of_few[c];
+        }
+        return;
     }
-    if (c < n) {
-        q[c] = quotient(both(x[c]), m, d, with_error, &error)[0];
-        if (with_error) e[c] = error[0];
+    const double m = (is_double ? maximum(x, n) : maximum_of_floats(x, n)) * d.before;
+    for (int64_t c = 0; c < n; c += LANES) {
+        const int64_t at = c + LANES <= n ? c : n - LANES;
+        const vec v = LOAD_OF(x, is_double, at);
+        quotients(&v, m, &d, with_error, &quotient, &error);
+        STORE(q + at, quotient);
+        if (with_error) STORE(e + at, error);
     }
 }
 
 /* The first class with the quotient 0, or class 0 if there is none. */
-static int64_t top_of(const double *q, int64_t n) {
+INLINE int64_t top_of(const double *q, int64_t n) {
+    enum { STEP = 16 };
     int64_t c = 0;
-    const pair zero = both(0);
-    for (; c + 8 <= n; c += 8) {
-        const pair_bits found = (load(q + c) == zero) | (load(q + c + 2) == zero) |
-                                (load(q + c + 4) == zero) | (load(q + c + 6) == zero);
+    for (; c + STEP <= n; c += STEP) {
+        mask found = LOAD_PAIR(q + c) == 0.0;
+        UNROLL
+        for (int i = 2; i < STEP; i += 2) found |= LOAD_PAIR(q + c + i) == 0.0;
         if (found[0] | found[1]) break;
     }
-    for (; c < n; c++) {
-        if (q[c] == 0) return c;
-    }
-    return 0;
+    const int64_t end = c + STEP < n ? c + STEP : n;
+    int64_t top = 0;
+    for (int64_t i = end - 1; i >= c; i--) top = q[i] == 0 ? i : top;
+    return top;
 }
 
 /* -- results ----------------------------------------------------------------------------------------- */
@@ -164,42 +220,41 @@ typedef struct {
     double b, s, s_error, d; /* −S has the error s_error */
 } row_sums;
 
-/* Four pairs of partial sums each, so that additions need not wait for each other. `g` is p, minus 1 at
-   the class with q = e = 0. e is NULL for errors of 0. */
-static row_sums sums_of(const double *g, const double *q, const double *e, int64_t n,
+/* Four vectors of partial sums each, so that additions need not wait for each other. `g` is p, minus 1 at
+   the class with q = e = 0. */
+INLINE row_sums sums_of(const double *g, const double *q, const double *e, int64_t n, int with_error,
                         int with_entropy) {
     enum { COUNT = 4 };
-    pair b[COUNT], s[COUNT], s_error[COUNT], d[COUNT];
-    const pair zero = both(0);
-    for (int i = 0; i < COUNT; i++) b[i] = s[i] = s_error[i] = d[i] = zero;
-    for (int64_t c = 0; c < n; c += 2 * COUNT) {
-        double rest[3][2 * COUNT] = {{0}};
-        const double *at[3] = {g + c, q + c, e ? e + c : rest[2]};
-        if (n - c < 2 * COUNT) {
-            const size_t size = (size_t)(n - c) * sizeof(double);
-            for (int k = 0; k < 3; k++) {
-                if (at[k] != rest[k]) memcpy(rest[k], at[k], size);
-                at[k] = rest[k];
+    vec b[COUNT] = {{0}}, s[COUNT] = {{0}}, s_error[COUNT] = {{0}}, d[COUNT] = {{0}};
+    for (int64_t c = 0; c < n; c += COUNT * LANES) {
+        double rest[3][COUNT * LANES];
+        const double *of_g = g + c, *of_q = q + c, *of_e = e + c;
+        if (n - c < COUNT * LANES) {
+            for (int64_t i = 0; i < COUNT * LANES; i++) {
+                rest[0][i] = i < n - c ? of_g[i] : 0;
+                rest[1][i] = i < n - c ? of_q[i] : 0;
+                rest[2][i] = with_error && i < n - c ? of_e[i] : 0;
             }
+            of_g = rest[0], of_q = rest[1], of_e = rest[2];
         }
         for (int i = 0; i < COUNT; i++) {
-            const pair p = load(at[0] + 2 * i), error = load(at[2] + 2 * i);
-            const pair pe = p * error;
-            b[i] += pe;
+            const vec p = LOAD(of_g + i * LANES);
+            vec pe = {0};
+            if (with_error) pe = p * LOAD(of_e + i * LANES), b[i] += pe;
             if (!with_entropy) continue;
             /* 0·inf = 0 */
-            const pair below = only(load(at[1] + 2 * i), p != zero);
-            const pair product = p * below, sum = s[i] + product;
-            s_error[i] += error_of(s[i], product, sum);
+            const vec below = FINITE(LOAD(of_q + i * LANES));
+            const vec product = p * below, sum = s[i] + product;
+            s_error[i] += ERROR_OF_SUM(s[i], product, sum);
             s[i] = sum;
-            d[i] += pe * below;
+            if (with_error) d[i] += pe * below;
         }
     }
     row_sums r = {0, 0, 0, 0};
     for (int i = 0; i < COUNT; i++) {
-        for (int k = 0; k < 2; k++) {
-            const double sum = r.s + s[i][k];
-            r.s_error += s_error[i][k] + error_of(both(r.s), both(s[i][k]), both(sum))[0];
+        for (int k = 0; k < LANES; k++) {
+            const double part = s[i][k], sum = r.s + part;
+            r.s_error += s_error[i][k] + ERROR_OF_SUM(r.s, part, sum);
             r.s = sum;
             r.b += b[i][k];
             r.d += d[i][k];
@@ -209,20 +264,22 @@ static row_sums sums_of(const double *g, const double *q, const double *e, int64
 }
 
 /* q − loss + rest, where q may be −inf. */
-static inline double log_p(double q, double loss, double rest) {
+INLINE double log_p(double q, double loss, double rest) {
     const double sum = q - loss;
     if (sum - sum != 0) return sum;
-    return sum + (error_of(both(q), both(-loss), both(sum))[0] + rest);
+    return sum + (ERROR_OF_SUM(q, -loss, sum) + rest);
 }
 
-static inline double without_nan(double e) { return e == e ? e : 0; }
+INLINE double without_nan(double e) { return e == e ? e : 0; }
 
-static void write_row(const pyce_selective *s, int64_t row, int64_t top, double loss,
+INLINE void write_row(const pyce_selective *s, int64_t row, int64_t top, double loss,
                       const double *g, const double *q, const double *e) {
     const int64_t n = s->classes;
     const int to = s->dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
     row_sums r = {0, 0, 0, 0};
-    if (g && (e || s->entropy)) r = sums_of(g, q, e, n, s->entropy != NULL);
+    if (e && s->entropy) r = sums_of(g, q, e, n, 1, 1);
+    if (e && !s->entropy) r = sums_of(g, q, e, n, 1, 0);
+    if (!e && s->entropy) r = sums_of(g, q, e, n, 0, 1);
     /* NaN where the loss is. */
     const double b = without_nan(r.b);
     for (int64_t k = 0; k < s->chosen; k++) {
@@ -233,7 +290,7 @@ static void write_row(const pyce_selective *s, int64_t row, int64_t top, double 
     if (s->entropy) {
         const double mean = -r.s; /* S */
         const double h = loss + mean;
-        const double error = error_of(both(loss), both(mean), both(h))[0];
+        const double error = ERROR_OF_SUM(loss, mean, h);
         pyce_set_number(s->entropy, to, row, h + (error - r.s_error - (r.d + mean * b)));
     }
     for (int64_t c = 0; c < n && s->softmax; c++) {
@@ -256,11 +313,11 @@ typedef struct {
     int64_t rows; /* of a piece */
 } piece_work;
 
-static void run_piece(const piece_work *w, int64_t first, int64_t count, double *memory) {
+INLINE void run_piece(const piece_work *w, int64_t first, int64_t count, double *memory) {
     const pyce_selective *s = w->s;
     const int64_t n = s->classes, size = w->rows * n;
-    double *q = memory, *losses = q + size, *top = losses + w->rows, *next = top + w->rows;
-    int64_t *labels = (int64_t *)top;
+    double *q = memory, *copy = q + size, *losses = copy + n, *next = losses + 2 * w->rows;
+    int64_t *labels = (int64_t *)(losses + w->rows);
     pyce_problem p = w->problem;
     double *e = NULL, *g = NULL;
     if (s->dtype == PYCE_FLOAT64) e = next, next += size;
@@ -272,11 +329,19 @@ static void run_piece(const piece_work *w, int64_t first, int64_t count, double 
                            row % s->inner;
         const char *data = (const char *)x->data + at * (int64_t)pyce_item_size(s->dtype);
         double *of_row = q + i * n;
-        const double *wide = widened(data, s->dtype, n, x->class_stride, of_row);
-        if (e) {
-            divide(wide, n, &w->by, 1, of_row, e + i * n);
+        if (s->dtype == PYCE_FLOAT32 && x->class_stride == 1) {
+            divide(data, 0, n, &w->by, 0, of_row, NULL);
+        } else if (s->dtype == PYCE_FLOAT64 && x->class_stride == 1) {
+            divide(data, 1, n, &w->by, 1, of_row, e + i * n);
         } else {
-            divide(wide, n, &w->by, 0, of_row, NULL);
+            for (int64_t c = 0; c < n; c++) {
+                copy[c] = pyce_number_at(data, s->dtype, c * x->class_stride);
+            }
+            if (e) {
+                divide(copy, 1, n, &w->by, 1, of_row, e + i * n);
+            } else {
+                divide(copy, 1, n, &w->by, 0, of_row, NULL);
+            }
         }
         labels[i] = top_of(of_row, n);
     }
@@ -296,13 +361,33 @@ static void run_piece(const piece_work *w, int64_t first, int64_t count, double 
     }
 }
 
-static void run_pieces(void *context, int64_t begin, int64_t end, void *scratch) {
+INLINE void run_pieces(void *context, int64_t begin, int64_t end, void *scratch) {
     const piece_work *w = context;
     const int64_t rows = w->s->outer * w->s->inner;
     for (int64_t i = begin; i < end; i++) {
         const int64_t first = i * w->rows;
         run_piece(w, first, rows - first < w->rows ? rows - first : w->rows, scratch);
     }
+}
+
+/* The same code for processors with wider vectors, and for any. */
+#define INSTANCE(name)                                                                             \
+    static void run_pieces_##name(void *context, int64_t begin, int64_t end, void *scratch) {      \
+        run_pieces(context, begin, end, scratch);                                                  \
+    }
+INSTANCE(any)
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) INSTANCE(avx2)
+#endif
+
+typedef void run_function(void *context, int64_t begin, int64_t end, void *scratch);
+
+static run_function *instance(void) {
+#if defined(__x86_64__)
+    const char *isa = pyce_isa_in_use();
+    if (strcmp(isa, "avx2") == 0 || strcmp(isa, "avx512") == 0) return run_pieces_avx2;
+#endif
+    return run_pieces_any;
 }
 
 /* Not inlined: see pyce_run_problem. */
@@ -339,10 +424,10 @@ __attribute__((noinline)) int pyce_run_selective(const pyce_selective *s) {
     context.job.all_valid = 1;
     context.job.streaming = 0; /* the gradient is read at once */
     const size_t arrays = (size_t)(1 + (s->dtype == PYCE_FLOAT64) + with_result);
-    const size_t own = ((size_t)context.rows * (arrays * (size_t)n + 2) + 7) / 8 * 64;
+    const size_t own = ((size_t)context.rows * (arrays * (size_t)n + 2) + (size_t)n + 7) / 8 * 64;
     const int64_t pieces = (rows + context.rows - 1) / context.rows;
     const int threads = pyce_threads_for(rows * n + PYCE_ROW_OVERHEAD * rows, s->threads);
-    const pyce_work work = {.work = run_pieces,
+    const pyce_work work = {.work = instance(),
                             .context = &context,
                             .pieces = pieces,
                             .grain = pyce_grain(pieces, threads),
