@@ -15,7 +15,6 @@ from pyce._compensated import split, two_sum
 from pyce._dtypes import compute_dtype
 from pyce._loss import cross_entropy
 from pyce._problem import row_blocks
-from pyce._softmax import log_softmax
 from pyce._types import Array, Losses
 
 # Elements of the rows that are worked on together: a cache holds them and their softmax.
@@ -282,7 +281,12 @@ def probabilities(
         if t != 1.0:
             x, error = quotients(x, t)
         p = softmax(backend, x)
-        log_p = log_softmax(x).astype(np.float64) if with_log else None
+        log_p = None
+        if with_log:
+            wide = x.astype(compute_dtype(x.dtype.name), copy=False)
+            log_p = np.empty(wide.shape, wide.dtype)
+            backend.log_softmax(wide, 1, log_p)
+            log_p = log_p.astype(np.float64, copy=False)
         if error is not None:
             error -= mean(p, error)  # of log p
             p += p * error
