@@ -166,6 +166,15 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
     return status;
 }
 
+int pyce_selective_log_softmax(const pyce_selective *s) {
+    if (!s || (uintptr_t)s % _Alignof(pyce_selective)) return PYCE_BAD_ARGUMENT;
+    /* A comparison may set a status flag. */
+    const pyce_fpenv before = pyce_fpenv_enter();
+    const int status = pyce_selective_is_valid(s) ? pyce_run_selective(s) : PYCE_BAD_ARGUMENT;
+    pyce_fpenv_leave(before);
+    return status;
+}
+
 const char *pyce_status_text(int status) {
     switch (status) {
     case PYCE_OK: return "success";

@@ -79,6 +79,7 @@ int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, doub
                           const double *const *states);
 int pyce_bernoulli_is_valid(const pyce_bernoulli *b, const double *total);
 int pyce_scaling_is_valid(const pyce_scaling *s);
+int pyce_selective_is_valid(const pyce_selective *s);
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes);
 
 /* validate.c: check every label, count the rows that are not ignored and sum their weights, the
@@ -105,12 +106,13 @@ int pyce_threads_for(int64_t work, int allowed);
 /* plan.c: the number of pieces that a thread draws at a time. */
 int64_t pyce_grain(int64_t pieces, int threads);
 
-/* run.c, bernoulli.c and scale.c: run what was validated; return a status. */
+/* run.c, bernoulli.c, scale.c and selective.c: run what was validated; return a status. */
 int pyce_run_problem(pyce_problem *p);
 int pyce_run_partial(pyce_problem *p, const pyce_shards *shards, double *state);
 int pyce_run_complete(pyce_problem *p, const pyce_shards *shards, const double *const *states);
 int pyce_run_bernoulli(const pyce_bernoulli *b, int threads, double *total);
 int pyce_run_scaling(const pyce_scaling *s, int threads);
+int pyce_run_selective(const pyce_selective *s);
 
 /* cache.c: bytes of the last-level cache. */
 int64_t pyce_last_cache(void);

@@ -149,6 +149,28 @@ int pyce_binary_cross_entropy(int dtype, int64_t n, const void *logits, const vo
                               const void *weight, const void *pos_weight, void *losses, void *grad,
                               double scale, int threads, double *total);
 
+/* The log-softmax of `rows` = outer * inner rows x of `classes` logits each, divided by a
+ * temperature T that is positive and finite, and what follows from it. Flat arrays are in (outer,
+ * inner) order. Any of the results may be NULL. */
+typedef struct {
+    int32_t dtype;
+    int32_t threads; /* the most to be used, 1 or more */
+    int64_t outer;
+    int64_t classes;
+    int64_t inner;
+    pyce_operand logits;
+    double temperature;
+    int64_t chosen;       /* the number of classes chosen in each row */
+    const int64_t *index; /* (rows, chosen): these classes; NULL for none */
+    void *log_probs;      /* (rows, chosen): float, or double for PYCE_FLOAT64; NULL for none */
+    void *entropy;        /* (rows), of the same type */
+    double *softmax;      /* (rows, classes) */
+    double *log_softmax;  /* (rows, classes) */
+} pyce_selective;
+
+/* Returns a status: PYCE_BAD_ARGUMENT also for a class that is out of range. */
+int pyce_selective_log_softmax(const pyce_selective *s);
+
 /* Handlers of XLA's foreign function interface: `call_frame` is an XLA_FFI_CallFrame, and the
  * result an XLA_FFI_Error, NULL for success (xla_ffi.c). They run on at most as many threads as
  * pyce_xla_set_threads was last given, at first 1. The second one may leave out the gradient of

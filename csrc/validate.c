@@ -261,6 +261,39 @@ int pyce_scaling_is_valid(const pyce_scaling *s) {
            add_flat(&all, s->result, s->n, size, size, 1, 1, 1) && nothing_overlaps(&all);
 }
 
+int pyce_selective_is_valid(const pyce_selective *s) {
+    extents all = {.count = 0};
+    if (!(s->temperature > 0 && s->temperature - s->temperature == 0)) return 0;
+    /* A problem that has these logits, and nothing else but their sizes. */
+    const pyce_problem p = {
+        .operation = PYCE_FORWARD,
+        .dtype = s->dtype,
+        .target = PYCE_PROBABILITIES,
+        .probs_dtype = s->dtype,
+        .reduction = PYCE_SUM,
+        .threads = s->threads,
+        .outer = s->outer,
+        .classes = s->classes,
+        .inner = s->inner,
+        .logits = s->logits,
+        .probs = s->logits,
+    };
+    /* Scratch memory has three arrays of at least one row. */
+    int64_t count;
+    if (!add_problem(&all, &p) || p.classes > MOST_ELEMENTS / (int64_t)sizeof(double)) return 0;
+    const int64_t rows = p.outer * p.inner;
+    if (s->chosen < 0 || __builtin_mul_overflow(rows, s->chosen, &count)) return 0;
+    if (count > MOST_ELEMENTS) return 0;
+    if (count && (!add_flat(&all, s->index, count, sizeof(int64_t), _Alignof(int64_t), 1, 1, 0) ||
+                  !add_losses(&all, s->log_probs, count, p.dtype, 1, 1))) {
+        return 0;
+    }
+    if (rows == 0) return 1;
+    return add_losses(&all, s->entropy, rows, p.dtype, 0, 1) &&
+           add_doubles(&all, s->softmax, rows * p.classes, 0, 1, 1) &&
+           add_doubles(&all, s->log_softmax, rows * p.classes, 0, 1, 1) && nothing_overlaps(&all);
+}
+
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes) {
     extents all = {.count = 0};
     return add_flat(&all, from, bytes, 1, 1, 1, 1, 0) && add_flat(&all, to, bytes, 1, 1, 0, 1, 1) &&

@@ -116,6 +116,8 @@ def accuracy(
 
 def _largest(array: Array, axis: int) -> Array:
     """numpy.argmax, which would copy the whole array unless `axis` is the last in memory."""
+    if array.size <= _BLOCK:
+        return np.asarray(np.argmax(array, axis=axis))
     view = np.moveaxis(array, axis, -1)
     *positions, classes = view.shape
     found = np.empty(math.prod(positions), np.int64)

@@ -183,6 +183,9 @@ def run(
         np.negative(losses.reshape(-1), out=result[:, 0])
         return
     flat = None if entropy is None else entropy.reshape(-1)
+    if t != 1.0 and backend.selective is not None:
+        backend.selective(x, t, np.ascontiguousarray(rows), result, flat, None, None)
+        return
     for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
         block = x[index].reshape(stop - start, x.shape[-1])
         error = None
@@ -259,6 +262,37 @@ def mean(p: Array, values: Array) -> Array:
     """Σ_c p_c · values_c of rows, (n, 1)."""
     result: Array = np.einsum("nc,nc->n", p, values)[:, np.newaxis]
     return result
+
+
+def probabilities(
+    backend: Backend, x: Array, t: float, with_log: bool
+) -> tuple[Array, Array | None]:
+    """The softmax of rows x (n, classes) divided by T, and its logarithm, float64, on request.
+
+    Without a temperature, the softmax is in the dtype of the computation.
+    """
+    if t != 1.0 and backend.selective is not None:
+        p = np.empty(x.shape)
+        log_p = np.empty(x.shape) if with_log else None
+        backend.selective(x, t, None, None, None, p, log_p)
+        return p, log_p
+    error = None
+    with np.errstate(all="ignore"):
+        if t != 1.0:
+            x, error = quotients(x, t)
+        p = softmax(backend, x)
+        log_p = None
+        if with_log:
+            wide = x.astype(compute_dtype(x.dtype.name), copy=False)
+            log_p = np.empty(wide.shape, wide.dtype)
+            backend.log_softmax(wide, 1, log_p)
+            log_p = log_p.astype(np.float64, copy=False)
+        if error is not None:
+            error -= mean(p, error)  # of log p
+            p += p * error
+            if log_p is not None:
+                log_p += error
+    return p, log_p
 
 
 def softmax(backend: Backend, x: Array) -> Array:

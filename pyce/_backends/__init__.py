@@ -58,6 +58,10 @@ class Backend(Protocol):
         """
 
     @property
+    def selective(self) -> Selective | None:
+        """Log-probabilities with a temperature; None to leave them to NumPy and `softmax`."""
+
+    @property
     def partial(self) -> Callable[[ShardedProblem, Array], None] | None:
         """Writes the states of the rows after the classes of the own shard.
 
@@ -216,6 +220,36 @@ class ScaleAt(Protocol):
             The dtype of the one number at `factor`.
         most_threads
             How many threads may work at most; called only for a call large enough to share.
+        """
+
+
+class Selective(Protocol):
+    """The log-softmax of rows divided by a temperature, and what follows from it."""
+
+    def __call__(
+        self,
+        x: Array,
+        temperature: float,
+        index: Array | None,
+        log_probs: Array | None,
+        entropy: Array | None,
+        softmax: Array | None,
+        log_softmax: Array | None,
+        /,
+    ) -> None:
+        """Write those results of the logits x (..., classes), of any strides, that are not None.
+
+        They are C-contiguous.
+
+        Parameters
+        ----------
+        index, log_probs
+            The classes chosen in each row, int64 (rows, k), which have been checked, and their
+            log-probabilities (rows, k) in the dtype of the loss. Both are given or neither.
+        entropy
+            (rows,) in the dtype of the loss.
+        softmax, log_softmax
+            float64 (rows, classes).
         """
 
 

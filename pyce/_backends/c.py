@@ -52,6 +52,7 @@ _INDEX32, _INDEX64, _PROBABILITIES = lib.PYCE_INDEX32, lib.PYCE_INDEX64, lib.PYC
 _SUM = lib.PYCE_SUM
 _NULL = ffi.NULL
 _PROBLEM = ffi.typeof("pyce_problem *")
+_SELECTIVE = ffi.typeof("pyce_selective *")
 _INT64S = ffi.typeof("int64_t[]")
 _DOUBLES = ffi.typeof("double[]")
 _DOUBLE = ffi.typeof("double *")
@@ -460,6 +461,39 @@ def _matrix(operation: int, x: Array, axis: int, out: Array | None, lse: Array |
     if lse is not None:
         c.lse = _from_buffer(_DOUBLES, lse)
     status = _run(c)
+    del keep_alive
+    _check(status)
+
+
+def selective(
+    x: Array,
+    temperature: float,
+    index: Array | None,
+    log_probs: Array | None,
+    entropy: Array | None,
+    softmax: Array | None,
+    log_softmax: Array | None,
+) -> None:
+    """Results of the rows of x with a temperature; see `Selective`."""
+    of_logits = _new(_PROBLEM)
+    keep_alive = _set_operands(of_logits, x.ndim - 1, x, None, None)
+    s = _new(_SELECTIVE)
+    s.dtype = _DTYPES[dtype_name(x.dtype) or ""]
+    s.outer, s.inner, s.classes = of_logits.outer, of_logits.inner, x.shape[-1]
+    s.threads = _threads_for(x.size, s.outer * s.inner)
+    s.logits = of_logits.logits
+    s.temperature = temperature
+    if index is not None and log_probs is not None:
+        s.chosen = index.shape[1]
+        s.index = _from_buffer(_INT64S, index)
+        s.log_probs = _from_buffer(log_probs)
+    if entropy is not None:
+        s.entropy = _from_buffer(entropy)
+    if softmax is not None:
+        s.softmax = _from_buffer(_DOUBLES, softmax)
+    if log_softmax is not None:
+        s.log_softmax = _from_buffer(_DOUBLES, log_softmax)
+    status = lib.pyce_selective_log_softmax(s)
     del keep_alive
     _check(status)
 

@@ -63,6 +63,7 @@ NAME = "numpy"
 CHECKS_LABELS = False
 at_addresses = None  # reads NumPy arrays only
 scale_at = None
+selective = None
 
 # Elements of a block, such that all its temporaries together (8 in float64, 21 with pairs) stay
 # below 1 MiB.

@@ -13,7 +13,7 @@ import pyce
 from pyce import _arguments as arguments
 from pyce import _fpenv, _threads
 from pyce._backends import current
-from pyce._selective import mean, quotients, softmax
+from pyce._selective import probabilities
 from pyce._types import Array
 from pyce.torch._autograd import is_differentiated
 from pyce.torch._linear_autograd import differentiate
@@ -243,17 +243,7 @@ def _gradient(
 @_fpenv.default
 def _softmax(x: Array, temperature: float, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
     """The softmax of rows x (n, C) with a temperature, and its logarithm, float64, on request."""
-    error = None
-    with np.errstate(all="ignore"):
-        if temperature != 1.0:
-            x, error = quotients(x, temperature)
-        p = softmax(current(), x)
-        log_p = pyce.log_softmax(x).astype(np.float64) if entropy else None
-        if error is not None:
-            error -= mean(p, error)  # of log p
-            p += p * error
-            if log_p is not None:
-                log_p += error
+    p, log_p = probabilities(current(), x, temperature, entropy)
     return torch.from_numpy(p), None if log_p is None else torch.from_numpy(log_p)
 
 

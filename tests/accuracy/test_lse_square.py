@@ -73,6 +73,21 @@ def test_a_negative_scale_cancels_the_loss(backend, dtype):
         assert oracle.ulp_error(loss, exact.loss, np.abs(plain.loss.hi)).max() <= 2
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_term_alone_where_the_lse_is_near_0(backend, dtype):
+    """Within 1 ULP of λ, half of the bound: an lse between −1 and 1 counts as 1."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 10))
+    x += rng.uniform(-1, 1, (200, 1)) - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    x = x.astype(dtype)
+    for scale in (1.0, -1.0, 0.7):
+        options = {"reduction": "none", "lse_square_scale": scale}
+        nothing = np.zeros_like(x)  # so that the term with lse is the loss
+        exact = oracle.reference(x, nothing, **options)
+        loss = pyce.cross_entropy(x, nothing, **options)
+        assert oracle.ulp_error(loss, exact.loss, np.full(200, abs(scale))).max() <= 1
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_term_belongs_to_the_reduction(backend, kind, reduction):

@@ -1133,6 +1133,92 @@ def test_a_saved_gradient_times_a_number_refuses(dtype):
     assert s.memory() == before
 
 
+class Selective:
+    """Arguments of pyce_selective_log_softmax, with all results."""
+
+    def __init__(self, dtype="FLOAT64", rows=5, classes=7):
+        loss = np.dtype(np.float64 if dtype == "FLOAT64" else np.float32)
+        self.x = np.random.default_rng(0).normal(size=(rows, classes)).astype(DTYPES[dtype])
+        self.index = np.tile(np.arange(2), (rows, 1))
+        self.results = {
+            "log_probs": filled((rows, 2), loss),
+            "entropy": filled(rows, loss),
+            "softmax": filled((rows, classes), np.dtype(np.float64)),
+            "log_softmax": filled((rows, classes), np.dtype(np.float64)),
+        }
+        self.s = ffi.new("pyce_selective *")
+        self.s.dtype, self.s.threads = number(dtype), 2
+        self.s.outer, self.s.classes, self.s.inner = rows, classes, 1
+        self.s.logits.data = ffi.cast("void *", self.x.ctypes.data)
+        self.s.logits.outer_stride, self.s.logits.class_stride = classes, 1
+        self.s.temperature, self.s.chosen = 0.7, 2
+        for name, array in {"index": self.index, **self.results}.items():
+            self.set(name, array.ctypes.data)
+
+    def set(self, name, value):
+        kind = {"index": "int64_t *", "softmax": "double *", "log_softmax": "double *"}
+        pointer = name in self.results or name == "index"
+        setattr(self.s, name, ffi.cast(kind.get(name, "void *"), value) if pointer else value)
+
+    def run(self):
+        return lib.pyce_selective_log_softmax(self.s)
+
+    def memory(self):
+        return b"".join(array.tobytes() for array in self.results.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_with_a_temperature_are_the_same_bytes(dtype, c_backends):
+    """For every instruction set and number of threads, and they agree with each other."""
+    for rows, classes in ((3, 1), (5, 3), (9000, 7), (40, 1000), (2, 20_000)):
+        found = set()
+        for c in c_backends:
+            for threads in (1, 2):
+                with c.selected():
+                    s = Selective(dtype, rows, classes if classes > 1 else 2)
+                    s.s.threads = threads
+                    assert s.run() == lib.PYCE_OK
+                found.add(s.memory())
+        assert len(found) == 1, (rows, classes)
+        log_p, p = s.results["log_softmax"], s.results["softmax"]
+        z = s.x.astype(np.float64) / 0.7
+        z -= np.log(np.exp(z).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(log_p, z, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(p, np.exp(z), rtol=1e-12)
+        tolerance = 1e-12 if dtype == "FLOAT64" else 1e-6
+        np.testing.assert_allclose(s.results["log_probs"], z[:, :2], tolerance)
+        np.testing.assert_allclose(s.results["entropy"], -(p * z).sum(axis=1), tolerance)
+
+
+def test_results_with_a_temperature_refuse():
+    s = Selective()
+    before, far = s.memory(), 2**64 - 8
+    for name, values in {
+        "dtype": (-1, 4),
+        "threads": (0, -1),
+        "outer": (-1, BIG),
+        "classes": (0, -1, BIG),
+        "chosen": (-1, BIG),
+        "temperature": (0.0, -1.0, np.inf, np.nan),
+        "index": (0, far, s.index.ctypes.data + 1),
+        "log_probs": (0, far, s.x.ctypes.data, s.index.ctypes.data),
+        "entropy": (far, s.x.ctypes.data, s.results["softmax"].ctypes.data),
+        "softmax": (far, s.x.ctypes.data, s.results["log_softmax"].ctypes.data),
+        "log_softmax": (far, s.x.ctypes.data, s.index.ctypes.data),
+    }.items():
+        kept = getattr(s.s, name)
+        for value in values:
+            s.set(name, value)
+            assert s.run() == lib.PYCE_BAD_ARGUMENT, (name, value)
+            assert s.memory() == before
+        setattr(s.s, name, kept)
+    for bad in (-1, 7):
+        s.index[4, 1] = bad
+        assert s.run() == lib.PYCE_BAD_ARGUMENT
+        assert s.memory() == before
+    assert lib.pyce_selective_log_softmax(ffi.NULL) == lib.PYCE_BAD_ARGUMENT
+
+
 def test_the_size_of_the_cache_can_be_set_and_is_found_again():
     found = lib.pyce_set_cache(1)
     assert found > 0

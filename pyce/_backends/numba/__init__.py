@@ -58,6 +58,7 @@ NAME = "numba"
 CHECKS_LABELS = True
 at_addresses = None  # reads NumPy arrays only
 scale_at = None
+selective = None
 
 
 @_fpenv.default

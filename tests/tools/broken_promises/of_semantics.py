@@ -191,7 +191,7 @@ SEMANTICS = (
     ),
     Break(
         "`pyce.torch.selective_log_softmax` returns",
-        "pyce/torch/_selective.py",
+        "pyce/_selective.py",
         "            p += p * error\n",
         "",
         ("test_a_temperature_and_large_offsets",),
