@@ -140,19 +140,20 @@ RULES = (
         _folder("tools", "fingerprint") + _folder("process", "machine", "thread_count", "command"),
     ),
     Rule(r"_extras", _folder("process", "frozen")),
-    Rule(r"_cli|__main__", (*COMMANDS, *_folder("tools", "check", "report", "demo", "bench"))),
+    Rule(r"_cli|__main__", (*COMMANDS, *_folder("tools", "compare", "check"))),
     Rule(r"_check/oracle", _folder("accuracy", "oracle") + _folder("tools", "check")),
     Rule(r"_check/\w+", _folder("tools", "check")),
     Rule(r"_bench/report/\w+(/\w+)?", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
     Rule(r"_bench/(head|memory)", _folder("tools", "head")),
-    Rule(r"_bench/suite/\w+", _folder("tools", "bench")),
-    Rule(
-        r"_bench/\w+",
-        _folder("tools", "workloads", "measure", "bench", "disturbance", "report", "head")
-        + _folder("process", "machine"),
-    ),
+    Rule(r"_bench/(workloads|measure|calls|candidates|floors)",
+         _folder("tools", "workloads", "measure", "head") + _folder("process", "machine")),
+    Rule(r"_bench/peers", _folder("tools", "head", "bench")),
+    Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
+    Rule(r"_bench/results", _folder("tools", "compare", "report", "bench")),
+    Rule(r"_bench/formats", _folder("tools", "report", "bench")),
+    Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench")),  # minutes
 )  # fmt: skip
 # Files whose mutants no test could notice, or that have none.
 NOT_JUDGED = {
