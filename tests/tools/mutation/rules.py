@@ -39,12 +39,16 @@ def _folder(folder: str, *names: str) -> tuple[str, ...]:
 
 
 class Rule(NamedTuple):
-    """How the modules that match are judged: by which tests, and which cases of these (-k)."""
+    """How the modules that match are judged: by which tests, and which cases of these (-k).
+
+    Where Numba compiles, at most `cases` of each test function judge what survived one of them.
+    """
 
     modules: str
     tests: tuple[str, ...]
     which: str = IN_PROCESS
     compiled: bool = False
+    cases: int = 5
 
 
 _TORCH = _folder("integrations", "torch", "torch_autograd", "torch_operators", "torch_selective")
@@ -117,7 +121,7 @@ RULES = (
     Rule(r"training/\w+", _folder("integrations", "training", "training_loop", "training_lr_find")),
     Rule(r"numba/\w+",
          (*_folder("process", "frozen"), *_folder("integrations", "numba_compiled")),
-         "not fork and (missing_library or numba_compiled)", compiled=True),
+         "not fork and (missing_library or numba_compiled)", compiled=True, cases=100),
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
     Rule(
