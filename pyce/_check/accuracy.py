@@ -244,9 +244,9 @@ def other(row: str, dtype: str) -> Iterator[Work]:
     elif row == "reductions":
         for name in ("random", "confident30", "wrong60", "masked-inf"):
             for kind in ("mean", "sum"):
-                x, y, options = Case(name, 100, 90, options=frozenset({"weight"})).make(dtype)
-                work = Work(row, f"{name}-90x100, {kind}", x, y, {**options, "reduction": kind})
-                yield work
+                case = Case(name, 100, 90, options=frozenset({"weight"}))
+                x, y, options = case.make(dtype)
+                yield Work(row, f"{case}, {kind}", x, y, {**options, "reduction": kind})
     elif row == "binary":
         for weighted in (False, True):
             yield _binary(row, dtype, weighted)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,60 @@ def test_work_shared_among_threads(c_backends, many_processors, few_rows, capsys
 def test_every_regime_has_a_title():
     assert set(regimes.TITLES) == set(regimes.REGIMES)
     assert set(regimes.PROMISED) <= set(regimes.TITLES)
+
+
+SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+IN_ASCII = str.maketrans({**{power: str(i) for i, power in enumerate(SUPERSCRIPTS)}, "−": "-"})
+
+
+def _number(text):
+    """A number of a title, for example −10⁴, 0.3 or finfo.min."""
+    if text == "finfo.min":
+        return np.finfo(np.float64).min
+    return float(re.sub(f"10(?=[{SUPERSCRIPTS}])", "1e", text).translate(IN_ASCII))
+
+
+def test_the_regimes_are_those_of_their_titles():
+    """Logits have the range, the margin, the offset or the masked value that the title names."""
+    for name, title in regimes.TITLES.items():
+        x, y, _ = regimes.Case(name, 60, 400).make("float64")
+        target = np.arange(60) == y[:, None]
+        own, others = x[target], x[~target].reshape(400, 59)
+        numbers = title.split(" ")[-1]
+        if title.startswith("spread"):
+            ends = numbers.split("…") if "…" in numbers else (f"−{numbers[1:]}", numbers[1:])
+            low, high = map(_number, ends)
+            margin = (high - low) / 1000
+            assert low <= x.min() < low + margin and high - margin < x.max() <= high, name
+        elif title.startswith("confident"):
+            ahead = own - others.max(1)
+            assert ahead.min() == pytest.approx(_number(numbers)), name
+        elif title.startswith("wrong"):
+            behind = others.min(1) - own
+            assert behind.min() == pytest.approx(_number(numbers)), name
+        elif title.startswith("offset"):
+            offset = x - _number(numbers)
+            assert abs(offset).max() < 250 and abs(offset.mean()) < 1, name
+        elif title.startswith(("masked", "all others")):
+            masked = others == _number(numbers)
+            assert masked.all() if "all" in title else 0.3 < masked.mean() < 0.5, name
+            assert (abs(own) < 100).all(), name
+        elif title.startswith("all"):
+            assert (x == _number(numbers)).all(), name
+        else:
+            assert title in ("random", "with a runner-up", "nearly equal", "sorted"), name
+
+
+def test_regimes_without_numbers():
+    """Those that the titles describe in words: a runner-up, nearly equal logits, sorted ones."""
+    x, y, _ = regimes.Case("runner-up", 60, 400).make("float64")
+    first, second, third = np.sort(x, 1)[:, :-4:-1].T
+    assert (np.argmax(x, 1) == y).all() and (first - second >= 10).all()
+    assert (second - third >= np.log(60)).all()
+    x, _, _ = regimes.Case("small", 60, 400).make("float64")
+    assert 0 < np.std(x) < 2e-4 and abs(x).max() < 1e-3
+    x, _, _ = regimes.Case("climbing", 60, 400).make("float64")
+    assert (np.diff(x[1::2]) >= 0).all() and (np.diff(x[::2]) <= 0).all()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -306,6 +361,25 @@ def test_other_bytes(monkeypatch, found_in, few_rows, c_backends):
         assert f"{promises.ISAS} (" in text and "): NO" in text
 
 
+def test_other_bytes_of_inputs_that_are_compared_with_exact_results(monkeypatch, c_backends):
+    """Their bytes are compared among the instruction sets, too."""
+    from pyce._backends import c
+
+    *others, last = c_backends
+
+    def spoil(p):
+        if c.isa() == last.isa:
+            off(p.grad, 1)
+
+    broken(monkeypatch, "forward_backward", spoil, c)
+    found = findings.Findings()
+    work = accuracy.of_case("random", regimes.Case("random", 10, 30), "float32")
+    accuracy.compare(found, work, c_backends)
+    if others:  # than the widest of this machine, which is the portable one
+        assert [(f.check, f.backend) for f in found.failures] == [("bytes", str(last))]
+        assert found.held[promises.ISAS] == [len(others) - 1, 1]
+
+
 @pytest.mark.parametrize("kind", ["threads", "place"])
 def test_bytes_that_depend_on_something(
     monkeypatch, found_in, few_rows, c_backends, many_processors, kind
@@ -434,3 +508,24 @@ def test_the_exact_results_of_real_data():
     right = oracle.reference(logits, labels, reduction="mean")
     assert 1.5 < right.loss.hi < 3.5
     assert np.isneginf(logits).any()
+
+
+def test_the_logits_of_digits(monkeypatch):
+    """Those of a softmax regression after 200 steps, here along pyce's gradient.
+
+    The images are other ones: to import scikit-learn would take seconds.
+    """
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 4, (90, 64)).astype(np.float64), rng.integers(0, 10, 90)
+    datasets = types.ModuleType("sklearn.datasets")
+    datasets.load_digits = lambda return_X_y: (images, labels)
+    monkeypatch.setitem(sys.modules, "sklearn", types.ModuleType("sklearn"))
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", datasets)
+    x = np.column_stack([images / 16, np.ones(90)])
+    w = np.zeros((65, 10))
+    for _ in range(200):
+        _, grad = pyce.cross_entropy_with_grad(x @ w, labels)
+        w -= 2.0 * (x.T @ grad)
+    logits, found = real_data.digits()
+    np.testing.assert_allclose(logits, x @ w, rtol=1e-8, atol=1e-8)
+    assert (found == labels).all()

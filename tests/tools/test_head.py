@@ -7,9 +7,9 @@ import pytest
 from conftest import needs_proc
 
 import pyce
-from pyce._bench import candidates, head, memory
+from pyce._bench import candidates, head, memory, peers
 from pyce._bench.measure import Effort, Timings, Wrong, measure
-from pyce._bench.workloads import HEAD_OPERATIONS, WORKLOADS, Workload
+from pyce._bench.workloads import HEAD_OPERATIONS, WORKLOADS, Data, Workload
 
 SMALL = Workload((60, 360), "a test", features=24)
 SHORT = Effort(blocks=2, rounds=1, seconds=0.01, most=0.5)
@@ -111,6 +111,18 @@ def test_every_candidate_is_right(data):
         known = memory.added(lambda: None)[1] is not None
         assert (timings.memory is not None) == (checked and known)
     assert len(found) >= 2 * len(HEAD_OPERATIONS)
+
+
+def test_every_call_of_a_peer_gives_the_same():
+    """PyTorch adds to the gradient of the call before, unless it is told not to."""
+    pytest.importorskip("torch")
+    data = Data(next(w for w in WORKLOADS if w.name == "64x10"))
+    loss, grad = pyce.cross_entropy_with_grad(data.logits, data.target)
+    _, fused = peers.torch_eager(data)
+    for _ in range(2):
+        found = fused()
+        np.testing.assert_allclose(found[0].numpy(), loss, rtol=1e-5)
+        np.testing.assert_allclose(found[1].numpy(), grad, rtol=1e-3, atol=1e-8)
 
 
 def test_a_wrong_candidate_is_not_measured(data):

@@ -71,8 +71,8 @@ def _in_new_processes(copy: Copy, rule: Rule, mutants: list[Mutant]) -> Iterator
 
 
 def _compiled(copy: Copy, rule: Rule, mutants: list[Mutant], thoroughly: bool) -> Iterator:
-    """One case of each test function, then five: compiling takes most of the time."""
-    most = "5" if thoroughly else "1"
+    """One case of each test function, then some: compiling takes most of the time."""
+    most = str(rule.cases) if thoroughly else "1"
     options = ["-xq", "-p", "no:cacheprovider"]
     command = [sys.executable, "-B", "tests/tools/mutation/sampled.py", most, *options, "-k",
                rule.which, *rule.tests]  # fmt: skip

@@ -39,12 +39,16 @@ def _folder(folder: str, *names: str) -> tuple[str, ...]:
 
 
 class Rule(NamedTuple):
-    """How the modules that match are judged: by which tests, and which cases of these (-k)."""
+    """How the modules that match are judged: by which tests, and which cases of these (-k).
+
+    Where Numba compiles, at most `cases` of each test function judge what survived one of them.
+    """
 
     modules: str
     tests: tuple[str, ...]
     which: str = IN_PROCESS
     compiled: bool = False
+    cases: int = 5
 
 
 _TORCH = _folder("integrations", "torch", "torch_autograd", "torch_operators", "torch_selective")
@@ -117,7 +121,7 @@ RULES = (
     Rule(r"training/\w+", _folder("integrations", "training", "training_loop", "training_lr_find")),
     Rule(r"numba/\w+",
          (*_folder("process", "frozen"), *_folder("integrations", "numba_compiled")),
-         "not fork and (missing_library or numba_compiled)", compiled=True),
+         "not fork and (missing_library or numba_compiled)", compiled=True, cases=100),
     Rule(r"_linear_selective|_selective", _folder("api", "selective", "linear")),
     Rule(r"_linear\w*", _folder("api", "linear", "selective")),
     Rule(
@@ -140,19 +144,20 @@ RULES = (
         _folder("tools", "fingerprint") + _folder("process", "machine", "thread_count", "command"),
     ),
     Rule(r"_extras", _folder("process", "frozen")),
-    Rule(r"_cli|__main__", (*COMMANDS, *_folder("tools", "check", "report", "demo", "bench"))),
+    Rule(r"_cli|__main__", (*COMMANDS, *_folder("tools", "compare", "check"))),
     Rule(r"_check/oracle", _folder("accuracy", "oracle") + _folder("tools", "check")),
     Rule(r"_check/\w+", _folder("tools", "check")),
     Rule(r"_bench/report/\w+(/\w+)?", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
     Rule(r"_bench/(head|memory)", _folder("tools", "head")),
-    Rule(r"_bench/suite/\w+", _folder("tools", "bench")),
-    Rule(
-        r"_bench/\w+",
-        _folder("tools", "workloads", "measure", "bench", "disturbance", "report", "head")
-        + _folder("process", "machine"),
-    ),
+    Rule(r"_bench/(workloads|measure|calls|candidates|floors)",
+         _folder("tools", "workloads", "measure", "head") + _folder("process", "machine")),
+    Rule(r"_bench/peers", _folder("tools", "head", "bench")),
+    Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
+    Rule(r"_bench/results", _folder("tools", "compare", "report", "bench")),
+    Rule(r"_bench/formats", _folder("tools", "report", "bench")),
+    Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench")),  # minutes
 )  # fmt: skip
 # Files whose mutants no test could notice, or that have none.
 NOT_JUDGED = {
