@@ -83,9 +83,6 @@ _DRAWN, _DONE, _OPEN, _ENDED = U(0), U(8), U(16), U(24)
 _BEGUN, _READY, _FAILED, _COUNTERS = U(32), U(40), U(48), 57
 _NOTHING = 2**31  # a part of no job
 
-# So many fields of a job may have one dtype or another. To look at all would take a microsecond.
-_OF_SEVERAL_DTYPES = 5
-
 # ---------------------------------------------------------------------------------------------
 # The functions that are compiled as entry points. All threads of a job call the same one.
 
@@ -216,10 +213,7 @@ _compiled: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
 
 
 def entry_point(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
-    """The entry point of `function` for the dtypes of the arrays among `arguments`.
-
-    Arguments that always have the same dtype may be left out.
-    """
+    """The entry point of `function` for the dtypes of the arrays among `arguments`."""
     dtypes = "".join([a.dtype.char for a in arguments if isinstance(a, np.ndarray)])
     found = _compiled.get((function, dtypes))
     if found is None:
@@ -447,7 +441,7 @@ def launch(function: Callable[..., Any], job: tuple[Any, ...], count: int, work:
     Several threads share it if it is large.
     """
     fields = tuple(job)
-    entry = entry_point(function, fields[:_OF_SEVERAL_DTYPES])
+    entry = entry_point(function, fields)
     counters = np.zeros(_COUNTERS, np.int64)
     threads = 1
     if 2 * work >= PARALLEL_WORK and entry in _called and _helpers.are_worth_waking(work):
