@@ -43,14 +43,16 @@ typedef float quad __attribute__((vector_size(16)));
 typedef int32_t quad_mask __attribute__((vector_size(16)));
 typedef double unaligned_vec __attribute__((vector_size(32), aligned(8), may_alias));
 typedef float unaligned_floats __attribute__((vector_size(16), aligned(4), may_alias));
+#ifndef INLINE /* the sanitizers' builds define it */
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
-#define LOAD(x) ((vec)*(const unaligned_vec *)(x))
+#define LOAD(x) ((vec) * (const unaligned_vec *)(x))
 #define STORE(x, v) (*(unaligned_vec *)(x) = (v))
 #define LARGER_FLOATS(a, b, m)                                                                     \
     ((m) = (a) > (b), (quad)(((quad_mask)(a) & (m)) | ((quad_mask)(b) & ~(m))))
-#define LOAD_FLOATS(x) ((quad)*(const unaligned_floats *)(x))
-#define LOAD_PAIR(x) ((pair)*(const unaligned_pair *)(x))
+#define LOAD_FLOATS(x) ((quad) * (const unaligned_floats *)(x))
+#define LOAD_PAIR(x) ((pair) * (const unaligned_pair *)(x))
 /* v, and 0 where it is not finite: the largest exponent carries into the sign. */
 #define EXPONENT ((int64_t)0x7ff << 52)
 #define FINITE(v)                                                                                  \
@@ -68,7 +70,7 @@ typedef struct {
     double first, second; /* powers of two that differences are multiplied by */
     double divisor, inverse;
     double leading, trailing; /* the divisor, of which the products with such parts are exact */
-    double second_inverse; /* second · inverse */
+    double second_inverse;    /* second · inverse */
 } division;
 
 static division division_by(double temperature, int dtype) {
@@ -93,8 +95,9 @@ static division division_by(double temperature, int dtype) {
 
 /* Numbers c to c + LANES − 1 of a contiguous row of floats or doubles. */
 #define LOAD_OF(x, is_double, c)                                                                   \
-    ((is_double) ? LOAD((const double *)(x) + (c))                                                 \
-                 : __builtin_convertvector(*(const unaligned_floats *)((const float *)(x) + (c)), vec))
+    ((is_double)                                                                                   \
+         ? LOAD((const double *)(x) + (c))                                                         \
+         : __builtin_convertvector(*(const unaligned_floats *)((const float *)(x) + (c)), vec))
 
 /* The largest of some numbers, whatever it is if there is a NaN. The last vector may overlap the one
    before. */
@@ -160,8 +163,8 @@ INLINE void quotients(const vec *given, double m, const division *d, int with_er
     const vec q = scaled * d->inverse;
     /* The remainder scaled − q·divisor: of products of parts, which are exact. */
     const vec q1 = LEADING(q), q2 = q - q1;
-    const vec remainder = (((scaled - q1 * d->leading) - q1 * d->trailing) - q2 * d->leading) -
-                          q2 * d->trailing;
+    const vec remainder =
+        (((scaled - q1 * d->leading) - q1 * d->trailing) - q2 * d->leading) - q2 * d->trailing;
     const vec e = (remainder + rest) * d->inverse;
     *quotient = q;
     *error = FINITE(e);
@@ -222,8 +225,8 @@ typedef struct {
 
 /* Four vectors of partial sums each, so that additions need not wait for each other. `g` is p, minus 1 at
    the class with q = e = 0. */
-INLINE row_sums sums_of(const double *g, const double *q, const double *e, int64_t n, int with_error,
-                        int with_entropy) {
+INLINE row_sums sums_of(const double *g, const double *q, const double *e, int64_t n,
+                        int with_error, int with_entropy) {
     enum { COUNT = 4 };
     vec b[COUNT] = {{0}}, s[COUNT] = {{0}}, s_error[COUNT] = {{0}}, d[COUNT] = {{0}};
     for (int64_t c = 0; c < n; c += COUNT * LANES) {
@@ -283,7 +286,9 @@ INLINE void write_row(const pyce_selective *s, int64_t row, int64_t top, double 
     /* NaN where the loss is. */
     const double b = without_nan(r.b);
     for (int64_t k = 0; k < s->chosen; k++) {
-        const int64_t y = s->index[row * s->chosen + k];
+        /* Another thread of the program may change the array after it has been checked. */
+        const int64_t given = *(const volatile int64_t *)(s->index + row * s->chosen + k);
+        const int64_t y = given >= 0 && given < n ? given : 0;
         pyce_set_number(s->log_probs, to, row * s->chosen + k,
                         log_p(q[y], loss, (e ? e[y] : 0) - b));
     }
@@ -325,8 +330,8 @@ INLINE void run_piece(const piece_work *w, int64_t first, int64_t count, double 
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = first + i, outer = row / s->inner;
         const pyce_operand *x = &s->logits;
-        const int64_t at = (x->offsets ? x->offsets[outer] : outer * x->outer_stride) +
-                           row % s->inner;
+        const int64_t at =
+            (x->offsets ? x->offsets[outer] : outer * x->outer_stride) + row % s->inner;
         const char *data = (const char *)x->data + at * (int64_t)pyce_item_size(s->dtype);
         double *of_row = q + i * n;
         if (s->dtype == PYCE_FLOAT32 && x->class_stride == 1) {
@@ -380,7 +385,7 @@ INSTANCE(any)
 __attribute__((target("avx2"))) INSTANCE(avx2)
 #endif
 
-typedef void run_function(void *context, int64_t begin, int64_t end, void *scratch);
+    typedef void run_function(void *context, int64_t begin, int64_t end, void *scratch);
 
 static run_function *instance(void) {
 #if defined(__x86_64__)
