@@ -94,6 +94,20 @@ typedef struct {
     void (*scale)(const void *saved, void *result, int64_t n, double factor);
 } pyce_row_kernels;
 
+/* How the logits of rows with a temperature are divided by it (../selective.c). */
+typedef struct {
+    double before;        /* a power of two that double logits are multiplied by */
+    double first, second; /* powers of two that differences are multiplied by */
+    double divisor, inverse;
+    double leading, trailing; /* the divisor, of which the products with such parts are exact */
+    double second_inverse;    /* second · inverse */
+} pyce_division;
+
+/* Σ p·e, Σ p·q with its error, and Σ p·q·e of a row with a temperature. */
+typedef struct {
+    double b, s, s_error, d;
+} pyce_selective_sums;
+
 /* The kernels of one target. */
 typedef struct {
     const char *name; /* in the public interface */
@@ -108,6 +122,13 @@ typedef struct {
                            const void *pw, void *losses, void *grad, double scale);
     void (*copy)(char *to, const char *from, size_t bytes);
     uint64_t (*read)(const char *from, size_t bytes);
+    /* Of a contiguous row of n floats or doubles with a temperature (selective.inc.h): the quotients q,
+       and their errors unless e is NULL; returns the first class with the quotient 0, or 0. */
+    int64_t (*selective_quotients)(const void *x, int is_double, int64_t n, const pyce_division *by,
+                                   double *q, double *e);
+    /* `g` is p, minus 1 at a class with q = e = 0; e may be NULL. Without the entropy, b alone. */
+    pyce_selective_sums (*selective_sums)(const double *g, const double *q, const double *e,
+                                          int64_t n, int with_entropy);
 } pyce_kernels;
 
 /* Whether the operation writes an array of the shape of the logits. */

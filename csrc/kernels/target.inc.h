@@ -5,6 +5,7 @@
 #include "vmath.inc.h"
 #include "sums.inc.h"
 #include "elementwise.inc.h"
+#include "selective.inc.h"
 
 #if defined(TARGET_END)
 TARGET_END
@@ -28,4 +29,6 @@ const pyce_kernels KERNELS(TARGET) = {
     .bernoulli = {[PYCE_FLOAT32] = bernoulli_f32, [PYCE_FLOAT64] = bernoulli_f64},
     .copy = stream_copy,
     .read = read_lines,
+    .selective_quotients = selective_quotients,
+    .selective_sums = selective_sums,
 };

@@ -126,7 +126,7 @@ SEMANTICS = (
     ),
     Break(
         "`selective_log_softmax` returns log p",
-        "csrc/selective.c",
+        "csrc/kernels/selective.inc.h",
         "    const vec e = (remainder + rest) * d->inverse;",
         "    const vec e = rest * d->inverse;",
         ("test_a_temperature_and_large_offsets",),
@@ -140,7 +140,7 @@ SEMANTICS = (
     ),
     Break(
         "`selective_log_softmax` returns log p",
-        "csrc/selective.c",
+        "csrc/kernels/selective.inc.h",
         "    *error = FINITE(e);",
         "    *error = e;",
         ("test_bad_rows_with_a_temperature",),

@@ -176,7 +176,8 @@ RULES_OF_C = (
     (r"csrc/factors\.[ch]", _folder(
         "api", "extreme_factors", "zero_coefficients", "nonfinite"), True),
     (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
-    (r"csrc/selective\.c", (*_folder("api", "selective"), "tests/c/test_abi.py"), False),
+    (r"csrc/(selective\.c|kernels/selective\.inc\.h)",
+     (*_folder("api", "selective"), "tests/c/test_abi.py"), False),
     (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder(
         "process", "threads", "thread_count", "forks", "signals"), True),
     (r"csrc/dispatch\.[ch]", _folder("api", "backends") + _folder("process", "environment"), False),
