@@ -158,44 +158,70 @@ INLINE int64_t top_of(const double *q, int64_t n) {
     return top;
 }
 
-/* Four vectors of partial sums each, so that additions need not wait for each other. `g` is p, minus 1 at
-   the class with q = e = 0. */
+/* Partial sums of four vectors. */
+typedef struct {
+    vec b, s, s_error, d;
+} vector_sums;
+
+/* Adds the terms of four classes. */
+INLINE void add_terms(vector_sums *to, const vec *p, const double *q, const double *e,
+                      int with_error, int with_entropy) {
+    vec pe = {0};
+    if (with_error) pe = *p * LOAD(e), to->b += pe;
+    if (!with_entropy) return;
+    /* 0·inf = 0 */
+    const vec below = FINITE(LOAD(q));
+    const vec product = *p * below, sum = to->s + product;
+    to->s_error += ERROR_OF_SUM(to->s, product, sum);
+    to->s = sum;
+    if (with_error) to->d += pe * below;
+}
+
+/* `g` is p, minus 1 at the class with q = e = 0. Several partial sums, so that additions need not wait for
+   each other. The last vector of a row may overlap the one before: it has 0 in place of the p of classes
+   that have been added. */
 INLINE pyce_selective_sums sums_of(const double *g, const double *q, const double *e, int64_t n,
                                    int with_error, int with_entropy) {
     enum { COUNT = 4 };
-    vec b[COUNT] = {{0}}, s[COUNT] = {{0}}, s_error[COUNT] = {{0}}, d[COUNT] = {{0}};
-    for (int64_t c = 0; c < n; c += COUNT * QUAD) {
-        double rest[3][COUNT * QUAD];
-        const double *of_g = g + c, *of_q = q + c, *of_e = with_error ? e + c : NULL;
-        if (n - c < COUNT * QUAD) {
-            for (int64_t i = 0; i < COUNT * QUAD; i++) {
-                rest[0][i] = i < n - c ? of_g[i] : 0;
-                rest[1][i] = i < n - c ? of_q[i] : 0;
-                rest[2][i] = with_error && i < n - c ? of_e[i] : 0;
-            }
-            of_g = rest[0], of_q = rest[1], of_e = rest[2];
+    static const int64_t kept[2 * QUAD] = {0, 0, 0, 0, -1, -1, -1, -1};
+    vector_sums sums[COUNT] = {{{0}, {0}, {0}, {0}}};
+    double few[3][QUAD] = {{0}};
+    vec p;
+    int64_t c = 0;
+    if (n < QUAD) {
+        for (; c < n; c++) {
+            few[0][c] = g[c], few[1][c] = q[c];
+            if (with_error) few[2][c] = e[c];
         }
+        p = LOAD(few[0]);
+        add_terms(sums, &p, few[1], few[2], with_error, with_entropy);
+    }
+    for (; c + COUNT * QUAD <= n; c += COUNT * QUAD) {
+        UNROLL
         for (int i = 0; i < COUNT; i++) {
-            const vec p = LOAD(of_g + i * QUAD);
-            vec pe = {0};
-            if (with_error) pe = p * LOAD(of_e + i * QUAD), b[i] += pe;
-            if (!with_entropy) continue;
-            /* 0·inf = 0 */
-            const vec below = FINITE(LOAD(of_q + i * QUAD));
-            const vec product = p * below, sum = s[i] + product;
-            s_error[i] += ERROR_OF_SUM(s[i], product, sum);
-            s[i] = sum;
-            if (with_error) d[i] += pe * below;
+            p = LOAD(g + c + i * QUAD);
+            add_terms(sums + i, &p, q + c + i * QUAD, with_error ? e + c + i * QUAD : NULL,
+                      with_error, with_entropy);
         }
+    }
+    int i = 0;
+    for (; c + QUAD <= n; c += QUAD) {
+        p = LOAD(g + c);
+        add_terms(sums + i++, &p, q + c, with_error ? e + c : NULL, with_error, with_entropy);
+    }
+    if (c < n) {
+        const int64_t at = n - QUAD;
+        p = (vec)((bits)LOAD(g + at) & (bits)LOAD(kept + (n - c)));
+        add_terms(sums + i, &p, q + at, with_error ? e + at : NULL, with_error, with_entropy);
     }
     pyce_selective_sums r = {0, 0, 0, 0};
     for (int i = 0; i < COUNT; i++) {
         for (int k = 0; k < QUAD; k++) {
-            const double part = s[i][k], sum = r.s + part;
-            r.s_error += s_error[i][k] + ERROR_OF_SUM(r.s, part, sum);
+            const double part = sums[i].s[k], sum = r.s + part;
+            r.s_error += sums[i].s_error[k] + ERROR_OF_SUM(r.s, part, sum);
             r.s = sum;
-            r.b += b[i][k];
-            r.d += d[i][k];
+            r.b += sums[i].b[k];
+            r.d += sums[i].d[k];
         }
     }
     return r;
