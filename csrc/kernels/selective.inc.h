@@ -27,7 +27,7 @@ typedef float unaligned_floats __attribute__((vector_size(16), aligned(4), may_a
 /* v, and 0 where it is not finite: the largest exponent carries into the sign. */
 #define EXPONENT ((int64_t)0x7ff << 52)
 #define FINITE(v)                                                                                  \
-    ((vec)((bits)(v) & ((bits)((ubits)(((bits)(v) & EXPONENT) + ((int64_t)1 << 52)) >> 63) - 1)))
+    ((vec)((bits)(v) & ((bits)(((ubits)((bits)(v) & EXPONENT) + ((uint64_t)1 << 52)) >> 63) - 1)))
 #define LARGER(a, b, m) ((m) = (a) > (b), (pair)(((mask)(a) & (m)) | ((mask)(b) & ~(m))))
 /* The error of s = a + b. */
 #define ERROR_OF_SUM(a, b, s) (((a) - ((s) - ((s) - (a)))) + ((b) - ((s) - (a))))
