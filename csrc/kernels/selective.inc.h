@@ -158,7 +158,7 @@ INLINE int64_t top_of(const double *q, int64_t n) {
     return top;
 }
 
-/* Partial sums of four vectors. */
+/* Partial sums, one in each of the four lanes. */
 typedef struct {
     vec b, s, s_error, d;
 } vector_sums;
