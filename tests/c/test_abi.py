@@ -623,12 +623,12 @@ def test_strided_arrays_that_overlap():
         else:
             given = steps if operation == "LOG_SOFTMAX" else None
             other, _ = place_anywhere(rng, raw, "result", given)
-        shares = np.shares_memory(view, other)
-        if shares and not (view.shape == other.shape and is_same(view, other)):
+        overlap = np.shares_memory(view, other)
+        if overlap and not (view.shape == other.shape and is_same(view, other)):
             raw.assert_refused()
         else:
             assert raw.run() == lib.PYCE_OK, (shape, view.strides, other.strides)
-        found[operation][shares] += 1
+        found[operation][overlap] += 1
     assert min(min(counts) for counts in found.values()) > 30, found
 
 
