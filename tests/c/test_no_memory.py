@@ -24,7 +24,7 @@ lib.pyce_set_thread_thresholds(1, 1)
 class Shards:
     "pyce_partial, or pyce_complete from the states of all shards."
 
-    def __init__(self, complete, outer, classes, reduction="SUM"):
+    def __init__(self, complete, outer, classes, reduction="SUM", threads=1):
         rng = np.random.default_rng(0)
         self.complete, own = complete, classes // 2
         self.x = rng.normal(size=(2, outer, own)).astype(np.float32)
@@ -32,7 +32,7 @@ class Shards:
         self.shards = ffi.new("pyce_shards *", {"count": 2, "own": 0})
         self.shards.bounds = at(self.bounds, "int64_t *")
         self.p = ffi.new("pyce_problem *")
-        self.p.target, self.p.threads = lib.PYCE_INDEX64, 2
+        self.p.target, self.p.threads = lib.PYCE_INDEX64, threads
         self.p.outer, self.p.classes, self.p.inner = outer, classes, 1
         self.p.labels, self.p.grad_loss, self.p.reduction = at(self.labels), 1, lib.PYCE_SUM
         self.p.logits.outer_stride, self.p.logits.class_stride = own, 1
@@ -71,7 +71,8 @@ def at(array, kind="void *"):
 
 
 def problem(*given, factors=None, ahead=False, **options):
-    raw = Raw(*given, **options)
+    # Two threads share the rows of one shape.
+    raw = Raw(*given, **options).set(threads=2 if options["shape"] == SHAPES[4] else 1)
     if factors:
         raw.arrays["sample_weight"][...] = factors[1]
         raw.arrays["sample_weight"][0] = factors[0]
@@ -86,6 +87,8 @@ def with_memory(call):
     arrays = getattr(call, "arrays", None)
     if arrays is not None and not hasattr(call, "memory"):
         call.memory = lambda: ([a.tobytes() for a in arrays.values()], call.total[0])
+    if isinstance(call, (Common, Bernoulli, Scaling)):
+        call.arguments["threads"] = 1
     if isinstance(call, Common):
         call.memory = lambda: (call.raw.memory()[1], list(call.loss))
     return call
@@ -110,10 +113,10 @@ def calls():
         for shape in SHAPES[:-1]:
             yield lambda o=operation, s=shape: problem(o, "FLOAT64", shape=s)
     yield lambda: problem(shape=(300_000, 1, 1))  # labels in many pieces
-    for size in (6, 500), (3, 9000), (2, 40_000):
-        yield lambda s=size: Shards(False, *s)
+    for *size, threads in (6, 500, 1), (3, 9000, 1), (2, 40_000, 2):
+        yield lambda s=size, n=threads: Shards(False, *s, threads=n)
         for reduction in "SUM", "NONE":
-            yield lambda s=size, r=reduction: Shards(True, *s, r)
+            yield lambda s=size, r=reduction, n=threads: Shards(True, *s, r, n)
     yield Common
     yield Scaling
     yield lambda: Bernoulli(n=65 * 2**14)
