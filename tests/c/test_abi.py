@@ -648,6 +648,20 @@ def test_offsets(operand):
     assert result.tobytes() == plain.arrays["result"].tobytes()
 
 
+def test_offsets_are_not_looked_at_for_shared_memory():
+    """Logits and result at the same address, whose rows take turns."""
+    plain, raw = Raw("SOFTMAX"), Raw("SOFTMAX")
+    assert plain.run() == lib.PYCE_OK
+    room = filled((6, 2, 5), np.dtype(np.float32))
+    room[:, 0] = raw.arrays["logits"][..., 0]
+    offsets = [np.arange(6) * 10 + first for first in (0, 5)]
+    for name, of_rows in zip(("logits", "result"), offsets, strict=True):
+        raw.point(name, room)
+        getattr(raw.c, name).offsets = ffi.from_buffer("int64_t[]", of_rows)
+    assert raw.run() == lib.PYCE_OK
+    assert room[:, 1].tobytes() == plain.arrays["result"].tobytes()
+
+
 def test_offsets_that_would_be_written():
     raw = Raw("SOFTMAX", "FLOAT64")
     offsets = raw.arrays["result"].reshape(-1).view(np.int64)
