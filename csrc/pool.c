@@ -259,6 +259,8 @@ static void share(pool_state *p, pool_job *job, int helpers, void *scratch) {
     platform_release(&p->lock);
 }
 
+int pyce_pool_reserve(size_t scratch) { return have_key && scratch_memory(scratch) ? 0 : -1; }
+
 int pyce_pool_run(const pyce_work *work, int threads) {
     if (!have_key) return -1;
     void *scratch = scratch_memory(work->scratch);

@@ -25,6 +25,10 @@ typedef struct {
  * floating-point environment, and end with the process or by pyce_pool_limit. */
 int pyce_pool_run(const pyce_work *work, int threads);
 
+/* Allocate the calling thread's memory for jobs with at most `scratch` bytes, so that pyce_pool_run runs
+   them. Returns 0, or −1 as pyce_pool_run does. */
+int pyce_pool_reserve(size_t scratch);
+
 /* Keep at most threads − 1 threads from now on. Those beyond end when they become idle. */
 void pyce_pool_limit(int threads);
 

@@ -5,9 +5,12 @@
  *
  * What can be known from the arguments and the labels is checked, and an error is a status: sizes,
  * strides and addresses that do not fit 64 bits or the address space; a pointer that is missing, not
- * needed, or not aligned to its elements; an output that certainly shares memory with another array.
+ * needed, or not aligned to its elements; an output that shares memory with another array. Such memory
+ * is not looked for in arrays with offsets, and the search ends where strides make it long. Without
+ * rows, only the arrays are checked that have elements nevertheless: `weight` and `reduced`.
+ *
  * The caller is responsible for the rest: arrays must be as large as the sizes, strides and offsets
- * say, and the gaps of a strided output must contain no element of another array.
+ * say, and no output may share memory with another array. Gaps of a strided output are not written.
  */
 #ifndef PYCE_H
 #define PYCE_H

@@ -27,6 +27,24 @@ typedef struct {
     void *row_state;
 } row_work;
 
+/* -- memory ---------------------------------------------------------------------------------------- */
+
+/* Up to so many sums of tiles need no allocation. */
+enum { FEW_TILES = 256 };
+
+/* The memory of a problem's runs, apart from that of the threads. The first run allocates it, and later ones
+   use it again: they follow writes of results, after which no memory may be refused. */
+typedef struct {
+    double *few;  /* FEW_TILES numbers */
+    double *sums; /* of the losses of each tile */
+    void *blocks; /* of a row that threads share, and before them its state */
+} run_memory;
+
+static void free_memory(const run_memory *m) {
+    if (m->sums != m->few) free(m->sums);
+    platform_free(m->blocks);
+}
+
 /* -- rows ------------------------------------------------------------------------------------------ */
 
 static void run_tiles(void *context, int64_t begin, int64_t end, void *scratch) {
@@ -69,29 +87,30 @@ static void write_blocks(void *context, int64_t begin, int64_t end, void *scratc
 /* The rows one after the other; threads share each of them, block by block. Of shards, the
    statistics of blocks become the state of the row, or the states of all shards take their
    place. */
-static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, double *sums) {
+static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int threads, run_memory *m,
+                      double *sums) {
     const pyce_problem *p = job->p;
     const pyce_row_kernels *k = kernels->rows[p->dtype];
     /* The row state begins a whole number of cache lines before the blocks. */
     _Static_assert(PYCE_STATE_BYTES % 64 == 0, "blocks are aligned");
-    void *memory = platform_allocate(PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block));
-    if (!memory) return PYCE_NO_MEMORY;
+    const size_t size = PYCE_STATE_BYTES + (size_t)job->blocks * sizeof(pyce_block);
+    if (!m->blocks) m->blocks = platform_allocate(size);
+    const size_t scratch = job->shards ? k->shard_scratch(job) : k->scratch(job);
+    if (!m->blocks || pyce_pool_reserve(scratch)) return PYCE_NO_MEMORY;
     row_work context = {.kernels = kernels,
                         .job = job,
-                        .blocks = (void *)((char *)memory + PYCE_STATE_BYTES),
-                        .row_state = memory};
+                        .blocks = (void *)((char *)m->blocks + PYCE_STATE_BYTES),
+                        .row_state = m->blocks};
     pyce_work statistics = {.work = find_statistics,
                             .context = &context,
                             .pieces = job->last - job->first,
                             .grain = pyce_grain(job->last - job->first, threads),
-                            .scratch = job->shards ? k->shard_scratch(job) : k->scratch(job)};
+                            .scratch = scratch};
     pyce_work write = statistics;
     write.work = write_blocks;
-    int status = PYCE_OK;
-    for (int64_t row = 0; row < p->outer && status == PYCE_OK; row++) {
+    for (int64_t row = 0; row < p->outer; row++) {
         context.row = row;
-        if (!job->states && pyce_pool_run(&statistics, threads)) status = PYCE_NO_MEMORY;
-        if (status != PYCE_OK) break;
+        if (!job->states) (void)pyce_pool_run(&statistics, threads);
         if (job->state) {
             k->pack(job, row, context.blocks);
             continue;
@@ -99,10 +118,9 @@ static int run_shared(const pyce_kernels *kernels, const pyce_job *job, int thre
         double losses[PYCE_TILE];
         (job->states ? k->combine : k->finalize)(job, row, context.blocks, context.row_state,
                                                  losses, sums);
-        if (pyce_has_result(p) && pyce_pool_run(&write, threads)) status = PYCE_NO_MEMORY;
+        if (pyce_has_result(p)) (void)pyce_pool_run(&write, threads);
     }
-    platform_free(memory);
-    return status;
+    return PYCE_OK;
 }
 
 /* -- sums ------------------------------------------------------------------------------------------ */
@@ -168,26 +186,26 @@ static void write_loss(pyce_problem *p, double loss) {
 /* -- all of it ------------------------------------------------------------------------------------- */
 
 /* Runs a job. *total receives the sum of the losses if they are reduced. */
-static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads, double *total) {
+static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads, run_memory *m,
+                   double *total) {
     const pyce_problem *p = job->p;
     const int64_t rows = p->outer * p->inner, tiles = (rows + job->tile - 1) / job->tile;
-    double on_stack[256];
     double *sums = NULL;
     if (pyce_has_loss(p) && p->reduction != PYCE_NONE) {
-        sums = tiles <= 256 ? on_stack : malloc((size_t)tiles * sizeof *sums);
-        if (!sums) return PYCE_NO_MEMORY;
+        if (!m->sums) m->sums = tiles <= FEW_TILES ? m->few : malloc((size_t)tiles * sizeof *sums);
+        if (!m->sums) return PYCE_NO_MEMORY;
+        sums = m->sums;
     }
     int status = PYCE_OK;
     const pyce_row_kernels *k = kernels->rows[p->dtype];
     if (rows && pyce_shares_rows(job, threads)) {
-        status = run_shared(kernels, job, threads, sums);
+        status = run_shared(kernels, job, threads, m, sums);
     } else if (rows && job->shards) {
         status = run_rows(job, k->complete, k->shard_scratch(job), threads, sums);
     } else if (rows) {
         status = run_rows(job, k->run, k->scratch(job), threads, sums);
     }
     if (sums && status == PYCE_OK) *total = sum_of_losses(job, sums);
-    if (sums != on_stack) free(sums);
     return status;
 }
 
@@ -226,6 +244,7 @@ static int64_t *cut_blocks(const pyce_shards *shards, pyce_job *cuts) {
 typedef struct {
     const pyce_kernels *kernels;
     const pyce_job *cuts; /* NULL, or has the fields of a job about shards */
+    run_memory *memory;
     int threads, all_valid;
     double grad_scale, grad_scale_error;
 } run_options;
@@ -237,7 +256,7 @@ static int run_with(const pyce_problem *p, const run_options *o, double *total) 
     job.grad_scale = o->grad_scale;
     job.grad_scale_error = isfinite(o->grad_scale_error) ? o->grad_scale_error : 0;
     job.all_valid = o->all_valid;
-    return run_job(o->kernels, &job, o->threads, total);
+    return run_job(o->kernels, &job, o->threads, o->memory, total);
 }
 
 /* A problem with extreme factors: the loss, and then the gradient. *loss receives the reduced loss. */
@@ -280,8 +299,11 @@ static int run_problem(pyce_problem *p, const pyce_job *cuts) {
     double denominator = p->reduction == PYCE_MEAN ? weights.sum : 1;
     if (p->reduction == PYCE_QUOTIENT) denominator = p->normalizer;
     const double grad_scale = p->grad_loss / denominator;
+    double few[FEW_TILES];
+    run_memory memory = {.few = few};
     const run_options options = {.kernels = kernels,
                                  .cuts = cuts,
+                                 .memory = &memory,
                                  .threads = threads,
                                  .all_valid = weights.valid_rows == rows,
                                  .grad_scale = grad_scale,
@@ -296,6 +318,7 @@ static int run_problem(pyce_problem *p, const pyce_job *cuts) {
         const int empty = weights.valid_rows == 0 && p->reduction == PYCE_QUOTIENT;
         loss = empty ? 0.0 : total / denominator;
     }
+    free_memory(&memory);
     if (pyce_has_loss(p) && p->reduction != PYCE_NONE && status == PYCE_OK) write_loss(p, loss);
     return status;
 }
@@ -308,8 +331,9 @@ __attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shard
                                                double *state) {
     const pyce_kernels *kernels = pyce_dispatch();
     pyce_job cuts, job;
-    int64_t *memory = cut_blocks(shards, &cuts);
-    if (!memory) return PYCE_NO_MEMORY;
+    int64_t *begins = cut_blocks(shards, &cuts);
+    if (!begins) return PYCE_NO_MEMORY;
+    run_memory memory = {0};
     cuts.state = state;
     const int threads = pyce_threads_for(work_of(p, pyce_own_classes(shards)), p->threads);
     row_weights weights;
@@ -318,20 +342,21 @@ __attribute__((noinline)) int pyce_run_partial(pyce_problem *p, const pyce_shard
         pyce_plan(p, &cuts, &job);
         const pyce_row_kernels *k = kernels->rows[p->dtype];
         status = pyce_shares_rows(&job, threads)
-                     ? run_shared(kernels, &job, threads, NULL)
+                     ? run_shared(kernels, &job, threads, &memory, NULL)
                      : run_rows(&job, k->partial, k->shard_scratch(&job), threads, NULL);
     }
-    free(memory);
+    free_memory(&memory);
+    free(begins);
     return status;
 }
 
 __attribute__((noinline)) int pyce_run_complete(pyce_problem *p, const pyce_shards *shards,
                                                 const double *const *states) {
     pyce_job cuts;
-    int64_t *memory = cut_blocks(shards, &cuts);
-    if (!memory) return PYCE_NO_MEMORY;
+    int64_t *begins = cut_blocks(shards, &cuts);
+    if (!begins) return PYCE_NO_MEMORY;
     cuts.states = states;
     const int status = run_problem(p, &cuts);
-    free(memory);
+    free(begins);
     return status;
 }

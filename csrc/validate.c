@@ -16,7 +16,8 @@
 /* The address range of one array. */
 typedef struct {
     uintptr_t begin, end;
-    int contiguous; /* every byte in between belongs to the array */
+    const pyce_operand *strided; /* NULL: every byte in between belongs to the array */
+    int64_t size;                /* of an element */
     int written;
 } extent;
 
@@ -24,12 +25,13 @@ typedef struct {
 typedef struct {
     extent of[16];
     int count;
+    int64_t outer, classes, inner; /* of the operands */
 } extents;
 
 /* Add the array of elements data[low…high]. Returns whether it is aligned and fits the address
    space. */
 static int add_extent(extents *all, const void *data, int64_t low, int64_t high, size_t size,
-                      size_t alignment, int contiguous, int written) {
+                      size_t alignment, const pyce_operand *strided, int written) {
     extent *e = all->of + all->count++;
     int64_t first, last;
     if (!data || (uintptr_t)data % alignment) return 0;
@@ -38,7 +40,8 @@ static int add_extent(extents *all, const void *data, int64_t low, int64_t high,
     if (__builtin_mul_overflow(high, (int64_t)size, &last)) return 0;
     if (__builtin_add_overflow((uintptr_t)data, first, &e->begin)) return 0;
     if (__builtin_add_overflow((uintptr_t)data, last, &e->end)) return 0;
-    e->contiguous = contiguous;
+    e->strided = strided;
+    e->size = (int64_t)size;
     e->written = written;
     return 1;
 }
@@ -47,7 +50,7 @@ static int add_extent(extents *all, const void *data, int64_t low, int64_t high,
 static int add_flat(extents *all, const void *data, int64_t n, size_t size, size_t alignment,
                     int needed, int allowed, int written) {
     if (!data) return !needed;
-    return allowed && add_extent(all, data, 0, n - 1, size, alignment, 1, written);
+    return allowed && add_extent(all, data, 0, n - 1, size, alignment, NULL, written);
 }
 static int add_doubles(extents *all, const double *data, int64_t n, int needed, int allowed,
                        int written) {
@@ -89,18 +92,86 @@ static int add_operand(extents *all, const pyce_problem *p, const pyce_operand *
         return 0;
     }
     return add_extent(all, a->data, low, high, pyce_item_size(dtype), pyce_item_alignment(dtype),
-                      contiguous, written);
+                      contiguous ? NULL : a, written);
 }
 
-/* Whether no array that is written certainly overlaps another; the gaps of strided arrays are not
-   examined. If labels or offsets were overwritten, checking them would be in vain. */
+/* Steps of `step` bytes, `count` − 1 at most. */
+typedef struct {
+    int64_t step, count;
+} axis;
+
+/* The axes of one or two operands, the largest step first. */
+typedef struct {
+    axis of[4];
+    int count;
+} axes;
+
+static void insert_axis(axes *all, axis added) {
+    int i = 0;
+    while (i < all->count && all->of[i].step > added.step) i++;
+    if (i < all->count && all->of[i].step == added.step) {
+        all->of[i].count += added.count - 1;
+        return;
+    }
+    for (int k = all->count++; k > i; k--) all->of[k] = all->of[k - 1];
+    all->of[i] = added;
+}
+
+/* An array consists of runs of bytes that follow each other. Adds the axes from run to run, and returns
+   the length of a run. */
+static int64_t add_runs(const extents *all, const extent *e, axes *to) {
+    const pyce_operand *a = e->strided;
+    if (!a) return (int64_t)(e->end - e->begin);
+    int64_t length = all->inner * e->size;
+    axes own = {.count = 0};
+    if (all->outer > 1) insert_axis(&own, (axis){llabs(a->outer_stride) * e->size, all->outer});
+    if (all->classes > 1) insert_axis(&own, (axis){llabs(a->class_stride) * e->size, all->classes});
+    for (int i = own.count - 1; i >= 0; i--) {
+        if (own.of[i].step <= length) {
+            length += own.of[i].step * (own.of[i].count - 1);
+        } else {
+            insert_axis(to, own.of[i]);
+        }
+    }
+    return length;
+}
+
+/* Whether steps along the axes from `depth` on can add up to low…high. It may say no after `work` tries. */
+static int adds_up(const axes *a, int depth, int64_t low, int64_t high, int *work) {
+    int64_t rest = 0; /* the most that the further axes add */
+    if (depth == a->count) return low <= 0 && high >= 0;
+    for (int i = depth + 1; i < a->count; i++) rest += a->of[i].step * (a->of[i].count - 1);
+    const int64_t step = a->of[depth].step, missing = low - rest;
+    int64_t k = missing > 0 ? (missing + step - 1) / step : 0;
+    for (; k < a->of[depth].count && k * step <= high && --*work >= 0; k++) {
+        if (adds_up(a, depth + 1, low - k * step, high - k * step, work)) return 1;
+    }
+    return 0;
+}
+
+/* Whether arrays whose address ranges overlap certainly share a byte. */
+static int share_bytes(const extents *all, const extent *a, const extent *b) {
+    const uintptr_t most = (uintptr_t)1 << 60; /* of bytes, more than any memory has */
+    if (a->end - a->begin > most || b->end - b->begin > most) return 0;
+    if ((a->strided && a->strided->offsets) || (b->strided && b->strided->offsets)) return 0;
+    /* A run of `a` that is k·step above its first one, and a run of `b` that is l·step below its last one,
+       share a byte if these two distances add up to the following. */
+    axes both = {.count = 0};
+    int work = 1000;
+    const int64_t lengths = add_runs(all, a, &both) + add_runs(all, b, &both);
+    const int64_t distance = (int64_t)(b->end - a->begin);
+    return adds_up(&both, 0, distance - lengths + 1, distance - 1, &work);
+}
+
+/* Whether no array that is written certainly overlaps another. If labels or offsets were overwritten,
+   checking them would be in vain. */
 static int nothing_overlaps(const extents *all) {
     for (int i = 0; i < all->count; i++) {
         const extent *a = all->of + i;
         for (int k = 0; k < i; k++) {
             const extent *b = all->of + k;
-            if ((a->written || b->written) && a->contiguous && b->contiguous && a->begin < b->end &&
-                b->begin < a->end) {
+            if ((a->written || b->written) && a->begin < b->end && b->begin < a->end &&
+                share_bytes(all, a, b)) {
                 return 0;
             }
         }
@@ -110,9 +181,11 @@ static int nothing_overlaps(const extents *all) {
 
 /* -- arguments ------------------------------------------------------------------------------------- */
 
-static int same_operand(const pyce_operand *a, const pyce_operand *b) {
-    return a->data == b->data && a->offsets == b->offsets && a->outer_stride == b->outer_stride &&
-           a->class_stride == b->class_stride;
+/* Strides along which there is one element may differ. */
+static int same_operand(const pyce_problem *p, const pyce_operand *a, const pyce_operand *b) {
+    return a->data == b->data && a->offsets == b->offsets &&
+           (a->offsets || p->outer == 1 || a->outer_stride == b->outer_stride) &&
+           (p->classes == 1 || a->class_stride == b->class_stride);
 }
 
 /* Sizes of scratch memory, in bytes, must fit 64 bits. */
@@ -134,39 +207,48 @@ static int add_problem(extents *all, const pyce_problem *p) {
     if (__builtin_add_overflow(size, work, &work)) return 0;
     if (!(p->smoothing >= 0 && p->smoothing <= 1)) return 0;
     if (p->lse_square_scale - p->lse_square_scale != 0) return 0;
-    if (rows == 0) return 1;
 
     const int backward = p->operation == PYCE_BACKWARD, loss = pyce_has_loss(p);
     const int has_target = loss || backward;
     if (has_target != (p->target != PYCE_NO_TARGET)) return 0;
     if (!has_target && p->lse_square_scale != 0) return 0;
+    const int row_losses = loss && p->reduction == PYCE_NONE;
+    /* The arrays that have elements without rows, too. */
+    if (!add_doubles(all, p->weight, p->classes, 0, has_target, 0) ||
+        !add_losses(all, p->reduced, 1, p->dtype, 0, loss && !row_losses)) {
+        return 0;
+    }
+    if (rows == 0) return 1;
+
+    all->outer = p->outer;
+    all->classes = p->classes;
+    all->inner = p->inner;
     const int index = p->target == PYCE_INDEX32 || p->target == PYCE_INDEX64;
     const int wide = p->target == PYCE_INDEX64;
     const size_t label_size = wide ? sizeof(int64_t) : sizeof(int32_t);
     const size_t label_alignment = wide ? _Alignof(int64_t) : _Alignof(int32_t);
     const int result = pyce_has_result(p);
-    const int in_place = result && same_operand(&p->logits, &p->result);
-    const int row_losses = loss && p->reduction == PYCE_NONE;
+    const int in_place = result && same_operand(p, &p->logits, &p->result);
     const int lse_needed = backward || p->operation == PYCE_LOGSUMEXP;
     return (in_place || add_operand(all, p, &p->logits, p->dtype, 1, 0)) &&
            add_operand(all, p, &p->result, p->dtype, result, 1) &&
            add_operand(all, p, &p->probs, p->probs_dtype, p->target == PYCE_PROBABILITIES, 0) &&
            add_flat(all, p->labels, rows, label_size, label_alignment, index, index, 0) &&
-           add_doubles(all, p->weight, p->classes, 0, has_target, 0) &&
            add_doubles(all, p->sample_weight, rows, 0, has_target, 0) &&
            add_doubles(all, p->grad_losses, rows, 0, has_target && result, 0) &&
            add_doubles(all, p->lse, rows, lse_needed, has_target || lse_needed, !backward) &&
-           add_losses(all, p->losses, rows, p->dtype, row_losses, row_losses) &&
-           add_losses(all, p->reduced, 1, p->dtype, 0, loss && !row_losses);
+           add_losses(all, p->losses, rows, p->dtype, row_losses, row_losses);
 }
 
 int pyce_problem_is_valid(const pyce_problem *p) {
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     return add_problem(&all, p) && nothing_overlaps(&all);
 }
 
 int pyce_is_apart(const pyce_problem *p, const void *data, size_t size) {
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     return add_flat(&all, data, 1, size, size, 1, 1, 1) && add_problem(&all, p) &&
            nothing_overlaps(&all);
 }
@@ -174,7 +256,8 @@ int pyce_is_apart(const pyce_problem *p, const void *data, size_t size) {
 int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, double *state,
                           const double *const *states) {
     static const double none = 0; /* in place of the logits of a shard without classes */
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     if (!add_flat(&all, shards, 1, sizeof *shards, _Alignof(pyce_shards), 1, 1, 0)) return 0;
     if (shards->count < 1 || shards->own < 0 || shards->own >= shards->count) return 0;
     const int64_t *bounds = shards->bounds;
@@ -220,7 +303,8 @@ int pyce_shards_are_valid(const pyce_problem *p, const pyce_shards *shards, doub
 }
 
 int pyce_bernoulli_is_valid(const pyce_bernoulli *b, const double *total) {
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     if (!add_doubles(&all, total, 1, 1, 1, 1)) return 0;
     if (b->dtype != PYCE_FLOAT32 && b->dtype != PYCE_FLOAT64) return 0;
     if (b->n < 0 || b->n > MOST_ELEMENTS) return 0;
@@ -253,7 +337,8 @@ int pyce_scaling_is_valid(const pyce_scaling *s) {
     const int in_place = s->result == s->saved && s->dtype != PYCE_FLOAT16;
     const size_t saved = pyce_saved_size(s->dtype), size = pyce_item_size(s->dtype);
     const size_t factor = pyce_item_size(s->factor_dtype);
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     /* Numbers are aligned to their size here. */
     if (!add_flat(&all, s->factor, 1, factor, factor, 1, 1, 0)) return 0;
     if (s->n == 0) return 1;
@@ -262,7 +347,8 @@ int pyce_scaling_is_valid(const pyce_scaling *s) {
 }
 
 int pyce_selective_is_valid(const pyce_selective *s) {
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     if (!(s->temperature > 0 && s->temperature - s->temperature == 0)) return 0;
     /* A problem that has these logits, and nothing else but their sizes. */
     const pyce_problem p = {
@@ -295,7 +381,8 @@ int pyce_selective_is_valid(const pyce_selective *s) {
 }
 
 int pyce_copy_is_valid(void *to, const void *from, int64_t bytes) {
-    extents all = {.count = 0};
+    extents all;
+    all.count = 0;
     return add_flat(&all, from, bytes, 1, 1, 1, 1, 0) && add_flat(&all, to, bytes, 1, 1, 0, 1, 1) &&
            nothing_overlaps(&all);
 }

@@ -259,42 +259,48 @@ static void store(void *data, int dtype, int64_t i, double value) {
     }
 }
 
+/* The softmax of one row in double precision, in place. On one thread all its memory is that of the thread,
+   which keeps it: a first call alone may fail. */
+static int softmax_in_place(double *row, int64_t classes) {
+    const pyce_operand operand = {.data = row, .outer_stride = classes, .class_stride = 1};
+    pyce_problem p = {
+        .operation = PYCE_SOFTMAX,
+        .dtype = PYCE_FLOAT64,
+        .reduction = PYCE_NONE,
+        .threads = 1,
+        .outer = 1,
+        .classes = classes,
+        .inner = 1,
+        .logits = operand,
+        .result = operand,
+    };
+    return pyce_run(&p);
+}
+
 /* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked for;
    `scratch` has room for its classes in double precision. */
-static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
+static void write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
     if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
-    if (!p->result.data) return PYCE_OK;
+    if (!p->result.data) return;
     const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
     const double factor = factors ? factors[row] : p->grad_loss;
-    if (!factor) return PYCE_OK; /* the kernel has written the gradient 0 of an ignored row */
+    if (!factor) return; /* the kernel has written the gradient 0 of an ignored row */
     const int64_t first = row / p->inner * p->logits.outer_stride + row % p->inner;
     for (int64_t c = 0; c < p->classes; c++) {
         scratch[c] = pyce_number_at(p->logits.data, p->dtype, first + c * p->inner);
     }
-    pyce_problem softmax = {
-        .operation = PYCE_SOFTMAX,
-        .dtype = PYCE_FLOAT64,
-        .reduction = PYCE_NONE,
-        .threads = p->threads,
-        .outer = 1,
-        .classes = p->classes,
-        .inner = 1,
-        .logits = {.data = scratch, .outer_stride = p->classes, .class_stride = 1},
-        .result = {.data = scratch, .outer_stride = p->classes, .class_stride = 1},
-    };
-    const int status = pyce_run(&softmax);
-    for (int64_t c = 0; c < p->classes && status == PYCE_OK; c++) {
+    (void)softmax_in_place(scratch, p->classes);
+    for (int64_t c = 0; c < p->classes; c++) {
         store(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
     }
-    return status;
 }
 
 /* Run a problem some of whose labels are outside 0…classes−1. */
 static int run_any_labels(pyce_problem *p) {
     const int64_t rows = p->outer * p->inner;
     int64_t *labels = malloc((size_t)rows * sizeof *labels);
-    double *scratch = malloc((size_t)p->classes * sizeof *scratch);
-    int status = labels && scratch ? PYCE_OK : PYCE_NO_MEMORY;
+    double *scratch = calloc((size_t)p->classes, sizeof *scratch);
+    int status = labels && scratch ? softmax_in_place(scratch, p->classes) : PYCE_NO_MEMORY;
     for (int64_t i = 0; i < rows && status == PYCE_OK; i++) {
         int64_t label = p->target == PYCE_INDEX64 ? ((const int64_t *)p->labels)[i]
                                                   : ((const int32_t *)p->labels)[i];
@@ -307,7 +313,7 @@ static int run_any_labels(pyce_problem *p) {
         status = pyce_run(p);
     }
     for (int64_t i = 0; i < rows && status == PYCE_OK; i++) {
-        if (labels[i] == p->ignore_index) status = write_unlabelled(p, i, scratch);
+        if (labels[i] == p->ignore_index) write_unlabelled(p, i, scratch);
     }
     free(scratch);
     free(labels);

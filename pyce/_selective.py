@@ -19,7 +19,7 @@ from pyce._types import Array, Losses
 
 # Elements of the rows that are worked on together: a cache holds them and their softmax.
 _BLOCK = 2**16
-# The longest rows whose maxima are found faster column by column.
+# The longest rows whose maxima are found faster column by column, and whose entropy in blocks.
 _SHORT = 64
 
 
@@ -176,15 +176,21 @@ def run(
 
     In the default floating-point environment.
     """
-    if t == 1.0 and entropy is None and rows.shape[1] == 1:
+    flat = None if entropy is None else entropy.reshape(-1)
+    several = rows.shape[1] != 1
+    if backend.selective is not None:
+        if t != 1.0 or (several and x.dtype.itemsize == 2):
+            backend.selective(x, t, np.ascontiguousarray(rows), result, flat, None, None)
+            return
+        if flat is not None and x.dtype != np.float32 and x.shape[-1] > _SHORT:
+            # Otherwise blocks take less time: the softmax of float32 is float32.
+            backend.selective(x, t, None, None, flat, None, None)
+            flat = None
+    if t == 1.0 and flat is None and not several:
         # The rows need no arrays of their own: one call, without blocks.
         labels = rows.reshape(x.shape[:-1])
         losses = cross_entropy(x, labels, reduction="none", ignore_index=-1)
         np.negative(losses.reshape(-1), out=result[:, 0])
-        return
-    flat = None if entropy is None else entropy.reshape(-1)
-    if t != 1.0 and backend.selective is not None:
-        backend.selective(x, t, np.ascontiguousarray(rows), result, flat, None, None)
         return
     for index, start, stop in row_blocks(x.shape, x.ndim - 1, _BLOCK):
         block = x[index].reshape(stop - start, x.shape[-1])

@@ -22,6 +22,8 @@ import ml_dtypes
 import numpy as np
 
 import pyce
+from pyce import _backends
+from pyce._dtypes import compute_dtype
 
 TABLE = Path(__file__).with_name("golden.json")
 DTYPES = {str(np.dtype(d)): np.dtype(d) for d in ("f2", ml_dtypes.bfloat16, "f4", "f8")}
@@ -164,12 +166,17 @@ QUESTIONS = {
     "z-loss": ("y", {"weight": "w", "lse_square_scale": 0.01}),
     "z-loss of probabilities": ("t", {"sample_weight": "s", "lse_square_scale": 0.01}),
 }
+# Those about some cases only: one for each kernel and dtype.
+FEW_QUESTIONS = {"probabilities alone": ("t", {})}
+FEW_SHAPES = {(ROWS, c, 1) for c in (3, 10, 17, 100)}
+FEW_SHAPES |= {(FEW_ROWS, 513, 1), (FEW_ROWS, 2049, 1), (2, 21, 19)}
+FEW = [case for case in CASES if (case.outer, case.classes, case.inner) in FEW_SHAPES]
 
 
 def _asked(question, y, w, s, t):
     """The target and the options of a question."""
     given = {"y": y, "w": w, "s": s, "t": t}
-    target, options = QUESTIONS[question]
+    target, options = {**QUESTIONS, **FEW_QUESTIONS}[question]
     return given[target], {k: given.get(v, v) for k, v in options.items()}
 
 
@@ -191,6 +198,20 @@ def of_softmax(x, out=None):
     """The results of single rows for the functions without a target."""
     softmax = pyce.softmax(x, axis=1, out=out and out())
     return [softmax, pyce.log_softmax(x, axis=1, out=out and out()), pyce.logsumexp(x, axis=1)]
+
+
+def selective(x, y):
+    """Log-probabilities, the entropy, softmax and log-softmax of rows, with some temperatures."""
+    rows = np.moveaxis(x, 1, -1)
+    count, classes = y.size, x.shape[1]
+    index = np.maximum(y.reshape(-1, 1), 0)
+    index = np.concatenate([index, (index + 1) % classes], axis=1)
+    loss = compute_dtype(rows.dtype.name)
+    for temperature in (0.7, 1.0, 1e-3):
+        results = [np.empty((count, 2), loss), np.empty(count, loss)]
+        results += [np.empty((count, classes)) for _ in range(2)]
+        _backends.current().selective(rows, temperature, index, *results)
+        yield from results
 
 
 def reduced(x, y, w, s, t):
@@ -239,6 +260,10 @@ def digests(case):
     found["softmax"] = digest(of_softmax(inputs[0]))
     if case.dtype in ("float32", "float64"):
         found["bernoulli"] = digest(bernoulli(case))
+    if case in FEW:
+        for question in FEW_QUESTIONS:
+            found[question] = digest(of_rows(*inputs, question))
+        found["selective"] = digest(selective(*inputs[:2]))
     return found
 
 

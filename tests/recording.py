@@ -17,7 +17,7 @@ from pyce._pyce import ffi, lib
 from pyce._backends import c
 
 MAGIC = b"PYCECALL"
-RUN, CROSS_ENTROPY, BERNOULLI = range(3)
+RUN, CROSS_ENTROPY, BERNOULLI, SELECTIVE = range(4)
 THREADS = 2
 ITEM_SIZE = (4, 8, 2, 2)  # by the dtypes of pyce.h
 
@@ -168,6 +168,22 @@ class _Recorder:
         w.reals(total[0])
         w.array(arrays[4], size)
         w.array(arrays[5], size)
+        return status
+
+    @_one_at_a_time
+    def pyce_selective_log_softmax(self, s):
+        w = self._writer
+        rows, item = s.outer * s.inner, 8 if s.dtype == lib.PYCE_FLOAT64 else 4
+        w.integers(SELECTIVE, s.dtype, THREADS, s.outer, s.classes, s.inner, s.chosen)
+        w.reals(s.temperature)
+        w.operand(s.logits, s.outer, s.classes, s.inner, ITEM_SIZE[s.dtype])
+        w.array(s.index, 8 * rows * s.chosen)
+        status = lib.pyce_selective_log_softmax(s)
+        w.integers(status)
+        w.array(s.log_probs, rows * s.chosen * item)
+        w.array(s.entropy, rows * item)
+        w.array(s.softmax, 8 * rows * s.classes)
+        w.array(s.log_softmax, 8 * rows * s.classes)
         return status
 
 

@@ -12,17 +12,16 @@ from every import every
 import pyce
 
 EXPECTED = golden.read()
-# One case for each kernel and dtype, for the tests that compute it in many ways.
-SHAPES = {(golden.ROWS, c, 1) for c in (3, 10, 17, 100)}
-SHAPES |= {(golden.FEW_ROWS, 513, 1), (golden.FEW_ROWS, 2049, 1), (2, 21, 19)}
-FEW = [case for case in golden.CASES if (case.outer, case.classes, case.inner) in SHAPES]
+FEW = golden.FEW
+QUESTIONS = [*golden.QUESTIONS, *golden.FEW_QUESTIONS]
 
+# The tests that compute a case in many ways.
 few = every("case", FEW)
 
 
 def test_every_case_is_written_down():
     assert list(EXPECTED) == [str(case) for case in golden.CASES]
-    assert len(FEW) == len(SHAPES) * len(golden.DTYPES)
+    assert len(FEW) == len(golden.FEW_SHAPES) * len(golden.DTYPES)
 
 
 @every("case", golden.CASES)
@@ -54,10 +53,9 @@ def at(shift, array):
 @few
 def test_bytes_at_any_alignment(c_backend, case):
     inputs = case.inputs()
-    questions = list(golden.QUESTIONS)
     for shift in range(64):
         moved = [at((shift + 8 * i) % 64, array) for i, array in enumerate(inputs)]
-        question = questions[shift % len(questions)]
+        question = QUESTIONS[shift % len(QUESTIONS)]
 
         def out(like=inputs[0], shift=shift):
             return at((5 * shift + 3) % 64, like)
@@ -74,7 +72,7 @@ def test_bytes_of_slices_of_the_batch(c_backend, case, size):
     """A row alone, or in any part of the batch, has the same bytes as in the whole batch."""
     x, y, w, s, t = case.inputs()
     parts = [slice(i, i + size) for i in range(0, case.outer, size)]
-    for question in golden.QUESTIONS:
+    for question in QUESTIONS:
         got = [golden.of_rows(x[p], y[p], w, s[p], t[p], question) for p in parts]
         whole = [np.concatenate(values) for values in zip(*got, strict=True)]
         assert golden.digest(whole) == EXPECTED[str(case)][question], question

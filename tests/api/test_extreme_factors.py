@@ -189,6 +189,26 @@ def test_soft_targets(backend, dtype, smoothing):
             near(above / s.sum(), plain, dtype)
 
 
+@by_float
+def test_small_products_of_soft_targets(backend, dtype):
+    """Of a probability and a class weight, as small as docs/semantics.md says: a loss has all
+    digits.
+    """
+    least = int(np.log2(np.finfo(dtype).smallest_normal)) + 1
+    x = np.array([[0.5, -1.0, 2.0]], dtype)
+    rest = exact_rows(x.astype(np.float64), [1], [1.0] * 3, [1.0], [1.0], 1.0)[0][0]
+    for largest in (-61, -59, 0, 35, 37):
+        bound = least + max(largest, 0)
+        for of_weight in (bound, bound // 2, min(largest, 0)):
+            t = np.array([[0.0, 1.3 * 2.0 ** (bound - of_weight), 0.0]], dtype)
+            weight = [2.0**largest, 1.7 * 2.0**of_weight, 1.0 if largest > 0 else 0.0]
+            scale = 2.0 ** (-bound - 20)
+            loss = pyce.cross_entropy(x, t, weight=weight, sample_weight=[scale], reduction="sum")
+            with mpmath.workdps(50):
+                exact = mpmath.mpf(scale) * float(t[0, 1]) * weight[1] * rest
+            check(loss, [exact], dtype, 2)
+
+
 @by_dtype
 def test_grad_loss_of_0(backend, dtype):
     """It makes the gradient 0, also of a row whose sample weight is infinite."""

@@ -430,6 +430,56 @@ static void fuzz_fields(bytes *b) {
     if (status && p.loss != loss) abort();
 }
 
+static int call_selective(void *context) { return pyce_selective_log_softmax(context); }
+
+/* Rows with a temperature, valid or not, and classes that may be out of range. */
+static void fuzz_selective(bytes *b) {
+    static const double temperatures[] = {0.7, 1, 3e-5, 1e300, 1e-310, 0, -1, 1.0 / 0.0, 0.0 / 0.0};
+    pyce_selective s = {0};
+    const uint8_t flags = byte(b);
+    s.dtype = (int32_t)below(b, 4);
+    s.threads = 1 + (int32_t)below(b, 4);
+    /* The shape, for lay_out. */
+    pyce_problem p = {.outer = below(b, 30)};
+    p.classes = 1 + below(b, flags & 1 ? 3000 : 70);
+    p.inner = flags & 2 ? below(b, 8) : 1;
+    while (p.outer * p.inner * p.classes > MOST_ELEMENTS) p.outer /= 2;
+    s.outer = p.outer;
+    s.classes = p.classes;
+    s.inner = p.inner;
+    const int64_t rows = p.outer * p.inner, kind = below(b, 10);
+    s.temperature = kind < 9 ? temperatures[kind] : any_double(b);
+    state = word(b);
+    place logits = lay_out(b, &p, item_size[s.dtype]);
+    fill(logits.memory, s.dtype, logits.count, (int)below(b, 5));
+    s.logits = logits.operand;
+    const int loss_dtype = s.dtype == PYCE_FLOAT64 ? PYCE_FLOAT64 : PYCE_FLOAT32;
+    const int64_t size = item_size[loss_dtype];
+    if (flags & 4) {
+        s.chosen = below(b, 4);
+        int64_t *index = exactly(8 * rows * s.chosen, (int)(8 * below(b, 8)));
+        for (int64_t i = 0; i < rows * s.chosen; i++) {
+            const uint64_t bits = next_bits();
+            index[i] = (int64_t)(bits % (uint64_t)p.classes);
+            if (flags & 8 && bits >> 57 == 0) index[i] = bits & 1 ? p.classes : (int64_t)bits;
+        }
+        s.index = index;
+        s.log_probs = exactly(rows * s.chosen * size, shift_of(b, size));
+        memset(s.log_probs, UNTOUCHED, (size_t)(rows * s.chosen * size));
+    }
+    if (flags & 16) {
+        s.entropy = exactly(rows * size, shift_of(b, size));
+        memset(s.entropy, UNTOUCHED, (size_t)(rows * size));
+    }
+    if (flags & 32) s.softmax = doubles(b, rows * p.classes);
+    if (flags & 64) s.log_softmax = doubles(b, rows * p.classes);
+    output outputs[] = {watch(s.log_probs, rows * s.chosen, loss_dtype),
+                        watch(s.entropy, rows, loss_dtype),
+                        watch(s.softmax, rows * p.classes, PYCE_FLOAT64),
+                        watch(s.log_softmax, rows * p.classes, PYCE_FLOAT64)};
+    run_all(call_selective, &s, outputs, 4);
+}
+
 typedef struct {
     int dtype, threads;
     int64_t n;
@@ -475,6 +525,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 0: fuzz_bernoulli(&b); break;
     case 1: fuzz_fields(&b); break;
     case 2: fuzz_shards(&b); break;
+    case 3: fuzz_selective(&b); break;
     default: fuzz_run(&b);
     }
     free_all();

@@ -23,7 +23,7 @@
 #include "pyce.h"
 #include "pyce_bench.h"
 
-enum { RUN, CROSS_ENTROPY, BERNOULLI };
+enum { RUN, CROSS_ENTROPY, BERNOULLI, SELECTIVE };
 enum { PATTERN = 0xA5 };
 
 static const int64_t item_size[] = {4, 8, 2, 2};
@@ -289,6 +289,48 @@ static void replay_bernoulli(const char *const *isas) {
     for (int i = 0; i < 2; i++) free(expected[i].data);
 }
 
+static void replay_selective(const char *const *isas) {
+    pyce_selective s = {0};
+    s.dtype = (int32_t)integer();
+    s.threads = (int32_t)integer();
+    s.outer = integer();
+    s.classes = integer();
+    s.inner = integer();
+    s.chosen = integer();
+    s.temperature = real();
+    operand logits = read_operand(0);
+    array index = read_array();
+    s.logits = operand_in(&logits, logits.elements, item_size[s.dtype]);
+    s.index = (const int64_t *)index.data;
+    const int64_t status = integer();
+    static const char *const names[] = {"log p", "the entropy", "softmax", "log softmax"};
+    const int loss = loss_dtype(s.dtype);
+    const int dtypes[] = {loss, loss, PYCE_FLOAT64, PYCE_FLOAT64};
+    array expected[4];
+    for (int i = 0; i < 4; i++) {
+        expected[i] = read_array();
+        unwritten_after_error(status, expected[i]);
+    }
+    for (; *isas; isas++) {
+        pyce_set_isa(*isas);
+        array got[4];
+        for (int i = 0; i < 4; i++) got[i] = patterned(expected[i].size);
+        s.log_probs = got[0].data;
+        s.entropy = got[1].data;
+        s.softmax = (double *)got[2].data;
+        s.log_softmax = (double *)got[3].data;
+        compare_status(*isas, pyce_selective_log_softmax(&s), status);
+        for (int i = 0; i < 4; i++) {
+            compare(names[i], *isas, got[i], expected[i], dtypes[i]);
+            free(got[i].data);
+        }
+    }
+    free(logits.offsets.data);
+    free(logits.elements.data);
+    free(index.data);
+    for (int i = 0; i < 4; i++) free(expected[i].data);
+}
+
 int main(int argc, char **argv) {
     enum { MOST = 8 };
     const char *isas[MOST + 1] = {NULL};
@@ -328,6 +370,7 @@ int main(int argc, char **argv) {
         case RUN: replay_run(isas); break;
         case CROSS_ENTROPY: replay_cross_entropy(isas); break;
         case BERNOULLI: replay_bernoulli(isas); break;
+        case SELECTIVE: replay_selective(isas); break;
         default: fprintf(stderr, "call %" PRIu64 " has an unknown kind\n", calls); return 2;
         }
         calls++;

@@ -285,6 +285,44 @@ def test_no_rows(operation, sizes):
     assert raw.c.loss == (0 if operation in ("FORWARD", "FORWARD_BACKWARD") else -7.25)
 
 
+def test_no_rows_and_arrays_that_have_elements():
+    """`weight` and `reduced` are checked as with rows."""
+    for operation, reduction in (("FORWARD", "SUM"), ("FORWARD_BACKWARD", "MEAN")):
+        raw = Raw(operation, "FLOAT64", reduction=reduction, weights=True).set(outer=0)
+        weight, reduced = raw.arrays["weight"], raw.arrays["reduced"]
+        raw.arrays["room"] = room = filled(7, np.dtype(float))
+        for name, array in (("weight", weight), ("reduced", reduced)):
+            for shift in range(1, 8):
+                raw.point(name, room, shift)
+                raw.assert_refused()
+            setattr(raw.c, name, ffi.cast(ffi.typeof(getattr(raw.c, name)), 2**64 - 8))
+            raw.assert_refused()
+            raw.point(name, array)
+        for shift in (0, 8, 32):
+            raw.point("reduced", weight, shift)
+            raw.assert_refused()
+        raw.point("reduced", None)
+        assert raw.run() == lib.PYCE_OK
+        raw.point("reduced", reduced)
+        assert raw.run() == lib.PYCE_OK
+        np.testing.assert_array_equal(reduced, 0.0 if reduction == "SUM" else np.nan)
+    # Where they are not allowed, and without the target that the operation needs.
+    spare = filled(5, np.dtype(float))
+    for operation, reduction, name in (
+        ("FORWARD", "NONE", "reduced"),
+        ("BACKWARD", "SUM", "reduced"),
+        ("SOFTMAX", "SUM", "reduced"),
+        ("LOGSUMEXP", "SUM", "weight"),
+    ):
+        raw = Raw(operation, "FLOAT64", reduction=reduction).set(outer=0)
+        raw.arrays["spare"] = spare
+        raw.point(name, spare)
+        raw.assert_refused()
+    Raw("FORWARD").set(outer=0, target=lib.PYCE_NO_TARGET).assert_refused()
+    Raw("SOFTMAX").set(outer=0, target=lib.PYCE_INDEX64).assert_refused()
+    Raw("SOFTMAX").set(outer=0, lse_square_scale=1.0).assert_refused()
+
+
 # The address of the last class or row does not fit 64 bits, or not the address space.
 FAR_STRIDES = [
     {"class_stride": BIG},
@@ -341,6 +379,11 @@ def test_a_stride_along_which_there_is_one_element(shape, stride, value):
     raw = Raw(shape=shape).set(**strides)
     raw.point("result", raw.arrays["labels"])
     raw.assert_refused()
+    # In place, although the two strides differ.
+    raw = Raw(shape=shape).set(**{f"logits__{stride}": value})
+    raw.point("result", raw.arrays["logits"])
+    assert raw.run() == lib.PYCE_OK
+    assert raw.arrays["logits"].tobytes() == plain.arrays["result"].tobytes()
 
 
 def test_offsets_in_place_of_the_stride_of_a_result():
@@ -540,6 +583,55 @@ def test_in_place_and_side_by_side(operation, dtype):
         assert (logits == x).all()
 
 
+def place_anywhere(rng, raw, name, steps=None):
+    """Let an operand have random strides, or `steps`, in `room`; its view and its strides."""
+    room, shape = raw.arrays["room"], (raw.c.outer, raw.c.classes, raw.c.inner)
+    if steps is None:
+        sizes = [int(rng.integers(1, 2 * shape[2] * n)) for n in shape[1::-1]]
+        steps = [size * int(rng.choice([-1, 1])) for size in rng.permutation(sizes).tolist()]
+    reach = [step * (n - 1) for step, n in zip(steps, shape[:2], strict=True)]
+    first = int(rng.integers(0, 5)) - sum(min(r, 0) for r in reach)
+    assert first + sum(max(r, 0) for r in reach) + shape[2] <= room.size
+    raw.point(name, room, 8 * first)
+    raw.set(**{f"{name}__outer_stride": steps[0], f"{name}__class_stride": steps[1]})
+    view = np.lib.stride_tricks.as_strided(room[first:], shape, [8 * s for s in (*steps, 1)])
+    return view, steps
+
+
+def is_same(a, b):
+    """Whether two arrays have each element at the same place."""
+    pairs = zip(a.shape, a.strides, b.strides, strict=True)
+    return a.ctypes.data == b.ctypes.data and all(n == 1 or i == k for n, i, k in pairs)
+
+
+def test_strided_arrays_that_overlap():
+    """Logits and a result of any strides, or of the same, and logits and a flat array: refused
+    exactly where NumPy finds an element of both.
+    """
+    rng = np.random.default_rng(0)
+    found = {"SOFTMAX": [0, 0], "LOG_SOFTMAX": [0, 0], "LOGSUMEXP": [0, 0]}
+    for i in range(900):
+        operation = list(found)[i % 3]
+        shape = tuple(int(n) for n in rng.integers(1, [7, 7, 3]))
+        raw = Raw(operation, "FLOAT64", shape=shape).set(threads=1)
+        raw.arrays["room"] = room = rng.normal(size=300)
+        view, steps = place_anywhere(rng, raw, "logits")
+        if operation == "LOGSUMEXP":
+            first = int(rng.integers(0, 100))
+            raw.point("lse", room, 8 * first)
+            other = room[first : first + shape[0] * shape[2]]
+        else:
+            given = steps if operation == "LOG_SOFTMAX" else None
+            other, _ = place_anywhere(rng, raw, "result", given)
+        overlap = np.shares_memory(view, other)
+        if overlap and not (view.shape == other.shape and is_same(view, other)):
+            raw.assert_refused()
+        else:
+            assert raw.run() == lib.PYCE_OK, (shape, view.strides, other.strides)
+        found[operation][overlap] += 1
+    assert min(min(counts) for counts in found.values()) > 30, found
+
+
 @pytest.mark.parametrize("operand", ["logits", "result", "probs"])
 def test_offsets(operand):
     plain = Raw(target="PROBABILITIES")
@@ -554,6 +646,20 @@ def test_offsets(operand):
     assert raw.run() == lib.PYCE_OK
     result = moved[order] if operand == "result" else raw.arrays["result"]
     assert result.tobytes() == plain.arrays["result"].tobytes()
+
+
+def test_offsets_are_not_looked_at_for_shared_memory():
+    """Logits and result at the same address, whose rows take turns."""
+    plain, raw = Raw("SOFTMAX"), Raw("SOFTMAX")
+    assert plain.run() == lib.PYCE_OK
+    room = filled((6, 2, 5), np.dtype(np.float32))
+    room[:, 0] = raw.arrays["logits"][..., 0]
+    offsets = [np.arange(6) * 10 + first for first in (0, 5)]
+    for name, of_rows in zip(("logits", "result"), offsets, strict=True):
+        raw.point(name, room)
+        getattr(raw.c, name).offsets = ffi.from_buffer("int64_t[]", of_rows)
+    assert raw.run() == lib.PYCE_OK
+    assert room[:, 1].tobytes() == plain.arrays["result"].tobytes()
 
 
 def test_offsets_that_would_be_written():

@@ -162,7 +162,7 @@ INPUTS = (
     Break(
         "`out` may be exactly the logits",
         "csrc/validate.c",
-        "const int in_place = result && same_operand(&p->logits, &p->result);",
+        "const int in_place = result && same_operand(p, &p->logits, &p->result);",
         "const int in_place = 0;",
     ),
     Break(

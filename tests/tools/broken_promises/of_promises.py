@@ -356,8 +356,8 @@ PROMISES = (
     Break(
         "The C interface checks sizes",
         "csrc/validate.c",
-        "           add_doubles(all, p->weight, p->classes, 0, has_target, 0) &&\n",
-        "           add_doubles(all, p->weight, p->classes, 0, 1, 0) &&\n",
+        "    if (!add_doubles(all, p->weight, p->classes, 0, has_target, 0) ||\n",
+        "    if (!add_doubles(all, p->weight, p->classes, 0, 1, 0) ||\n",
         ("test_pointers_are_there_if_and_only_if_needed",),
     ),
     Break(

@@ -177,8 +177,8 @@ RULES_OF_C = (
         "api", "extreme_factors", "zero_coefficients", "nonfinite"), True),
     (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
     (r"csrc/(selective\.c|kernels/selective\.inc\.h)",
-     (*_folder("api", "selective"), "tests/c/test_abi.py"), False),
-    (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder(
+     (*_folder("api", "selective"), "tests/c/test_abi.py"), True),
+    (r"csrc/(pool|platform_posix|platform|reduce)\.[ch]", _folder("c", "no_memory") + _folder(
         "process", "threads", "thread_count", "forks", "signals"), True),
     (r"csrc/dispatch\.[ch]", _folder("api", "backends") + _folder("process", "environment"), False),
     (r"csrc/fpenv\.h", _folder("process", "fpenv"), False),
@@ -187,8 +187,8 @@ RULES_OF_C = (
     (r"csrc/kernels/(vmath|exp_\w+|real_\w+)\.\S+",
      ("tests/c/test_vmath.py", "tests/c/test_abi.py", SHARDS), True),
     (r"csrc/kernels/.*", ("tests/c/test_abi.py", SHARDS), True),
-    (r"csrc/.*", ("tests/c/test_abi.py", SHARDS, *_folder("api", "errors"),
-                  *_folder("process", "threads")), True),
+    (r"csrc/.*", ("tests/c/test_abi.py", SHARDS, *_folder("c", "no_memory"),
+                  *_folder("api", "errors"), *_folder("process", "threads")), True),
 )  # fmt: skip
 
 
