@@ -250,19 +250,10 @@ static double *set_factors(pyce_problem *p, const void *factors, int *status) {
 
 /* -- labels that are not in 0…classes−1 ------------------------------------------------------------ */
 
-static void store(void *data, int dtype, int64_t i, double value) {
-    switch (dtype) {
-    case PYCE_FLOAT32: ((float *)data)[i] = (float)value; break;
-    case PYCE_FLOAT64: ((double *)data)[i] = value; break;
-    case PYCE_FLOAT16: ((uint16_t *)data)[i] = to_f16((float)value); break;
-    default: ((uint16_t *)data)[i] = to_bf16((float)value);
-    }
-}
-
 /* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked for;
    `scratch` has room for its classes in double precision. */
 static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
-    if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
+    if (p->losses) pyce_set_number(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
     if (!p->result.data) return PYCE_OK;
     const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
     const double factor = factors ? factors[row] : p->grad_loss;
@@ -284,7 +275,7 @@ static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch)
     };
     const int status = pyce_run(&softmax);
     for (int64_t c = 0; c < p->classes && status == PYCE_OK; c++) {
-        store(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
+        pyce_set_number(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
     }
     return status;
 }
