@@ -205,7 +205,7 @@ bench-head: .venv/.peers $(EXTENSION) ## the same for the head of a language mod
 	$(GOALS) $(HEADS)
 
 # JAX takes as many threads as there are processors, so the process gets one of them.
-bench-one-thread: .venv/.peers $(EXTENSION) ## the same on one processor, for the goals of one thread
+bench-one-thread: .venv/.peers $(EXTENSION) ## as bench-peers for loss and gradient in float32, on one processor: for the goals of one thread
 	$(call need,taskset,util-linux)
 	taskset -c 0 $(BIN)/python -m pyce bench --full --peers --operation fused --dtype float32 $(HOLD) --output $(ONE_THREAD)
 	$(GOALS) $(ONE_THREAD)

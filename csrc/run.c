@@ -211,7 +211,7 @@ static int run_job(const pyce_kernels *kernels, const pyce_job *job, int threads
 
 /* -- shards ---------------------------------------------------------------------------------------- */
 
-/* The work for the classes that are there, in element equivalents. */
+/* The work for the classes of a shard, or for all, in element equivalents. */
 static int64_t work_of(const pyce_problem *p, int64_t classes) {
     const int64_t rows = p->outer * p->inner;
     return rows * classes + PYCE_ROW_OVERHEAD * rows;

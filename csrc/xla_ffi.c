@@ -250,15 +250,6 @@ static double *set_factors(pyce_problem *p, const void *factors, int *status) {
 
 /* -- labels that are not in 0…classes−1 ------------------------------------------------------------ */
 
-static void store(void *data, int dtype, int64_t i, double value) {
-    switch (dtype) {
-    case PYCE_FLOAT32: ((float *)data)[i] = (float)value; break;
-    case PYCE_FLOAT64: ((double *)data)[i] = value; break;
-    case PYCE_FLOAT16: ((uint16_t *)data)[i] = to_f16((float)value); break;
-    default: ((uint16_t *)data)[i] = to_bf16((float)value);
-    }
-}
-
 /* The softmax of one row in double precision, in place. On one thread all its memory is that of the thread,
    which keeps it: a first call alone may fail. */
 static int softmax_in_place(double *row, int64_t classes) {
@@ -280,7 +271,7 @@ static int softmax_in_place(double *row, int64_t classes) {
 /* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked for;
    `scratch` has room for its classes in double precision. */
 static void write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
-    if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
+    if (p->losses) pyce_set_number(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
     if (!p->result.data) return;
     const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
     const double factor = factors ? factors[row] : p->grad_loss;
@@ -291,7 +282,7 @@ static void write_unlabelled(const pyce_problem *p, int64_t row, double *scratch
     }
     (void)softmax_in_place(scratch, p->classes);
     for (int64_t c = 0; c < p->classes; c++) {
-        store(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
+        pyce_set_number(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
     }
 }
 
@@ -300,7 +291,8 @@ static int run_any_labels(pyce_problem *p) {
     const int64_t rows = p->outer * p->inner;
     int64_t *labels = malloc((size_t)rows * sizeof *labels);
     double *scratch = calloc((size_t)p->classes, sizeof *scratch);
-    int status = labels && scratch ? softmax_in_place(scratch, p->classes) : PYCE_NO_MEMORY;
+    int status = labels && scratch ? PYCE_OK : PYCE_NO_MEMORY;
+    if (status == PYCE_OK && p->result.data) status = softmax_in_place(scratch, p->classes);
     for (int64_t i = 0; i < rows && status == PYCE_OK; i++) {
         int64_t label = p->target == PYCE_INDEX64 ? ((const int64_t *)p->labels)[i]
                                                   : ((const int32_t *)p->labels)[i];

@@ -412,11 +412,10 @@ def linear_cross_entropy_with_grad(
     filter_tolerance : float, optional
         δ in [0, 1]: leaves columns out of the two products with G, which saves time once nearly all
         probability is in few classes. In each row, elements of G are dropped whose sizes add up to
-        at most δ/2 of the sum of all sizes, ‖G‖₁. For a class index y without smoothing, these are
-        softmax entries that add up to at most δ · (1 − p_y). The
-        same columns are left out in all rows of a chunk. So each row's G changes by at most
-        δ · ‖G‖₁, as a sum of sizes. The loss and the gradient of `linear_bias` are exact. None or 0
-        for none.
+        at most δ/2 of the sum of all sizes, ‖G‖₁: each row's G changes by no more. For a class
+        index y without smoothing, these are softmax entries that add up to at most δ · (1 − p_y).
+        The same columns are left out in all rows of a chunk. The loss and the gradient of
+        `linear_bias` are exact. None or 0 for none.
     return_lse : bool, default False
         Whether to return lse too.
     out : tuple of three ndarrays or None, optional

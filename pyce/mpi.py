@@ -163,11 +163,12 @@ def cross_entropy(
 
     Notes
     -----
-    The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows:
-    from each rank 16 bytes for each row and each 2048 classes (float64: 24; with smoothing 32 more,
-    with probabilities 48 more). If they have different numbers of classes, 4 KiB more may be
-    exchanged in between. Of the threads of a process, the one that calls also calls MPI, and
-    no other: any thread level suffices if only the main thread calls.
+    The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows.
+    With the C backend, the state of a row from each rank is 8 bytes with class indices, and 16 for
+    each 2048 classes (float64: 24; with smoothing 32 more, with probabilities 48 more); with the
+    others it is at most 72 bytes. If the ranks have different numbers of classes, 4 KiB more may be
+    exchanged in between. Of the threads of a process, the one that calls also calls MPI, and no
+    other: any thread level suffices if only the main thread calls.
 
     The errors are bounded as in `pyce.cross_entropy`: float32 and float64 losses are within 2 units
     in the last place of the exact value. With the C backend, the loss has the bytes that one
@@ -348,12 +349,13 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows:
-    from each rank 16 bytes for each row and each 2048 classes (float64: 24; with smoothing 32 more,
-    with probabilities 48 more). If they have different numbers of classes, 4 KiB more may be
-    exchanged in between. The logits are read twice, before and after. Of the threads of a
-    process, the one that calls also calls MPI, and no other: any thread level suffices if only the
-    main thread calls.
+    The ranks exchange 4 KiB each that describe their arguments, and then the states of the rows.
+    With the C backend, the state of a row from each rank is 8 bytes with class indices, and 16 for
+    each 2048 classes (float64: 24; with smoothing 32 more, with probabilities 48 more); with the
+    others it is at most 72 bytes. If the ranks have different numbers of classes, 4 KiB more may be
+    exchanged in between. The logits are read twice, before and after. Of the threads of a process,
+    the one that calls also calls MPI, and no other: any thread level suffices if only the main
+    thread calls.
 
     The errors are bounded as in `pyce.cross_entropy_with_grad`: float32 and float64 losses are
     within 2 units in the last place of the exact value, and every normal number of the gradient

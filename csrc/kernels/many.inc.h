@@ -7,7 +7,8 @@
  *
  *     fused      reads each logit once, writes each gradient once
  *     forward    reads each logit once
- *     backward   reads each logit once, writes each gradient once, stores a block
+ *     backward   from a saved lse: reads each logit once, writes each gradient once, stores a block;
+ *                else as fused
  *
  * Above a share of the last cache (job->recompute) exponentials are not stored: fused reads each logit
  * twice.

@@ -1,4 +1,4 @@
-/* One block of classes (PYCE_FEW to PYCE_BLOCK), class axis last: vectors run along the class axis.
+/* One block of more than PYCE_FEW classes, class axis last: vectors run along the class axis.
  *
  * A unit is as many rows as fill a vector and as stay in the nearest cache. First the maxima of a
  * unit's rows are found, then their exponentials, then the rows are finalized; the unit before it
@@ -6,7 +6,7 @@
  *
  *     fused      reads each logit twice, the second time from the nearest cache; writes each gradient once
  *     forward    the same reads
- *     backward   reads each logit once, writes each gradient once
+ *     backward   from a saved lse: reads each logit once, writes each gradient once; else as fused
  */
 
 /* How far ahead memory is prefetched, in bytes. */

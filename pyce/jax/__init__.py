@@ -6,8 +6,8 @@
 
 Names, arguments and results are Optax's. XLA calls the C kernels through its foreign function
 interface, under `jit`, `grad`, `vmap`, `checkpoint` and `scan`. The kernels read and write XLA's
-buffers; nothing is copied. A gradient is computed only when JAX differentiates, together with the
-loss. CPU only.
+buffers; arrays are copied only where axes are moved, masks are applied or labels are converted. A
+gradient is computed only when JAX differentiates, if possible together with the loss. CPU only.
 """
 
 # The modules, from the bottom up:

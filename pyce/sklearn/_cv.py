@@ -76,7 +76,10 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
     max_iter : int
         Maximum number of iterations of the solver for each fit, at least 0.
     tol : float
-        Tolerance of the solver, finite and at least 0, as in `SoftmaxRegression`.
+        The solver stops when no derivative of the objective exceeds `tol` in magnitude, or when a
+        step changes the objective by no more than rounding does. Finite and at least 0. With a
+        share of absolute values above 0, the smallest sub-gradient takes the place of the
+        derivatives.
     refit : bool
         If true, the values with the best mean score are chosen, and the coefficients are those for
         all samples. If false, the coefficients and the two values are means over the folds of those

@@ -309,12 +309,12 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             adam = Adam(shape, X.dtype)
         loss = self._pass(X, target, weight, total, parameters, adam)
         self._adam = adam
-        calls = 1 if first else int(self.n_iter_[0]) + 1
+        iterations = 1 if first else int(self.n_iter_[0]) + 1
         if self.verbose:
-            print(f"call {calls} of partial_fit: mean loss {loss:.6g}", flush=True)
+            print(f"iteration {iterations}, by partial_fit: mean loss {loss:.6g}", flush=True)
         self.classes_ = known
         self.coef_, self.intercept_ = unflatten(parameters, X.shape[1], columns, X.dtype)
-        self.n_iter_ = np.array([calls], np.int32)
+        self.n_iter_ = np.array([iterations], np.int32)
         return self
 
     def _pass(

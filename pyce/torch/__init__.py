@@ -5,9 +5,10 @@
     loss = pyce.torch.cross_entropy(logits, labels)   # signature and semantics are PyTorch's
     loss.backward()
 
-The kernels read and write the memory of the tensors; nothing is copied. When a gradient will be
-needed, it is computed together with the loss, in the pass over the logits that the loss needs
-anyway, and the backward pass returns it. CPU tensors only.
+The kernels read the logits and write the gradient in the memory of the tensors. When a gradient
+will be needed, it is computed together with the loss, in the pass over the logits that the loss
+needs anyway, and the backward pass returns it; that of many float16 logits is computed in the
+backward pass. CPU tensors only.
 """
 
 # The modules, from the bottom up:

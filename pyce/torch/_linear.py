@@ -104,9 +104,10 @@ def linear_cross_entropy(
         The most bytes of logits that exist at a time, by default 64 MiB; at least one row of them
         always does.
     filter_tolerance : float, optional
-        δ in [0, 1]: leaves columns out of the products for the gradients, so that the gradient of
-        each row with respect to its logits changes by at most δ times the sum of its sizes. The
-        loss and the gradient of `linear_bias` are exact. None or 0 for none.
+        δ in [0, 1]: leaves columns out of the products for the gradients. The elements that are
+        left out of the gradient of a row with respect to its logits have sizes that add up to at
+        most δ/2 of the sum of all its sizes. The loss and the gradient of `linear_bias` are exact.
+        None or 0 for none.
     return_lse : bool
         Whether to return lse too.
 
@@ -292,25 +293,33 @@ class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
     device, dtype : optional
         Of the linear layer, as in `torch.nn.Linear`.
     reduction : {"mean", "sum", "none"}
-        As in `linear_cross_entropy`, as are all parameters below.
+        "mean" divides the sum of the losses by Σ weight[y] over the rows that are not ignored, for
+        probabilities by the number of rows.
     weight : Tensor, optional
-        Of shape (C,). It is a buffer: it is moved and saved with the module.
+        Weight of each class in the loss, of shape (C,) and of a floating dtype. It is a buffer: it
+        is moved and saved with the module.
     ignore_index : int, optional
-        The label of rows whose loss and gradient are 0.
+        Rows with this class index have loss 0 and gradient 0, do not count in the mean, and take no
+        time. None means −100. For class indices only.
     label_smoothing : float
-        ε in [0, 1].
+        ε in [0, 1], the part of the target that is spread evenly over the classes.
     options : torch.nn.LinearCrossEntropyOptions, optional
-        PyTorch's options; `batch_chunk_size` is the number of rows in a chunk.
+        Its `batch_chunk_size` is the most rows of a chunk. Its other fields choose between
+        algorithms of PyTorch and have no effect.
     softcap : float, optional
-        κ, from 1e-20 to 1e20: the logits x become κ · tanh(x/κ).
+        κ, from 1e-20 to 1e20: the logits x become κ · tanh(x/κ). None for no bound.
     logit_scale : float
-        The factor of the product of `input` and the weight.
+        The factor of the product of `input` and the weight, any finite number.
     lse_square_scale : float
-        λ of the z-loss: λ · lse² is added to the loss of each row.
+        λ of the z-loss: λ · lse² is added to each row's loss, times weight[y] for a class index y.
+        Any finite number.
     chunk_bytes : int, optional
-        The most memory for logits that exist at a time, in bytes.
+        The most bytes of logits that exist at a time, by default 64 MiB; at least one row of them
+        always does.
     filter_tolerance : float, optional
-        δ: columns of the gradient may be left out that change a row's by at most δ of its size.
+        δ in [0, 1]: leaves columns out of the products for the gradients. The elements that are
+        left out of the gradient of a row with respect to its logits have sizes that add up to at
+        most δ/2 of the sum of all its sizes. None or 0 for none.
 
     Raises
     ------
@@ -383,20 +392,32 @@ class LinearCrossEntropyLoss(_Base):  # type: ignore[misc]
         Parameters
         ----------
         input : Tensor
-            The hidden states, of shape (..., D), or (N, D) with `out_features`.
+            The hidden states, of shape (..., D), or (N, D) with `out_features`: float32, float64,
+            bfloat16 or float16, on the CPU.
         target : Tensor
-            Class indices or probabilities, as in `linear_cross_entropy`.
+            Class indices of any integer dtype and of shape (...), or (N, d1, …); or probabilities,
+            floating and of shape (..., C), or (N, C, d1, …).
 
         Returns
         -------
         Tensor
             The loss in nats: a scalar, or for the reduction "none" a tensor of the shape of index
-            targets.
+            targets. It has the dtype of `input`, or float32 for other dtypes than float64 under
+            autocast.
 
         Raises
         ------
-        TypeError, ValueError, IndexError
-            As `linear_cross_entropy` does.
+        TypeError
+            If an argument is not a tensor, or if a dtype is not supported or differs from that of
+            the layer: under autocast, half types and float32 may.
+        ValueError
+            If a tensor is sparse, nested or not on the CPU; if shapes do not match; if an option of
+            the module is out of its range; if it has an `ignore_index` and the target holds
+            probabilities.
+        IndexError
+            If a class index is out of range. The message names the first such row.
+        NotImplementedError
+            If the weight of the classes requires a gradient.
 
         Examples
         --------

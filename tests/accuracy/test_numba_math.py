@@ -48,6 +48,33 @@ def test_exponentials(dtype, bound):
         assert error <= bound, (m, error)
 
 
+def test_the_unit_of_exponentials():
+    """Times it, the exponential of the maximum is 1: relative to the normaliser's own numbers."""
+    from pyce._backends.numba import _math
+
+    @numba.njit
+    def units(m, out, shifts, powers):
+        for i in range(len(m)):
+            shifts[i], magic, _ = _math._normaliser_float32(m[i])
+            powers[i] = magic - (_math._ROUND_32 + _math._FIELD_32)
+            out[i] = _math.unit_float32(m[i])
+
+    rng = np.random.default_rng(0)
+    m = np.concatenate([rng.uniform(-300, 300, COUNT), [0.0, 255.99, -256.0, 1e8, -1e30]])
+    m = m.astype(np.float32)
+    out, shifts, powers = (np.empty(len(m)) for _ in range(3))
+    units(m, out, shifts, powers)
+    assert set(shifts[np.abs(m) < 256]) == {0.0}
+    with mpmath.workdps(40):
+        error = max(
+            abs(mpmath.mpf(unit) * mpmath.exp(mpmath.mpf(top) - shift) * mpmath.mpf(2) ** power - 1)
+            for unit, top, shift, power in zip(
+                *(values.tolist() for values in (out, m, shifts, powers.astype(int))), strict=True
+            )
+        )
+    assert error <= 2.0**-36, float(error)
+
+
 def test_the_logarithm():
     """The sum of both parts."""
     from pyce._backends.numba import _math

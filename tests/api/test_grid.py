@@ -21,7 +21,7 @@ import pyce
 
 DTYPES = [np.dtype(d) for d in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 SHAPE, AXIS = (7, 6, 3), 1
-POSITIONS, CLASSES = (7, 3), 6
+CLASSES = 6
 PATTERN = 0xA5
 EPS = {d.name: float(ml_dtypes.finfo(d).eps) for d in DTYPES}
 SMALLEST = {d.name: float(ml_dtypes.finfo(d).smallest_subnormal) for d in DTYPES}

@@ -545,8 +545,12 @@ def test_progress(capsys):
         assert last.split(", ")[:2] == lines[-1].split(", ")[:2]
         SoftmaxRegression(**options).fit(X, y)
         assert capsys.readouterr().out == ""
-    SoftmaxRegression(verbose=1).partial_fit(X, y, classes=[0, 1, 2])
-    assert capsys.readouterr().out.startswith("call 1 of partial_fit: mean loss ")
+    model = SoftmaxRegression(verbose=1).partial_fit(X, y, classes=[0, 1, 2])
+    assert capsys.readouterr().out.startswith("iteration 1, by partial_fit: mean loss ")
+    fitted = model.fit(X, y).n_iter_[0]
+    capsys.readouterr()
+    model.partial_fit(X, y)
+    assert capsys.readouterr().out.startswith(f"iteration {fitted + 1}, by partial_fit: ")
 
 
 @pytest.mark.parametrize("data", ["digits", "breast cancer"])

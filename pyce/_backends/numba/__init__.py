@@ -19,7 +19,7 @@ docs/derivation.md derives them. From the caller to the arithmetic:
     _launch      compiles kernels, caches them on disk, runs them on threads
     _rows        kernel for many contiguous classes: vector lanes are classes
     _tiles       kernel for few classes, or another class axis than the last: vector lanes are rows
-    _index_tiles the steps of `_tiles` for float32 logits with index targets and no weights
+    _index_tiles the steps of `_tiles` for float32 logits with index targets and no smoothing
     _half_types  kernel for float16 and bfloat16, by way of blocks of float32 in the other two
     _bernoulli   kernel for binary cross-entropy
     _shards      kernels for rows whose classes are cut into shards

@@ -123,7 +123,7 @@ EXP_64 = tuple(
 )
 _E2, _E3, _E4, _E5, _E6 = EXP_32
 _D3, _D4, _D5, _D6, _D7, _D8, _D9, _D10, _D11, _D12 = EXP_64
-_ZERO_32, _ONE_32 = np.float32(0.0), np.float32(1.0)
+_ONE_32 = np.float32(1.0)
 # Maxima up to this size are not subtracted; and how far below the maximum exp is 0.
 _SHIFT_LIMIT, _RANGE_32, _RANGE_64 = np.float32(256.0), np.float32(126.0), 748.0
 

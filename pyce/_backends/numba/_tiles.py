@@ -4,8 +4,8 @@ A tile holds up to WIDTH rows as (blocks, classes, LANES): LANES rows are a bloc
 block is a vector. With inner = 1, copying rows to a tile transposes them, four classes at a time;
 with larger `inner` a class of neighbouring rows is contiguous already.
 
-Scratch memory is a tile of at most 64 KiB and the fields of `_lanes`, per thread. A tile is read
-before its gradient is written, so grad may be x.
+Scratch memory is two tiles of at most 64 KiB each and the fields of `_lanes` and `_index_tiles`,
+per thread. A tile is read before its gradient is written, so grad may be x.
 """
 
 from __future__ import annotations
