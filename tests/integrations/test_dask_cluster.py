@@ -85,6 +85,16 @@ def test_persisted_data_are_used_where_they_are(client, spread, tmp_path):
     assert client.who_has(X).keys() == before.keys()
 
 
+def test_the_workers_keep_what_fits_into_half_of_their_memory(client, spread, tmp_path):
+    """Each partition is computed once."""
+    X, y, _ = spread
+    assert 0 < _collection.room() <= 2 * MEMORY / 2
+    path = tmp_path / "calls"
+    X = X.map_blocks(counting(path), meta=np.empty((0, 0)))
+    SoftmaxRegression(tol=1e-1).fit(X, y)
+    assert path.stat().st_size == X.npartitions
+
+
 def test_the_bytes_do_not_depend_on_the_scheduler(client, spread):
     X, y, _ = spread
     on_cluster = SoftmaxRegression().fit(X, y)

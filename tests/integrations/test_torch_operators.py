@@ -212,6 +212,14 @@ def test_exported_and_traced():
     assert torch.equal(traced(other, target), ours(other, target))
 
 
+def test_compilers_pass_the_strides_that_they_traced():
+    """The layout of the gradient follows from them."""
+    exact = getattr(torch.Tag, "needs_exact_strides", None)
+    wanted = exact or torch.Tag.needs_fixed_stride_order
+    for name in ("cross_entropy", "cross_entropy_backward"):
+        assert wanted in getattr(torch.ops.pyce, name).default.tags
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a module"])
 def test_scripting_is_refused(inside):
     found = pyce.torch.CrossEntropyLoss()

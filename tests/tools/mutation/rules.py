@@ -90,10 +90,6 @@ RULES = (
     Rule(r"_shards", (*_folder("api", "shards_linear"), SHARDS)),
     Rule(r"mpi", _folder("integrations", "mpi")),
     Rule(
-        r"dask/_(collection|partition)",
-        _folder("integrations", "dask", "dask_cluster"),
-    ),
-    Rule(
         r"(dask|jax|sklearn|torch|training)/__init__",
         (*_folder("documentation", "documentation"), *_folder("process", "frozen")),
         "every_function_of or missing_library",
@@ -135,7 +131,11 @@ RULES = (
         (*API, *_folder("accuracy", "softmax"), *_folder("api", "masked_arrays", "selective",
          "linear", "shards_linear"), SHARDS),
     ),
-    Rule(r"__init__", _folder("api", "backends") + _folder("process", "command", "first_use")),
+    Rule(
+        r"__init__",
+        (*_folder("tools", "layers"), *_folder("process", "threadpoolctl", "command"),
+         *_folder("api", "backends")),
+    ),
     Rule(r"_threads", _folder("process", "thread_count", "environment", "threads")),
     Rule(r"_threadpoolctl", _folder("process", "threadpoolctl")),
     Rule(r"_fpenv", _folder("process", "fpenv")),
@@ -147,17 +147,18 @@ RULES = (
     Rule(r"_cli|__main__", (*COMMANDS, *_folder("tools", "compare", "check"))),
     Rule(r"_check/oracle", _folder("accuracy", "oracle") + _folder("tools", "check")),
     Rule(r"_check/\w+", _folder("tools", "check")),
+    Rule(r"_bench/report/style", _folder("tools", "formats", "report")),
     Rule(r"_bench/report/\w+(/\w+)?", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
     Rule(r"_bench/(head|memory)", _folder("tools", "head")),
-    Rule(r"_bench/(workloads|measure|calls|candidates|floors)",
-         _folder("tools", "workloads", "measure", "head") + _folder("process", "machine")),
-    Rule(r"_bench/peers", _folder("tools", "head", "bench")),
+    Rule(r"_bench/(workloads|measure|calls|candidates|floors|suite/(bench_loss|bench_digits|plan))",
+         _folder("tools", "workloads", "measure", "head", "goals") + _folder("process", "machine")),
+    Rule(r"_bench/peers", _folder("tools", "head")),
     Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
-    Rule(r"_bench/results", _folder("tools", "compare", "report", "bench")),
-    Rule(r"_bench/formats", _folder("tools", "report", "bench")),
-    Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench")),  # minutes
+    Rule(r"_bench/results", _folder("tools", "compare", "report", "disturbance")),
+    Rule(r"_bench/formats", _folder("tools", "formats")),
+    Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench", "disturbance")),  # minutes
 )  # fmt: skip
 # Files whose mutants no test could notice, or that have none.
 NOT_JUDGED = {
