@@ -308,3 +308,4 @@ def test_times_that_are_no_times_are_unknown(compared, tmp_path, value, part):
         assert status == (FAILED if verdict == "slower" else FINE)
         status, text, _ = compared(*files)
         assert "w5" in text and "1 unknown" in text and "not positive numbers" in text
+        assert text.index("w5") < text.index("w0")  # above all changes
