@@ -13,6 +13,7 @@ from pyce._bench import calls, candidates, floors
 from pyce._bench.candidates import Candidate, backends
 from pyce._bench.measure import Effort, Timings, Wrong, in_turn, measure
 from pyce._bench.suite import bench_digits
+from pyce._bench.suite.bench_digits import measured  # noqa: F401  a fixture
 from pyce._bench.suite.bench_loss import bench_loss
 from pyce._bench.suite.plan import Plan
 from pyce._bench.workloads import OPERATIONS, WORKLOADS, Data, matching
@@ -236,21 +237,22 @@ def test_a_long_workload_has_fewer_blocks(monkeypatch):
     asked = []
 
     def noted(data, operations, candidates, effort, tell):
-        asked.append(effort)
+        asked.append((data, effort))
         return {(operation, "floor"): Timings() for operation in operations}
 
     monkeypatch.setattr("pyce._bench.suite.plan.measure", noted)
-    monkeypatch.setattr("pyce._bench.suite.plan.HeadData", lambda workload: None)
+    monkeypatch.setattr("pyce._bench.suite.plan.HeadData", lambda workload: "a head")
     for workload in (SMALL, *matching(["head-1024x768x50257"])):
         plan = Plan([workload], candidates=[candidate("floor", None, "floor")])
         plan.effort = Effort(most=2.0)
         plan.outcome(workload, workload.operations[0], plan.candidates[0])
-    short, long = asked
+    (data, short), (head, long) = asked
+    assert isinstance(data, Data) and head == "a head"
     assert short == Effort(most=2.0)
     assert 1 < long.blocks < short.blocks and long.most > 2 * short.most
 
 
-def test_a_training_is_checked_and_measured(monkeypatch):
+def test_a_training_is_checked_and_measured(monkeypatch, measured):  # noqa: F811
     """Here of images that are easier to tell apart, so that fewer steps suffice."""
     rng = np.random.default_rng(0)
     y = np.arange(200) % 10
@@ -260,8 +262,10 @@ def test_a_training_is_checked_and_measured(monkeypatch):
     monkeypatch.setattr(bench_digits, "STEPS", 60)
     found = []
     plan = Plan([], candidates=backends(["numpy"], [pyce.get_num_threads()]))
-    measured = {}
+    told = []
+    plan.display = types.SimpleNamespace(doing=lambda *step: told.append(step))
     bench_digits.bench_digits("numpy", plan, measured, lambda *entry: found.append(entry))
+    assert told == [("digits", 0, "training")]
     ((timings, group, about),) = found
     assert timings is measured["numpy"] and group == "digits training"
     losses = about["losses"]
