@@ -224,17 +224,6 @@ def test_c_is_held_to_an_instruction_set(run_python, tmp_path, c_backend):
     assert ("--isa" in compare.again(run)) == (c_backend.isa != widest)
 
 
-def test_a_narrower_variant_of_c_needs_a_wider_c():
-    from pyce._bench import candidates
-    from pyce._selection import held_to
-
-    isas = pyce.info()["isas"]
-    for isa in isas:
-        with held_to(isa):
-            names = [candidate.name for candidate in candidates.variants()]
-        assert ("pyce c, avx2" in names) == (isa == "avx512" and "avx2" in isas)
-
-
 def test_an_instruction_set_without_c(run_python, tmp_path):
     code = (
         "import sys; sys.modules['pyce._pyce'] = None\n"

@@ -17,6 +17,7 @@ from pyce._bench.suite.bench_digits import measured  # noqa: F401  a fixture
 from pyce._bench.suite.bench_loss import bench_loss
 from pyce._bench.suite.plan import Plan
 from pyce._bench.workloads import OPERATIONS, WORKLOADS, Data, matching
+from pyce._selection import held_to
 
 SMALL = next(w for w in WORKLOADS if w.name == "64x10")
 # The limits of time do not matter: a call may take long on a busy machine.
@@ -159,7 +160,15 @@ def test_who_is_measured():
             assert ("pyce c, in place" in variants) is (target == "index")
 
 
-def test_only_numbas_threads_spin():
+def test_a_narrower_variant_of_c_needs_a_wider_c():
+    isas = pyce.info()["isas"]
+    for isa in isas:
+        with held_to(isa):
+            names = [candidate.name for candidate in candidates.variants()]
+        assert ("pyce c, avx2" in names) == (isa == "avx512" and "avx2" in isas)
+
+
+def test_whose_threads_spin():
     found = {(c.name, c.spins) for c in backends(["c", "numba", "numpy"], [70, 1])}
     assert {name for name, spins in found if spins} == {"pyce numba, 70 threads"}
     assert len(found) == 7
