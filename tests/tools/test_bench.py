@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,10 @@ import pyce
 from pyce.__main__ import parser
 from pyce._bench import bench, compare, results
 from pyce._bench.measure import Effort
-from pyce._bench.progress import Progress
 from pyce._bench.workloads import WORKLOADS
 from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
 
 ROOT = Path(pyce.__file__).parents[1]
-SMALL = next(w for w in WORKLOADS if w.name == "64x10")
 # One backend, which is always available.
 FEW = ("-w", "64x10", "-b", "numpy", "--operation", "fused")
 
@@ -369,64 +366,6 @@ def test_the_suite_runs_as_an_ordinary_pytest_suite(run_python):
     code = "import sys; sys.modules['numba'] = None\nimport pytest; sys.exit(pytest.main())"
     done = run_python("-c", code, "--benchmark-disable", *arguments)
     assert " passed" in done.stdout
-
-
-def test_progress_shows_the_time_left(capsys):
-    from pyce._bench.suite.plan import Plan
-
-    plan = Plan(workloads=[SMALL], candidates=[])
-    with Progress(plan, digits=True) as display:
-        display.doing("64x10", 0.5, "something")
-        display.done("64x10")
-        display.doing("digits", 0, "training")
-        display.done("digits")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["[1/2] 64x10", "[2/2] digits"]
-    assert lines[-1].endswith(" 0:00 left")
-    assert re.search(r" \d+:\d\d left$", lines[0])
-
-
-def test_the_time_left_follows_from_the_time_so_far(monkeypatch, capsys):
-    """From the estimate alone at first; later also from how far off it was."""
-    from pyce._bench import progress
-
-    now = [50.0]
-    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr(progress, "expected_seconds", lambda *_: {"a": 100.0, "b": 60.0, "c": 40.0})
-    with Progress(None, digits=False) as display:
-        assert display.remaining(0.0) == "3:20 left"
-        now[0] += 150
-        display.done("a")
-        now[0] += 90
-        display.done("b")
-        assert display.remaining(200.0) == display.remaining(300.0) == "0:00 left"
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["[1/3] a, 2:30 left", "[2/3] b, 1:00 left"]
-
-
-def test_more_work_is_expected_to_take_longer():
-    from pyce._bench import candidates
-    from pyce._bench.progress import expected_seconds
-    from pyce._bench.suite.plan import Plan
-    from pyce._bench.workloads import matching
-
-    def of(names, operations=("fused", "head-fused"), backends=("c",)):
-        who = candidates.backends(backends, [pyce.get_num_threads()])
-        found = expected_seconds(Plan(matching(names), operations, who), False)
-        assert all(seconds > 0 for seconds in found.values())
-        return sum(found.values())
-
-    large = ["2048x32000"]
-    assert of(["64x10"]) < of(["1024x1000"]) < of(large)
-    assert of(large) < of([*large, "64x10"]) < of([*large, "1024x1000"])
-    assert of(large) < of(["2048x32000-float64"])
-    assert of(large) < of(large, ("fused", "forward"))
-    assert of(large) < of(large, backends=("c", "numpy"))
-    small_head, head = ["head-256x256x8192"], ["head-1024x768x50257"]
-    assert of(["1024x50257"]) < of(head)
-    assert of(small_head) < of(head) / 5
-    assert of(head) < of(head, backends=("c", "numpy"))
 
 
 def test_compare_accepts_a_folder_of_baselines(written, run_python, tmp_path):

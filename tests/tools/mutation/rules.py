@@ -156,6 +156,7 @@ RULES = (
          _folder("tools", "measure")),
     Rule(r"_bench/workloads", _folder("tools", "workloads", "measure", "goals")),
     Rule(r"_bench/measure", _folder("tools", "measure", "head")),
+    Rule(r"_bench/progress", _folder("tools", "progress")),
     Rule(r"_bench/peers", _folder("tools", "head")),
     Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
     Rule(r"_bench/results", _folder("tools", "compare", "report", "disturbance")),
