@@ -259,7 +259,5 @@ def test_a_call_is_not_traced(monkeypatch):
     tried in test_torch_operators.py.
     """
     monkeypatch.setattr("pyce.torch._vocab_parallel.is_compiling", lambda: True)
-    with pytest.raises(
-        NotImplementedError, match="vocab_parallel_cross_entropy .* cannot be traced"
-    ):
+    with pytest.raises(NotImplementedError, match="cannot be traced"):
         pyce.torch.vocab_parallel_cross_entropy(torch.randn(4, 5), torch.tensor([0, 4, -100, 3]))
