@@ -79,14 +79,16 @@ def confirmed(found: list[Change], base: Run, measure: Callable[[list[str]], Run
 
     from pyce._bench import significance
 
-    suspects = {change.key for change in found if change.verdict == "slower"}
+    suspects = [change.key for change in found if change.verdict == "slower"]
     if not suspects:
         return found
     workloads = list(dict.fromkeys(workload for workload, _, _ in suspects))
     print(f"measuring again: {', '.join(workloads)}", file=sys.stderr)
     again = {c.key for c in significance.compare(base, measure(workloads)) if c.verdict == "slower"}
     return [
-        replace(change, verdict="not confirmed") if change.key in suspects - again else change
+        replace(change, verdict="not confirmed")
+        if change.verdict == "slower" and change.key not in again
+        else change
         for change in found
     ]
 

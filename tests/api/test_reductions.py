@@ -82,6 +82,16 @@ def test_the_denominator_is_summed_with_what_rounding_loses(backend, scale, soft
         )
 
 
+def test_losses_are_summed_with_what_rounding_loses(backend):
+    """The largest cancel, so that errors of adding the others to them would show."""
+    x, y, s = np.zeros((2000, 2)), np.zeros(2000, int), np.ones(2000)
+    s[0], s[256] = 2.0**60, -(2.0**60)
+    (loss,) = pyce.cross_entropy(x[:1], y[:1], reduction="none")
+    for rows in (512, 513, 2000):
+        total = pyce.cross_entropy(x[:rows], y[:rows], sample_weight=s[:rows], reduction="sum")
+        np.testing.assert_allclose(total, (rows - 2) * loss, rtol=1e-12)
+
+
 @by_classes
 @by_float
 def test_reductions(backend, dtype, classes):

@@ -217,14 +217,39 @@ def test_auto_persists_what_fits(monkeypatch, capsys):
     X, y = DATA["iris"]()
     for room, words in ((X.nbytes, "stay in memory"), (X.nbytes - 1, "computed again")):
         monkeypatch.setattr(_collection, "room", lambda room=room: room)
-        for unknown in (False, True):
-            cut = (100, 50)
+        for unknown, cut in ((False, (100, 50)), (True, (150,))):
             SoftmaxRegression(verbose=1).fit(chunked(X, cut, unknown), chunked(y, cut, unknown))
             assert words in capsys.readouterr().out
     monkeypatch.undo()
-    assert 0 < _collection.room() < 2**60
     with dask.config.set(scheduler="processes"):
         assert _collection.room() == 0
+        assert not _collection.runs_here()
+    assert _collection.runs_here()
+    monkeypatch.setattr(_collection, "MEMORY_LIMIT", 2**50)
+    used = 2**49 - _collection.room()
+    assert 2**20 < used < 2**46
+
+
+def test_half_of_the_memory_of_each_worker_may_be_filled(monkeypatch):
+    class Cluster:
+        def __init__(self, **workers):
+            self.workers = workers
+
+        def scheduler_info(self):
+            return {"workers": self.workers}
+
+    def room(**workers):
+        monkeypatch.setattr(_collection, "_scheduler", lambda: (Cluster(**workers), False))
+        return _collection.room()
+
+    some = {"memory_limit": 1000, "metrics": {"memory": 100}}
+    full = {"memory_limit": 600, "metrics": {"memory": 301}}
+    new = {"memory_limit": 81, "metrics": {}}
+    assert room() == 0
+    assert room(a=some) == 400
+    assert room(a=some, b=full, c=new, d={"memory_limit": 2}) == 400 + 0 + 40.5 + 1
+    for unlimited in (0, None):
+        assert room(a=full, b={"memory_limit": unlimited, "metrics": {"memory": 5}}) == np.inf
 
 
 def test_warm_start():
@@ -241,8 +266,9 @@ def test_warm_start():
 
 def test_progress_and_warnings(capsys):
     X, y = DATA["digits"]()
-    with pytest.warns(ConvergenceWarning, match="3 iterations"):
+    with pytest.warns(ConvergenceWarning, match="3 iterations") as caught:
         SoftmaxRegression(max_iter=3, verbose=2).fit(da.from_array(X, chunks=(900, -1)), y)
+    assert [one.filename for one in caught] == [__file__]  # the line that calls `fit`
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == (
         "2 partitions with 1797 samples of 64 features and 10 classes; the features, "

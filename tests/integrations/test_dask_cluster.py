@@ -85,6 +85,19 @@ def test_persisted_data_are_used_where_they_are(client, spread, tmp_path):
     assert client.who_has(X).keys() == before.keys()
 
 
+def test_the_workers_keep_what_fits_into_their_memory(client, spread, tmp_path, monkeypatch):
+    """Each partition is computed once. What fits depends on what the workers use already, so that
+    the share of their limits is larger here.
+    """
+    X, y, _ = spread
+    monkeypatch.setattr(_collection, "_SHARE", 10.0)
+    assert 2 * MEMORY < _collection.room() < 20 * MEMORY
+    path = tmp_path / "calls"
+    X = X.map_blocks(counting(path), meta=np.empty((0, 0)))
+    SoftmaxRegression(tol=1e-1).fit(X, y)
+    assert path.stat().st_size == X.npartitions
+
+
 def test_the_bytes_do_not_depend_on_the_scheduler(client, spread):
     X, y, _ = spread
     on_cluster = SoftmaxRegression().fit(X, y)

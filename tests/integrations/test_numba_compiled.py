@@ -127,7 +127,8 @@ def test_softmax_logsumexp_and_accuracy(functions):
     x, y, _, _ = batch(shape=(5, 7, 11), axis=1)
     x[0, 2, 1] = x[0, 5, 1] = x[0].max() + 1  # equal: class 2 counts as larger
     y[0, 1] = 5
-    x[1, 3, 2] = np.nan
+    x[1, 3, 2] = x[2, 4, 0] = np.nan  # at the label, and elsewhere
+    y[1, 2], y[2, 0] = 3, 2
     p, log_p, lse, _ = functions["matrices"](x, y, 1, 2)
     valid = np.isfinite(x).all(1)
     rows = np.moveaxis(x, 1, -1)[valid]

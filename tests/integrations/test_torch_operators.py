@@ -212,6 +212,32 @@ def test_exported_and_traced():
     assert torch.equal(traced(other, target), ours(other, target))
 
 
+def test_calls_that_communicate_are_not_exported():
+    class Of(torch.nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, *arguments):
+            return self.function(*arguments)
+
+    x, y = torch.randn(4, 5), torch.tensor([0, 4, -100, 3])
+    for function, arguments in (
+        (pyce.torch.vocab_parallel_cross_entropy, (x, y)),
+        (pyce.torch.vocab_parallel_linear_cross_entropy, (x, torch.randn(6, 5), y)),
+    ):
+        with pytest.raises(NotImplementedError, match="cannot be traced"):
+            torch.export.export(Of(function), arguments)
+
+
+def test_compilers_pass_the_strides_that_they_traced():
+    """The layout of the gradient follows from them."""
+    exact = getattr(torch.Tag, "needs_exact_strides", None)
+    wanted = exact or torch.Tag.needs_fixed_stride_order
+    for name in ("cross_entropy", "cross_entropy_backward"):
+        assert wanted in getattr(torch.ops.pyce, name).default.tags
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a module"])
 def test_scripting_is_refused(inside):
     found = pyce.torch.CrossEntropyLoss()

@@ -215,7 +215,7 @@ def test_a_dtensor_communicates_in_the_group_of_its_mesh():
     expected = pyce.torch.cross_entropy(x, y)
     expected.backward()
     *found, other = vocab_ranks.run(3, vocab_ranks.of_some_ranks, x.detach(), y)
-    assert other is None
+    assert other == ("ValueError", "this process is not a member of the group")
     torch.testing.assert_close(torch.cat([grad for _, grad in found], 1), x.grad)
     for loss, _ in found:
         torch.testing.assert_close(loss, expected.detach())
@@ -227,8 +227,12 @@ def test_float16_where_one_rank_needs_a_gradient():
     z = torch.cat([x, x], 1).requires_grad_()
     expected = pyce.torch.cross_entropy(z, y, reduction="none")
     expected.sum().backward()
+    with torch.autocast("cpu"):
+        wide = pyce.torch.cross_entropy(z.detach(), y, reduction="none")
     found = vocab_ranks.run(2, vocab_ranks.precisions, x, y)
-    for loss, _, (kind, message) in found:
+    for loss, _, (kind, message), under_autocast in found:
+        assert under_autocast.dtype == torch.float32
+        torch.testing.assert_close(under_autocast, wide)
         assert torch.equal(loss, found[0][0])
         torch.testing.assert_close(loss, expected.detach())
         assert kind == "ValueError"
@@ -248,3 +252,12 @@ def test_compiled_code_and_hooks_of_saved_tensors():
     z = x.clone().requires_grad_()
     (3 * pyce.torch.cross_entropy(z, y, reduction="sum")).backward()
     torch.testing.assert_close(grad, z.grad)
+
+
+def test_a_call_is_not_traced(monkeypatch):
+    """It is refused before it communicates, so that no other rank waits; torch.export itself is
+    tried in test_torch_operators.py.
+    """
+    monkeypatch.setattr("pyce.torch._vocab_parallel.is_compiling", lambda: True)
+    with pytest.raises(NotImplementedError, match="cannot be traced"):
+        pyce.torch.vocab_parallel_cross_entropy(torch.randn(4, 5), torch.tensor([0, 4, -100, 3]))

@@ -148,12 +148,32 @@ def test_errors_are_raised_on_all_ranks():
 
 
 def test_a_weight_that_is_a_dtensor():
+    """And the dtypes of autocast: the loss is float32, and `input` and weight may differ."""
     x, w = torch.randn(4, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     y = torch.tensor([0, 6, -100, 3])
     loss = pyce.torch.linear_cross_entropy(x, w, y)
     loss.backward()
     found = vocab_ranks.run(2, vocab_ranks.linear_dtensor, x.detach(), w.detach(), y)
     torch.testing.assert_close(torch.cat([one[2] for one in found]), w.grad)
+    half, w = x.detach().bfloat16().requires_grad_(), w.detach().requires_grad_()
+    with torch.autocast("cpu"):
+        wide = pyce.torch.linear_cross_entropy(half, w, y)
+    wide.backward()
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(torch.cat([one[5] for one in found]), w.grad)
     for of_rank in found:
         torch.testing.assert_close(of_rank[0], loss.detach())
         torch.testing.assert_close(of_rank[1], x.grad)
+        torch.testing.assert_close(of_rank[3], wide.detach())
+        torch.testing.assert_close(of_rank[4], half.grad)
+
+
+def test_a_call_is_not_traced(monkeypatch):
+    """It is refused before it communicates, so that no other rank waits; torch.export itself is
+    tried in test_torch_operators.py.
+    """
+    monkeypatch.setattr("pyce.torch._vocab_parallel.is_compiling", lambda: True)
+    with pytest.raises(NotImplementedError, match="cannot be traced"):
+        pyce.torch.vocab_parallel_linear_cross_entropy(
+            torch.randn(4, 5), torch.randn(6, 5), torch.tensor([0, 5, -100, 3])
+        )

@@ -149,7 +149,7 @@ def linear_errors(rank, ranks, input, weight, target):
 
 
 def linear_dtensor(rank, ranks, input, weight, target):
-    """Loss and gradients of a layer whose weight is a DTensor."""
+    """Loss and gradients of a layer whose weight is a DTensor, and those of one under autocast."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -158,7 +158,12 @@ def linear_dtensor(rank, ranks, input, weight, target):
     w = distribute_tensor(weight, mesh, [Shard(0)]).requires_grad_()
     loss = pyce.torch.vocab_parallel_linear_cross_entropy(x, w, target)
     loss.backward()
-    return loss.detach(), x.grad.to_local(), w.grad.to_local()
+    found = loss.detach(), x.grad.to_local(), w.grad.to_local()
+    x, w = input.bfloat16().requires_grad_(), w.detach().to_local().requires_grad_()
+    with torch.autocast("cpu"):
+        loss = pyce.torch.vocab_parallel_linear_cross_entropy(x, w, target)
+    loss.backward()
+    return *found, loss.detach(), x.grad, w.grad
 
 
 def _error_of(call, *arguments, **options):
@@ -243,13 +248,13 @@ def distributed_tensor(rank, ranks, logits, target, probs):
 
 
 def of_some_ranks(rank, ranks, logits, target):
-    """Loss and gradient of a DTensor on a mesh that has all ranks but the last."""
+    """Loss and gradient of a DTensor on a mesh that has all ranks but the last; its error."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     mesh = DeviceMesh("cpu", list(range(ranks - 1)))
     if rank == ranks - 1:
-        return None
+        return error_of(logits, target, group=dist.GroupMember.NON_GROUP_MEMBER)
     x = distribute_tensor(logits, mesh, [Shard(1)]).requires_grad_()
     loss = pyce.torch.vocab_parallel_cross_entropy(x, target, reduction="mean")
     loss.backward()
@@ -257,12 +262,17 @@ def of_some_ranks(rank, ranks, logits, target):
 
 
 def precisions(rank, ranks, logits, target):
-    """Loss and gradient where rank 0 alone needs one, and the error where dtypes differ."""
+    """Loss and gradient where rank 0 alone needs one, and the error where dtypes differ; the loss
+    under autocast.
+    """
     x = logits.clone().requires_grad_(rank == 0)
     loss = pyce.torch.vocab_parallel_cross_entropy(x, target)
     if rank == 0:
         loss.sum().backward()
-    return loss.detach(), x.grad, error_of(x.detach() if rank else x.detach().float(), target)
+    error = error_of(x.detach() if rank else x.detach().float(), target)
+    with torch.autocast("cpu"):
+        wide = pyce.torch.vocab_parallel_cross_entropy(x.detach(), target)
+    return loss.detach(), x.grad, error, wide
 
 
 def hooked(rank, ranks, logits, target):

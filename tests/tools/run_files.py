@@ -132,6 +132,7 @@ def written_run(
             "operation": operation,
             "candidate": who,
             "kind": "floor" if who == "floor" else "backend" if who[:4] == "pyce" else "peer",
+            "backend": who[5:].split(",")[0] if who[:4] == "pyce" else None,
             "elements": 1000,
             "bytes": 1000,
             "target_bytes": 0,

@@ -18,12 +18,10 @@ import pyce
 from pyce.__main__ import parser
 from pyce._bench import bench, compare, results
 from pyce._bench.measure import Effort
-from pyce._bench.progress import Progress
 from pyce._bench.workloads import WORKLOADS
 from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
 
 ROOT = Path(pyce.__file__).parents[1]
-SMALL = next(w for w in WORKLOADS if w.name == "64x10")
 # One backend, which is always available.
 FEW = ("-w", "64x10", "-b", "numpy", "--operation", "fused")
 
@@ -223,17 +221,6 @@ def test_c_is_held_to_an_instruction_set(run_python, tmp_path, c_backend):
     assert ("--isa" in compare.again(run)) == (c_backend.isa != widest)
 
 
-def test_a_narrower_variant_of_c_needs_a_wider_c():
-    from pyce._bench import candidates
-    from pyce._selection import held_to
-
-    isas = pyce.info()["isas"]
-    for isa in isas:
-        with held_to(isa):
-            names = [candidate.name for candidate in candidates.variants()]
-        assert ("pyce c, avx2" in names) == (isa == "avx512" and "avx2" in isas)
-
-
 def test_an_instruction_set_without_c(run_python, tmp_path):
     code = (
         "import sys; sys.modules['pyce._pyce'] = None\n"
@@ -379,21 +366,6 @@ def test_the_suite_runs_as_an_ordinary_pytest_suite(run_python):
     code = "import sys; sys.modules['numba'] = None\nimport pytest; sys.exit(pytest.main())"
     done = run_python("-c", code, "--benchmark-disable", *arguments)
     assert " passed" in done.stdout
-
-
-def test_progress_shows_the_time_left(capsys):
-    from pyce._bench.suite.plan import Plan
-
-    plan = Plan(workloads=[SMALL], candidates=[])
-    with Progress(plan, digits=True) as display:
-        display.doing("64x10", 0.5, "something")
-        display.done("64x10")
-        display.doing("digits", 0, "training")
-        display.done("digits")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["[1/2] 64x10", "[2/2] digits"]
-    assert lines[-1].endswith(" 0:00 left")
-    assert re.search(r" \d+:\d\d left$", lines[0])
 
 
 def test_compare_accepts_a_folder_of_baselines(written, run_python, tmp_path):

@@ -102,6 +102,12 @@ def test_a_closed_pipe(arguments):
     assert (done.returncode, done.stderr) == (FINE, b"")
 
 
+def test_the_status_without_a_command(capsys):
+    for arguments in ([], ["--json"]):
+        assert pyce_main.main(arguments) == FINE
+    assert pyce.__version__ in capsys.readouterr().out
+
+
 def test_ctrl_c_during_imports(monkeypatch, capsys):
     def stop():
         raise KeyboardInterrupt

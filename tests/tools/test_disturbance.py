@@ -49,6 +49,20 @@ def test_this_process_is_not_counted(monkeypatch):
     assert OtherPrograms().processors() == 0.25
 
 
+@pytest.mark.parametrize("known", ["before", "after", "neither", "the same time"])
+def test_without_two_times_the_answer_is_none(monkeypatch, known):
+    some = disturbance._Times(1.0, 10.0, 1.0)
+    found = {
+        "before": (some, None),
+        "after": (None, some),
+        "neither": (None, None),
+        "the same time": (some, some),
+    }
+    times = iter(found[known])
+    monkeypatch.setattr(disturbance, "_now", lambda: next(times))
+    assert OtherPrograms().processors() is None
+
+
 @pytest.mark.parametrize("text", ["", "cpu 1 2 3\n", "cpu a b c d e f g h\n"])
 def test_an_unknown_proc_gives_none(monkeypatch, tmp_path, text):
     stat = tmp_path / "stat"
@@ -70,6 +84,12 @@ def test_a_disturbed_run_says_so(tmp_path, capsys, others, said):
     assert ("0.7 processors" in run.disturbed) is said
     bench.show_times(run)
     assert ("other programs used 0.7 processors" in capsys.readouterr().out) is said
+
+
+def test_the_table_has_a_ratio_for_all_but_the_floor(tmp_path, capsys):
+    bench.show_times(written_run(tmp_path, "a.json", ITEMS))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "64x10" in line]
+    assert line.split() == ["64x10", "fused", "2", "1", "µs", "2", "µs", "(2)"]
 
 
 def test_the_table_says_what_its_floors_are(tmp_path, capsys):

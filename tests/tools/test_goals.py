@@ -33,6 +33,16 @@ def test_goals_of_a_run(tmp_path):
     assert lines["the backend chosen over the fastest"].met
 
 
+def test_the_baselines_have_the_workloads_of_the_registry():
+    """Else a run of today could not be compared with them."""
+    measured = {
+        one["extra_info"]["workload"]
+        for path in (FOLDER / "baselines").glob("*.json")
+        for one in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+    }
+    assert measured - {"digits"} <= {workload.name for workload in workloads.WORKLOADS}
+
+
 def limits(run):
     return {(line.about, line.workload): line.limit for line in goals.lines(run)}
 

@@ -71,6 +71,11 @@ def test_wrong_results_are_detected(data, operation):
             wrong[i] = grads[i] * factor
             with pytest.raises(AssertionError, match=f"gradient of {name} .*{match}"):
                 data.check_grad(tuple(wrong), operation)
+    for label in np.unique(data.labels):
+        wrong = grads[0], grads[1].copy()
+        wrong[1][label] = 0.0
+        with pytest.raises(AssertionError, match=r"gradient of weight .*differs by"):
+            data.check_grad(wrong, operation)
 
 
 def test_who_does_what():
@@ -113,16 +118,36 @@ def test_every_candidate_is_right(data):
     assert len(found) >= 2 * len(HEAD_OPERATIONS)
 
 
-def test_every_call_of_a_peer_gives_the_same():
+@pytest.mark.parametrize("name", ["64x10", "2x64x64x5", "2x5x64x64-axis1"])
+def test_every_call_of_a_peer_gives_the_same(name):
     """PyTorch adds to the gradient of the call before, unless it is told not to."""
     pytest.importorskip("torch")
-    data = Data(next(w for w in WORKLOADS if w.name == "64x10"))
-    loss, grad = pyce.cross_entropy_with_grad(data.logits, data.target)
-    _, fused = peers.torch_eager(data)
+    data = Data(next(w for w in WORKLOADS if w.name == name))
+    loss, grad = pyce.cross_entropy_with_grad(data.logits, data.target, **data.options)
+    forward, fused = peers.torch_eager(data)
+    np.testing.assert_allclose(forward().numpy(), loss, rtol=1e-5)
     for _ in range(2):
         found = fused()
         np.testing.assert_allclose(found[0].numpy(), loss, rtol=1e-5)
         np.testing.assert_allclose(found[1].numpy(), grad, rtol=1e-3, atol=1e-8)
+
+
+def test_pytorchs_loss_is_compiled_once_for_a_workload(monkeypatch):
+    """And again for another one, whose shape is not taken as the first of many."""
+    torch = pytest.importorskip("torch")
+    done = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: done.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: done.append(options) or loss)
+    peers._compiled.cache_clear()
+    try:
+        small, other = (
+            Data(next(w for w in WORKLOADS if w.name == name)) for name in ("64x10", "2x64x64x5")
+        )
+        for data in (small, small, other):
+            peers.torch_compiled(data)
+    finally:
+        peers._compiled.cache_clear()
+    assert done == ["reset", {"dynamic": False}] * 2
 
 
 def test_a_wrong_candidate_is_not_measured(data):

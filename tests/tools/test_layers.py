@@ -258,6 +258,19 @@ def test_public_names():
         assert getattr(pyce, name).__doc__
 
 
+def test_modules_are_imported_at_their_first_use(run_python):
+    code = (
+        "import sys, pyce\n"
+        "assert pyce.training is sys.modules['pyce.training']\n"
+        "try:\n"
+        "    pyce.crossentropy\n"
+        "except AttributeError as error:\n"
+        "    print(error)"
+    )
+    expected = "module 'pyce' has no attribute 'crossentropy'"
+    assert run_python("-c", code).stdout.strip() == expected
+
+
 # ---------------------------------------------------------------------------------------------
 # C sources
 

@@ -36,3 +36,15 @@ def test_what_stands_between_functions_belongs_to_none(monkeypatch):
     ):
         start = text.index(place)
         assert Mutant("csrc/plan.c", start, start + 1, "0", "constant").function() == function
+
+
+def test_a_comment_is_no_part_of_a_change_and_a_string_is(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "tools" / "mutation"))
+    import mutant
+
+    file = tmp_path / "file.py"
+    file.write_text('a = 1\n# b\nc = "#", 2  # two\nd = 3\n', encoding="utf-8")
+    start = file.read_text(encoding="utf-8").index("2")
+    made = mutant.Mutant(str(file), start, start + 1, "3", "constant")
+    assert made.hunk() == ("a = 1", 'c = "#", 2', 'c = "#", 3', "d = 3")
+    assert made.line == 3

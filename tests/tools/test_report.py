@@ -4,8 +4,10 @@ import copy
 import json
 import random
 import re
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from bench_scripts import goals
@@ -84,8 +86,27 @@ def test_the_summary_is_of_all_threads():
     assert shown.names == list(TIMES)
     for here in shown.places.values():
         assert {one.about["threads"] for one in here.values()} == {2}
-    assert shown.over_floor(("64x10", "fused"), "pyce c") == pytest.approx(2, rel=0.05)
+    item = shown.places["64x10", "fused"]["pyce c"]
+    over = statistics.median(item.about["over_floor"])
+    assert shown.over_floor(("64x10", "fused"), "pyce c") == over != 2
+    assert over == pytest.approx(2, rel=0.05)
+    item.about["over_floor"] = []  # as without a floor in the same rounds
+    assert shown.over_floor(("64x10", "fused"), "pyce c") == pytest.approx(2, rel=1e-3)
+    assert shown.over_floor(("64x10", "fused"), "another") is None
+    assert shown.over_floor(("another", "fused"), "pyce c") is None
     assert shown.scaling["2048x32000", "fused"]["pyce c"] == {1: 1, 2: pytest.approx(2, rel=1e-3)}
+
+
+def test_variants_are_no_candidates():
+    """They are among all figures, and neither in pictures nor among what is faster."""
+    made = content()
+    variant = item("64x10", 640, "fused", "pyce c, in place", 0.5)
+    variant["extra_info"].update(kind="variant", backend="c")
+    made["benchmarks"].append(variant)
+    shown = summaries.Shown(Run(Path("x"), made))
+    assert shown.names == list(TIMES) and shown.losses == []
+    assert "pyce c, in place" not in shown.places["64x10", "fused"]
+    assert any(variant.key[2] == "pyce c, in place" for variant in shown.run.items.values())
 
 
 def test_a_run_without_pyces_number_of_threads():
@@ -192,9 +213,21 @@ def test_missing_extras_are_named(tmp_path, capsys, monkeypatch):
 def test_kinds_of_files_are_distinguished():
     assert check_files.is_check(check_content()) and not results.is_run(check_content())
     assert results.is_run(content()) and not check_files.is_check(content())
-    broken = check_content()
-    del broken["results"]["float32"]["random"]["c"]["loss"]["histogram"]
-    assert not check_files.is_check(broken)
+    for entry in ("histogram", "max"):
+        broken = check_content()
+        del broken["results"]["float32"]["random"]["c"]["loss"][entry]
+        assert not check_files.is_check(broken)
+    longer = check_content()
+    longer["edges"].append(4)
+    assert not check_files.is_check(longer)
+
+
+def test_a_check_without_a_verdict_is_judged_by_its_failures():
+    for failures, verdict in (([], "right"), ([{"text": "x"}], "wrong"), (["x"], "wrong")):
+        check = check_files.Check(Path("x"), {"failures": failures})
+        assert check.verdict == verdict
+        assert check.failures == ["x"][: len(failures)]
+        assert check_files.Check(Path("x"), {**check.content, "verdict": "odd"}).verdict == "odd"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -256,6 +289,10 @@ def written(tmp_path_factory):
         content(seed=2, elements=elements, day=2, slower=[*losses, *slower]),
         content(seed=3, elements=elements, day=1, kind="other"),
     ]
+    for name, over in (("floor", 1.0), ("pyce c", 3.5)):
+        head = item("head-60x24x360", 60 * 360, "head-fused", name, over)
+        head["extra_info"]["memory"] = 3 * 2**20 if name == "pyce c" else None
+        made[1]["benchmarks"].append(head)
     paths = [write(folder, f"{i}.json", one) for i, one in enumerate(made)]
     paths.insert(0, write(folder, "check.json", check_content()))
     paths.append(write(folder, "goals.json", goals_of(made[1])))
@@ -297,6 +334,39 @@ def test_page_shows_the_check(page):
     assert "1 promise is broken" in text and "c, float32, random: <b>wrong</b>" in text
     assert ["random logits", "0.80 / –", "0.80 / –"] in page.rows
     assert ["odd", "0.80 / –", "– / –"] in page.rows
+    assert ["loss / gradient, ULP", "pyce c", "PyTorch"] in page.rows
+
+
+def test_page_shows_the_heads(page):
+    heads = [row for row in page.rows if row[0] == "head-60x24x360"]
+    assert [(row[1], row[2], *row[4:]) for row in heads] == [
+        ("loss and gradients", "one product", heads[0][4]),
+        ("loss and gradients", "pyce c", heads[1][4], "3 MiB"),
+    ]
+    assert float(heads[0][4]) == pytest.approx(1, rel=0.1)
+    assert float(heads[1][4]) == pytest.approx(3.5, rel=0.1)
+
+
+def test_page_has_all_figures(page):
+    figures = [row for row in page.rows if row[1:2] == ["a test"]]
+    names = {row[2] for row in figures}
+    assert names == {*TIMES, "floor", "floor, 1 thread", "pyce c, 1 thread"}
+    for _, _, name, threads, *numbers in figures:
+        assert threads == ("1" if name.endswith(", 1 thread") else "2")
+        # Time, GB/s, the ratio to the floor with its interval, and those to C and NumPy.
+        assert len(numbers) == (4 if name.startswith("floor") else 6), (name, numbers)
+
+
+def test_words_are_on_the_left_and_numbers_on_the_right(written):
+    text = (written / "index.html").read_text(encoding="utf-8")
+    headers = re.findall(r'<th scope="col"( class="n")?>([^<]*)</th>', text)
+    on_the_right = {name for right, name in headers if right}
+    on_the_left = {name for right, name in headers if not right}
+    assert on_the_right >= {"limit", "held-out accuracy", "by", "p", "GB/s", "memory added"}
+    assert on_the_left >= {"goal", "backend", "loss / gradient, ULP", "faster", "file", ""}
+    assert not on_the_left & {"limit", "held-out accuracy", "by", "p", "GB/s", "memory added"}
+    assert not on_the_right & {"goal", "backend", "loss / gradient, ULP", "faster", "file"}
+    assert '<td class="n">missed' not in text and '<td class="n">pyce' not in text
 
 
 def test_page_is_escaped_and_needs_no_other_files(written, page):
@@ -321,6 +391,7 @@ def test_pictures_have_alternatives_and_colours_of_the_theme(written, page):
     assert used <= set(re.findall(r"(--\w+):", text))
     for svg in re.findall(r"<svg.*?</svg>", text, flags=re.S):
         assert not re.findall(r"(?:fill|stroke): ?#", svg)  # would be the same on light and dark
+        assert not (ElementTree.fromstring(svg).text or "").strip()
 
 
 def test_pictures_are_not_blank(written):

@@ -242,8 +242,9 @@ def main() -> None:
             mutants = [m for m in mutants if m.id in earlier]
         mutants = list({m.id: m for m in (*by_hand, *mutants)}.values())
         BUILD.mkdir(parents=True, exist_ok=True)
-        if not all(mutant.file.endswith(".py") for mutant in mutants):
-            judge_c.prepare()
+        of_c = frozenset(m.file for m in mutants if not m.file.endswith(".py"))
+        if of_c:
+            judge_c.prepare(of_c)
         session = Session(asked.jobs, asked.minutes, earlier)
         session.judge(mutants, equivalents)
         if not report(mutants, session.verdicts, equivalents):

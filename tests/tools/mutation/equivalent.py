@@ -24,8 +24,21 @@ FUNCTIONS = {
     "platform_pause": "how a thread that waits spins",
     "platform_request_huge_pages": "how large the pages of memory are",
 }
-# Numbers of Python that change how much is computed at a time.
-CONSTANTS = {"_BLOCK": "how many elements of an array are computed at a time"}
+# Numbers of Python that change how much is computed at a time, or what a benchmark or a demo does.
+CONSTANTS = {
+    "_BLOCK": "how many elements of an array are computed at a time",
+    "REST": "how long a benchmark waits",
+    "ROUND": "how long a benchmark measures",
+    "WARM_UP": "how long a benchmark measures",
+    "TOO_LONG": "how long a benchmark measures",
+    "EFFORT": "how long a benchmark measures",
+    "STEPS": "how long a training is measured",
+    "RATE": "which training is measured",
+    "SIDE, HIDDEN, BATCH": "how large a model of the demo is",
+    "_DPI": "how large a picture is",
+    "_FOOTER": "how large a picture is",
+    "_SIZE": "how large a picture is",
+}
 
 
 def read() -> dict[tuple[str, ...], tuple[str, str]]:

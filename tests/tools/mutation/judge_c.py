@@ -227,9 +227,11 @@ def build() -> None:
 
 
 @cache
-def prepare() -> None:
-    """These objects, and the recordings."""
+def prepare(files: frozenset[str]) -> None:
+    """These objects, and the recordings, if mutants of one of the files need them."""
     build()
+    if not any(rule_of_c(file)[1] for file in files):
+        return
     tests = [*sorted((ROOT / "tests").glob("*.py")), *sorted((ROOT / "tests/api").glob("*.py"))]
     _empty_unless_made_of(BUILD / "calls", [*_sources(), *tests])
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -360,7 +362,6 @@ class Copy:
 
     def _judge_in(self, isa: str, units: list[str], mutant: Mutant, thoroughly: bool) -> str:
         program = self.home / "replay"
-        prepare()
         tests, by_calls = rule_of_c(mutant.file)
         if by_calls and not thoroughly:
             return self._judge_quickly(isa, units, mutant)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import keyword
 import re
+import tokenize
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,10 +18,7 @@ CONTROL |= {"while", "sizeof", *keyword.kwlist}
 OPERATIONS = {"add", "sub", "mul", "div", "fma", "fnma", "keep", "drop", "select", "max", "min"}
 OPERATIONS |= {"eq", "nlt", "load", "store", "set1", "widen_lo", "widen_hi"}
 TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|\'(?:\\.|[^\'\\])*\'|[A-Za-z_]\w*|[\d.][\w.]*|\S')
-COMMENT = {
-    ".py": re.compile(r"#[^\n]*"),
-    ".c": re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL),
-}
+COMMENT_OF_C = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
 @cache
@@ -31,8 +30,16 @@ def source(file: str) -> str:
 @cache
 def _code(file: str) -> str:
     """The text with spaces in place of comments."""
-    comment = COMMENT[".py" if file.endswith(".py") else ".c"]
-    return comment.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), source(file))
+    text = source(file)
+    if not file.endswith(".py"):
+        return COMMENT_OF_C.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)
+    lines = text.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:  # a # in a string is none
+            (row, begin), (_, end) = token.start, token.end
+            line = lines[row - 1]
+            lines[row - 1] = line[:begin] + " " * (end - begin) + line[end:]
+    return "".join(lines)
 
 
 def squeezed(text: str) -> str:
