@@ -291,6 +291,20 @@ def test_transforms_get_what_pytorch_computes():
     assert_close(*tangents)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_transforms_of_labels_and_weights_of_any_dtype(dtype):
+    """PyTorch's own function takes int64, and weights of the logits' dtype."""
+    from torch.func import grad
+
+    logits = torch.randn(6, 5, dtype=torch.float64)
+    target, weight = torch.tensor([0, 1, 2, 3, 4, 0]), torch.rand(5)
+    expected = grad(lambda x: theirs(x, target, weight.double()))(logits)
+    assert_close(grad(lambda x: ours(x, target.to(dtype), weight))(logits), expected)
+    layer = grad(lambda w: pyce.torch.linear_cross_entropy(logits, w, target.to(dtype)))
+    right = grad(lambda w: theirs(logits @ w.t(), target))
+    assert_close(layer(logits[:5].clone()), right(logits[:5]))
+
+
 def test_checkpointing():
     from torch.utils.checkpoint import checkpoint
 
