@@ -111,8 +111,9 @@ def run(command: Callable[[Any], int], options: Any) -> int:
     try:
         try:
             status = command(options)
-        except SystemExit:  # of --help
+        except SystemExit:  # of argparse, after help or a message
             sys.stdout.flush()
+            _say("")
             raise
         sys.stdout.flush()
         return status
@@ -134,9 +135,9 @@ def run(command: Callable[[Any], int], options: Any) -> int:
 
 
 def _say(text: str) -> None:
-    """Print a message. If that fails, the exit status says enough."""
+    """Print a message, or what is left to print. If that fails, the exit status says enough."""
     try:
-        print(f"pyce: {text}", file=sys.stderr, flush=True)
+        print(f"pyce: {text}\n" if text else "", end="", file=sys.stderr, flush=True)
     except OSError:
         silence("stderr")
 

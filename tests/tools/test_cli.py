@@ -133,7 +133,12 @@ def test_a_closed_pipe(arguments):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"), [("--help >/dev/full", "can't write"), ("compare a b 2>/dev/full", "")]
+    ("command", "said"),
+    [
+        ("--help >/dev/full", "can't write"),
+        ("compare a b 2>/dev/full", ""),
+        ("compare 2>/dev/full", ""),
+    ],
 )
 def test_messages_that_cannot_be_written(command, said):
     """`--help`, which ends by SystemExit, and the message of an error."""
