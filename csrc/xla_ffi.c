@@ -259,14 +259,9 @@ static void store(void *data, int dtype, int64_t i, double value) {
     }
 }
 
-/* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked for;
-   `scratch` has room for its classes in double precision. */
-static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
-    if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
-    if (!p->result.data) return PYCE_OK;
-    const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
-    const double factor = factors ? factors[row] : p->grad_loss;
-    if (!factor) return PYCE_OK; /* the kernel has written the gradient 0 of an ignored row */
+/* Write the softmax of a row to `scratch`, which has room for its classes in double precision. Runs on
+   the calling thread, whose memory remains: after one row there is memory for any other. */
+static int softmax_of_row(const pyce_problem *p, int64_t row, double *scratch) {
     const int64_t first = row / p->inner * p->logits.outer_stride + row % p->inner;
     for (int64_t c = 0; c < p->classes; c++) {
         scratch[c] = pyce_number_at(p->logits.data, p->dtype, first + c * p->inner);
@@ -275,14 +270,26 @@ static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch)
         .operation = PYCE_SOFTMAX,
         .dtype = PYCE_FLOAT64,
         .reduction = PYCE_NONE,
-        .threads = p->threads,
+        .threads = 1,
         .outer = 1,
         .classes = p->classes,
         .inner = 1,
         .logits = {.data = scratch, .outer_stride = p->classes, .class_stride = 1},
         .result = {.data = scratch, .outer_stride = p->classes, .class_stride = 1},
     };
-    const int status = pyce_run(&softmax);
+    return pyce_run(&softmax);
+}
+
+/* Write the loss NaN and the gradient factor·softmax(logits) of one row, as far as they are asked
+   for. */
+static int write_unlabelled(const pyce_problem *p, int64_t row, double *scratch) {
+    if (p->losses) store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));
+    if (!p->result.data) return PYCE_OK;
+    const double *factors = p->sample_weight ? p->sample_weight : p->grad_losses;
+    const double factor = factors ? factors[row] : p->grad_loss;
+    if (!factor) return PYCE_OK; /* the kernel has written the gradient 0 of an ignored row */
+    const int64_t first = row / p->inner * p->logits.outer_stride + row % p->inner;
+    const int status = softmax_of_row(p, row, scratch);
     for (int64_t c = 0; c < p->classes && status == PYCE_OK; c++) {
         store(p->result.data, p->dtype, first + c * p->inner, factor * scratch[c]);
     }
@@ -301,6 +308,8 @@ static int run_any_labels(pyce_problem *p) {
         if (label < 0 && label >= -p->classes) label += p->classes;
         labels[i] = label < 0 || label >= p->classes ? p->ignore_index : label;
     }
+    /* Whether there is memory is known before anything is written. */
+    if (status == PYCE_OK && p->result.data) status = softmax_of_row(p, 0, scratch);
     if (status == PYCE_OK) {
         p->target = PYCE_INDEX64;
         p->labels = labels;
