@@ -190,7 +190,8 @@ def composed(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         )
         positions = input.shape[:-1] if linear_weight.dim() == 2 else target.shape
         if linear_weight.dim() == 2:
-            logits = logits.reshape(-1, logits.shape[-1])
+            # Without −1, which is ambiguous in a batch of no rows.
+            logits = logits.reshape(math.prod(positions), logits.shape[-1])
         elif target.is_floating_point():
             positions = (target.shape[0], *target.shape[2:])
         if linear_weight.dim() == 2:

@@ -712,6 +712,12 @@ def test_transforms(reduction):
     assert_close(vmap(loss, (0, None))(batch, w), vmap(right, (0, None))(batch, w))
 
 
+def test_second_derivatives_of_no_rows():
+    weight, nothing = torch.rand(3, 2), torch.zeros(0, dtype=torch.int64)
+    second = torch.func.hessian(lambda x: ours(x, weight, nothing, reduction="sum"))
+    assert second(torch.zeros(0, 2)).shape == (0, 2, 0, 2)
+
+
 @reductions
 def test_many_gradients_in_one_pass(reduction):
     tensors, target = layer()

@@ -300,6 +300,12 @@ def test_transforms_of_labels_and_weights_of_any_dtype(dtype):
     target, weight = torch.tensor([0, 1, 2, 3, 4, 0]), torch.rand(5)
     expected = grad(lambda x: theirs(x, target, weight.double()))(logits)
     assert_close(grad(lambda x: ours(x, target.to(dtype), weight))(logits), expected)
+    soft = torch.rand(6, 5).to(torch.bfloat16)
+    expected = grad(lambda x: theirs(x, soft.double(), label_smoothing=0.1))(logits)
+    assert_close(grad(lambda x: ours(x, soft, label_smoothing=0.1))(logits), expected)
+    losses = []
+    grad(lambda x: losses.append(ours(x, soft.double())) or losses[0])(logits.float())
+    assert losses[0].dtype is torch.float32
     layer = grad(lambda w: pyce.torch.linear_cross_entropy(logits, w, target.to(dtype)))
     right = grad(lambda w: theirs(logits @ w.t(), target))
     assert_close(layer(logits[:5].clone()), right(logits[:5]))
