@@ -7,7 +7,10 @@ import codecs
 import errno
 import importlib.util
 import os
+import shutil
+import stat
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,21 +42,46 @@ def writable(path: Path) -> None:
 
     Creates the folder, but writes and removes nothing else: the file may be valuable or a device.
     """
+    asked = path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except FileNotFoundError:
+            is_folder, asked = False, path.parent
+    except OSError as error:  # also of a name that is too long
         raise Unusable(f"can't write {path}: {error.strerror}") from None
-    if path.is_dir():
+    if is_folder:
         raise Unusable(f"can't write {path}: {os.strerror(errno.EISDIR)}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(asked, os.W_OK):
         raise Unusable(f"can't write {path}: {os.strerror(errno.EACCES)}")
 
 
 def write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
     except OSError as error:
         raise Unusable(f"can't write {path}: {error.strerror}") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file. After an error, on a full disk for example, it is as it was before."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_bytes(content)  # a device or a pipe, which must not be replaced by a file
+        return
+    part = target.with_name(f".pyce-{os.getpid()}-{time.time_ns()}")
+    try:
+        try:
+            part.write_bytes(content)
+        except PermissionError:  # the folder is read-only, not the file
+            target.write_bytes(content)
+            return
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def names(text: str) -> list[str]:
@@ -81,14 +109,19 @@ def run(command: Callable[[Any], int], options: Any) -> int:
     """Run a command; returns its exit status, after a message for expected exceptions."""
     _open_streams()
     try:
-        status = command(options)
+        try:
+            status = command(options)
+        except SystemExit:  # of argparse, after help or a message
+            sys.stdout.flush()
+            _say("")
+            raise
         sys.stdout.flush()
         return status
     except Unusable as error:
-        print(f"pyce: {error}", file=sys.stderr)
+        _say(str(error))
         return UNUSABLE
     except KeyboardInterrupt:
-        print("pyce: interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         silence()
@@ -96,9 +129,17 @@ def run(command: Callable[[Any], int], options: Any) -> int:
     except OSError as error:
         if error.filename is not None:
             raise  # the command itself must explain errors of files
-        print(f"pyce: can't write: {error.strerror}", file=sys.stderr)
+        _say(f"can't write: {error.strerror}")
         silence()
         return UNUSABLE
+
+
+def _say(text: str) -> None:
+    """Print a message, or what is left to print. If that fails, the exit status says enough."""
+    try:
+        print(f"pyce: {text}\n" if text else "", end="", file=sys.stderr, flush=True)
+    except OSError:
+        silence("stderr")
 
 
 def info() -> Info:
@@ -138,9 +179,9 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(letter, "?") for letter in text), error.end
 
 
-def silence() -> None:
+def silence(name: str = "stdout") -> None:
     """Discard all further output, without an error at exit, since nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), getattr(sys, name).fileno())
 
 
 def console(**options: Any) -> Any:

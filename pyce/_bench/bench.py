@@ -165,7 +165,10 @@ def _plan(options: argparse.Namespace) -> tuple[Any, bool]:
     threads = options.threads or ([own, 1] if own > 1 else [own])
     for count in threads:
         before = pyce.get_num_threads()
-        pyce.set_num_threads(count)
+        try:
+            pyce.set_num_threads(count)
+        except ValueError as error:  # beyond 64 bits
+            raise Unusable(str(error)) from None
         runs = pyce.get_num_threads()
         pyce.set_num_threads(before)
         if runs < count:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
     from pyce._bench import results, significance
 
     new = results.load(options.new)
-    base = _newest(options.base, new) if options.base.is_dir() else results.load(options.base)
+    base = _newest(options.base, new) if os.path.isdir(options.base) else results.load(options.base)
     if base.machine["kind"] != new.machine["kind"]:
         raise Unusable(
             f"{base.path} is from another kind of machine ({base.machine['kind']}) than "

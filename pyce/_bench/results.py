@@ -75,7 +75,7 @@ class Run:
                 item = Item(one["extra_info"], float(one["stats"]["median"]))
                 for name in ("blocks", "over_floor"):
                     item.about[name] = [float(number) for number in item.about[name]]
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise Unusable(f"{self.path} has something other than numbers as times") from None
             if not all(isinstance(name, str) for name in item.key):
                 raise Unusable(f"{self.path} has something other than text as names")
@@ -168,6 +168,8 @@ def read(path: Path) -> Any:
         raise Unusable(f"can't read {path}: {error.strerror}") from None
     except ValueError as error:
         raise Unusable(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise Unusable(f"can't read {path}: it is nested too deeply") from None
 
 
 def is_run(content: Any) -> bool:

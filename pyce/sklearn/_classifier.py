@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral, Real
 from typing import Any
 
@@ -179,15 +180,28 @@ class LinearSoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[m
 
     def _samples(
         self, X: Any, y: Any, sample_weight: Any, reset: bool = True, dtype: Any = _DTYPES
-    ) -> tuple[Any, Array]:
-        """X and y of a fit, checked. X is in CSR format or contiguous in C or Fortran order."""
+    ) -> tuple[Any, Array, LinearSoftmaxClassifier]:
+        """X and y of a fit, checked. X is in CSR format or contiguous in C or Fortran order.
+
+        The third result has the number and the names of the features, for `_take_features`.
+        """
         for value, name in ((X, "X"), (y, "y"), (sample_weight, "sample_weight")):
             refuse_masked(value, name)
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=dtype, reset=reset)
+        # A fit that is refused later leaves the classifier as it was, with its features.
+        like = copy.copy(self)
+        X, y = validate_data(like, X, y, accept_sparse="csr", dtype=dtype, reset=reset)
         if not issparse(X) and not (X.flags.forc and X.flags.aligned):
             X = np.require(X, requirements=["C", "A"])  # BLAS would copy each block each time
         check_classification_targets(y)
-        return X, y
+        return X, y, like
+
+    def _take_features(self, like: LinearSoftmaxClassifier) -> None:
+        """Have the number and the names of the features that `like` has."""
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(like, name):
+                setattr(self, name, getattr(like, name))
+            else:
+                self.__dict__.pop(name, None)
 
     def _check_solver_parameters(self) -> None:
         if not (isinstance(self.tol, Real) and 0 <= self.tol < np.inf):

@@ -198,7 +198,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         (3, 2, 2, 3, 5)
         """
         Cs, ratios = self._check_parameters()
-        X, y = self._samples(X, y, sample_weight)
+        X, y, like = self._samples(X, y, sample_weight)
         classes, labels = distinct(y)
         given = checked_weights(sample_weight, len(y))
         weight = self._weights(classes, labels, given)
@@ -248,6 +248,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        self._take_features(like)
         self.classes_ = classes
         self.coef_, self.intercept_ = unflatten(flat, X.shape[1], columns, X.dtype)
         self.C_, self.l1_ratio_ = float(np.mean(Cs[j])), float(np.mean(ratios[i]))

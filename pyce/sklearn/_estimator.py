@@ -189,7 +189,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         ['no' 'yes'] (1, 1)
         """
         self._check_parameters()
-        X, y = self._samples(X, y, sample_weight)
+        X, y, like = self._samples(X, y, sample_weight)
         classes, labels = distinct(y)
         weight = self._weights(classes, labels, checked_weights(sample_weight, len(y)))
         total = total_weight(weight, len(labels))
@@ -222,6 +222,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
             )
         printer.end()
         warn_unless_converged(solution)
+        self._take_features(like)
         self.classes_ = classes
         self.coef_, self.intercept_ = unflatten(solution.x, X.shape[1], columns, X.dtype)
         self.n_iter_ = np.array([solution.iterations], np.int32)
@@ -290,7 +291,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         if len(known) < 2:
             raise ValueError(f"classes must have at least 2 labels, got {known}")
         dtype = (np.float64, np.float32) if first else self.coef_.dtype
-        X, y = self._samples(X, y, sample_weight, reset=first, dtype=dtype)
+        X, y, like = self._samples(X, y, sample_weight, reset=first, dtype=dtype)
         labels = np.minimum(np.searchsorted(known, y), len(known) - 1)
         if (known[labels] != y).any():
             unknown = y[known[labels] != y].tolist()[0]
@@ -312,6 +313,7 @@ class SoftmaxRegression(LinearSoftmaxClassifier):
         iterations = 1 if first else int(self.n_iter_[0]) + 1
         if self.verbose:
             print(f"iteration {iterations}, by partial_fit: mean loss {loss:.6g}", flush=True)
+        self._take_features(like)
         self.classes_ = known
         self.coef_, self.intercept_ = unflatten(parameters, X.shape[1], columns, X.dtype)
         self.n_iter_ = np.array([iterations], np.int32)

@@ -164,9 +164,10 @@ def cross_entropy(
     if ignore_index >= 0 and target.dtype in DTYPE_NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
     if transforms_active() or (not traced and forward_mode()) or not (plain or is_served(input)):
-        loss = _torch_loss(
-            input, target, weight, get_enum(reduction), ignore_index, label_smoothing
-        )
+        numbers = get_enum(reduction), ignore_index, label_smoothing
+        loss = _torch_loss(input, *_as_pytorch_takes(input, target, weight), *numbers)
+        if target.is_floating_point() and not torch.is_autocast_enabled("cpu"):
+            loss = loss.to(input.dtype)  # PyTorch promotes it with the target
         if lse_square_scale == 0.0:
             return loss
         return loss + _lse_square(input, target, weight, reduction, ignore_index, lse_square_scale)
@@ -187,6 +188,23 @@ def cross_entropy(
     if save is SAVE_GRADIENT and few and saved_tensors_hooks() is None:
         return apply_to_few(input, target, weight, options)
     return apply_to_many(input, target, weight, options)[0]
+
+
+def _as_pytorch_takes(
+    input: Tensor, target: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Target and weight in the dtypes that PyTorch's own function requires.
+
+    It smooths probabilities in their own dtype, so those with fewer digits are widened.
+    """
+    if target.is_floating_point():
+        target = target.to(torch.promote_types(input.dtype, target.dtype))
+    elif not (target.is_complex() or target.dtype is torch.bool):
+        target = target.long()
+    if weight is not None and weight.is_floating_point():
+        is_single = torch.is_autocast_enabled("cpu") and input.dtype is not torch.float64
+        weight = weight.to(torch.float32 if is_single else input.dtype)
+    return target, weight
 
 
 def _lse_square(

@@ -190,7 +190,8 @@ def composed(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         )
         positions = input.shape[:-1] if linear_weight.dim() == 2 else target.shape
         if linear_weight.dim() == 2:
-            logits = logits.reshape(-1, logits.shape[-1])
+            # Without −1, which is ambiguous in a batch of no rows.
+            logits = logits.reshape(math.prod(positions), logits.shape[-1])
         elif target.is_floating_point():
             positions = (target.shape[0], *target.shape[2:])
         if linear_weight.dim() == 2:
@@ -224,11 +225,8 @@ def layer_logits(
 ) -> Tensor:
     """The logits (…, C), or (N, C, d1, …) for a weight (C, d1, …, D), in float32 or float64."""
     wide = torch.float64 if input.dtype is torch.float64 else torch.float32
-    features = linear_weight.shape[-1]
     bias = None if linear_bias is None else linear_bias.reshape(-1).to(wide)
-    logits = torch.nn.functional.linear(
-        input.to(wide), linear_weight.reshape(-1, features).to(wide), bias
-    )
+    logits = torch.nn.functional.linear(input.to(wide), linear_weight.flatten(0, -2).to(wide), bias)
     if linear_weight.dim() > 2:
         logits = logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])
     if logit_scale != 1.0:

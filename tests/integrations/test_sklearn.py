@@ -27,7 +27,7 @@ from sklearn_cases import DATA, gradient_at, scaled, synthetic, weights_of
 from threadpoolctl import threadpool_limits
 
 from pyce._extras import advice
-from pyce.sklearn import SoftmaxRegression, _objective
+from pyce.sklearn import SoftmaxRegression, SoftmaxRegressionCV, _objective
 
 
 @pytest.fixture(autouse=True)
@@ -488,6 +488,26 @@ def test_a_refused_fit_leaves_the_solution():
     with pytest.raises(ValueError, match="add up"):
         model.fit(X, y, np.zeros(len(y)))
     np.testing.assert_array_equal(model.coef_, before)
+
+
+@pytest.mark.parametrize("make", [SoftmaxRegression, lambda: SoftmaxRegressionCV(Cs=2, cv=2)])
+def test_a_refused_fit_leaves_the_features(make):
+    X, y = DATA["iris"]()
+    model = make()
+    with pytest.raises(ValueError, match="only one class"):
+        model.fit(X[:, :2], np.zeros(len(y)))
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    model.fit(X, y)
+    before = model.predict(X)
+    with pytest.raises(ValueError, match="only one class"):
+        model.fit(X[:, :2], np.zeros(len(y)))
+    np.testing.assert_array_equal(model.predict(X), before)
+    model = SoftmaxRegression()
+    with pytest.raises(ValueError, match="not among the classes"):
+        model.partial_fit(X, y, classes=[0, 1])
+    with pytest.raises(NotFittedError):
+        model.predict(X)
 
 
 def test_features_out_of_all_bounds():

@@ -712,6 +712,13 @@ def test_transforms(reduction):
     assert_close(vmap(loss, (0, None))(batch, w), vmap(right, (0, None))(batch, w))
 
 
+@pytest.mark.parametrize(("rows", "features"), [(0, 2), (4, 0)])
+def test_second_derivatives_of_no_rows_or_features(rows, features):
+    weight, target = torch.rand(3, features), torch.zeros(rows, dtype=torch.int64)
+    second = torch.func.hessian(lambda x: ours(x, weight, target, reduction="sum"))
+    assert second(torch.zeros(rows, features)).shape == (rows, features) * 2
+
+
 @reductions
 def test_many_gradients_in_one_pass(reduction):
     tensors, target = layer()

@@ -317,6 +317,26 @@ def test_transforms_get_what_pytorch_computes():
     assert_close(*tangents)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_transforms_of_labels_and_weights_of_any_dtype(dtype):
+    """PyTorch's own function takes int64, and weights of the logits' dtype."""
+    from torch.func import grad
+
+    logits = torch.randn(6, 5, dtype=torch.float64)
+    target, weight = torch.tensor([0, 1, 2, 3, 4, 0]), torch.rand(5)
+    expected = grad(lambda x: theirs(x, target, weight.double()))(logits)
+    assert_close(grad(lambda x: ours(x, target.to(dtype), weight))(logits), expected)
+    soft = torch.rand(6, 5).to(torch.bfloat16)
+    expected = grad(lambda x: theirs(x, soft.double(), label_smoothing=0.1))(logits)
+    assert_close(grad(lambda x: ours(x, soft, label_smoothing=0.1))(logits), expected)
+    losses = []
+    grad(lambda x: losses.append(ours(x, soft.double())) or losses[0])(logits.float())
+    assert losses[0].dtype is torch.float32
+    layer = grad(lambda w: pyce.torch.linear_cross_entropy(logits, w, target.to(dtype)))
+    right = grad(lambda w: theirs(logits @ w.t(), target))
+    assert_close(layer(logits[:5].clone()), right(logits[:5]))
+
+
 def test_checkpointing():
     from torch.utils.checkpoint import checkpoint
 

@@ -19,7 +19,7 @@ from pyce.__main__ import parser
 from pyce._bench import bench, compare, results
 from pyce._bench.measure import Effort
 from pyce._bench.workloads import WORKLOADS
-from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE
+from pyce._cli import FAILED, FINE, INTERRUPTED, UNUSABLE, Unusable
 
 ROOT = Path(pyce.__file__).parents[1]
 # One backend, which is always available.
@@ -168,6 +168,12 @@ def test_requests_that_cannot_be_measured(run_python, tmp_path, arguments, words
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert path.read_text() == "as it was"
+
+
+def test_a_number_of_threads_beyond_64_bits(tmp_path):
+    options = parser().parse_args(["bench", *FEW, "--threads", "9" * 20, "-o", str(tmp_path / "x")])
+    with pytest.raises(Unusable, match="threads must"):
+        bench.main(options)
 
 
 def test_an_output_that_is_a_device_is_written_to(run_python, tmp_path):

@@ -89,6 +89,36 @@ def test_folders_of_a_file_to_write_are_created(tmp_path):
         _cli.writable(path.parent)
 
 
+def test_paths_that_the_system_refuses(tmp_path):
+    """A name that is too long, and a link that leads to itself."""
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / ("x" * 300), tmp_path / "loop"):
+        with pytest.raises(_cli.Unusable, match="can't write"):
+            _cli.writable(path)
+        assert pyce_main.main(["compare", str(path), str(path)]) == UNUSABLE
+
+
+def test_a_file_is_written_whole_or_stays(tmp_path):
+    resource = pytest.importorskip("resource")
+    path, link = tmp_path / "kept.json", tmp_path / "link.json"
+    path.write_text("as it was")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as if the disk was full then
+    try:
+        for place in (path, link, tmp_path / "new.json"):
+            with pytest.raises(_cli.Unusable, match="can't write"):
+                _cli.write(place, "x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "as it was"
+    assert sorted(tmp_path.iterdir()) == [path, link]
+    _cli.write(link, "new")
+    assert link.is_symlink()
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+
+
 @pytest.mark.parametrize("arguments", [(), ("bench", "--list")])
 def test_a_closed_pipe(arguments):
     """As with `python -m pyce | head -0`: no error message."""
@@ -106,6 +136,35 @@ def test_the_status_without_a_command(capsys):
     for arguments in ([], ["--json"]):
         assert pyce_main.main(arguments) == FINE
     assert pyce.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("--help >/dev/full", "can't write"),
+        ("compare a b 2>/dev/full", ""),
+        ("compare 2>/dev/full", ""),
+    ],
+)
+def test_messages_that_cannot_be_written(command, said):
+    """`--help`, which ends by SystemExit, and the message of an error."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    # Without a buffer, argparse takes no notice of the error.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        f"{sys.executable} -m pyce {command}",
+        shell=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == UNUSABLE
+    assert len(done.stderr.splitlines()) == bool(said)
+    assert said in done.stderr
 
 
 def test_ctrl_c_during_imports(monkeypatch, capsys):

@@ -205,7 +205,11 @@ def test_machines_of_different_kinds_are_not_compared(compared, tmp_path):
     assert "another" in errors
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"benchmarks": []}', '{"machine_info": {}}', None])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[" * 100_000, "[]", '{"benchmarks": []}', '{"machine_info": {}}', None],
+    ids=["cut off", "deep", "list", "no machine", "no benchmarks", "no file"],
+)
 def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.json"
     if content is not None:
@@ -256,7 +260,9 @@ def test_a_file_that_lacks_an_entry(compared, capsys, tmp_path, path):
     assert errors.startswith("pyce: ") and errors.count("\n") == 1 and str(broken) in errors
 
 
-@pytest.mark.parametrize("value", ["fast", None, [1.0]])
+@pytest.mark.parametrize(
+    "value", ["fast", None, [1.0], 10**400], ids=["text", "none", "list", "too large"]
+)
 def test_a_file_whose_times_are_not_numbers(compared, tmp_path, value):
     whole = written_run(tmp_path, "whole.json", noisy(1))
     content = copy.deepcopy(whole.content)

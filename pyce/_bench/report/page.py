@@ -17,6 +17,7 @@ from pyce._bench.report.style import THEME
 from pyce._bench.report.summaries import FLOORS, REFERENCE, TITLES, History, Shown
 from pyce._bench.results import Item, Run
 from pyce._check.findings import error_text
+from pyce._cli import write_whole
 from pyce._machine import isa_text, processor_text
 
 CHANGED = ("slower", "faster")
@@ -79,7 +80,7 @@ class Page:
         """Write index.html and the pictures as PNG files into the folder; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "index.html"
-        page.write_text(self.html(), encoding="utf-8")
+        write_whole(page, self.html().encode())
         return [page, *(picture.save(folder, self.about) for picture in self.pictures)]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyce._bench.report.style import MUTED, PAPER, THEME, drawing
+from pyce._cli import write_whole
 
 _FOOTER = 0.25  # inches
 _DPI = 144
@@ -37,9 +38,11 @@ class Picture:
     def save(self, folder: Path, footer: str = "") -> Path:
         """Write it as PNG with the light theme, with `footer` below it; returns the path."""
         path = folder / f"{self.name}.png"
+        stream = io.BytesIO()
         with drawing():
             if not footer:
-                self.figure.savefig(path, dpi=_DPI, facecolor=PAPER)
+                self.figure.savefig(stream, format="png", dpi=_DPI, facecolor=PAPER)
+                write_whole(path, stream.getvalue())
                 return path
             from matplotlib.transforms import Bbox
 
@@ -52,7 +55,8 @@ class Picture:
             at = 0.99, -0.75 * _FOOTER / height
             figure.text(*at, footer, color=MUTED, size=8, ha="right")
             whole = Bbox.from_extents(0, -_FOOTER, width, height)
-            figure.savefig(path, dpi=_DPI, facecolor=PAPER, bbox_inches=whole)
+            figure.savefig(stream, format="png", dpi=_DPI, facecolor=PAPER, bbox_inches=whole)
+        write_whole(path, stream.getvalue())
         return path
 
     def svg(self) -> str:
