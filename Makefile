@@ -40,7 +40,8 @@ DRAW := $(GOALS) --json $(RESULTS)/latest.json > $(RESULTS)/goals.json && \
 README_TABLES := PYTHONPATH=. $(BIN)/python bench/readme_tables.py
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
-RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
+# RECORDED=--shorter leaves out long rows.
+RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record - $(RECORDED)
 SANITIZED := build/sanitized
 # With all functions inlined, the kernels would take minutes to compile for the sanitizers.
 OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
