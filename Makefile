@@ -48,8 +48,8 @@ OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
 SANITIZE := -O1 -g1 -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
 # The fuzzer and the sanitized extension consist of the same objects, as compiling them takes longest. clang
 # itself uses temporaries of wide vectors after their scope. A processor with fma never calls plain C without.
-CHECKS := $(SANITIZE) -fPIC -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
-CHECKED := $(C_TESTS) OUT=../../$(SANITIZED)/c CC=clang CFLAGS='$(CHECKS)' \
+CHECKS := $(SANITIZE) -fPIC -fsanitize=address,undefined -fno-sanitize-address-use-after-scope
+CHECKED := $(C_TESTS) OUT=../../$(SANITIZED)/c CC=clang CFLAGS='$(CHECKS)' COVERAGE=-fsanitize=fuzzer-no-link \
 	UNUSED=$(shell grep -qw fma /proc/cpuinfo 2>/dev/null && echo plain)
 FUZZ_SECONDS ?= 60
 # $(call cross,TARGET,OPTIONS): the C programs for another system, by clang with the system's C library.
