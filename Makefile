@@ -40,15 +40,16 @@ DRAW := $(GOALS) --json $(RESULTS)/latest.json > $(RESULTS)/goals.json && \
 README_TABLES := PYTHONPATH=. $(BIN)/python bench/readme_tables.py
 AARCH64 := aarch64-linux-gnu-
 C_TESTS := $(MAKE) --no-print-directory -j2 -C tests/c
-RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record -
+# RECORDED=--shorter leaves out long rows.
+RECORD := PYTHONPATH=. $(BIN)/python tests/golden.py --record - $(RECORDED)
 SANITIZED := build/sanitized
 # With all functions inlined, the kernels would take minutes to compile for the sanitizers.
 OUTLINE := "-DINLINE=static __attribute__((noinline,unused))"
 SANITIZE := -O1 -g1 -fno-sanitize-recover=all -fno-omit-frame-pointer $(OUTLINE)
 # The fuzzer and the sanitized extension consist of the same objects, as compiling them takes longest. clang
 # itself uses temporaries of wide vectors after their scope. A processor with fma never calls plain C without.
-CHECKS := $(SANITIZE) -fPIC -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-address-use-after-scope
-CHECKED := $(C_TESTS) OUT=../../$(SANITIZED)/c CC=clang CFLAGS='$(CHECKS)' \
+CHECKS := $(SANITIZE) -fPIC -fsanitize=address,undefined -fno-sanitize-address-use-after-scope
+CHECKED := $(C_TESTS) OUT=../../$(SANITIZED)/c CC=clang CFLAGS='$(CHECKS)' COVERAGE=-fsanitize=fuzzer-no-link \
 	UNUSED=$(shell grep -qw fma /proc/cpuinfo 2>/dev/null && echo plain)
 FUZZ_SECONDS ?= 60
 # $(call cross,TARGET,OPTIONS): the C programs for another system, by clang with the system's C library.

@@ -5,7 +5,8 @@ that IEEE 754 defines, so that they are the same everywhere. Each batch has rows
 
     python tests/golden.py --write          rewrites golden.json; for intended changes of bytes only
     python tests/golden.py --record FILE    writes the same calls of the C interface to a file for
-                                            tests/c/replay.c (“-”: the standard output)
+                                            tests/c/replay.c (“-”: the standard output); --shorter
+                                            leaves out long rows
 """
 
 from __future__ import annotations
@@ -156,6 +157,21 @@ CASES = tuple(
     )
 )
 
+# Where a call takes long, `--shorter` leaves out these lengths: a shorter row ends in the same way,
+# within a vector or a block. Half types have the kernels of float32 but for loads and stores.
+LEFT_OUT = {1000, 2047, 4095, 6200}
+MOST_OF_HALF_TYPES = 2049
+
+
+def _is_short(case):
+    if case.classes == 20_000:  # the only row that threads share
+        return case.inner == 1
+    most = MOST_OF_HALF_TYPES if DTYPES[case.dtype].itemsize == 2 else 4097
+    return case.classes <= most and case.classes not in LEFT_OUT
+
+
+SHORTER = tuple(case for case in CASES if _is_short(case))
+
 # The questions about each case: (target, options).
 QUESTIONS = {
     "labels": ("y", {}),
@@ -277,6 +293,7 @@ def main():
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--write", action="store_true", help="rewrite golden.json")
     group.add_argument("--record", metavar="FILE", help="write the calls of the C interface")
+    parser.add_argument("--shorter", action="store_true", help="record no long rows")
     asked = parser.parse_args()
     pyce.set_backend("c")
     if asked.write:
@@ -290,7 +307,7 @@ def main():
         open(sys.stdout.fileno() if asked.record == "-" else asked.record, "wb") as file,
         recording.to(file),
     ):
-        for case in CASES:
+        for case in SHORTER if asked.shorter else CASES:
             if digests(case) != table[str(case)]:  # a recording has the results of the table
                 sys.exit(f"the results of {case} differ from {TABLE.name}")
 

@@ -36,6 +36,17 @@ compilers = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quickly_compiled():
+    """TorchInductor's code, which is that around the operator, has no vectors: to find out which
+    ones the compiler knows, it would compile and run a program for each instruction set.
+    """
+    from torch._inductor import config
+
+    with config.patch({"cpp.vec_isa_ok": False}):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -45,9 +56,18 @@ def _seed():
 # PyTorch's checks
 
 
-@pytest.mark.parametrize("save", ["nothing", "gradient", "lse"])
-@reductions
-@targets
+SAVED = ("nothing", "gradient", "lse")
+# All combinations for labels and for probabilities, and each kind of options with each of both.
+CHECKED = [
+    (save, reduction, kind)
+    for kind in kinds_of_target()
+    for i, save in enumerate(SAVED)
+    for j, reduction in enumerate(("mean", "sum", "none"))
+    if i == j or kind in ("labels", "probabilities")
+]
+
+
+@pytest.mark.parametrize(("save", "reduction", "kind"), CHECKED)
 def test_opcheck(save, reduction, kind):
     """The schema, the autograd registration, fake tensors, and tracing with dynamic shapes.
 

@@ -129,9 +129,10 @@ def test_logits_are_not_copied(backend, layout):
     assert peak < x.nbytes / 3
 
 
-def extra(call, out):
+def extra(call, out, compiles=True):
     """The most bytes that a call allocates besides its results and `out`."""
-    call()  # compiled
+    if compiles:
+        call()
     tracemalloc.start()
     try:
         results = call()
@@ -192,7 +193,7 @@ def test_memory_with_options(backend, shape, axis, soft):
         # The losses of probabilities are computed by NumPy on every backend.
         of_row = 180 if in_python or (size != 1.0 and rows > classes) else 32
         allowed = MIB + 2 * 2 * 8 * classes + of_row * rows
-        assert extra(call, out) <= allowed
+        assert extra(call, out, compiles=backend.name == "numba") <= allowed
 
 
 @pytest.mark.parametrize("axis", [0, 1])

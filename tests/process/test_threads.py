@@ -91,7 +91,7 @@ import numpy as np, pyce
 from pyce import _threads
 _threads.processors = lambda: 64
 _threads._quota_now = lambda: 64.0
-threads, callers = {threads}, {callers}
+threads = {threads}
 pyce.set_num_threads(threads)
 assert pyce.get_num_threads() == threads
 # What NumPy and the compiler start is not ours: one small call, in the caller alone.
@@ -106,32 +106,34 @@ def call():
         for x, y in (big, many, one):
             pyce.cross_entropy_with_grad(x, y)
             pyce.softmax(x)
-most = 0
-started = [threading.Thread(target=call) for _ in range(callers)]
-for t in started: t.start()
-while any(t.is_alive() for t in started):
-    most = max(most, len(os.listdir('/proc/self/task')) - before)
-    time.sleep(0.0005)
-for t in started: t.join()
-call()
-# A thread that has been joined is still listed for a moment.
-patience = time.monotonic() + 100
-while len(os.listdir('/proc/self/task')) - before >= threads and time.monotonic() < patience:
-    time.sleep(0.01)
-most = max(most, len(os.listdir('/proc/self/task')) - before + callers)
-print(most)
+for callers in {callers}:
+    most = 0
+    started = [threading.Thread(target=call) for _ in range(callers)]
+    for t in started: t.start()
+    while any(t.is_alive() for t in started):
+        most = max(most, len(os.listdir('/proc/self/task')) - before)
+        time.sleep(0.0005)
+    for t in started: t.join()
+    call()
+    # A thread that has been joined is still listed for a moment.
+    patience = time.monotonic() + 100
+    while len(os.listdir('/proc/self/task')) - before >= threads and time.monotonic() < patience:
+        time.sleep(0.01)
+    most = max(most, len(os.listdir('/proc/self/task')) - before + callers)
+    print(most)
 """
 
 
 @one_isa
-@pytest.mark.parametrize(("threads", "callers"), [(1, 1), (1, 4), (3, 1), (3, 5)])
+@pytest.mark.parametrize(("threads", "callers"), [(1, (1, 4)), (3, (1, 5))])
 @needs_proc
 def test_never_more_threads_than_asked_for(backend, run_python, threads, callers):
     """The threads of the callers and one less than asked for."""
     code = COUNT.format(threads=threads, callers=callers, turns=4)
     variables = {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": str(threads)}
     done = run_python("-c", backend.share_small_work + code, **backend.environment, **variables)
-    assert int(done.stdout) <= callers + threads - 1
+    most = map(int, done.stdout.split())
+    assert all(found <= n + threads - 1 for found, n in zip(most, callers, strict=True))
 
 
 @pytest.mark.parametrize(("threads", "callers"), [(2, 1), (2, 5)])

@@ -15,7 +15,7 @@ from bench_scripts import FOLDER, baseline
 from programs import running
 
 import pyce
-from pyce.__main__ import parser
+from pyce.__main__ import main, parser
 from pyce._bench import bench, compare, results
 from pyce._bench.measure import Effort
 from pyce._bench.workloads import WORKLOADS
@@ -26,11 +26,14 @@ ROOT = Path(pyce.__file__).parents[1]
 FEW = ("-w", "64x10", "-b", "numpy", "--operation", "fused")
 
 
-# The command, with fewer and shorter measurements: for tests that read none of the times.
+# The command, with fewer and shorter measurements, and the bandwidth of small arrays: for tests
+# that read none of the times.
 SHORT = """
 import sys
+from pyce._bench import floors
 from pyce._bench.measure import Effort
 Effort.__init__.__defaults__ = 2, 1, 0.001, 0.01
+floors._LARGE = 2**20
 from pyce.__main__ import main
 sys.exit(main(["bench", *sys.argv[1:]]))
 """
@@ -38,6 +41,14 @@ sys.exit(main(["bench", *sys.argv[1:]]))
 
 def run_bench(run_python, *arguments, **options):
     return run_python("-c", SHORT, *arguments, **options)
+
+
+def refused(capsys, *arguments):
+    """What the command, in this process, says before it ends because it cannot be carried out."""
+    assert main(["bench", *arguments]) == UNUSABLE
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +148,12 @@ def test_json_prints_nothing_else(run_python, tmp_path):
     assert "64x10" in done.stderr  # progress goes there
 
 
-def test_every_workload_is_listed(run_python):
-    done = run_bench(run_python, "--list", "--json")
-    assert [one["name"] for one in json.loads(done.stdout)] == [w.name for w in WORKLOADS]
-    shown = run_bench(run_python, "--list").stdout
+def test_every_workload_is_listed(capsys):
+    assert main(["bench", "--list", "--json"]) == FINE
+    found = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in found] == [w.name for w in WORKLOADS]
+    assert main(["bench", "--list"]) == FINE
+    shown = capsys.readouterr().out
     assert all(w.stands_for in shown for w in WORKLOADS)
 
 
@@ -160,13 +173,10 @@ def test_other_plugins_and_options_have_no_effect(run_python, tmp_path):
         (("-w", "64x10", "--dtype", "float64"), "no workload is left"),
     ],
 )
-def test_requests_that_cannot_be_measured(run_python, tmp_path, arguments, words):
+def test_requests_that_cannot_be_measured(capsys, tmp_path, arguments, words):
     path = tmp_path / "kept.json"
     path.write_text("as it was")
-    done = run_bench(run_python, *arguments, "-o", str(path), check=False)
-    assert done.returncode == UNUSABLE
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert words in refused(capsys, *arguments, "-o", str(path))
     assert path.read_text() == "as it was"
 
 
@@ -176,13 +186,13 @@ def test_a_number_of_threads_beyond_64_bits(tmp_path):
         bench.main(options)
 
 
-def test_an_output_that_is_a_device_is_written_to(run_python, tmp_path):
+def test_an_output_that_is_a_device_is_written_to(run_python, capsys, tmp_path):
     """The output may be a device or a pipe, which must not be replaced by a file."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDWR)  # open at both ends, so that no open() blocks
     try:
-        run_bench(run_python, "-w", "nothing", "-o", str(pipe), check=False)
+        refused(capsys, "-w", "nothing", "-o", str(pipe))
         done = run_bench(run_python, *FEW, "-o", str(pipe))
         assert "written" in done.stdout
         assert pipe.is_fifo()
@@ -191,15 +201,13 @@ def test_an_output_that_is_a_device_is_written_to(run_python, tmp_path):
         os.close(reader)
 
 
-def test_an_output_that_cannot_be_written(run_python, tmp_path):
+def test_an_output_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "folder"
     for place in (tmp_path, inside):
-        done = run_bench(run_python, *FEW, "-o", str(place), check=False)
-        assert done.returncode == UNUSABLE
-        assert f"can't write {place}" in done.stderr
-        assert "[1/1]" not in done.stderr  # the error comes before the measurements
-        assert "Traceback" not in done.stderr
+        said = refused(capsys, *FEW, "-o", str(place))
+        assert f"can't write {place}" in said
+        assert "[1/1]" not in said  # the error comes before the measurements
 
 
 def test_the_output_is_kept_if_nothing_is_measured(tmp_path, monkeypatch):
@@ -263,7 +271,7 @@ def test_results_are_kept_if_nothing_can_be_printed(tmp_path, how):
     if how == "full" and not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     redirected = {"closed": ">&-", "full": ">/dev/full"}[how]
-    command = shlex.join([sys.executable, "-m", "pyce", "bench", *FEW, "-o", str(path)])
+    command = shlex.join([sys.executable, "-c", SHORT, *FEW, "-o", str(path)])
     done = subprocess.run(
         f"{command} {redirected}",
         shell=True,
@@ -315,9 +323,11 @@ def test_a_wrong_backend_fails(run_python, tmp_path):
     assert results.load(tmp_path / "wrong.json").candidates("floor") != []
 
 
+# Without the variants, as those of pyce.torch and pyce.jax import these libraries.
 ODD_PEERS = """
 import sys
-from pyce._bench import peers
+from pyce._bench import candidates, peers
+candidates.variants = list
 def wrong(data):
     return lambda: np.float32(1), lambda: (np.float32(1), np.zeros_like(data.logits))
 def broken(data):
