@@ -106,8 +106,8 @@ JAX = (
     Break(
         "Labels −C to −1 count from the last class",
         _XLA,
-        'store(p->losses, dtype_of_losses(p), row, __builtin_nan(""));',
-        "store(p->losses, dtype_of_losses(p), row, 0);",
+        'pyce_set_number(p->losses, dtype_of_losses(p), row, __builtin_nan(""));',
+        "pyce_set_number(p->losses, dtype_of_losses(p), row, 0);",
     ),
     Break(
         "`where` leaves elements out of the sums",
