@@ -1,6 +1,6 @@
 /* e of doubles: n in steps of (ln 2)/8 and a polynomial of degree 7. See vmath.inc.h. */
 
-/* 2^(i/8) rounded, with the bits that v_raise adds for index i subtracted. */
+/* 2^(i/8) rounded, with the bits that vd_raise adds for index i subtracted. */
 ALIGNED static const double exp_table[8] = {
     0x1.0000000000000p+0, 0x1.f72b83c7d517bp-1, 0x1.f06fe0a31b715p-1, 0x1.ebfdad5362a27p-1,
     0x1.ea09e667f3bcdp-1, 0x1.eace5422aa0dbp-1, 0x1.ee89f995ad3adp-1, 0x1.f5818dcfba487p-1};
