@@ -109,7 +109,7 @@ class SoftmaxRegressionCV(LinearSoftmaxClassifier):
         The coefficients and intercepts of each fit; without intercepts, the last axis has the
         length n_features. With two classes, the axis of the classes has the length 1.
     n_iter_ : ndarray of shape (n_folds, n_l1_ratios, n_cs)
-        Number of iterations of each fit.
+        Number of iterations of each fit: 0 if the solution for the previous C satisfies `tol`.
     n_features_in_ : int
         Number of features of the samples.
     feature_names_in_ : ndarray of shape (n_features,)

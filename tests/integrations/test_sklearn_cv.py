@@ -99,6 +99,15 @@ def test_later_fits_of_a_path_start_from_earlier_ones():
     assert (model.n_iter_[:, :, 1] < model.n_iter_[:, :, 0]).all()
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cholesky"])
+def test_a_fit_that_starts_at_its_solution_has_no_iterations(solver):
+    X, y = DATA["iris"]()
+    model = SoftmaxRegressionCV(Cs=[0.1, 0.1], cv=3, solver=solver).fit(X, y)
+    assert (model.n_iter_[:, :, 0] > 0).all() and (model.n_iter_[:, :, 1] == 0).all()
+    paths = model.coefs_paths_
+    np.testing.assert_array_equal(paths[:, :, 1], paths[:, :, 0])
+
+
 def test_folds_share_the_data(monkeypatch):
     """Rows in the order of their folds are not copied; others are copied once for all folds."""
     seen = []
