@@ -25,6 +25,7 @@ from pyce.torch._tensors import (
     empty_gradient,
     is_plain,
     is_served,
+    refuse_gradients,
     resolved,
 )
 from pyce.torch._tracing import (
@@ -86,6 +87,8 @@ def selective_log_softmax(
         classes or no dimensions, or if `temperature` is not positive and finite.
     IndexError
         If an index is not in 0..C−1; the message names the first.
+    NotImplementedError
+        If `temperature` is a tensor that requires a gradient.
 
     Notes
     -----
@@ -113,6 +116,7 @@ def selective_log_softmax(
         )
     check_tensor(logits, "logits")
     check_tensor(index, "index")
+    refuse_gradients(temperature=temperature)
     if (
         traced
         or transforms_active()
