@@ -88,7 +88,7 @@ def selective_log_softmax(
     IndexError
         If an index is not in 0..C−1; the message names the first.
     NotImplementedError
-        If `temperature` is a tensor that requires a gradient.
+        If `temperature` is a tensor that requires a gradient, unless PyTorch computes the results.
 
     Notes
     -----
@@ -116,7 +116,6 @@ def selective_log_softmax(
         )
     check_tensor(logits, "logits")
     check_tensor(index, "index")
-    refuse_gradients(temperature=temperature)
     if (
         traced
         or transforms_active()
@@ -127,10 +126,10 @@ def selective_log_softmax(
     ):
         _check(logits, index, temperature)
         log_probs, entropy = composed(logits, index, temperature)
-    elif logits.requires_grad and torch.is_grad_enabled():
-        log_probs, entropy = _apply(logits, index, temperature, return_entropy)
     else:
-        log_probs, entropy = _forward(logits, index, temperature, return_entropy)
+        refuse_gradients(temperature=temperature)
+        compute = _apply if logits.requires_grad and torch.is_grad_enabled() else _forward
+        log_probs, entropy = compute(logits, index, temperature, return_entropy)
     return (log_probs, entropy) if return_entropy else log_probs
 
 
