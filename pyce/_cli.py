@@ -29,6 +29,11 @@ class Unusable(Exception):
     """The command cannot be carried out; the message says why."""
 
 
+def line(text: str) -> str:
+    """The text as one line: line breaks and other control characters are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def require(command: str, *modules: str, extra: str = "bench") -> None:
     """Raise `Unusable` that says what to install, unless all modules can be imported."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
@@ -137,7 +142,7 @@ def run(command: Callable[[Any], int], options: Any) -> int:
 def _say(text: str) -> None:
     """Print a message, or what is left to print. If that fails, the exit status says enough."""
     try:
-        print(f"pyce: {text}\n" if text else "", end="", file=sys.stderr, flush=True)
+        print(f"pyce: {line(text)}\n" if text else "", end="", file=sys.stderr, flush=True)
     except OSError:
         silence("stderr")
 

@@ -136,7 +136,8 @@ def _keep(measured: Path, options: argparse.Namespace) -> None:
         else:
             _show(measured)
     if not options.json:
-        print(f"written: {options.output}; `python -m pyce report {options.output}` draws pictures")
+        output = _cli.line(str(options.output))
+        print(f"written: {output}; `python -m pyce report {output}` draws pictures")
 
 
 def _plan(options: argparse.Namespace) -> tuple[Any, bool]:

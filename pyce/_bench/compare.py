@@ -153,7 +153,7 @@ def _show(base: Run, found: list[Change], everything: bool) -> None:
     }
     counted = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
     before = " ".join(filter(None, (base.path.name, "of", base.when[:10], base.commit)))
-    print(f"against {before}: {counted}")
+    print(_cli.line(f"against {before}: {counted}"))
     if counts["unknown"]:
         print(
             "unknown: too few blocks for a verdict, because a single call takes long, or times "

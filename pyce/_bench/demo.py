@@ -107,7 +107,8 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps(_facts(backend, trained, written), indent=1))
     else:
         found = ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
-        print(f"\nheld-out accuracy: {found}\nwritten: {' and '.join(map(str, written))}")
+        print(f"\nheld-out accuracy: {found}")
+        print(_cli.line(f"written: {' and '.join(map(str, written))}"))
     if not accuracy[NETWORK] >= WANTED:
         print(f"pyce: {NETWORK}: held-out accuracy below {WANTED}", file=sys.stderr)
         return _cli.FAILED

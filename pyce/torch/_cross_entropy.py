@@ -25,6 +25,7 @@ from pyce.torch._tensors import (
     check_tensor,
     is_plain,
     is_served,
+    refuse_gradients,
 )
 from pyce.torch._tracing import (
     dispatch_modes,
@@ -105,7 +106,7 @@ def cross_entropy(
     IndexError
         If a class index is out of range. The message names the first such row.
     NotImplementedError
-        If `weight` requires a gradient.
+        If `weight`, or a number that is given as a tensor, requires a gradient.
 
     Notes
     -----
@@ -161,6 +162,8 @@ def cross_entropy(
         if weight.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError("no gradient is computed for weight: detach it")
         plain = plain and is_plain(weight)
+    if type(label_smoothing) is not float or type(lse_square_scale) is not float:
+        refuse_gradients(label_smoothing=label_smoothing, lse_square_scale=lse_square_scale)
     if ignore_index >= 0 and target.dtype in DTYPE_NAMES:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
     if transforms_active() or (not traced and forward_mode()) or not (plain or is_served(input)):

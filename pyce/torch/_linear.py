@@ -20,7 +20,13 @@ from pyce.torch._linear_autograd import apply, composed
 from pyce.torch._linear_compute import Options, Tensors
 from pyce.torch._linear_layer import NO_GRADIENTS, Needs
 from pyce.torch._public import publish
-from pyce.torch._tensors import DTYPE_NAMES, check_tensor, is_plain, is_served
+from pyce.torch._tensors import (
+    DTYPE_NAMES,
+    check_tensor,
+    is_plain,
+    is_served,
+    refuse_gradients,
+)
 from pyce.torch._tracing import (
     dispatch_modes,
     forward_mode,
@@ -134,7 +140,7 @@ def linear_cross_entropy(
     IndexError
         If a class index is out of range. The message names the first such row.
     NotImplementedError
-        If `weight` or `sample_weight` requires a gradient.
+        If `weight`, `sample_weight`, or a number that is given as a tensor, requires a gradient.
 
     Notes
     -----
@@ -192,6 +198,13 @@ def linear_cross_entropy(
         plain = plain and is_plain(tensor)
         if name in ("weight", "sample_weight") and tensor.requires_grad and with_grad:
             raise NotImplementedError(f"no gradient is computed for {name}: detach it")
+    refuse_gradients(
+        label_smoothing=label_smoothing,
+        normalizer=normalizer,
+        softcap=softcap,
+        logit_scale=logit_scale,
+        lse_square_scale=lse_square_scale,
+    )
     soft = target.dtype in DTYPE_NAMES
     if soft and ignore_index is not None:
         raise ValueError("ignore_index is for class indices, and target holds probabilities")

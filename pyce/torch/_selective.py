@@ -25,6 +25,7 @@ from pyce.torch._tensors import (
     empty_gradient,
     is_plain,
     is_served,
+    refuse_gradients,
     resolved,
 )
 from pyce.torch._tracing import (
@@ -86,6 +87,8 @@ def selective_log_softmax(
         classes or no dimensions, or if `temperature` is not positive and finite.
     IndexError
         If an index is not in 0..C−1; the message names the first.
+    NotImplementedError
+        If `temperature` is a tensor that requires a gradient, unless PyTorch computes the results.
 
     Notes
     -----
@@ -123,10 +126,10 @@ def selective_log_softmax(
     ):
         _check(logits, index, temperature)
         log_probs, entropy = composed(logits, index, temperature)
-    elif logits.requires_grad and torch.is_grad_enabled():
-        log_probs, entropy = _apply(logits, index, temperature, return_entropy)
     else:
-        log_probs, entropy = _forward(logits, index, temperature, return_entropy)
+        refuse_gradients(temperature=temperature)
+        compute = _apply if logits.requires_grad and torch.is_grad_enabled() else _forward
+        log_probs, entropy = compute(logits, index, temperature, return_entropy)
     return (log_probs, entropy) if return_entropy else log_probs
 
 

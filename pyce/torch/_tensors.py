@@ -45,6 +45,13 @@ def check_tensor(tensor: Any, name: str) -> None:
         raise ValueError(f"{name} must be a dense (strided) tensor, and is {layout}")
 
 
+def refuse_gradients(**numbers: Any) -> None:
+    """Raise for a number given as a tensor that requires a gradient: its gradient would be lost."""
+    for name, number in numbers.items():
+        if isinstance(number, Tensor) and number.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"no gradient is computed for {name}: detach it")
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor's type has no __torch_dispatch__ that would have to see an operator."""
     kind = type(tensor)

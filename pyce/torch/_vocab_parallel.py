@@ -23,6 +23,7 @@ from pyce.torch._tensors import (
     check_tensor,
     empty_gradient,
     is_served,
+    refuse_gradients,
 )
 from pyce.torch._tracing import (
     forward_mode,
@@ -100,8 +101,8 @@ def vocab_parallel_cross_entropy(
     IndexError
         If a class index is not in 0..C−1.
     NotImplementedError
-        If probabilities require a gradient; under transforms of `torch.func`, in forward-mode
-        differentiation, and in `torch.export`.
+        If probabilities, or a number given as a tensor, require a gradient; under
+        transforms of `torch.func`, in forward-mode differentiation, and in `torch.export`.
 
     An error of one rank is raised on all of them, and all ranks find what differs between them;
     except that a rank of which no memory is left after the last exchange, and one in
@@ -211,13 +212,21 @@ def group_of(tensor: Any, group: Any) -> Any:
     return group
 
 
-def check_call(name: str, target: Tensor, ignore_index: Any) -> None:
-    """Raise for a call that is transformed, or for a target that pyce's functions would accept."""
+def check_call(name: str, target: Tensor, options: ShardOptions, **numbers: Any) -> None:
+    """Raise for a call that is transformed, and for what pyce's functions would accept.
+
+    `numbers` are those that are not among the options.
+    """
     if transforms_active() or forward_mode():
         raise NotImplementedError(f"{name} communicates: it cannot be transformed")
     if target.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError("no gradient is computed for target: detach it")
-    index = arguments.index_number(ignore_index, "ignore_index")
+    refuse_gradients(
+        label_smoothing=options.label_smoothing,
+        lse_square_scale=options.lse_square_scale,
+        **numbers,
+    )
+    index = arguments.index_number(options.ignore_index, "ignore_index")
     if index >= 0 and target.is_floating_point():
         raise ValueError("ignore_index is for class indices, and target holds probabilities")
 
@@ -251,7 +260,7 @@ def _of_this_rank(
     """Logits and target as tensors of this rank, after the checks that pyce's functions lack."""
     check_tensor(logits, "vocab_parallel_logits")
     check_tensor(target, "target")
-    check_call("vocab_parallel_cross_entropy", target, options.ignore_index)
+    check_call("vocab_parallel_cross_entropy", target, options)
     x = local(logits, "vocab_parallel_logits", logits.dim() - 1, ranks)
     classes = target.dim() - 1 if target.is_floating_point() else None
     return x, local(target, "target", classes, ranks)

@@ -126,8 +126,8 @@ def vocab_parallel_linear_cross_entropy(
     IndexError
         If a class index is not in 0..C−1.
     NotImplementedError
-        If probabilities require a gradient, or the losses of rows do; under transforms of
-        `torch.func`, in forward-mode differentiation, and in `torch.export`.
+        If probabilities, a number given as a tensor, or the losses of rows require a gradient;
+        under transforms of `torch.func`, in forward-mode differentiation, and in `torch.export`.
 
     An error of one rank is raised on all of them, and all ranks find what differs between them;
     except that a rank of which no memory is left after the last exchange, and one in
@@ -183,7 +183,13 @@ class _Call:
         if bias is not None:
             check_tensor(bias, "linear_bias")
             bias = local(bias, "linear_bias", 0, ranks)
-        check_call("vocab_parallel_linear_cross_entropy", target, options.ignore_index)
+        check_call(
+            "vocab_parallel_linear_cross_entropy",
+            target,
+            options,
+            softcap=scales[0],
+            logit_scale=scales[1],
+        )
         soft = target.is_floating_point()
         input = local(input, "input", None, ranks)
         weight = local(weight, "linear_weight", 0, ranks)

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 from conftest import one_isa
+from every import every
 
 torch = pytest.importorskip("torch")
 
@@ -201,6 +202,38 @@ def test_a_gradient_has_a_graph_only_on_request(dtype, reduction, kind, scale):
         loss = ours(leaf, target, reduction=reduction, **options).sum()
         leaf = leaf.detach() - torch.autograd.grad(loss, leaf)[0]
         assert leaf.is_leaf
+
+
+@every(
+    ("name", "value"),
+    [
+        ("label_smoothing", 0.1),
+        ("lse_square_scale", 0.1),
+        ("softcap", 5.0),
+        ("logit_scale", 2.0),
+        ("normalizer", 3.0),
+        ("temperature", 0.7),
+    ],
+)
+def test_a_number_that_requires_a_gradient_is_refused(name, value):
+    """It would get none: as a tensor without a gradient, it is the number."""
+    x, labels, w = torch.randn(3, 4, requires_grad=True), torch.arange(3), torch.eye(4)
+    calls = {
+        "cross_entropy": lambda **o: pyce.torch.cross_entropy(x, labels, **o),
+        "linear": lambda **o: pyce.torch.linear_cross_entropy(x, w, labels, **o),
+        "selective": lambda **o: pyce.torch.selective_log_softmax(x, labels, **o),
+    }
+    takes = {"temperature": ["selective"]}.get(name, ["linear"])
+    if name in ("label_smoothing", "lse_square_scale"):
+        takes.append("cross_entropy")
+    for call in map(calls.get, takes):
+        number = torch.tensor(value, dtype=torch.float64)
+        assert torch.equal(call(**{name: number}), call(**{name: value}))
+        number.requires_grad_()
+        with pytest.raises(NotImplementedError, match=f"no gradient is computed for {name}"):
+            call(**{name: number})
+        with torch.no_grad():
+            assert torch.equal(call(**{name: number}), call(**{name: value}))
 
 
 @dtypes

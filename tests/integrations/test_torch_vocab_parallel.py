@@ -139,6 +139,12 @@ def test_errors_are_raised_on_all_ranks():
             "NotImplementedError",
             "no gradient is computed for target",
         ),
+        "gradient of a number": (
+            fine,
+            (x, y, {"label_smoothing": torch.tensor(0.5, requires_grad=True)}),
+            "NotImplementedError",
+            "no gradient is computed for label_smoothing",
+        ),
         "transform": (
             fine,
             (x, y, {"transform": "grad"}),

@@ -134,6 +134,7 @@ def test_errors_are_raised_on_all_ranks():
                 ("IndexError", "target of row 0 is 100, outside the valid range 0..11"),
                 ("ValueError", "chunk_bytes"),
                 ("NotImplementedError", "the reduction must be mean or sum"),
+                ("NotImplementedError", "no gradient is computed for softcap"),
                 ("ValueError", "function is cross_entropy on rank 1 and linear_cross_entropy on"),
                 ("none", ""),
                 ("ValueError", "logit_scale is 2.0 on rank 1 and 3.0 on rank 0"),

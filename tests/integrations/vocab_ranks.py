@@ -119,6 +119,7 @@ def linear_errors(rank, ranks, input, weight, target):
         _error_of(call, input, weight, target + 100),
         _error_of(call, input, weight, target, chunk_bytes=0 if other else None),
         _error_of(call, input, weight.clone().requires_grad_(), target, reduction="none"),
+        _error_of(call, input, weight, target, softcap=torch.tensor(2.0, requires_grad=other)),
         # One rank calls the other function.
         _error_of(pyce.torch.vocab_parallel_cross_entropy, input @ weight.T, target)
         if other

@@ -174,3 +174,11 @@ def test_ctrl_c_during_imports(monkeypatch, capsys):
     monkeypatch.setattr(pyce_main, "parser", stop)
     assert pyce_main.main(["bench"]) == INTERRUPTED
     assert capsys.readouterr().err == "pyce: interrupted\n"
+
+
+def test_an_error_is_one_line(capsys):
+    """Also with a file name that has line breaks or could control the terminal."""
+    assert pyce_main.main(["report", "a\nb\r\x1b[2Jc\u2028d"]) == UNUSABLE
+    said = capsys.readouterr().err
+    assert said.startswith(r"pyce: can't read a\nb\r\x1b[2Jc\u2028d: ")
+    assert len(said.splitlines()) == 1

@@ -198,10 +198,12 @@ def test_nonfinite_numbers_are_null_in_json(ready, tmp_path, capsys, monkeypatch
 
 def test_too_low_an_accuracy_fails(ready, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "WANTED", 0.999)
-    assert main(["demo", "--epochs", "1", "-o", str(tmp_path)]) == FAILED
+    folder = tmp_path / "two\x85lines"
+    assert main(["demo", "--epochs", "1", "-o", str(folder)]) == FAILED
     text, errors = capsys.readouterr()
     assert errors == "pyce: hidden layer: held-out accuracy below 0.999\n"
-    assert "written" in text and len(list(tmp_path.iterdir())) == 2
+    assert "written" in text and len(list(folder.iterdir())) == 2
+    assert text.count(r"two\x85lines") == 2
 
 
 def test_no_rate_is_found(ready, tmp_path, capsys, monkeypatch):

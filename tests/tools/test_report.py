@@ -478,9 +478,12 @@ def test_a_check_alone(tmp_path, capsys):
     for name in ("matplotlib", "jinja2"):
         pytest.importorskip(name)
     path = write(tmp_path, "check.json", check_content())
-    assert report(path, "-o", tmp_path / "out") == 0
-    assert "1 promise is broken" in capsys.readouterr().out
-    assert len(list((tmp_path / "out").glob("errors-*.png"))) == 2
+    folder = tmp_path / "two\x85lines"
+    assert report(path, "-o", folder) == 0
+    said = capsys.readouterr().out
+    assert "1 promise is broken" in said
+    assert r"two\x85lines" in said
+    assert len(list(folder.glob("errors-*.png"))) == 2
 
 
 def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, run_python):

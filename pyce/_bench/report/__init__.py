@@ -57,8 +57,9 @@ def main(options: argparse.Namespace) -> int:
         print(json.dumps({"written": [str(path) for path in written], **made.facts}, indent=1))
     else:
         for sentence in made.sentences:
-            print(page.printable(sentence))
-        print(f"written: {written[0]} and {len(written) - 1} pictures in the same folder")
+            print(_cli.line(sentence))
+        pictures = f"{len(written) - 1} pictures in the same folder"
+        print(_cli.line(f"written: {written[0]} and {pictures}"))
     return _cli.FINE
 
 
