@@ -275,7 +275,12 @@ stop.set()
 for t in threads: t.join()
 assert not wrong
 pyce.set_num_threads(4)
-assert right()
+# For C, a thread that is about to end may still be counted when the next call begins.
+end = time.monotonic() + (60 if pyce.get_backend() == 'c' else 0)
+while True:
+    assert right()
+    if tasks() - before >= 3 or time.monotonic() >= end:
+        break
 print(tasks() - before)
 pyce.set_num_threads(1)
 assert right()
