@@ -632,6 +632,26 @@ def test_strided_arrays_that_overlap():
     assert min(min(counts) for counts in found.values()) > 30, found
 
 
+@every(
+    ("shape", "strides", "shift"),
+    [
+        ((6000, 3, 1), (10, 1), 10 * 5990),  # the last rows
+        ((6000, 3, 1), (-10, 1), 10 * 5990),
+        ((3000, 3, 1), (10, 40005), 40005 + 15000),  # some rows, in the other columns
+        ((3, 3000, 1), (40005, 10), 40005 + 15000),
+    ],
+)
+def test_many_rows_of_which_few_overlap(shape, strides, shift):
+    """The search for them does not end before it finds them."""
+    raw = Raw("SOFTMAX", "FLOAT64", shape=shape)
+    raw.arrays["room"] = np.zeros(180_000)
+    first = max(0, -strides[0] * (shape[0] - 1))
+    for name, start in (("logits", first), ("result", first + shift)):
+        raw.point(name, raw.arrays["room"], 8 * start)
+        raw.set(**{f"{name}__outer_stride": strides[0], f"{name}__class_stride": strides[1]})
+    raw.assert_refused()
+
+
 @pytest.mark.parametrize("operand", ["logits", "result", "probs"])
 def test_offsets(operand):
     plain = Raw(target="PROBABILITIES")
