@@ -150,7 +150,7 @@ RULES = (
     Rule(r"_check/oracle", _folder("accuracy", "oracle") + _folder("tools", "check")),
     Rule(r"_check/\w+", _folder("tools", "check")),
     Rule(r"_bench/report/style", _folder("tools", "formats", "report")),
-    Rule(r"_bench/report/plots/\w+", (*_folder("tools", "pictures"), *_REPORT)),
+    Rule(r"_bench/report/plots/\w+", _folder("tools", "pictures", "report")),
     Rule(r"_bench/report/\w+", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
