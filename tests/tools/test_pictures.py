@@ -78,6 +78,10 @@ def test_ratios_to_the_floor_stand_in_the_line_of_their_workload(shown, drawn):
             assert [round(at) for at in y] == lines
             assert not taken & set(y)
             taken |= set(y)
+        shades = [(patch.get_y(), patch.get_height()) for patch in panel.patches]
+        assert shades == [(-0.5, 1), (1.5, 1)]  # of the first and the third line
+        bottom, top = panel.get_ylim()
+        assert top < 0 and bottom > 2  # the first line is the highest
         rings, _ = points(panel, "another is faster than pyce c")
         assert rings == ([shown.over_floor(SLOW[:2], "pyce c")] if operation == "fused" else [])
 
