@@ -35,10 +35,17 @@ def check():
 
 
 @pytest.fixture(scope="module")
-def drawn(shown, check):
+def pictures(shown, check):
+    return {p.name: p for p in plots.draw(shown) + plots.draw_errors(check, 1)}
+
+
+@pytest.fixture(scope="module")
+def drawn(pictures):
     """{name of a picture: its panels}."""
-    pictures = plots.draw(shown) + plots.draw_errors(check, 1)
-    return {p.name: [a for a in p.figure.axes if a.get_visible()] for p in pictures}
+    return {
+        name: [panel for panel in picture.figure.axes if panel.get_visible()]
+        for name, picture in pictures.items()
+    }
 
 
 def points(panel, label):
@@ -86,8 +93,9 @@ def test_ratios_to_the_floor_stand_in_the_line_of_their_workload(shown, drawn):
         assert rings == ([shown.over_floor(SLOW[:2], "pyce c")] if operation == "fused" else [])
 
 
-def test_bars_of_speed_ups(shown, drawn):
+def test_bars_of_speed_ups(shown, drawn, pictures):
     """One for each other candidate and workload, to the left of 1 where pyce is slower."""
+    assert "2 of 18 bars are to the left of 1" in pictures["speed-up"].alt
     for operation, panel in zip(("fused", "forward"), drawn["speed-up"], strict=True):
         ratios = [
             ratio
@@ -172,6 +180,7 @@ def test_a_history_has_the_intervals_of_its_runs():
     runs = [run_of(seed=seed, day=seed, **one) for seed in (1, 2, 3)]
     (history,) = summaries.histories(runs)
     (picture,) = plots.draw_history([history])[history.kind]
+    assert picture.name == "history-1-1"
     seen = [panel for panel in picture.figure.axes if panel.get_visible()]
     assert [panel.get_title() for panel in seen] == list(elements)
     assert not plots.draw_history(summaries.histories(runs[:1]))
