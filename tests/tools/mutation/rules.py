@@ -55,6 +55,12 @@ _TORCH = _folder("integrations", "torch", "torch_autograd", "torch_operators", "
 _LINEAR = _folder("integrations", "torch_linear")
 _VOCAB = _folder("integrations", "torch_vocab_parallel")
 _VOCAB_LINEAR = _folder("integrations", "torch_vocab_parallel_linear")
+_SLOW = " and not ".join(
+    (
+        *("test_memory", "compiled", "opcheck", "two_to_the", "own_samples"),
+        *("gradgradcheck", "transforms"),
+    )
+)
 _SOLVERS = _folder("integrations", "sklearn_solvers", "sklearn")
 _REPORT = _folder("tools", "report", "goals", "readme_tables")
 
@@ -98,7 +104,7 @@ RULES = (
          f"{IN_PROCESS} and not larger_than_the_memory"),
     Rule(r"torch/_vocab_parallel", _VOCAB),
     Rule(r"torch/_vocab_parallel_linear", _VOCAB_LINEAR),
-    Rule(r"torch/_linear_layer", (*_VOCAB_LINEAR, *_LINEAR)),
+    Rule(r"torch/_linear_layer", _LINEAR, f"{IN_PROCESS} and not {_SLOW}"),
     Rule(r"torch/_linear\w*", _LINEAR),
     Rule(r"torch/_selective", _folder("integrations", "torch_selective", "torch_operators")),
     Rule(r"torch/_operators", _folder("integrations", "torch_operators")),
