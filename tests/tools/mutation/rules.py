@@ -168,7 +168,7 @@ RULES = (
     Rule(r"_bench/progress", _folder("tools", "progress")),
     Rule(r"_bench/peers", _folder("tools", "head")),
     Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
-    Rule(r"_bench/results", _folder("tools", "compare", "report", "disturbance")),
+    Rule(r"_bench/results", _folder("tools", "compare", "pictures", "report", "disturbance")),
     Rule(r"_bench/formats", _folder("tools", "formats")),
     Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench", "disturbance")),  # minutes
 )  # fmt: skip
