@@ -57,7 +57,7 @@ _VOCAB = _folder("integrations", "torch_vocab_parallel")
 _VOCAB_LINEAR = _folder("integrations", "torch_vocab_parallel_linear")
 _SLOW = " and not ".join(
     (
-        *("test_memory", "compiled", "opcheck", "two_to_the", "own_samples"),
+        *("test_memory", "compiled", "opcheck", "two_to_the", "test_pytorchs"),
         *("gradgradcheck", "transforms"),
     )
 )
