@@ -592,9 +592,10 @@ def place_anywhere(rng, raw, name, steps=None):
     reach = [step * (n - 1) for step, n in zip(steps, shape[:2], strict=True)]
     first = int(rng.integers(0, 5)) - sum(min(r, 0) for r in reach)
     assert first + sum(max(r, 0) for r in reach) + shape[2] <= room.size
-    raw.point(name, room, 8 * first)
+    size = room.itemsize
+    raw.point(name, room, size * first)
     raw.set(**{f"{name}__outer_stride": steps[0], f"{name}__class_stride": steps[1]})
-    view = np.lib.stride_tricks.as_strided(room[first:], shape, [8 * s for s in (*steps, 1)])
+    view = np.lib.stride_tricks.as_strided(room[first:], shape, [size * s for s in (*steps, 1)])
     return view, steps
 
 
@@ -613,8 +614,9 @@ def test_strided_arrays_that_overlap():
     for i in range(900):
         operation = list(found)[i % 3]
         shape = tuple(int(n) for n in rng.integers(1, [7, 7, 3]))
-        raw = Raw(operation, "FLOAT64", shape=shape).set(threads=1)
-        raw.arrays["room"] = room = rng.normal(size=300)
+        dtype = "FLOAT16" if operation == "SOFTMAX" else "FLOAT64"
+        raw = Raw(operation, dtype, shape=shape).set(threads=1)
+        raw.arrays["room"] = room = rng.normal(size=300).astype(DTYPES[dtype])
         view, steps = place_anywhere(rng, raw, "logits")
         if operation == "LOGSUMEXP":
             first = int(rng.integers(0, 100))
@@ -630,6 +632,26 @@ def test_strided_arrays_that_overlap():
             assert raw.run() == lib.PYCE_OK, (shape, view.strides, other.strides)
         found[operation][overlap] += 1
     assert min(min(counts) for counts in found.values()) > 30, found
+
+
+@every(
+    ("shape", "strides", "shift"),
+    [
+        ((6000, 3, 1), (10, 1), 10 * 5990),  # the last rows
+        ((6000, 3, 1), (-10, 1), 10 * 5990),
+        ((3000, 3, 1), (10, 40005), 40005 + 15000),  # some rows, in the other columns
+        ((3, 3000, 1), (40005, 10), 40005 + 15000),
+    ],
+)
+def test_many_rows_of_which_few_overlap(shape, strides, shift):
+    """The search for them does not end before it finds them."""
+    raw = Raw("SOFTMAX", "FLOAT64", shape=shape)
+    raw.arrays["room"] = np.zeros(180_000)
+    first = max(0, -strides[0] * (shape[0] - 1))
+    for name, start in (("logits", first), ("result", first + shift)):
+        raw.point(name, raw.arrays["room"], 8 * start)
+        raw.set(**{f"{name}__outer_stride": strides[0], f"{name}__class_stride": strides[1]})
+    raw.assert_refused()
 
 
 @pytest.mark.parametrize("operand", ["logits", "result", "probs"])
@@ -648,16 +670,21 @@ def test_offsets(operand):
     assert result.tobytes() == plain.arrays["result"].tobytes()
 
 
-def test_offsets_are_not_looked_at_for_shared_memory():
-    """Logits and result at the same address, whose rows take turns."""
+@pytest.mark.parametrize("having", [("logits", "result"), ("logits",), ("result",)])
+def test_offsets_are_not_looked_at_for_shared_memory(having):
+    """Logits and result in the same memory, whose rows take turns."""
     plain, raw = Raw("SOFTMAX"), Raw("SOFTMAX")
     assert plain.run() == lib.PYCE_OK
     room = filled((6, 2, 5), np.dtype(np.float32))
     room[:, 0] = raw.arrays["logits"][..., 0]
     offsets = [np.arange(6) * 10 + first for first in (0, 5)]
     for name, of_rows in zip(("logits", "result"), offsets, strict=True):
-        raw.point(name, room)
-        getattr(raw.c, name).offsets = ffi.from_buffer("int64_t[]", of_rows)
+        raw.set(**{f"{name}__outer_stride": 10})
+        if name in having:
+            raw.point(name, room)
+            getattr(raw.c, name).offsets = ffi.from_buffer("int64_t[]", of_rows)
+        else:
+            raw.point(name, room, 4 * int(of_rows[0]))
     assert raw.run() == lib.PYCE_OK
     assert room[:, 1].tobytes() == plain.arrays["result"].tobytes()
 
@@ -1101,6 +1128,9 @@ def test_copy_and_read():
         (to, to + 1, size, 0, 1),
         (to + 1, to, size, 0, 1),
         (to, to, size, 0, 1),
+        (to, to, 1, 0, 1),
+        (to + size - 1, to, size, 0, 1),
+        (to, to + size - 1, size, 0, 1),
         (ffi.cast("void *", 2**64 - 16), source_at, size, 0, 1),
         (to, ffi.cast("void *", 2**64 - 16), size, 0, 1),
     ):

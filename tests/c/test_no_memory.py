@@ -1,4 +1,4 @@
-"""Calls of the C interface, of which one allocation fails: they write nothing, or succeed."""
+"""Calls of the C interface, of which an allocation fails: they write nothing, or succeed."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ pytest.importorskip("pyce._pyce", reason="the C extension is not built")
 HERE = Path(__file__).parent
 
 PROGRAM = """
-import ctypes, sys, threading
+import ctypes, itertools, sys, threading
 import numpy as np
 from test_abi import Bernoulli, Common, Raw, Scaling, Selective, ffi, filled, lib, number
 
@@ -124,12 +124,13 @@ def calls():
         yield lambda d=dtype: Selective(d)
 
 
-def attempt(call, number):
-    "Status of a call whose allocation of this number fails, in a thread that has no memory yet."
+def attempt(call, number, later=False):
+    "Status of a call whose allocation of this number fails, or this and all that follow."
+    # In a thread that has no memory yet.
     found = []
 
     def run():
-        memory.refuse_memory(number)
+        memory.refuse_memory(number, later)
         status = call.run()
         found.extend([status, memory.was_not_refused()])
 
@@ -143,10 +144,10 @@ refused = 0
 for i, make in enumerate(calls()):
     expected = with_memory(make())
     assert attempt(expected, -1)[0] == lib.PYCE_OK, i
-    for number_of in range(100):
+    for number_of, later in itertools.product(range(100), (False, True)):
         call = with_memory(make())
         before = call.memory()
-        status, complete = attempt(call, number_of)
+        status, complete = attempt(call, number_of, later)
         if status == lib.PYCE_OK:
             after = call.memory(), expected.memory()
             if isinstance(call, Raw):
@@ -175,4 +176,4 @@ def test_nothing_is_written_if_memory_is_refused(run_python, tmp_path):
     tests = f"{HERE}:{HERE.parent}"
     program = f"import sys; sys.path[:0] = {tests!r}.split(':')\n" + PROGRAM
     done = run_python("-c", program, LD_PRELOAD=str(library))
-    assert int(done.stdout) > 300
+    assert int(done.stdout) > 600

@@ -163,7 +163,7 @@ def test_float32_reaches_the_tolerance_in_spite_of_rounding():
     """Rounding of scores in float32 is larger than the decreases that are left for the solver."""
     X, y = synthetic(100, 3, 3)
     X = (np.column_stack([X, np.zeros(100)]) + np.array([10, 30, 0, 5])).astype(np.float32)
-    options = {"tol": 1e-6, "max_iter": 20_000}
+    options = {"C": 100.0, "tol": 1e-6, "max_iter": 20_000}
     model = SoftmaxRegression(**options).fit(chunked(X, (40, 60)), y)
     assert model.coef_.dtype == np.float32
     X = X.astype(float)

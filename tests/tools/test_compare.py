@@ -285,7 +285,7 @@ def test_a_file_whose_names_are_not_text(compared, tmp_path, name, value):
         assert "broken.json" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("value", ["x", -1, [None]])
+@pytest.mark.parametrize("value", ["x", -1, [None], {"id": None}])
 def test_a_file_without_the_description_of_a_commit(tmp_path, value):
     run = written_run(tmp_path, "a.json", noisy(1))
     run.content["commit_info"] = value

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from bench_scripts import goals
 from run_files import ELEMENTS, MACHINE, TIMES, content, item, run_of
@@ -431,8 +432,21 @@ def test_several_numbers_of_threads_are_curves(tmp_path):
     assert shown.thread_counts == [1, 2, 4, 8]
     (threads,) = [p for p in plots.draw(shown) if p.name == "threads"]
     assert "1, 2, 4 and 8 threads" in threads.alt
-    panels = [axes.get_title() for axes in threads.figure.axes if axes.get_visible()]
-    assert panels == list(ELEMENTS)
+    panels = [axes for axes in threads.figure.axes if axes.get_visible()]
+    assert [panel.get_title() for panel in panels] == list(ELEMENTS)
+    for panel, workload in zip(panels, ELEMENTS, strict=True):
+        curves = {line.get_label(): line.get_data() for line in panel.lines}
+        here = shown.scaling[workload, "fused"]
+        assert curves.keys() == {"ideal", "floor (copy)", "pyce c"}
+        assert all(map(np.array_equal, curves["ideal"], [[1, 2, 4, 8]] * 2))
+        for label, name in (("floor (copy)", "floor"), ("pyce c", "pyce c")):
+            counts, speed_ups = curves[label]
+            assert dict(zip(counts, speed_ups, strict=True)) == here[name]
+            for (low, high), values in (
+                (panel.get_xlim(), counts),
+                (panel.get_ylim(), speed_ups),
+            ):
+                assert low < min(values) <= max(values) < high
 
 
 def test_json_has_the_files_and_the_facts(tmp_path, capsys):

@@ -1,5 +1,5 @@
-/* Preloaded into Python, this library lets one allocation of pyce's extension fail: of those of a thread,
- * the `number`-th after refuse_memory(number), counted from 0. */
+/* Preloaded into Python, this library lets allocations of pyce's extension fail: of those of a thread, the
+ * `number`-th after refuse_memory(number, later), counted from 0, and all that follow it if `later`. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -11,22 +11,34 @@ void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
 void *__libc_memalign(size_t alignment, size_t size);
 
-/* Allocations until the one that fails; −1 if none does. */
-static _Thread_local int left __attribute__((tls_model("initial-exec"))) = -1;
+#define OF_A_THREAD static _Thread_local __attribute__((tls_model("initial-exec")))
 
-void refuse_memory(int number) { left = number; }
+/* Allocations until the one that fails; −1 if none does. */
+OF_A_THREAD int left = -1;
+OF_A_THREAD int refuses_later, has_refused;
+
+void refuse_memory(int number, int later) {
+    left = number;
+    refuses_later = later;
+    has_refused = 0;
+}
 
 /* Stops. Returns whether no allocation failed. */
 int was_not_refused(void) {
-    const int result = left >= 0;
     left = -1;
-    return result;
+    return !has_refused;
 }
 
 static int refuses(const void *caller) {
     Dl_info found;
     if (left < 0 || !dladdr(caller, &found) || !strstr(found.dli_fname, "_pyce")) return 0;
-    return left-- == 0;
+    if (left > 0) {
+        left--;
+        return 0;
+    }
+    has_refused = 1;
+    if (!refuses_later) left = -1;
+    return 1;
 }
 
 void *malloc(size_t size) {

@@ -6,9 +6,10 @@ lines do, whatever the files, functions and variables are called; see `Mutant.ke
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from mutant import Mutant, normalised
+from mutant import Mutant, normalised, source
 
 FILE = Path(__file__).with_name("equivalent.txt")
 # Functions that choose between ways to the same result.
@@ -39,6 +40,11 @@ CONSTANTS = {
     "_FOOTER": "how large a picture is",
     "_SIZE": "how large a picture is",
 }
+# Arguments whose numbers only say how a picture of the report looks.
+LOOKS = re.compile(
+    r"\b(?:(?:e?line|markeredge)width|markersize|markerscale|fontsize|labelsize|zorder|ncols|pad)="
+    r"\s*$"
+)
 
 
 def read() -> dict[tuple[str, ...], tuple[str, str]]:
@@ -65,6 +71,8 @@ class Equivalents:
         entry = self.entries.get(mutant.key())
         if entry:
             return entry[0]
+        if _is_look(mutant):
+            return "how a picture looks"
         return CONSTANTS.get(_constant(mutant)) or FUNCTIONS.get(mutant.function())
 
     def unused(self, mutants: list[Mutant]) -> list[str]:
@@ -74,6 +82,13 @@ class Equivalents:
         lines += [f"{name}()" for name in FUNCTIONS if name not in functions]
         constants = {_constant(m) for m in mutants}
         return lines + [name for name in CONSTANTS if name not in constants]
+
+
+def _is_look(mutant: Mutant) -> bool:
+    """Whether it is another number in one of the arguments `LOOKS`."""
+    if mutant.name != "constant" or not mutant.file.startswith("pyce/_bench/report/"):
+        return False
+    return bool(LOOKS.search(source(mutant.file)[: mutant.start]))
 
 
 def _constant(mutant: Mutant) -> str:

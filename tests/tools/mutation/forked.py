@@ -16,6 +16,7 @@ mutant that survives in a new process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import multiprocessing.context
@@ -95,6 +96,7 @@ def _replace_functions(was, value) -> bool:
         "bwd",
         "_init_fn",
         "_backward_fn",
+        *(("func",) if isinstance(was, functools.cached_property) else ()),
     ):
         inner = getattr(was, name, None)
         if isinstance(inner, types.FunctionType):

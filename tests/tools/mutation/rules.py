@@ -55,6 +55,12 @@ _TORCH = _folder("integrations", "torch", "torch_autograd", "torch_operators", "
 _LINEAR = _folder("integrations", "torch_linear")
 _VOCAB = _folder("integrations", "torch_vocab_parallel")
 _VOCAB_LINEAR = _folder("integrations", "torch_vocab_parallel_linear")
+_SLOW = " and not ".join(
+    (
+        *("test_memory", "compiled", "opcheck", "two_to_the", "test_pytorchs"),
+        *("gradgradcheck", "transforms"),
+    )
+)
 _SOLVERS = _folder("integrations", "sklearn_solvers", "sklearn")
 _REPORT = _folder("tools", "report", "goals", "readme_tables")
 
@@ -98,7 +104,7 @@ RULES = (
          f"{IN_PROCESS} and not larger_than_the_memory"),
     Rule(r"torch/_vocab_parallel", _VOCAB),
     Rule(r"torch/_vocab_parallel_linear", _VOCAB_LINEAR),
-    Rule(r"torch/_linear_layer", (*_VOCAB_LINEAR, *_LINEAR)),
+    Rule(r"torch/_linear_layer", _LINEAR, f"{IN_PROCESS} and not {_SLOW}"),
     Rule(r"torch/_linear\w*", _LINEAR),
     Rule(r"torch/_selective", _folder("integrations", "torch_selective", "torch_operators")),
     Rule(r"torch/_operators", _folder("integrations", "torch_operators")),
@@ -150,7 +156,8 @@ RULES = (
     Rule(r"_check/oracle", _folder("accuracy", "oracle") + _folder("tools", "check")),
     Rule(r"_check/\w+", _folder("tools", "check")),
     Rule(r"_bench/report/style", _folder("tools", "formats", "report")),
-    Rule(r"_bench/report/\w+(/\w+)?", _REPORT),
+    Rule(r"_bench/report/plots/\w+", _folder("tools", "pictures", "report")),
+    Rule(r"_bench/report/\w+", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
     Rule(r"_bench/(head|memory)", _folder("tools", "head")),
@@ -161,7 +168,7 @@ RULES = (
     Rule(r"_bench/progress", _folder("tools", "progress")),
     Rule(r"_bench/peers", _folder("tools", "head")),
     Rule(r"_bench/disturbance", _folder("tools", "disturbance")),
-    Rule(r"_bench/results", _folder("tools", "compare", "report", "disturbance")),
+    Rule(r"_bench/results", _folder("tools", "compare", "pictures", "report", "disturbance")),
     Rule(r"_bench/formats", _folder("tools", "formats")),
     Rule(r"_bench/(suite/\w+|\w+)", _folder("tools", "bench", "disturbance")),  # minutes
 )  # fmt: skip
