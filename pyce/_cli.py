@@ -70,7 +70,10 @@ def write(path: Path, text: str) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file. After an error, on a full disk for example, it is as it was before."""
+    """Write a file. After an error, on a full disk for example, it is as it was before.
+
+    Devices, pipes and files in a folder that cannot be written to are written directly.
+    """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         target.write_bytes(content)  # a device or a pipe, which must not be replaced by a file
