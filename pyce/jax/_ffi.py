@@ -99,7 +99,7 @@ def _call(
     name: str, results: list[Any], *arguments: Any, aliases: dict[int, int] | None = None
 ) -> list[Any]:
     _set_threads()
-    run = jax.ffi.ffi_call(name, results, vmap_method="broadcast_all", input_output_aliases=aliases)
+    run = jax.ffi.ffi_call(name, results, input_output_aliases=aliases)
     arguments = varying_alike(*arguments)
     return [varying_alike(result, arguments[0])[0] for result in run(*arguments)]
 

@@ -44,9 +44,10 @@ def test_accuracy_ignores_rows(backend, dtype):
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.uint8, bool, np.float16])
-def test_accuracy_of_one_hot_targets(backend, kind):
+@pytest.mark.parametrize("size", [(6, 4, 5), (200, 4, 100)])  # one block, or several
+def test_accuracy_of_one_hot_targets(backend, size, kind):
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(6, 4, 5)), rng.integers(0, 4, (6, 5))
+    x, y = rng.normal(size=size), rng.integers(0, 4, (size[0], size[2]))
     hot = np.moveaxis(np.eye(4)[y], -1, 1).astype(kind)
     for k in (1, 2):
         expected = pyce.accuracy(x, y, axis=1, top_k=k)

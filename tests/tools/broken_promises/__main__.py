@@ -125,15 +125,14 @@ class Copy:
         link({}, self.module, [])
 
     def make(self, given: Break) -> None:
-        text = source(given.file).replace(given.old, given.new)
-        (self.home / given.file).write_text(text, encoding="utf-8")
+        (self.home / given.file).write_text(broken(given), encoding="utf-8")
         if given.file.startswith("csrc/"):
             made = {}
             for unit in units_of(given)[0]:
                 made[unit] = self.home / "objects" / f"{unit}.o"
                 done = compile_unit(self.home, unit, made[unit], ["-O1"])
                 if done.returncode:
-                    sys.exit(f"a break in {given.file} does not compile:\n{done.stdout}")
+                    sys.exit(done.stdout)
             link(made, self.module, [])
 
     def restore(self, given: Break) -> None:
@@ -153,6 +152,33 @@ class Copy:
                    *(["-k", how.which] if how.which else []), *options,
                    "-q", "--tb=line", "-rfE", "-p", "no:cacheprovider", *tests]  # fmt: skip
         return run(command, cwd=self.home, env=environment, timeout=LIMIT)
+
+
+def broken(given: Break) -> str:
+    return source(given.file).replace(given.old, given.new)
+
+
+def refused() -> list[str]:
+    """What the compilers say about breaks that are not valid C or Python."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        shutil.copytree(ROOT / "csrc", home / "csrc")
+        for given in BREAKS:
+            said = ""
+            if given.file.startswith("csrc/"):
+                (home / given.file).write_text(broken(given), encoding="utf-8")
+                checks = [compile_unit(home, unit, home / "none", ["-fsyntax-only"])
+                          for unit in units_of(given)[0]]  # fmt: skip
+                said = "".join(done.stdout for done in checks if done.returncode)
+                shutil.copy(ROOT / given.file, home / given.file)
+            elif given.file.endswith(".py"):
+                try:
+                    compile(broken(given), given.file, "exec")
+                except SyntaxError as error:
+                    said = str(error)
+            found += [f"not valid in {given.file}: {given.new}\n{said}"] if said else []
+    return found
 
 
 def line_of(given: Break, page: list[Line]) -> Line:
@@ -203,7 +229,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     page = semantics()
-    wrong = faults(page)
+    wrong = faults(page) or refused()
     if asked.list:
         sections = [line.section for line in page]
         for section in dict.fromkeys(sections):

@@ -61,9 +61,9 @@ JAX = (
     ),
     Break(
         "`jit`, `vmap`, `lax.scan`, `jax.checkpoint`",
-        _FFI,
-        'vmap_method="broadcast_all"',
-        'vmap_method="expand_dims"',
+        _AUTODIFF,
+        "batching.bdim_at_front(x, a, size)",
+        "(batching.bdim_at_front(x, a, size) if a is None else x)",
         ("test_vmap_scan_checkpoint_and_donation",),
     ),
     Break(

@@ -375,7 +375,7 @@ SEMANTICS = (
         "The losses and gradients of the parts of a batch",
         _RUN,
         "if (p->reduction == PYCE_QUOTIENT) denominator = p->normalizer;",
-        "if (p->reduction == PYCE_QUOTIENT) denominator = weights;",
+        "if (p->reduction == PYCE_QUOTIENT) denominator = weights.sum;",
     ),
     Break(
         "No valid rows, or no rows",
@@ -494,6 +494,13 @@ SEMANTICS = (
         _METRICS,
         "np.argmax(view[index]",
         "np.argmin(view[index]",
+        ("test_accuracy_of_one_hot_targets",),
+    ),
+    Break(
+        "`accuracy` excludes ignored rows",
+        _METRICS,
+        "np.argmax(array, axis",
+        "np.argmin(array, axis",
         ("test_accuracy_of_one_hot_targets",),
     ),
     Break(

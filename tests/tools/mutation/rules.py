@@ -185,7 +185,7 @@ NOT_JUDGED = {
 # Tests of sources in C that the recorded calls do not judge, or not alone; and whether they do.
 RULES_OF_C = (
     (r"csrc/kernels/partial\.inc\.h", (SHARDS, "tests/c/test_abi.py"), False),
-    (r"csrc/xla_ffi\.[ch]", _folder("integrations", "jax"), False),
+    (r"csrc/xla_ffi\.[ch]", _folder("integrations", "jax") + _folder("c", "no_memory"), False),
     (r"csrc/factors\.[ch]", _folder(
         "api", "extreme_factors", "zero_coefficients", "nonfinite"), True),
     (r"csrc/cache\.c", ("tests/c/test_abi.py",), True),
