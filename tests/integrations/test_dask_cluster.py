@@ -26,6 +26,8 @@ MEMORY = 400 * 2**20  # of a worker
 
 @pytest.fixture(scope="module")
 def client():
+    if "asan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer takes more memory than a worker may have, which would wait")
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": MEMORY}
     with (
         mock.patch.dict(os.environ),  # Dask sets what the workers shall have in this process, too
