@@ -114,7 +114,7 @@ sanitize: .venv/.test $(EXTENSION) ## run the tests of C under AddressSanitizer 
 	$(call need,clang,clang libclang-rt-dev)
 	mkdir -p $(SANITIZED)
 	tar -cf - --exclude=__pycache__ --exclude='*.so' csrc pyce tests bench docs examples .ci .github \
-		setup.py *.toml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
+		setup.py *.toml *.yml *.md *.txt *.in LICENSE Makefile | tar -xf - -C $(SANITIZED)
 	$(CHECKED) replay
 	$(RECORD) | $(SANITIZED)/c/replay $(REPLAYED)
 	cd $(SANITIZED) && PYTHONPATH=csrc $(PYTHON_HERE) -c "from build_ffi import ffi; ffi.emit_c_code('c/_pyce.c')"

@@ -31,6 +31,8 @@ _threads._of_openmp = None
 
 IN_CI = bool(os.environ.get("CI"))
 WITHOUT_C = os.environ.get("PYCE_TEST_WITHOUT_C") == "1"
+# `make sanitize` preloads AddressSanitizer.
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 # Only Linux lists the threads and the memory of a process there.
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="there is no /proc")
 

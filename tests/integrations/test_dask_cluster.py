@@ -16,6 +16,7 @@ pytest.importorskip("distributed")
 import dask
 import dask.array as da
 import distributed
+from conftest import SANITIZED
 from sklearn_cases import DATA
 
 from pyce import sklearn as in_memory
@@ -26,7 +27,7 @@ MEMORY = 400 * 2**20  # of a worker
 
 @pytest.fixture(scope="module")
 def client():
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
+    if SANITIZED:
         pytest.skip("AddressSanitizer takes more memory than a worker may have, which would wait")
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": MEMORY}
     with (
