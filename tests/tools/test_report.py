@@ -497,7 +497,18 @@ def test_a_check_alone(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 promise is broken" in said
     assert r"two\x85lines" in said
+    assert said.endswith("index.html and 2 pictures in the same folder\n")
     assert len(list(folder.glob("errors-*.png"))) == 2
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    for name in ("matplotlib", "jinja2"):
+        pytest.importorskip(name)
+    path = write(tmp_path, "check.json", check_content())
+    before = path.read_bytes()
+    assert report(path, "-o", path) == _cli.UNUSABLE
+    assert f"can't write to {path}: " in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_drawing_leaves_the_users_matplotlib_alone(tmp_path, run_python):
