@@ -382,6 +382,28 @@ def test_the_suite_runs_as_an_ordinary_pytest_suite(run_python):
     code = "import sys; sys.modules['numba'] = None\nimport pytest; sys.exit(pytest.main())"
     done = run_python("-c", code, "--benchmark-disable", *arguments)
     assert " passed" in done.stdout
+    done = run_python("-c", code, *arguments[:2], "-q", "--collect-only", str(suite))
+    for backend in (name for name in pyce.backends() if name != "numba"):
+        assert f"bench_digits.py::bench_digits[{backend}]" in done.stdout
+
+
+@pytest.mark.parametrize("own", [1, 3])
+def test_pyces_own_number_of_threads_and_one(own, tmp_path, monkeypatch):
+    """Each is measured once."""
+    plans = []
+
+    def measure(plan, *_):
+        plans.append(plan)
+        return INTERRUPTED, []
+
+    monkeypatch.setattr(pyce, "get_num_threads", lambda: own)
+    monkeypatch.setattr(pyce, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(bench, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(parser().parse_args(["bench", *FEW, "-o", str(tmp_path / "none.json")]))
+    (plan,) = plans
+    floors = [c.threads for c in plan.candidates if c.kind == "floor"]
+    assert floors == ([own, 1] if own > 1 else [1])
 
 
 def test_compare_accepts_a_folder_of_baselines(written, run_python, tmp_path):

@@ -157,6 +157,10 @@ RULES = (
     Rule(r"_check/\w+", _folder("tools", "check")),
     Rule(r"_bench/report/style", _folder("tools", "formats", "report")),
     Rule(r"_bench/report/plots/\w+", _folder("tools", "pictures", "report")),
+    Rule(
+        r"_bench/report/picture",
+        _REPORT + _folder("tools", "ranks") + _folder("documentation", "filter_picture"),
+    ),
     Rule(r"_bench/report/\w+", _REPORT),
     Rule(r"_bench/(compare|significance)", _folder("tools", "compare")),
     Rule(r"_bench/demo", _folder("tools", "demo")),
