@@ -161,7 +161,13 @@ def test_other_types():
     def one_row(x, y):
         return pyce.cross_entropy(x, y), pyce.logsumexp(x), pyce.logsumexp(x, keepdims=True)
 
+    @numba.njit
+    def accuracy_along(x, t):
+        return pyce.accuracy(x, t, axis=1)
+
     rng = np.random.default_rng(1)
+    x, t = rng.random((2, 20, 5, 3))
+    assert accuracy_along(x, t) == pyce.accuracy(x, t, axis=1) != accuracy_along(x, x) == 1
     wide = rng.standard_normal((6, 9))
     x, t, s = wide[::2, ::-2], rng.random((5, 3)).T, rng.integers(1, 4, 3)
     y = np.array([4, 0, 2], np.uint64)
