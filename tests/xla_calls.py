@@ -2,6 +2,7 @@
 
 import cffi
 import numpy as np
+from pyce._pyce import ffi, lib
 
 DECLARATIONS = """
 typedef struct { size_t struct_size; void *e; int major, minor; } xla_version;
@@ -87,8 +88,6 @@ class Call:
 
     def run(self):
         """The codes and messages of the errors that the handler makes: none, or one."""
-        from pyce._pyce import ffi, lib
-
         address = int(self.ffi.cast("uintptr_t", self.frame))
         handle = getattr(lib, f"pyce_xla_{self.handler}")
         failed = handle(ffi.cast("void *", address)) != ffi.NULL

@@ -213,9 +213,9 @@ def group_of(tensor: Any, group: Any) -> Any:
 
 
 def check_call(name: str, target: Tensor, options: ShardOptions, **numbers: Any) -> None:
-    """Raise for a call that is transformed, and for what pyce's functions would accept.
+    """Raise for a call under a transform, and for arguments that only NumPy's functions accept.
 
-    `numbers` are those that are not among the options.
+    numbers : further numbers that may be tensors, besides those in `options`
     """
     if transforms_active() or forward_mode():
         raise NotImplementedError(f"{name} communicates: it cannot be transformed")

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,33 +21,27 @@ void __libc_free(void *memory);
 OF_A_THREAD int left = -1;
 OF_A_THREAD int refuses_later, has_refused;
 
-void refuse_memory(int number, int later);
-int was_not_refused(void);
-int allocations(void);
-
 /* -- the allocations that are not freed ------------------------------------------------------------ */
 
-/* Each is in one of the PLACES from that of its address on. A free cannot be told by its caller: in a function
-   that ends with it, that is the caller of the function. */
-enum { SIZE = 1 << 16, PLACES = 16 };
-static _Atomic(void *) kept[SIZE + PLACES];
+/* A table of their addresses. An address selects an entry, and is in that one or in one of the next. `free`
+   recognises them by this table and not by its caller: where it is the last call of a function, the compiler
+   jumps to it, so that its return address is not in the extension. */
+enum { SIZE = 1 << 16, NEXT = 16 };
+static _Atomic(void *) kept[SIZE + NEXT];
 static _Atomic int started, count;
 
-static _Atomic(void *) *places(const void *memory) { return kept + (uintptr_t)memory / 16 % SIZE; }
-
-static int exchange(void *memory, void *from, void *to) {
-    for (int i = 0; i < PLACES; i++) {
+/* Replace `from` by `to` in an entry for this address. Returns whether there was one with `from`. */
+static int replace(const void *memory, void *from, void *to) {
+    _Atomic(void *) *entry = kept + (uintptr_t)memory / 16 % SIZE;
+    for (int i = 0; i < NEXT; i++) {
         void *expected = from;
-        if (__atomic_compare_exchange_n((void **)places(memory) + i, &expected, to, 0,
-                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-            return 1;
-        }
+        if (atomic_compare_exchange_strong(entry + i, &expected, to)) return 1;
     }
     return 0;
 }
 
 static void *keep(void *memory) {
-    if (memory && exchange(memory, NULL, memory)) count++;
+    if (memory && replace(memory, NULL, memory)) count++;
     return memory;
 }
 
@@ -105,6 +100,6 @@ int posix_memalign(void **to, size_t alignment, size_t size) {
 }
 
 void free(void *memory) {
-    if (memory && started && exchange(memory, memory, NULL)) count--;
+    if (memory && started && replace(memory, memory, NULL)) count--;
     __libc_free(memory);
 }

@@ -156,10 +156,11 @@ class Copy:
 
 
 def broken(given: Break) -> str:
+    """The text of its file with the edit."""
     return source(given.file).replace(given.old, given.new)
 
 
-def refused() -> list[str]:
+def not_valid() -> list[str]:
     """What the compilers say about breaks that are not valid C or Python."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +239,7 @@ def main() -> None:
             count = sum(any(b.startswith(entry.line) for b in lines) for entry in BREAKS)
             print(f"{count:4d} breaks of {len(lines):3d} lines: {section}")
         sys.exit("\n".join(wrong) or None)
-    wrong = wrong or refused()
+    wrong = wrong or not_valid()
     if wrong:
         sys.exit("\n".join(wrong))
     chosen = [b for b in BREAKS if re.match(asked.only, b.line) or re.match(asked.only, b.file)]
